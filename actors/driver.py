@@ -1,0 +1,238 @@
+"""The driver actor: owns the rollout pool, the verifier and the state of the run; everything asks it, it waits for none.
+
+It keeps nothing that the run directory does not have: killed, the same command starts a new one, which goes on from the
+last published step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.evaluate import evaluate, evaluation_requests
+from actors.rl_session import RLSession, SessionError
+from actors.rollout_pool import RolloutPool, make_ray_pool
+from actors.verifier import VerifierClient
+from actors.weight_sync import announce
+from bi_ray.config import RunConfig
+from bi_ray.learning.sampler import step_prompts
+from bi_ray.policy.advantages import group_advantages
+from bi_ray.policy.batch import LearnerBatch, TrainSample
+from bi_ray.policy.checkpoint import WEIGHTS
+from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, SamplingConfig, seed_for
+from bi_ray.problems import ProblemRow, read_problems
+from bi_ray.verification import DataFailure, Verdict, VerificationItem
+
+
+class Driver:
+    """Serves evaluations and RL sessions, one at a time.
+
+    Args:
+        config: the run.
+        run_id: names the folder of published weights in shared memory.
+        base: checkpoint that the engines start with; policies that come later have its architecture.
+    """
+
+    def __init__(self, config: RunConfig, run_id: str, base: Path) -> None:
+        self.config = config
+        self.run_id = run_id
+        self.base = base
+        self.pool: RolloutPool = make_ray_pool(config, run_id, base)
+        self.verifier = VerifierClient(config)
+        self.version = PolicyVersion(0, 0)
+        self.session: RLSession | None = None
+        self._progress: dict[str, Any] = {}
+
+    async def start(self) -> dict[str, Any]:
+        """Start the engines; returns the state of each."""
+        await self.pool.start(self.config.rollout.workers)
+        return self.pool.status()
+
+    async def close(self) -> None:
+        """Stop the engines and the verifier, and remove the published weights."""
+        await self.pool.close()
+        self.verifier.close()
+
+    async def scale(self, workers: int) -> dict[str, Any]:
+        """Add or drain rollout workers while the run goes on."""
+        await self.pool.scale(workers)
+        return self.pool.status()
+
+    def progress(self) -> dict[str, Any]:
+        """What is going on: phase, finished and all units of it, the metrics of the last RL step."""
+        metrics = self.session.last_metrics if self.session else {}
+        return self._progress | {"metrics": metrics, "pool": self.pool.status()}
+
+    async def evaluate(self, policy: Path, problems: Path, out: Path) -> int:
+        """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to ``out``.
+
+        Returns:
+            the number of rows.
+        """
+        self.version = PolicyVersion(self.version.incarnation + 1, 0)
+        await self._sync(self.version, policy / WEIGHTS)
+        rows = await self._evaluate(read_problems(problems))
+        temporary = out.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.rename(out)
+        return len(rows)
+
+    async def _evaluate(self, problems: Sequence[ProblemRow], greedy_only: bool = False) -> list[dict[str, Any]]:
+        evaluation = self.config.evaluation
+        if greedy_only:
+            evaluation = evaluation.model_copy(update={"samples_per_prompt": 0})
+        requests = evaluation_requests(problems, evaluation, self.config.model, self.config.seeds.sampling)
+        self._progress = {"phase": "evaluation", "done": 0, "total": len(requests)}
+        return await evaluate(self.pool, self.verifier, problems, requests, self._count)
+
+    def _count(self, group: Group) -> None:
+        self._progress["done"] = self._progress.get("done", 0) + 1
+
+    async def begin_rl(self, arm: str, sft_policy: Path, out: Path, data: Path) -> None:
+        """Open the RL session of an arm; the learners may join from now on."""
+        queries = read_problems(data / "rl")
+        validation = read_problems(data / "val") if self.config.rl.validate_every_steps else []
+
+        async def make_batch(step: int) -> tuple[LearnerBatch, dict[str, Any]]:
+            return await self._make_batch(arm, step, queries)
+
+        async def sync(version: PolicyVersion, path: Path) -> None:
+            self.version = version
+            await self._sync(version, path)
+
+        async def validate(step: int) -> dict[str, Any]:
+            every = self.config.rl.validate_every_steps
+            if not every or step % every:
+                return {}
+            rows = await self._evaluate(validation, greedy_only=True)
+            judged = [row for row in rows if row["failure"] is None]
+            return {"validation_accuracy": sum(row["right"] for row in judged) / max(1, len(judged))}
+
+        def policy_of(step: int) -> Path:
+            return (out / f"step_{step}" / "policy" if step else sft_policy) / WEIGHTS
+
+        self.session = RLSession(
+            incarnation=self.version.incarnation,
+            policy_of=policy_of,
+            make_batch=make_batch,
+            sync=sync,
+            validate=validate,
+            metrics_file=out / "metrics.jsonl",
+        )
+
+    async def end_rl(self) -> None:
+        """Close the RL session."""
+        self.session = None
+
+    async def join(self, step: int) -> int:
+        """See ``RLSession.join``."""
+        return await self._open_session().join(step)
+
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
+        """See ``RLSession.lease``."""
+        return await self._open_session().lease(step, incarnation)
+
+    async def publish(self, incarnation: int, step: int, path: str, metrics: dict[str, Any]) -> None:
+        """See ``RLSession.publish``."""
+        await self._open_session().publish(incarnation, step, Path(path), metrics)
+
+    async def checkpointed(self, step: int) -> None:
+        """See ``RLSession.checkpointed``."""
+        self._open_session().checkpointed(step)
+
+    def _open_session(self) -> RLSession:
+        if self.session is None:
+            raise SessionError("no RL session is open")
+        return self.session
+
+    async def _sync(self, version: PolicyVersion, path: Path) -> None:
+        await self.pool.sync(announce(version, path))
+
+    async def _make_batch(
+        self, arm: str, step: int, queries: Sequence[ProblemRow]
+    ) -> tuple[LearnerBatch, dict[str, Any]]:
+        """Generate, verify and weigh the groups of a step with the policy that the engines hold."""
+        rl, seeds = self.config.rl, self.config.seeds
+        chosen = [queries[i] for i in step_prompts(len(queries), rl.prompts_per_step, step, seeds.training)]
+        sampling = SamplingConfig(
+            rl.samples_per_prompt, rl.temperature, rl.top_p, self.config.model.max_response_tokens
+        )
+        requests = [
+            GroupRequest(query.id, query.prompt_tokens, sampling, seed_for(seeds.sampling, arm, step, query.id))
+            for query in chosen
+        ]
+        began = time.monotonic()
+        answers = await self.pool.generate(requests)
+        generated = time.monotonic()
+        pairs = [(query, group) for query, group in zip(chosen, answers, strict=True) if isinstance(group, Group)]
+        items = [
+            VerificationItem(query.question, query.graph, query.answer, sample.text, sample.truncated)
+            for query, group in pairs
+            for sample in group.samples
+        ]
+        verdicts = iter(await self.verifier.score(items))
+        judged = [(group, [next(verdicts) for _ in group.samples]) for _, group in pairs]
+        batch, metrics = build_batch(judged, self.config)
+        tokens = sum(len(sample.tokens) for _, group in pairs for sample in group.samples)
+        metrics |= {
+            "failed_groups": len(answers) - len(pairs),
+            "generate_s": generated - began,
+            "verify_s": time.monotonic() - generated,
+            "generated_tokens": tokens,
+            "tokens_per_s": tokens / max(1e-9, generated - began),
+        }
+        return batch, metrics
+
+
+def build_batch(
+    judged: Sequence[tuple[Group, Sequence[Verdict | DataFailure]]], config: RunConfig
+) -> tuple[LearnerBatch, dict[str, Any]]:
+    """From verdicts to what the learners train on.
+
+    A sample that ended as a data failure has no reward: it leaves its group, and under ``incomplete_groups: drop`` the
+    group leaves the batch. Samples without advantage are left out unless a KL term needs them.
+    """
+    rl = config.rl
+    samples: list[TrainSample] = []
+    rewards: list[list[float]] = []
+    verdicts: list[Verdict] = []
+    failed = 0
+    for group, outcome in judged:
+        whole = [(s, v) for s, v in zip(group.samples, outcome, strict=True) if isinstance(v, Verdict)]
+        failed += len(outcome) - len(whole)
+        if len(whole) < 2 or (len(whole) < len(outcome) and rl.incomplete_groups == "drop"):
+            continue
+        group_rewards = [verdict.reward for _, verdict in whole]
+        rewards.append(group_rewards)
+        verdicts += [verdict for _, verdict in whole]
+        advantages = group_advantages(group_rewards, rl.advantage_std, rl.advantage_epsilon)
+        for number, ((sample, _), advantage) in enumerate(zip(whole, advantages, strict=True)):
+            if advantage != 0 or rl.kl_coefficient > 0:
+                key = f"{group.key}/{number}"
+                samples.append(
+                    TrainSample(key, group.prompt_tokens, tuple(sample.tokens), tuple(sample.logprobs), advantage)
+                )
+    lengths = [len(sample.tokens) for group, _ in judged for sample in group.samples]
+    batch = LearnerBatch(samples=samples, groups_total=len(rewards), samples_total=sum(map(len, rewards)))
+    return batch, {
+        "reward": _mean([reward for group in rewards for reward in group]),
+        "accuracy": _mean([verdict.right for verdict in verdicts]),
+        "format_rate": _mean([verdict.format_right for verdict in verdicts]),
+        "trace_valid_rate": _mean([verdict.trace_valid for verdict in verdicts]),
+        "truncated_rate": _mean([verdict.truncated for verdict in verdicts]),
+        "reflections_per_sample": _mean([verdict.reflections for verdict in verdicts]),
+        "analyses_per_sample": _mean([verdict.analyses for verdict in verdicts]),
+        "informative_share": _mean([len(set(group)) > 1 for group in rewards]),
+        "response_tokens_mean": _mean(lengths),
+        "groups": len(rewards),
+        "data_failures": failed,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

@@ -1,0 +1,89 @@
+"""What this project adds to vLLM's worker: it lives inside the engine's process and is called by name.
+
+``AsyncLLM.collective_rpc`` carries names and plain values only, so weights come as the path of a file. The process is
+no Ray process: it cannot fetch objects, and nobody ends it when the actor that spawned it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.worker_base import WorkerBase as Base
+else:
+    Base = object
+
+_WATCH_INTERVAL_S = 1.0
+_IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry and no engine loads
+
+
+class WeightExtension(Base):
+    """Mixed into vLLM's worker class (``worker_extension_cls``)."""
+
+    def load_weight_file(self, path: str) -> int:
+        """Replace all weights by those of a safetensors file in checkpoint format.
+
+        vLLM's ``reload_weights`` leaves a layer as it was when the file does not name it, with a line in the log as the
+        only sign; so the names are compared first.
+
+        Returns:
+            how many tensors were loaded.
+
+        Raises:
+            ValueError: the file lacks parameters of the model. Nothing was loaded.
+        """
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            require_names(path, names, self._wanted_names())
+            self.reload_weights(  # type: ignore[attr-defined]
+                weights_iterator=((name, file.get_tensor(name)) for name in names), is_checkpoint_format=True
+            )
+        return len(names)
+
+    def watch_parent(self) -> int:
+        """End this process soon after the one that spawned it ended; returns this process's id."""
+        parent = os.getppid()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+        return os.getpid()
+
+    def _wanted_names(self) -> set[str]:
+        """Parameters that the model was built from, and its output matrix, which a tied checkpoint leaves out."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        names = checkpoint_names(Path(self.model_config.model))
+        if isinstance(getattr(self.get_model(), "lm_head", None), ParallelLMHead):
+            names.add("lm_head.weight")
+        return names
+
+
+def checkpoint_names(directory: Path) -> set[str]:
+    """Names of all tensors in the safetensors files of a checkpoint."""
+    names: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as content:
+            names.update(content.keys())
+    return {name for name in names if not name.endswith(_IGNORED_SUFFIX)}
+
+
+def require_names(path: str, found: Iterable[str], wanted: Iterable[str]) -> None:
+    """Refuse a weight file that would leave a part of the model as it was.
+
+    Raises:
+        ValueError: a wanted name is not among the found ones.
+    """
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} parameters of the model: {', '.join(missing[:5])}")
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH_INTERVAL_S)
+    os._exit(1)

@@ -1,0 +1,88 @@
+"""Evaluation of one policy on one set: greedy and sampled responses, each with its verdict, kept as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from actors.rollout_pool import RolloutPool
+from actors.verifier import VerifierClient
+from bi_ray.config import EvaluationConfig, ModelConfig
+from bi_ray.policy.rollout import Group, GroupRequest, SamplingConfig, seed_for
+from bi_ray.problems import ProblemRow
+from bi_ray.verification import DataFailure, VerificationItem
+
+GREEDY = "greedy"
+SAMPLED = "sampled"
+
+
+def evaluation_requests(
+    problems: Sequence[ProblemRow], evaluation: EvaluationConfig, model: ModelConfig, seed: int
+) -> list[GroupRequest]:
+    """One greedy request per problem, and a sampled group for each of the first ``sampled_problems``.
+
+    The seeds depend on the sampling seed and the problem alone: every policy is evaluated with the same random numbers.
+    """
+    greedy = SamplingConfig(samples=1, temperature=0.0, max_tokens=model.max_response_tokens)
+    requests = [
+        GroupRequest(f"{GREEDY}/{row.id}", row.prompt_tokens, greedy, seed_for(seed, "evaluation", row.id))
+        for row in problems
+    ]
+    if evaluation.samples_per_prompt:
+        sampled = SamplingConfig(
+            samples=evaluation.samples_per_prompt,
+            temperature=evaluation.temperature,
+            max_tokens=model.max_response_tokens,
+        )
+        requests += [
+            GroupRequest(f"{SAMPLED}/{row.id}", row.prompt_tokens, sampled, seed_for(seed, "evaluation", row.id))
+            for row in problems[: evaluation.sampled_problems]
+        ]
+    return requests
+
+
+async def evaluate(
+    pool: RolloutPool,
+    verifier: VerifierClient,
+    problems: Sequence[ProblemRow],
+    requests: Sequence[GroupRequest],
+    on_group: Callable[[Group], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Generate and verify; returns one row per sample, in the order of the requests.
+
+    A request or a sample that failed has ``failure`` set and no verdict: it counts as no answer at all, never as a
+    wrong one.
+    """
+    by_id = {row.id: row for row in problems}
+    groups = await pool.generate(requests, on_group)
+    rows: list[dict[str, Any]] = []
+    items: list[VerificationItem] = []
+    judged: list[dict[str, Any]] = []
+    for group in groups:
+        mode, problem_id = group.key.split("/", 1)
+        problem = by_id[problem_id]
+        base = {"mode": mode, "id": problem_id, "answer": problem.answer}
+        if not isinstance(group, Group):
+            rows.append(base | {"sample": 0, "failure": f"{group.kind}: {group.reason}"})
+            continue
+        for number, sample in enumerate(group.samples):
+            row = base | {
+                "sample": number,
+                "response": sample.text,
+                "tokens": len(sample.tokens),
+                "logprob": sum(sample.logprobs),
+                "version": str(sample.version),
+                "failure": None,
+            }
+            rows.append(row)
+            judged.append(row)
+            items.append(
+                VerificationItem(problem.question, problem.graph, problem.answer, sample.text, sample.truncated)
+            )
+    for row, verdict in zip(judged, await verifier.score(items), strict=True):
+        if isinstance(verdict, DataFailure):
+            row["failure"] = f"data: {verdict.reason}"
+        else:
+            row |= asdict(verdict)
+    return rows

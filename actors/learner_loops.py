@@ -1,0 +1,101 @@
+"""What Ray Train runs on every learner: module-level functions that take a plain dict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train.torch import get_device
+
+from bi_ray.config import LearnerConfig, ModelConfig, RLConfig, SFTConfig
+from bi_ray.learning import rl, sft
+from bi_ray.learning.learner import TrainingError
+from bi_ray.policy.batch import LearnerBatch
+
+
+class DriverClient:
+    """A driver actor as the learners see it: every call has a deadline.
+
+    The actor's methods: ``join(step) -> int``, ``lease(step, incarnation)``, ``publish(incarnation, step, path,
+    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, or the ObjectRef of one that the driver put
+    (then all learners of a node share one copy).
+
+    Args:
+        actor: handle of the driver.
+        call_timeout_s: deadline of calls that only set or read state.
+        batch_timeout_s: deadline of calls for which the engines may have to work: all but ``checkpointed``.
+    """
+
+    def __init__(self, actor: Any, call_timeout_s: float, batch_timeout_s: float) -> None:
+        self._actor = actor
+        self._call_timeout_s = call_timeout_s
+        self._batch_timeout_s = batch_timeout_s
+
+    def join(self, step: int) -> int:
+        """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile."""
+        return self._wait(self._actor.join.remote(step), "answer to join")
+
+    def lease(self, step: int, incarnation: int) -> LearnerBatch:
+        """See ``rl.Driver``."""
+        reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
+        return reply if isinstance(reply, LearnerBatch) else ray.get(reply, timeout=self._call_timeout_s)
+
+    def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
+        """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile."""
+        self._wait(self._actor.publish.remote(incarnation, step, str(path), metrics), f"answer to publish {step}")
+
+    def checkpointed(self, step: int) -> None:
+        """See ``rl.Driver``."""
+        ray.get(self._actor.checkpointed.remote(step), timeout=self._call_timeout_s)
+
+    def _wait(self, call: Any, what: str) -> Any:
+        try:
+            return ray.get(call, timeout=self._batch_timeout_s)
+        except ray.exceptions.GetTimeoutError as error:
+            limit = f"{self._batch_timeout_s:g} s (rl.batch_timeout_s)"
+            raise TimeoutError(f"the driver had no {what} within {limit}") from error
+
+
+def sft_loop(config: dict[str, Any]) -> str | None:
+    """One rank of an SFT job; returns why it cannot go on, or None when it is done.
+
+    An error that would come back is returned, not raised: Ray Train starts the group again for what is raised.
+    """
+    learner = LearnerConfig.model_validate(config["learner"])
+    torch.set_num_threads(learner.threads_per_worker)
+    job = sft.SFTJob(
+        base=Path(config["base"]),
+        data=Path(config["data"]),
+        output=Path(config["output"]),
+        config=SFTConfig.model_validate(config["sft"]),
+        model=ModelConfig.model_validate(config["model"]),
+        microbatch_tokens=learner.microbatch_tokens,
+        seed=config["seed"],
+    )
+    try:
+        sft.train(job, get_device())
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
+def rl_loop(config: dict[str, Any]) -> str | None:
+    """One rank of an RL job; returns why it cannot go on, or None when it is done (see ``sft_loop``)."""
+    learner = LearnerConfig.model_validate(config["learner"])
+    torch.set_num_threads(learner.threads_per_worker)
+    job = rl.RLJob(
+        base=Path(config["base"]),
+        output=Path(config["output"]),
+        weights=Path(config["weights"]),
+        config=RLConfig.model_validate(config["rl"]),
+        model=ModelConfig.model_validate(config["model"]),
+        microbatch_tokens=learner.microbatch_tokens,
+    )
+    driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
+    try:
+        rl.train(job, driver, get_device())
+    except TrainingError as error:
+        return str(error)
+    return None

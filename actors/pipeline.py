@@ -1,0 +1,234 @@
+"""The stages of a run, read top to bottom. Each is skipped when its artefact is there under the same key."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+
+from actors.cluster import connect
+from actors.driver import Driver
+from actors.learner_group import LearnerGroup
+from actors.weight_sync import weights_directory
+from bi_ray.config import RunConfig, SFTConfig
+from bi_ray.display import Display
+from bi_ray.policy.checkpoint import digest, load_tokenizer
+from bi_ray.problems import MANIFEST, write_demonstrations, write_problems
+from bi_ray.store import RunDirectory, RunError, StageKey, key_of
+from bi_ray.tasks.registry import build_task
+
+STAGES = ("data", "sft_data", "sft", "eval_sft", "sft_double", "eval_sft_double", "rl", "eval_rl", "report")
+SFTKind = Literal["sft", "sft_double"]
+_POLL_S = 0.5
+
+
+class DriverError(RunError):
+    """The driver actor did not answer in time, or died."""
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """One run of the stages. A stage's key covers its options and the digests of the stages that it reads."""
+
+    config: RunConfig
+    run_directory: RunDirectory
+    display: Display
+    _driver: Any = None
+
+    def run(self) -> None:
+        """Every stage that the run directory does not have yet. The caller holds its lock.
+
+        Raises:
+            RunError: the run directory does not fit the configuration.
+            LearnerError, DriverError, CheckpointError, DataError: a stage cannot go on; what is finished stays.
+        """
+        try:
+            data = self.data()
+            demonstrations = {arm: self.sft_data(arm, data) for arm in self.config.arms}
+            for kind in ("sft", "sft_double") if self.config.sft.report_twice_the_budget else ("sft",):
+                tuned = {arm: self.sft(arm, demonstrations[arm], kind) for arm in self.config.arms}
+                for arm, key in tuned.items():
+                    self.evaluate(arm, kind, key)
+            for arm in self.config.arms:
+                self.evaluate(arm, "rl", self.rl(arm, self._sft_key(arm, demonstrations[arm], "sft")))
+        finally:
+            self._stop_driver()
+
+    def data(self) -> StageKey:
+        """Problems of every set, with their manifests."""
+        config = self.config
+        key = key_of(
+            {"task": config.task, "data_seed": config.seeds.data, "limits": self._limits()},
+            {"base": digest(Path(config.model.path))},
+        )
+        if self._skip("data", key):
+            return key
+        task, tokenizer = build_task(config.task, config.seeds.data), load_tokenizer(config.model.path)
+        with self.run_directory.commit("data", key) as folder, self.display.task("problems", len(config.task.sets)):
+            for name, difficulty in config.task.sets.items():
+                manifest = write_problems(task, name, difficulty.problems, tokenizer, config.model, folder / name)
+                self.display.advance()
+                self.display.note(
+                    f"{name}: {manifest['problems']} problems, best constant answer "
+                    f"{manifest['best_constant_answer']!r} scores {manifest['best_constant_accuracy']:.1%}"
+                )
+        return key
+
+    def sft_data(self, arm: str, data: StageKey) -> StageKey:
+        """Demonstrations of an arm: the same problems for every arm, its own behaviours."""
+        key = self._sft_data_key(arm, data)
+        stage = f"sft_data/{arm}"
+        if self._skip(stage, key):
+            return key
+        task, tokenizer = build_task(self.config.task, self.config.seeds.data), load_tokenizer(self.config.model.path)
+        with self.run_directory.commit(stage, key) as folder, self.display.task(f"demonstrations of {arm}", None):
+            manifest = write_demonstrations(
+                task, self.config.arms[arm], self.config, self._path("data") / "sft", tokenizer, folder
+            )
+        rates = ", ".join(f"{v:.2f} {k}" for k, v in manifest["behaviours_per_demonstration"].items())
+        self.display.note(f"{arm}: {manifest['demonstrations']} demonstrations with {rates or 'no behaviours'} each")
+        return key
+
+    def sft(self, arm: str, sft_data: StageKey, kind: SFTKind) -> StageKey:
+        """Supervised fine-tuning of the base on an arm's demonstrations."""
+        key, sft = self._sft_key(arm, sft_data, kind), self._sft_config(kind)
+        stage = f"{kind}/{arm}"
+        if self._skip(stage, key):
+            return key
+        self._connect()
+        work, config = self.run_directory.work(stage, key), self.config
+        learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
+        manifest = json.loads((self._path(f"sft_data/{arm}") / MANIFEST).read_text())
+        steps = -(-manifest["demonstrations"] // sft.batch_examples) * sft.epochs
+        title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
+        with self.display.training(title, steps, work / "metrics.jsonl"):
+            learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
+        self._keep(stage, key, work / "policy", work / "metrics.jsonl")
+        return key
+
+    def rl(self, arm: str, sft: StageKey) -> StageKey:
+        """GRPO from the SFT policy of an arm: the learners pull, the driver serves."""
+        config = self.config
+        parts = {"rl": config.rl, "verifier": config.verifier, "seeds": config.seeds, "limits": self._limits()}
+        key = key_of(parts, {"sft": sft.digest})
+        stage = f"rl/{arm}"
+        if self._skip(stage, key):
+            return key
+        driver, work, base = self._driver_actor(), self.run_directory.work(stage, key), self._path(f"sft/{arm}/policy")
+        learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
+        self._call(driver.begin_rl.remote(arm, base, work, self._path("data")), config.ray.call_timeout_s)
+        with self.display.training(f"RL of {arm}", config.rl.steps, work / "metrics.jsonl"):
+            learners.run_rl(base, work, self._weights(), config.rl, driver)
+        self._call(driver.end_rl.remote(), config.ray.call_timeout_s)
+        self._keep(stage, key, work / f"step_{config.rl.steps}" / "policy", work / "metrics.jsonl")
+        return key
+
+    def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> StageKey:
+        """Greedy and sampled responses of a policy on the test sets, every one kept."""
+        config = self.config
+        parts = {"evaluation": config.evaluation, "sampling_seed": config.seeds.sampling, "limits": self._limits()}
+        key = key_of(parts, {trained_by: policy.digest})
+        stage = f"eval_{trained_by}/{arm}"
+        if self._skip(stage, key):
+            return key
+        driver = self._driver_actor()
+        with self.run_directory.commit(stage, key) as folder:
+            for name in config.evaluation.sets:
+                title = f"evaluation of {arm} after {trained_by}, {name}"
+                reference = driver.evaluate.remote(
+                    self._path(f"{trained_by}/{arm}/policy"), self._path(f"data/{name}"), folder / f"{name}.jsonl"
+                )
+                with self.display.task(title, None):
+                    self._call(reference, config.evaluation.timeout_s, self._show_progress)
+        return key
+
+    def _sft_data_key(self, arm: str, data: StageKey) -> StageKey:
+        return key_of({"recipe": self.config.arms[arm], "data_seed": self.config.seeds.data}, {"data": data.digest})
+
+    def _sft_config(self, kind: SFTKind) -> SFTConfig:
+        sft = self.config.sft
+        return sft.model_copy(update={"epochs": 2 * sft.epochs}) if kind == "sft_double" else sft
+
+    def _sft_key(self, arm: str, sft_data: StageKey, kind: SFTKind) -> StageKey:
+        sft = self._sft_config(kind).model_dump(exclude={"report_twice_the_budget"})
+        parts = {"sft": sft, "training_seed": self.config.seeds.training, "dtype": self.config.model.dtype}
+        return key_of(parts, {"sft_data": sft_data.digest, "base": digest(Path(self.config.model.path))})
+
+    def _limits(self) -> dict[str, Any]:
+        model = self.config.model
+        return {"max_prompt_tokens": model.max_prompt_tokens, "max_response_tokens": model.max_response_tokens}
+
+    def _path(self, artefact: str) -> Path:
+        return self.run_directory.path / artefact
+
+    def _weights(self) -> Path:
+        return weights_directory(self.run_id)
+
+    @property
+    def run_id(self) -> str:
+        """Names this run among others on the machine: the same for the same directory."""
+        return key_of({"path": str(self.run_directory.path)}, {}).digest
+
+    def _skip(self, stage: str, key: StageKey) -> bool:
+        done = self.run_directory.is_done(stage, key)
+        if done:
+            self.display.note(f"{stage}: already done")
+        return done
+
+    def _keep(self, stage: str, key: StageKey, policy: Path, metrics: Path) -> None:
+        with self.run_directory.commit(stage, key) as folder:
+            shutil.copytree(policy, folder / "policy")
+            shutil.copy(metrics, folder / "metrics.jsonl")
+
+    def _connect(self) -> None:
+        if not ray.is_initialized():
+            connect(self.config.ray)
+
+    def _driver_actor(self) -> Any:
+        if self._driver is None:
+            self._connect()
+            base = Path(self.config.model.path).absolute()
+            # It asks for no CPU: it waits for engines and learners nearly all the time.
+            self._driver = (
+                ray.remote(Driver).options(num_cpus=0, max_concurrency=64).remote(self.config, self.run_id, base)
+            )
+            with self.display.task(f"starting {self.config.rollout.workers} rollout engines", None):
+                self._call(self._driver.start.remote(), self.config.rollout.start_timeout_s + 30)
+        return self._driver
+
+    def _stop_driver(self) -> None:
+        if self._driver is None:
+            return
+        try:
+            self._call(self._driver.close.remote(), self.config.ray.call_timeout_s)
+        except DriverError as error:
+            self.display.note(f"the driver did not close: {error}")
+        ray.kill(self._driver)
+        self._driver = None
+
+    def _show_progress(self) -> None:
+        progress = self._call(self._driver.progress.remote(), self.config.ray.call_timeout_s)
+        self.display.set(progress.get("done", 0), progress.get("total"))
+
+    def _call(self, reference: Any, timeout_s: float, while_waiting: Callable[[], None] | None = None) -> Any:
+        """The result of a remote call, with a deadline."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            step = min(_POLL_S if while_waiting else timeout_s, max(0.0, deadline - time.monotonic()))
+            try:
+                return ray.get(reference, timeout=step)
+            except ray.exceptions.GetTimeoutError as error:
+                if time.monotonic() >= deadline:
+                    raise DriverError(f"the driver did not answer within {timeout_s:g} s") from error
+            except ray.exceptions.RayActorError as error:
+                raise DriverError("the driver died; run the same command again and it goes on from here") from error
+            except ray.exceptions.RayTaskError as error:
+                raise DriverError(str(error.cause)) from error
+            if while_waiting:
+                while_waiting()

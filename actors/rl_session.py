@@ -1,0 +1,145 @@
+"""The state of one RL run inside the driver: which step is where, which batches are leased, what the metrics say.
+
+The learners pull: ``join`` when they (re)start, ``lease`` for the batch of a step, ``publish`` when a step is done,
+``checkpointed`` when a step is on disk. A batch is made when it is first leased, from the policy of the step before it
+(strictly on-policy), and kept until a checkpoint covers it: learners that come back from an earlier step get the very
+same batches again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bi_ray.policy.batch import LearnerBatch
+from bi_ray.policy.rollout import PolicyVersion
+
+MakeBatch = Callable[[int], Awaitable[tuple[LearnerBatch, dict[str, Any]]]]
+Sync = Callable[[PolicyVersion, Path], Awaitable[None]]
+
+
+class SessionError(RuntimeError):
+    """A learner asked for something that the protocol does not allow, or a part of the run failed for good."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """A batch that no checkpoint covers yet, and what was measured while it was made."""
+
+    batch: LearnerBatch
+    metrics: dict[str, Any]
+
+
+class RLSession:
+    """Serves one arm's RL.
+
+    Args:
+        incarnation: versions of this session have a higher one.
+        policy_of: file with the weights after a checkpointed step (0: the SFT policy).
+        make_batch: generates and verifies the batch of a step with the policy that the engines hold.
+        sync: brings published weights to the engines.
+        validate: accuracy on the validation set, or nothing where a step is not due.
+        metrics_file: one JSON row per finished step.
+    """
+
+    def __init__(
+        self,
+        incarnation: int,
+        policy_of: Callable[[int], Path],
+        make_batch: MakeBatch,
+        sync: Sync,
+        validate: Callable[[int], Awaitable[dict[str, Any]]],
+        metrics_file: Path,
+    ) -> None:
+        self.version = PolicyVersion(incarnation, 0)
+        self._policy_of = policy_of
+        self._make_batch = make_batch
+        self._sync = sync
+        self._validate = validate
+        self._metrics_file = metrics_file
+        self._kept: dict[int, asyncio.Future[Kept]] = {}
+        self._step_began = time.monotonic()
+        self.last_metrics: dict[str, Any] = {}
+
+    async def join(self, step: int) -> int:
+        """The learners hold the weights of ``step`` and will ask for the next; returns their incarnation.
+
+        Engines go back to those weights before they make anything new; rows of metrics past ``step`` are taken back.
+        """
+        # A kill in the middle of a batch leaves a failed or cancelled future behind: such a batch is made again.
+        self._kept = {
+            number: future
+            for number, future in self._kept.items()
+            if number > step and not (future.done() and (future.cancelled() or future.exception()))
+        }
+        # A batch still in the making goes on with the old weights, which must not change under it.
+        await asyncio.gather(*self._kept.values(), return_exceptions=True)
+        self.version = PolicyVersion(self.version.incarnation + 1, step)
+        truncate_metrics(self._metrics_file, step)
+        await self._sync(self.version, self._policy_of(step))
+        self._step_began = time.monotonic()
+        return self.version.incarnation
+
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
+        """The batch of ``step``: made once, the same for every learner and after every restart.
+
+        Raises:
+            SessionError: the asking learner belongs to an incarnation that is gone, or the step is not next.
+        """
+        self._refuse_old(incarnation)
+        if step not in self._kept:
+            if step != self.version.step + 1:
+                raise SessionError(f"step {step} was asked for while the policy is at step {self.version.step}")
+            self._kept[step] = asyncio.ensure_future(self._make(step))
+        return (await asyncio.shield(self._kept[step])).batch
+
+    async def _make(self, step: int) -> Kept:
+        return Kept(*await self._make_batch(step))
+
+    async def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, Any]) -> None:
+        """The learners finished ``step`` and wrote its weights to ``path``: engines take them, metrics get a row."""
+        self._refuse_old(incarnation)
+        self.version = PolicyVersion(incarnation, step)
+        began = time.monotonic()
+        await self._sync(self.version, path)
+        synced = time.monotonic()
+        validation = await self._validate(step)
+        now = time.monotonic()
+        made = (await self._kept[step]).metrics
+        row = {"step": step} | made | metrics | validation
+        row |= {"sync_s": synced - began, "validate_s": now - synced, "step_s": now - self._step_began}
+        self._step_began = now
+        with open(self._metrics_file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.last_metrics = row
+
+    def checkpointed(self, step: int) -> None:
+        """A checkpoint of ``step`` is on disk: batches up to it are not needed any more."""
+        self._kept = {number: kept for number, kept in self._kept.items() if number > step}
+
+    def _refuse_old(self, incarnation: int) -> None:
+        if incarnation != self.version.incarnation:
+            raise SessionError(f"learners of incarnation {incarnation} were replaced by {self.version.incarnation}")
+
+
+def truncate_metrics(file: Path, step: int) -> None:
+    """Take back the rows after ``step``, by atomic rename; an unfinished last line goes too."""
+    if not file.exists():
+        return
+    kept: list[str] = []
+    for line in file.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row["step"] > step:
+            break
+        kept.append(line + "\n")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.rename(file)

@@ -1,0 +1,302 @@
+"""One vLLM engine: the class that owns it, and the Ray actor around that class as the pool sees it.
+
+The engine runs in a process of its own that vLLM spawns, so the actor answers pings while the engine computes. vLLM is
+imported when the engine starts: the pool, which needs only the names of this module, stays light.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from actors.weight_sync import Announcement, make_weight_sync, parse_version
+from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+INITIAL_VERSION = PolicyVersion(0, 0)  # the checkpoint that an engine was built from
+_WARM_UP_TOKENS = 4
+_CLOSE_TIMEOUT_S = 20.0
+
+
+class RequestError(ValueError):
+    """The request itself is at fault (its prompt is too long, say): trying it again elsewhere is of no use."""
+
+
+class WorkerLost(RuntimeError):
+    """The worker will never answer again."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """Where a worker runs: Ray node, process of the actor, process of its engine."""
+
+    node_id: str
+    pid: int
+    engine_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """A sign of life: the version that the engine holds, and how many sequences it has in work."""
+
+    version: PolicyVersion
+    running: int
+
+
+class WorkerHandle(Protocol):
+    """A worker as the pool sees it. Every call may raise ``WorkerLost``; deadlines are the caller's."""
+
+    async def start(self) -> WorkerInfo:
+        """Bring the engine up and warm it."""
+
+    async def generate(self, request: GroupRequest) -> Group:
+        """Sample a group; raises ``RequestError`` where the request is at fault. Cancelling ends the work."""
+
+    async def sync(self, announcement: Announcement) -> None:
+        """Finish what is running, then take over the announced weights."""
+
+    async def ping(self) -> Ping:
+        """Give a sign of life."""
+
+    async def close(self) -> None:
+        """End the engine in order."""
+
+    def kill(self) -> None:
+        """End everything at once; never fails, may be called at any time."""
+
+
+class RolloutWorker:
+    """Owns one ``AsyncLLM``.
+
+    Args:
+        model: checkpoint that the engine is built from, and its limits.
+        rollout: how engines are built.
+        copies: folder for weights fetched from other nodes.
+    """
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, copies: Path) -> None:
+        self.model = model
+        self.rollout = rollout
+        self.version = INITIAL_VERSION
+        self._weights = make_weight_sync(rollout, copies)
+        self._engine: AsyncLLM | None = None
+        self._requests = 0
+
+    async def start(self) -> WorkerInfo:
+        """Build the engine, generate once to warm it, and say where everything runs.
+
+        Raises:
+            WeightSyncError: this machine cannot sync weights the way that the config wants.
+            CheckpointError: the model directory is not complete.
+        """
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._engine = AsyncLLM.from_engine_args(self._engine_args())
+        engine_pids = await self._engine.collective_rpc("watch_parent")
+        await self._engine.update_weight_version(str(self.version))
+        await self._warm_up()
+        return WorkerInfo(ray.get_runtime_context().get_node_id(), os.getpid(), engine_pids[0])
+
+    def _engine_args(self) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+
+        from bi_ray.policy.checkpoint import check_directory
+
+        return AsyncEngineArgs(
+            model=str(check_directory(self.model.path).absolute()),
+            dtype=self.model.dtype,
+            max_model_len=self.model.max_model_tokens,
+            max_num_seqs=self.rollout.max_sequences,
+            kv_cache_memory_bytes=self.rollout.kv_cache_mib * 2**20,
+            enforce_eager=self.rollout.enforce_eager,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            **self._weights.engine_options(),
+        )
+
+    async def _warm_up(self) -> None:
+        from vllm import SamplingParams
+
+        await self._final([0], SamplingParams(max_tokens=_WARM_UP_TOKENS, ignore_eos=True, seed=0, logprobs=0))
+
+    async def generate(self, request: GroupRequest) -> Group:
+        """Sample the group; sample j is drawn with seed ``request.seed + j``, as vLLM derives it for ``n`` samples.
+
+        Raises:
+            RequestError: the prompt is empty or too long, or vLLM refuses it.
+            WorkerLost: the engine is gone.
+        """
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._check_prompt(request)
+        sampling = request.sampling
+        try:
+            params = SamplingParams(
+                n=sampling.samples,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=request.seed,
+                logprobs=0,  # those of the sampled tokens and no others
+                flat_logprobs=True,
+            )
+            output = await self._final(list(request.prompt_tokens), params)
+        except VLLMClientError as error:
+            raise RequestError(f"{request.key}: {error}") from error
+        except EngineDeadError as error:
+            raise WorkerLost("the engine's process ended") from error
+        return Group(request.key, request.prompt_tokens, [self._sample(part) for part in output.outputs])
+
+    def _check_prompt(self, request: GroupRequest) -> None:
+        tokens, limit = len(request.prompt_tokens), self.model.max_prompt_tokens
+        if not tokens:
+            raise RequestError(f"{request.key}: the prompt is empty")
+        if tokens > limit:
+            raise RequestError(f"{request.key}: the prompt has {tokens} tokens, model.max_prompt_tokens is {limit}")
+
+    async def _final(self, tokens: list[int], params: Any) -> RequestOutput:
+        """The engine's answer when all samples are finished."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        self._requests += 1
+        name = f"request-{self._requests}"
+        outputs = [part async for part in self._running().generate({"prompt_token_ids": tokens}, params, name)]
+        return outputs[-1]
+
+    def _sample(self, output: CompletionOutput) -> Sample:
+        """A response; one that spans two versions counts for the older one."""
+        spans = output.weight_versions or []
+        assert output.logprobs is not None
+        return Sample(
+            tokens=list(output.token_ids),
+            logprobs=list(output.logprobs.logprobs),  # type: ignore[union-attr]
+            text=output.text,
+            truncated=output.finish_reason == "length",
+            version=min((parse_version(span.version) for span in spans), default=self.version),
+        )
+
+    async def sync(self, announcement: Announcement) -> None:
+        """Finish what is running, take over the announced weights, and go on with them.
+
+        Requests that come in meanwhile wait and see the new weights only. The prefix cache is emptied when the engine
+        has drained. After an error the engine stays paused: its weights are unknown, so the caller ends this worker.
+
+        Raises:
+            WeightSyncError: the weights could not be loaded.
+        """
+        engine = self._running()
+        # "wait" drains: with "keep" a sample would go on under weights that did not begin it.
+        await engine.pause_generation(mode="wait", clear_cache=True)
+        await self._weights.load(engine, announcement, self.rollout.sync_timeout_s)
+        await engine.update_weight_version(str(announcement.version))
+        self.version = announcement.version
+        await engine.resume_generation()
+
+    async def ping(self) -> Ping:
+        """A sign of life.
+
+        Raises:
+            WorkerLost: the engine is gone.
+        """
+        engine = self._running()
+        if engine.errored:
+            raise WorkerLost("the engine's process ended")
+        return Ping(self.version, engine.get_num_unfinished_requests())
+
+    async def close(self) -> None:
+        """End the engine's process."""
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+    def _running(self) -> AsyncLLM:
+        if self._engine is None:
+            raise WorkerLost("the engine is not running")
+        return self._engine
+
+
+class RayWorker:
+    """A ``RolloutWorker`` in a Ray actor; a ``WorkerHandle``."""
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, copies: Path) -> None:
+        self._actor: Any = (
+            ray.remote(RolloutWorker)
+            .options(
+                num_cpus=rollout.cpus_per_worker,
+                num_gpus=rollout.gpus_per_worker,
+                max_restarts=0,  # Ray's restart would serve old weights; the pool makes a successor and syncs it
+                runtime_env={"env_vars": engine_environment(rollout)},
+            )
+            .remote(model, rollout, copies)
+        )
+
+    async def start(self) -> WorkerInfo:
+        """See ``WorkerHandle``."""
+        return await _await(self._actor.start.remote())
+
+    async def generate(self, request: GroupRequest) -> Group:
+        """See ``WorkerHandle``."""
+        return await _await(self._actor.generate.remote(request))
+
+    async def sync(self, announcement: Announcement) -> None:
+        """See ``WorkerHandle``."""
+        await _await(self._actor.sync.remote(announcement))
+
+    async def ping(self) -> Ping:
+        """See ``WorkerHandle``."""
+        return await _await(self._actor.ping.remote())
+
+    async def close(self) -> None:
+        """End the engine in order, then the actor; a close that hangs is cut short."""
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await _await(self._actor.close.remote())
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """See ``WorkerHandle``; the engine's process follows within a second or two."""
+        ray.kill(self._actor, no_restart=True)
+
+
+def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
+    """Variables that vLLM reads when it is imported, for the actor and the engine that it spawns."""
+    return {
+        "OMP_NUM_THREADS": str(rollout.threads_per_worker),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share cores; bound ones would fight over the first
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",  # models are directories; without this a look-up is tried and waited for
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+async def _await(call: Awaitable[T]) -> T:
+    """The result of a remote call, with Ray's wrapping taken off its errors; cancelling ends the remote work too."""
+    try:
+        return await call
+    except asyncio.CancelledError:
+        ray.cancel(call)
+        raise
+    except RayTaskError as error:
+        raise error.cause from None
+    except ActorUnavailableError:  # cut off for now; whether it comes back, pings will tell
+        raise
+    except RayActorError as error:
+        raise WorkerLost(str(error).splitlines()[0]) from error

@@ -1,0 +1,103 @@
+"""The verifier as a stateless Ray actor that restarts by itself, and the client that outlives its deaths."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from bi_ray.config import RunConfig
+from bi_ray.tasks.registry import build_task
+from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier
+
+_ATTEMPTS = 2  # of a sample on which the process died: once may be the machine, twice is the sample
+_PAUSE_S = 0.2  # between two questions to an actor that is coming back
+
+log = logging.getLogger(__name__)
+
+
+class VerifierUnavailable(RuntimeError):
+    """The verifier did not come back in time: an infrastructure failure."""
+
+
+class VerifierClient:
+    """Starts a verifier and asks it, with deadlines; lives inside an async actor.
+
+    Args:
+        config: the run: its task, reward function, format reward and time limits.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config.verifier
+        task = build_task(config.task, config.seeds.data)
+        # It asks for no CPU: it works while the engines wait.
+        actor = ray.remote(Verifier).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
+        self.handle: Any = actor.remote(task, config.verifier, config.rl.format_reward)
+
+    def close(self) -> None:
+        """End the actor."""
+        ray.kill(self.handle)
+
+    async def ready(self) -> int:
+        """Wait for the actor; returns the identifier of its process.
+
+        Raises:
+            VerifierUnavailable: it is not there within ``batch_timeout_s``, or its constructor failed.
+        """
+        deadline = time.monotonic() + self.config.batch_timeout_s
+        fault: Exception = TimeoutError("no reply")
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                return await self._within(left, self.handle.ready.remote())
+            except RayTaskError as error:
+                raise VerifierUnavailable(f"the verifier does not start: {error}") from error
+            except (RayActorError, TimeoutError) as error:
+                fault = error
+                await asyncio.sleep(_PAUSE_S)
+        raise VerifierUnavailable(
+            f"the verifier is not back within {self.config.batch_timeout_s:g} s (verifier.batch_timeout_s): {fault}"
+        ) from fault
+
+    async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        """A verdict or a data failure per item, in order.
+
+        When the batch is late or the process dies, the items are scored again one at a time, so that only the guilty
+        one becomes a data failure.
+
+        Raises:
+            VerifierUnavailable: see ``ready``.
+        """
+        try:
+            return await self._within(self.config.batch_timeout_s, self.handle.score.remote(list(items)))
+        except TimeoutError:
+            log.warning("verifier: %d samples took over %g s; one by one", len(items), self.config.batch_timeout_s)
+            await self._restart()
+        except RayActorError:
+            log.warning("verifier: its process died over %d samples; one by one", len(items))
+            await self.ready()
+        return [await self._score_alone(item) for item in items]
+
+    async def _score_alone(self, item: VerificationItem) -> Verdict | DataFailure:
+        limit = 2 * self.config.sample_timeout_s  # Python code is stopped at half of it; what is left hangs in C
+        for _ in range(_ATTEMPTS):
+            try:
+                return (await self._within(limit, self.handle.score.remote([item])))[0]
+            except TimeoutError:
+                await self._restart()
+                return DataFailure(f"the reward function hung for {limit:g} s and its process was ended")
+            except RayActorError:
+                await self.ready()
+        return DataFailure(f"the verifier's process died {_ATTEMPTS} times over this sample")
+
+    async def _restart(self) -> None:
+        ray.kill(self.handle, no_restart=False)
+        await self.ready()
+
+    @staticmethod
+    async def _within(seconds: float, reference: Any) -> Any:
+        return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)

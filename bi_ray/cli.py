@@ -1,0 +1,150 @@
+"""The front door. Imports the cluster inside its commands only, so that `--help` and `show` start at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from bi_ray.config import ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
+
+app = typer.Typer(
+    help="Will reinforcement learning help this checkpoint, and if not, what should its SFT data look like?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file of the experiment, for example configs/quickstart.yaml")]
+RunPath = Annotated[Path, typer.Option("--run", help="Run directory; the same command goes on where it stopped")]
+_COLOURS = {"reflection": "magenta", "analysis": "cyan", "subgoal": "green"}
+
+
+@app.command()
+def run(
+    config_file: ConfigFile,
+    run_path: RunPath,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", help="Forget this stage and all later ones, then go on from there")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration, every default included")] = False,
+) -> None:
+    """Inject, train with SFT and RL, evaluate, and show the table: everything that the run directory lacks yet."""
+    config = load_config(config_file, RunConfig)
+    if dry_run:
+        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+        return
+    out = _run(config, run_path, from_stage)
+    _finish(config, [out], out)
+
+
+@app.command()
+def study(
+    config_file: ConfigFile,
+    run_path: RunPath,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; each varies data, training and sampling")] = 3,
+) -> None:
+    """The same experiment under several seeds, and one table over them. Resumable; finished seeds are kept."""
+    config = load_config(config_file, RunConfig)
+    runs: list[Path] = []
+    for seed in range(seeds):
+        console.rule(f"seed {seed}")
+        numbers = SeedsConfig(data=seed, training=seed, sampling=seed)
+        runs.append(_run(config.model_copy(update={"seeds": numbers}), run_path / f"seed_{seed}", None))
+        _finish(config, runs, run_path.absolute())
+
+
+@app.command()
+def pretrain(config_file: ConfigFile, run_path: RunPath) -> None:
+    """Make a tiny base model; resumable, and able to run in the background for hours."""
+    from bi_ray.display import Display, figures_of
+    from bi_ray.pretraining.pretrain import pretrain as train
+    from bi_ray.store import RunDirectory
+
+    config = load_config(config_file, PretrainConfig)
+    display = Display(console)
+    with RunDirectory(run_path) as directory, display.task(f"pre-training {config.name}", config.steps):
+        for row in train(config, directory.path):
+            display.set(row["step"], config.steps, figures_of(row))
+    console.print(f"The model: {directory.path / 'checkpoint' / 'model'}", highlight=False)
+
+
+@app.command()
+def show(
+    config_file: ConfigFile,
+    arm: Annotated[str, typer.Option(help="Whose recipe to inject")] = "bridge",
+    set_name: Annotated[str, typer.Option("--set", help="Which set of problems")] = "sft",
+    index: Annotated[int, typer.Option(min=0, help="Which problem of the set")] = 0,
+) -> None:
+    """Print one problem and its demonstration, injected behaviours in colour."""
+    from bi_ray.injection.recipes import Recipe
+    from bi_ray.tasks.registry import build_task
+
+    config = load_config(config_file, RunConfig)
+    if arm not in config.arms:
+        raise ConfigError(f"--arm {arm}: the configuration has {', '.join(config.arms)}")
+    if set_name not in config.task.sets:
+        raise ConfigError(f"--set {set_name}: the configuration has {', '.join(config.task.sets)}")
+    task = build_task(config.task, config.seeds.data)
+    problem = task.problem(set_name, index)  # type: ignore[arg-type]
+    demonstration = Recipe(config.arms[arm], config.seeds.data).demonstrate(task, problem)
+    text = Text(demonstration.response)
+    for span in demonstration.spans:
+        text.stylize(_COLOURS.get(span.behaviour, "yellow"), span.start, span.end)
+    legend = Text("  ").join(Text(name, style=colour) for name, colour in _COLOURS.items())
+    console.print(Text(problem.question), "", text, "", legend, sep="\n")
+
+
+@app.command()
+def options() -> None:
+    """Print every option of a run with its default and its unit."""
+    from bi_ray.options import describe_options
+
+    console.print("\n".join(describe_options(RunConfig)), highlight=False, markup=False)
+
+
+def _run(config: RunConfig, run_path: Path, from_stage: str | None) -> Path:
+    from actors.pipeline import STAGES, Pipeline
+    from bi_ray.display import Display
+    from bi_ray.policy.checkpoint import load_tokenizer
+    from bi_ray.store import RunDirectory
+
+    load_tokenizer(config.model.path)  # a wrong model shows before anything starts
+    with RunDirectory(run_path) as directory:
+        if from_stage:
+            directory.forget_from(STAGES, from_stage)
+        Pipeline(config, directory, Display(console)).run()
+    return directory.path
+
+
+def _finish(config: RunConfig, runs: list[Path], out: Path) -> None:
+    from bi_ray.summary import show_summary, write_summary
+
+    show_summary(write_summary(config, runs, out), console, out)
+
+
+def main() -> None:
+    """Run a command; a known kind of error becomes its message and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _is_known(error):
+            raise
+        console.print(f"[bold red]error:[/bold red] {_escape(error)}", highlight=False)
+        sys.exit(2)
+
+
+def _is_known(error: Any) -> bool:
+    return type(error).__module__.partition(".")[0] in ("bi_ray", "actors", "serve")
+
+
+def _escape(error: Exception) -> str:
+    return str(error).replace("[", r"\[")

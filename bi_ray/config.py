@@ -1,0 +1,322 @@
+"""Every option of a run. Units stand in the names; an unknown key is an error; this module imports no torch.
+
+A YAML file is read by ``load_config``; ``bi-ray run --dry-run`` prints it with every default filled in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+SetName = Literal["pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target"]
+OperatorName = Literal["add", "subtract", "multiply", "square"]
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+class Config(BaseModel):
+    """Base of every section: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DifficultyConfig(Config):
+    """How hard and how many the problems of one set are. Ranges are inclusive; one number means exactly that."""
+
+    problems: Positive = 1000
+    depth: tuple[Positive, Positive] = (4, 4)
+    redundant_nodes: tuple[int, int] = (0, 0)
+
+    @field_validator("depth", "redundant_nodes", mode="before")
+    @classmethod
+    def _one_number_is_a_range(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for name in ("depth", "redundant_nodes"):
+            low, high = getattr(self, name)
+            if low > high or low < 0:
+                raise ValueError(f"{name}: [{low}, {high}] is no range; write [low, high] with 0 <= low <= high")
+        return self
+
+
+class PromptBenchConfig(Config):
+    """PromptBench arithmetic: trees of operators over small constants (DyVal, arXiv:2309.17167)."""
+
+    kind: Literal["promptbench"] = "promptbench"
+    order: Literal["topological", "reversed", "random"] = "topological"
+    operators: tuple[OperatorName, ...] = ("add", "subtract", "multiply", "square")
+    constants: tuple[int, int] = (1, 10)
+    max_abs_value: Positive = 1000  # of every node, so of the answer too
+    name_pool: Positive = 676  # how many node names there are to draw from
+    sets: dict[SetName, DifficultyConfig]
+
+    @model_validator(mode="after")
+    def _enough_names(self) -> Self:
+        if not self.operators:
+            raise ValueError("operators: name at least one")
+        if self.constants[0] > self.constants[1]:
+            raise ValueError(f"constants: {list(self.constants)} is no range; write [low, high] with low <= high")
+        if max(map(abs, self.constants)) > self.max_abs_value:
+            raise ValueError("max_abs_value is smaller than the largest constant")
+        for name, difficulty in self.sets.items():
+            most = 2 ** difficulty.depth[1] - 1 + difficulty.redundant_nodes[1]
+            if most > self.name_pool:
+                raise ValueError(f"set {name}: up to {most} nodes need a name_pool of at least {most}")
+        return self
+
+
+class BehaviorConfig(Config):
+    """One injected behaviour and how often it appears."""
+
+    name: str  # subgoal, analysis or reflection
+    probability: Fraction = 0.1  # per step where the behaviour can appear
+    redundant_share: Fraction = 0.3  # reflection only: attempts on a node that the question does not need
+
+
+class RecipeConfig(Config):
+    """What the SFT demonstrations of one arm look like."""
+
+    behaviors: tuple[BehaviorConfig, ...] = ()
+
+
+VANILLA = RecipeConfig()
+BRIDGE = RecipeConfig(
+    behaviors=(
+        BehaviorConfig(name="reflection", probability=0.1),
+        BehaviorConfig(name="analysis", probability=0.1),
+        BehaviorConfig(name="subgoal", probability=1.0),
+    )
+)
+
+
+class SeedsConfig(Config):
+    """Where randomness comes from. The three vary separately; a seed of a study varies all of them."""
+
+    data: int = 0
+    training: int = 0  # order of the demonstrations and of the queries
+    sampling: int = 0  # rollouts
+
+
+class ModelConfig(Config):
+    """The checkpoint to start from and its limits."""
+
+    path: str = "models/tiny-base"  # a directory with safetensors and a tokenizer, seen from the project's root
+    max_prompt_tokens: Positive = 512
+    max_response_tokens: Positive = 512
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+    @property
+    def max_model_tokens(self) -> int:
+        """Longest sequence that an engine has to hold."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
+
+class LearnerConfig(Config):
+    """The learner group: Ray Train workers that hold FSDP2 shards."""
+
+    workers: Positive = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    threads_per_worker: Positive = 1
+    microbatch_tokens: Positive = 8192  # padded tokens of one forward and backward pass on one worker
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    start_timeout_s: Seconds = 180
+    collective_timeout_s: Seconds = 600  # a learner that waits longer for another one fails, and the group starts again
+
+
+class OptimizerConfig(Config):
+    """AdamW or plain SGD, with a constant rate after a linear warm-up and an optional linear decay at the end."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay_share: Fraction = 0.0  # share of the steps, at the end, over which the rate falls to 0
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning on the demonstrations of an arm."""
+
+    epochs: Positive = 5
+    batch_examples: Positive = 128
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-6)
+    loss_on_prompt: bool = False
+    report_twice_the_budget: bool = False  # also train and evaluate with twice the epochs, as a control
+    checkpoint_every_steps: Positive = 50
+
+
+class RLConfig(Config):
+    """GRPO (section 2 of arXiv:2505.18917; clip and KL as in its appendix)."""
+
+    steps: Positive = 200
+    prompts_per_step: Positive = 32
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0  # of the k3 estimate against the SFT policy; 0: no reference
+    loss_scale: Literal["sequence_mean", "token_mean", "sequence_sum"] = "token_mean"
+    advantage_std: Literal["population", "sample"] = "population"
+    advantage_epsilon: Annotated[float, Field(ge=0)] = 0.0
+    format_reward: Annotated[float, Field(ge=0)] = 0.0
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
+    incomplete_groups: Literal["drop", "keep"] = "drop"  # groups that lost a sample to an infrastructure failure
+    checkpoint_every_steps: Positive = 10
+    validate_every_steps: Annotated[int, Field(ge=0)] = 0  # 0: never
+    batch_timeout_s: Seconds = 600
+
+
+class RolloutConfig(Config):
+    """The pool of vLLM engines."""
+
+    workers: Positive = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    threads_per_worker: Positive = 1
+    weight_sync: Literal["shared_memory", "nccl"] = "shared_memory"
+    kv_cache_mib: Positive = 512
+    max_sequences: Positive = 128  # that one engine decodes at a time
+    enforce_eager: bool = True  # compilation takes minutes on a CPU
+    group_attempts: Positive = 3  # before a group that meets infrastructure failures is given up
+    start_timeout_s: Seconds = 300
+    sync_timeout_s: Seconds = 120
+    generate_timeout_s: Seconds = 600
+    heartbeat_s: Seconds = 5
+    suspect_after_s: Seconds = 30
+    dead_after_s: Seconds = 120
+
+
+class VerifierConfig(Config):
+    """How a response becomes a verdict."""
+
+    sample_timeout_s: Seconds = 5  # a reward function that takes longer makes a data failure
+    batch_timeout_s: Seconds = 120
+    reward_function: str | None = None  # import path "package.module:function"; None: exact answer
+
+
+class EvaluationConfig(Config):
+    """What is measured before and after RL."""
+
+    sets: tuple[SetName, ...] = ("test_id", "test_ood")
+    samples_per_prompt: Annotated[int, Field(ge=0)] = 8  # for pass@k and the informative share; 0: greedy only
+    sampled_problems: Positive = 100  # how many problems of each set are sampled that often
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    bootstrap_draws: Positive = 10_000
+    timeout_s: Seconds = 7200  # of one policy on one set
+
+
+class RayConfig(Config):
+    """Which cluster runs the actors."""
+
+    address: str | None = None  # None: start a local one
+    local_cpus: Positive | None = None  # of a local cluster; None: every core
+    auth_mode: Literal["disabled", "token"] = "disabled"  # of a local cluster; shipped manifests use token mode
+    call_timeout_s: Seconds = 60  # of a call that only reads or sets state
+
+
+class RunConfig(Config):
+    """One experiment: the task, its arms, and every stage from problems to the table."""
+
+    name: str
+    task: PromptBenchConfig
+    arms: dict[str, RecipeConfig]
+    seeds: SeedsConfig = SeedsConfig()
+    model: ModelConfig = ModelConfig()
+    learner: LearnerConfig = LearnerConfig()
+    sft: SFTConfig = SFTConfig()
+    rl: RLConfig = RLConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ray: RayConfig = RayConfig()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _named_recipes(cls, value: object) -> object:
+        """``arms: [vanilla, bridge]`` is short for the paper's recipes of these names."""
+        known = {"vanilla": VANILLA, "bridge": BRIDGE}
+        if isinstance(value, list):
+            unknown = [name for name in value if name not in known]
+            if unknown:
+                raise ValueError(f"no recipe is called {unknown[0]!r}; known: {', '.join(known)}")
+            return {name: known[name] for name in value}
+        return value
+
+    @model_validator(mode="after")
+    def _sets_are_there(self) -> Self:
+        if not self.arms:
+            raise ValueError("arms: name at least one, for example [vanilla, bridge]")
+        wanted = {"sft", "rl", *self.evaluation.sets} | ({"val"} if self.rl.validate_every_steps else set())
+        absent = sorted(wanted - set(self.task.sets))
+        if absent:
+            raise ValueError(f"task.sets lacks {', '.join(absent)}")
+        return self
+
+
+class PretrainConfig(Config):
+    """How the tiny base model is made."""
+
+    name: str
+    task: PromptBenchConfig
+    seed: int = 0
+    hidden_size: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    mlp_size: Positive = 344
+    max_positions: Positive = 1024
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000
+    steps: Positive = 3000
+    batch_tokens: Positive = 16384  # padded tokens of one optimizer step
+    microbatch_tokens: Positive = 2048
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    decay_share: Fraction = 0.3
+    processes: Positive = 2  # of one thread each
+    checkpoint_every_steps: Positive = 50
+    evaluation_problems: Positive = 200
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(path: str | Path, kind: type[C]) -> C:
+    """Read a YAML file.
+
+    Raises:
+        ConfigError: no such file, no YAML, or a value that does not fit; one line per fault.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_fault(path, fault) for fault in error.errors())) from error
+
+
+def _fault(path: Path, fault: object) -> str:
+    assert isinstance(fault, dict)
+    where = ".".join(str(part) for part in fault["loc"]) or "the file"
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: {where} is no option; take it out, or see `bi-ray options` for the names"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{path}: {where}: {message} (found {fault['input']!r:.60})"

@@ -1,0 +1,1 @@
+"""Behaviour injection: from problems to demonstrations."""

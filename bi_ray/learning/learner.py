@@ -1,0 +1,188 @@
+"""One rank of a learner group: a sharded policy, its optimizer, and one update from rows of tokens.
+
+Needs a ``torch.distributed`` process group, and nothing of Ray: Ray Train or a test sets it up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+
+from bi_ray.config import ModelConfig, OptimizerConfig
+from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.learning.sharding import (
+    full_tensor,
+    gather_optimizer,
+    gather_weights,
+    load_optimizer,
+    save_optimizer,
+    shard,
+)
+from bi_ray.policy.checkpoint import load_model, save_policy
+from bi_ray.policy.packing import MicroBatch, Row, pack
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on and would fail again if it were tried again. Raised on every rank at once."""
+
+
+class Totals:
+    """Sums and maxima over the tokens of a step, first of this rank, after ``reduce`` of all."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._maxima: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Add to the sum called ``name``."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def keep_largest(self, name: str, value: float) -> None:
+        """Raise the maximum called ``name`` to ``value``."""
+        self._maxima[name] = max(self._maxima.get(name, -math.inf), value)
+
+    def reduce(self, device: torch.device) -> dict[str, float]:
+        """Every sum and maximum over all ranks. All ranks must have used the same names in the same order."""
+        for values, operation in ((self._sums, distributed.ReduceOp.SUM), (self._maxima, distributed.ReduceOp.MAX)):
+            if values:
+                tensor = torch.tensor(list(values.values()), device=device, dtype=torch.float64)
+                distributed.all_reduce(tensor, op=operation)
+                values.update(zip(values, tensor.tolist(), strict=True))
+        return {**self._sums, **self._maxima}
+
+
+MicroBatchLoss = Callable[[MicroBatch, Totals], Tensor]
+
+
+class Learner:
+    """A rank's part of the policy that learns.
+
+    Args:
+        policy: directory of the checkpoint to start from.
+        model: data type and attention kernel.
+        optimizer: kind, clipping and base rate.
+        microbatch_tokens: most padded tokens of one forward and backward pass.
+        device: where this rank computes.
+
+    Attributes:
+        model: the sharded policy.
+        rank: of this process.
+    """
+
+    def __init__(
+        self,
+        policy: Path,
+        model: ModelConfig,
+        optimizer: OptimizerConfig,
+        microbatch_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.rank = distributed.get_rank()
+        self.device = device
+        self.model = load_sharded(policy, model, device)
+        self._config = optimizer
+        self._optimizer = make_optimizer(self.model.parameters(), optimizer)
+        self._microbatch_tokens = microbatch_tokens
+
+    def update(self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float) -> dict[str, float]:
+        """One optimizer step on the rows of all ranks; every rank is given the same rows and takes its share.
+
+        Args:
+            step: its number, for messages.
+            rows: the whole step.
+            loss: of one micro-batch, summed with the rows' weights; may count into the totals.
+            rate: learning rate.
+
+        Returns:
+            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``compute_s``, and what ``loss``
+            counted; the same on every rank, but for the seconds.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are as before.
+        """
+        began = time.perf_counter()
+        totals = self.accumulate(rows, loss).reduce(self.device)
+        norm = self.gradient_norm()
+        if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(
+                f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so nothing was updated; "
+                f"lower optimizer.learning_rate (now {rate:g}) and start from an earlier checkpoint"
+            )
+        gradients = list(self.model.parameters())
+        torch.nn.utils.clip_grads_with_norm_(gradients, self._config.max_grad_norm, torch.tensor(norm))
+        set_learning_rate(self._optimizer, rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return {**totals, "grad_norm": norm, "compute_s": time.perf_counter() - began}
+
+    def accumulate(self, rows: Sequence[Row], loss: MicroBatchLoss) -> Totals:
+        """Forward and backward over this rank's share; leaves the gradient of the whole step in the parameters."""
+        ranks = distributed.get_world_size()
+        totals = Totals()
+        for batch in pack(rows, self._microbatch_tokens, ranks)[self.rank]:
+            value = loss(batch.to(self.device), totals)
+            # FSDP averages gradients over ranks; the loss of a step is a sum over them.
+            (value * ranks).backward()
+            totals.add("loss", float(value.detach()))
+            totals.add("tokens", float(batch.learned.sum()))
+        return totals
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the whole gradient."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """See ``sharding.gather_weights``."""
+        return gather_weights(self.model)
+
+    def gather_optimizer(self) -> dict[str, Tensor]:
+        """See ``sharding.gather_optimizer``."""
+        return gather_optimizer(self.model, self._optimizer)
+
+    def load_optimizer(self, path: Path) -> None:
+        """See ``sharding.load_optimizer``."""
+        load_optimizer(self.model, self._optimizer, path)
+
+
+def load_sharded(policy: Path, model: ModelConfig, device: torch.device) -> torch.nn.Module:
+    """The policy of a directory, float32 weights sharded over all ranks."""
+    full = load_model(policy, attention=model.attention)
+    return shard(full, device, getattr(torch, model.dtype))
+
+
+def load_checkpoint(
+    base: Path,
+    directories: StepDirectories,
+    step: int,
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    microbatch_tokens: int,
+    device: torch.device,
+) -> Learner:
+    """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy ``base``."""
+    folder = directories.path(step)
+    learner = Learner(folder / "policy" if step else base, model, optimizer, microbatch_tokens, device)
+    if step:
+        learner.load_optimizer(folder / "optimizer.safetensors")
+    return learner
+
+
+def save_checkpoint(learner: Learner, base: Path, directories: StepDirectories, step: int) -> None:
+    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it."""
+    weights, state = learner.gather_weights(), learner.gather_optimizer()
+    if learner.rank != 0:
+        return
+
+    def fill(folder: Path) -> None:
+        save_policy(weights, base, folder / "policy")
+        save_optimizer(state, folder / "optimizer.safetensors")
+
+    directories.write(step, fill)

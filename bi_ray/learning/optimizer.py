@@ -1,0 +1,37 @@
+"""The optimizer of a run and its learning rate, which is a function of the step alone so that nothing has to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from bi_ray.config import OptimizerConfig
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, or SGD without momentum, over one group of parameters."""
+    if config.kind == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of update ``step`` (from 1 on) of ``steps``.
+
+    A linear warm-up that reaches the full rate at step ``warmup_steps``, then the full rate, then a linear fall over
+    the last ``decay_share`` of the steps that would reach 0 one step after the end.
+    """
+    factor = 1.0
+    if config.warmup_steps:
+        factor = min(factor, step / config.warmup_steps)
+    if config.decay_share:
+        factor = min(factor, (steps - step + 1) / (config.decay_share * steps + 1))
+    return config.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

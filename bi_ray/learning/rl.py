@@ -1,0 +1,184 @@
+"""Reinforcement learning with GRPO, one rank of it. Needs a process group and a driver; resumes from its last step.
+
+The driver owns the batches and the versions; a rank only asks for the batch of the next step. When the group comes back
+from step M, it says so by joining again, and is served M+1, M+2, ... from what the driver kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+
+from bi_ray.config import ModelConfig, RLConfig
+from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, load_sharded, save_checkpoint
+from bi_ray.learning.losses import grpo_loss, token_weights
+from bi_ray.learning.optimizer import learning_rate
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.policy.batch import LearnerBatch
+from bi_ray.policy.checkpoint import is_tied, save_weights
+from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.packing import MicroBatch, Row
+
+
+class Driver(Protocol):
+    """What a learner asks of the driver. Every call has a deadline and raises when it passes."""
+
+    def join(self, step: int) -> int:
+        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only."""
+
+    def lease(self, step: int, incarnation: int) -> LearnerBatch:
+        """Wait for the batch of ``step``. Every rank."""
+
+    def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
+        """Announce the weights after ``step``. Rank 0 only."""
+
+    def checkpointed(self, step: int) -> None:
+        """Say that a checkpoint covers ``step``: its batch and those before are not asked for again. Rank 0 only."""
+
+
+@dataclass(frozen=True, slots=True)
+class RLJob:
+    """What to train.
+
+    Attributes:
+        base: directory of the SFT policy.
+        output: gets ``step_N/``; seen by every rank.
+        weights: where published weights go, in shared memory of rank 0's node.
+        config: how.
+        model: data type and attention kernel.
+        microbatch_tokens: most padded tokens of one pass on one rank.
+    """
+
+    base: Path
+    output: Path
+    weights: Path
+    config: RLConfig
+    model: ModelConfig
+    microbatch_tokens: int
+
+
+def batch_rows(batch: LearnerBatch, config: RLConfig) -> list[Row]:
+    """The rows of a step, with token weights that are normalised over all of it."""
+    lengths = [len(sample.response_tokens) for sample in batch.samples]
+    weights = token_weights(lengths, config.loss_scale, batch.samples_total)
+    return [
+        Row(
+            (*sample.prompt_tokens, *sample.response_tokens),
+            len(sample.prompt_tokens),
+            weight,
+            sample.advantage,
+            sample.logprobs,
+        )
+        for sample, weight in zip(batch.samples, weights, strict=True)
+    ]
+
+
+def policy_loss(
+    policy: nn.Module, reference: nn.Module | None, config: RLConfig
+) -> Callable[[MicroBatch, Totals], Tensor]:
+    """The GRPO loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy and mismatch per token."""
+
+    def loss(batch: MicroBatch, totals: Totals) -> Tensor:
+        place = batch.tokens, batch.learned, config.temperature
+        logprobs, entropy = token_logprobs(policy, *place, with_entropy=True)
+        reference_logprobs = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_logprobs = token_logprobs(reference, *place)[0]
+        result = grpo_loss(
+            logprobs,
+            batch.sampler_logprobs,
+            batch.advantages,
+            batch.weights,
+            config.clip_ratio,
+            reference_logprobs,
+            config.kl_coefficient,
+        )
+        assert entropy is not None
+        mismatch = (logprobs.detach() - batch.sampler_logprobs).abs()
+        totals.add("clip_share", float(result.clipped.sum()))
+        totals.add("kl", float(result.kl.sum()))
+        totals.add("entropy", float(entropy.sum()))
+        totals.add("mismatch_mean", float(mismatch.sum()))
+        totals.keep_largest("mismatch_max", float(mismatch.max()) if len(mismatch) else 0.0)
+        return result.loss
+
+    return loss
+
+
+_PER_TOKEN = ("clip_share", "kl", "entropy", "mismatch_mean")  # counted as sums, shown as means
+
+
+def train(job: RLJob, driver: Driver, device: torch.device) -> None:
+    """Train to the end, from the last checkpoint if there is one. Every rank calls it.
+
+    Raises:
+        TrainingError: see ``Learner.update``; or the driver refused the group.
+    """
+    config = job.config
+    directories = StepDirectories(job.output)
+    start, incarnation = _join(directories, driver)
+    learner = load_checkpoint(job.base, directories, start, job.model, config.optimizer, job.microbatch_tokens, device)
+    reference = None
+    if config.kl_coefficient > 0:
+        reference = load_sharded(job.base, job.model, device).requires_grad_(False)
+    loss = policy_loss(learner.model, reference, config)
+    tied = is_tied(job.base)
+    for step in range(start + 1, config.steps + 1):
+        began = time.perf_counter()
+        batch = driver.lease(step, incarnation)
+        metrics = {"wait_s": time.perf_counter() - began}
+        rate = learning_rate(config.optimizer, step, config.steps)
+        metrics |= {"learning_rate": rate, "learned_samples": len(batch.samples)}
+        if batch.samples:
+            metrics |= _shown(learner.update(step, batch_rows(batch, config), loss, rate))
+        _publish(job, learner, driver, incarnation, step, tied, metrics)
+        if step % config.checkpoint_every_steps == 0 or step == config.steps:
+            save_checkpoint(learner, job.base, directories, step)
+            if learner.rank == 0:
+                driver.checkpointed(step)
+    distributed.barrier()  # nobody is done before the last checkpoint is there
+
+
+def _shown(totals: dict[str, float]) -> dict[str, float]:
+    """Sums over tokens as means."""
+    tokens = max(1.0, totals["tokens"])
+    return {name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()}
+
+
+def _join(directories: StepDirectories, driver: Driver) -> tuple[int, int]:
+    """The step to go on from and the group's incarnation, the same on every rank.
+
+    Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that has given up.
+    """
+    answer: list[tuple[int, int, str]] = [(0, 0, "")]
+    if distributed.get_rank() == 0:
+        step = directories.recover()
+        try:
+            answer = [(step, driver.join(step), "")]
+        except Exception as error:
+            answer = [(step, 0, f"the driver did not let the learners join: {error or type(error).__name__}")]
+    distributed.broadcast_object_list(answer)
+    step, incarnation, reason = answer[0]
+    if reason:
+        raise TrainingError(reason)
+    return step, incarnation
+
+
+def _publish(
+    job: RLJob, learner: Learner, driver: Driver, incarnation: int, step: int, tied: bool, metrics: dict[str, float]
+) -> None:
+    began = time.perf_counter()
+    weights = learner.gather_weights()
+    if learner.rank != 0:
+        return
+    path = job.weights / f"{incarnation}.{step}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(weights, path, tied)
+    driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})

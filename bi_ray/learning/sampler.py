@@ -1,0 +1,27 @@
+"""Which queries an RL step trains on: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+
+
+def step_prompts(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
+    """Indices of the queries of ``step`` (1-based), from an endless stream of shuffled passes over all problems.
+
+    No query comes twice before all came once; a step that reaches the end of a pass goes on with the next one.
+    """
+    first = (step - 1) * prompts_per_step
+    return [_position(problems, place, seed) for place in range(first, first + prompts_per_step)]
+
+
+def _position(problems: int, place: int, seed: int) -> int:
+    epoch, offset = divmod(place, problems)
+    return _shuffled(problems, epoch, seed)[offset]
+
+
+@lru_cache(maxsize=2)
+def _shuffled(problems: int, epoch: int, seed: int) -> list[int]:
+    order = list(range(problems))
+    random.Random(f"{seed}/queries/{epoch}").shuffle(order)
+    return order

@@ -1,0 +1,146 @@
+"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes from its last checkpoint."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+from torch import Tensor, distributed
+
+from bi_ray.config import ModelConfig, SFTConfig
+from bi_ray.learning.learner import Learner, Totals, load_checkpoint, save_checkpoint
+from bi_ray.learning.losses import nll_loss
+from bi_ray.learning.optimizer import learning_rate
+from bi_ray.learning.progress import StepDirectories, append_metrics, cut_metrics
+from bi_ray.policy.checkpoint import save_policy
+from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.packing import MicroBatch, Row
+from bi_ray.store import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class SFTJob:
+    """What to train on what.
+
+    Attributes:
+        base: directory of the checkpoint to start from.
+        data: a ``datasets`` directory with columns ``prompt_tokens`` and ``response_tokens`` (lists of int).
+        output: gets ``policy/``, ``metrics.jsonl`` and ``checkpoints/``; seen by every rank.
+        config: how.
+        model: data type and attention kernel.
+        microbatch_tokens: most padded tokens of one pass on one rank.
+        seed: orders the demonstrations.
+    """
+
+    base: Path
+    data: Path
+    output: Path
+    config: SFTConfig
+    model: ModelConfig
+    microbatch_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """Tokens, and the position from which on they are learned."""
+
+    tokens: tuple[int, ...]
+    first_learned: int
+
+
+def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstration]:
+    """Read a dataset of token lists.
+
+    Raises:
+        ValueError: a column is missing, there are no rows, or a row has nothing to learn.
+    """
+    dataset = load_from_disk(str(directory))
+    columns = {"prompt_tokens", "response_tokens"}
+    if not columns <= set(dataset.column_names):
+        raise ValueError(f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}")
+    demonstrations = [
+        Demonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
+        for prompt, response in zip(dataset["prompt_tokens"], dataset["response_tokens"], strict=True)
+    ]
+    if not demonstrations:
+        raise ValueError(f"{directory} is empty")
+    for number, row in enumerate(demonstrations):
+        if len(row.tokens) <= row.first_learned:
+            raise ValueError(f"{directory}: row {number} has no answer to learn from")
+    return demonstrations
+
+
+def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
+    """Optimizer steps of an epoch; the last one takes what is left."""
+    return -(-demonstrations // config.batch_examples)
+
+
+def step_rows(demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int) -> list[Row]:
+    """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran before.
+
+    Every learned token of the step weighs the same, and they add up to 1.
+    """
+    epoch, position = divmod(step - 1, steps_per_epoch(len(demonstrations), config))
+    order = list(range(len(demonstrations)))
+    random.Random(f"{seed}/sft/{epoch}").shuffle(order)
+    chosen = [
+        demonstrations[i] for i in order[position * config.batch_examples : (position + 1) * config.batch_examples]
+    ]
+    learned = sum(len(row.tokens) - row.first_learned for row in chosen)
+    return [Row(row.tokens, row.first_learned, 1 / learned) for row in chosen]
+
+
+def train(job: SFTJob, device: torch.device) -> None:
+    """Train to the end, from the last checkpoint if there is one. Every rank calls it.
+
+    A row of ``metrics.jsonl`` per step: step, loss (mean over learned tokens), tokens, learning_rate, grad_norm,
+    step_s. At the end ``policy/`` holds the trained policy.
+
+    Raises:
+        TrainingError: see ``Learner.update``.
+        ValueError: see ``load_demonstrations``.
+    """
+    config = job.config
+    demonstrations = load_demonstrations(job.data, config.loss_on_prompt)
+    steps = config.epochs * steps_per_epoch(len(demonstrations), config)
+    directories = StepDirectories(job.output / "checkpoints")
+    learner, start = _resume(job, directories, device)
+
+    def loss(batch: MicroBatch, _: Totals) -> Tensor:
+        return nll_loss(token_logprobs(learner.model, batch.tokens, batch.learned)[0], batch.weights)
+
+    for step in range(start + 1, steps + 1):
+        began = time.perf_counter()
+        rate = learning_rate(config.optimizer, step, steps)
+        result = learner.update(step, step_rows(demonstrations, config, job.seed, step), loss, rate)
+        if learner.rank == 0:
+            row = {"step": step, "loss": result["loss"], "tokens": int(result["tokens"]), "learning_rate": rate}
+            row |= {"grad_norm": result["grad_norm"], "step_s": time.perf_counter() - began}
+            append_metrics(job.output / "metrics.jsonl", row)
+        if step % config.checkpoint_every_steps == 0 and step < steps:
+            save_checkpoint(learner, job.base, directories, step)
+    weights = learner.gather_weights()
+    if learner.rank == 0:
+        with write_atomically(job.output / "policy") as folder:
+            save_policy(weights, job.base, folder)
+    distributed.barrier()  # nobody is done before the policy is there
+
+
+def _resume(job: SFTJob, directories: StepDirectories, device: torch.device) -> tuple[Learner, int]:
+    """The learner as the last checkpoint left it, and that checkpoint's step."""
+    found = [0]
+    if distributed.get_rank() == 0:
+        found = [directories.recover()]
+        cut_metrics(job.output / "metrics.jsonl", found[0])
+    distributed.broadcast_object_list(found)
+    step = found[0]
+    learner = load_checkpoint(
+        job.base, directories, step, job.model, job.config.optimizer, job.microbatch_tokens, device
+    )
+    return learner, step

@@ -1,0 +1,92 @@
+"""FSDP2 shards of a policy, and its full state gathered from them and put back, for any number of ranks.
+
+Everything here is collective: every rank of the process group must call it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+_SEPARATOR = "|"  # between a parameter's name and a key of its optimizer state
+
+
+def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Shard every decoder layer, and the rest as the root, over all ranks.
+
+    Args:
+        model: a full model in float32; its weights stay float32 whatever ``compute_dtype`` is.
+        device: where this rank computes.
+        compute_dtype: of the forward and backward passes; gradients are summed over ranks in float32.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for layer in model.get_decoder().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh, mp_policy=precision)
+    return model
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All weights by name on the CPU of rank 0; an empty dict on other ranks."""
+    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return state
+
+
+def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as "parameter|key" -> tensor on the CPU of rank 0; empty elsewhere, and for plain SGD."""
+    state: Any = get_optimizer_state_dict(
+        model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {
+        f"{name}{_SEPARATOR}{key}": torch.as_tensor(value).contiguous()
+        for name, entries in state.get("state", {}).items()
+        for key, value in entries.items()
+    }
+
+
+def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
+    """Write what ``gather_optimizer`` gave to rank 0."""
+    save_file(state, path)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Put the state of ``path`` into the shards of ``optimizer``; each rank reads the file and keeps its part.
+
+    Hyper-parameters are the run's, not the file's.
+    """
+    entries: dict[str, Any] = {}
+    for name, tensor in load_file(path).items():
+        parameter, key = name.split(_SEPARATOR)
+        entries.setdefault(parameter, {})[key] = tensor
+    if not entries:  # plain SGD has no state, and the library refuses to load none
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups: Any = [
+        {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+    ]
+    set_optimizer_state_dict(
+        model,
+        optimizer,
+        {"state": entries, "param_groups": groups},
+        options=StateDictOptions(full_state_dict=True, cpu_offload=False),
+    )

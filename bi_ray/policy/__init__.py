@@ -1,0 +1,1 @@
+"""What learning and readiness both stand on: tokens, log-probabilities, advantages, packing, checkpoints."""

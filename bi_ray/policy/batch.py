@@ -1,0 +1,52 @@
+"""What the driver hands to the learners for one RL step. Plain data: no ray, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSample:
+    """One response to learn from.
+
+    Attributes:
+        key: names the sample (its group's key and its number there).
+        prompt_tokens: the prompt after the chat template, at least one token.
+        response_tokens: what the policy sampled, its end token included where there is one.
+        logprobs: the sampler's log-probability of every response token, temperature applied.
+        advantage: the sample's advantage in its group, the same for every token.
+    """
+
+    key: str
+    prompt_tokens: tuple[int, ...]
+    response_tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    advantage: float
+
+    def __post_init__(self) -> None:
+        if not self.prompt_tokens:
+            raise ValueError(f"{self.key}: no prompt tokens, and nothing else predicts the first token of a row")
+        if len(self.response_tokens) != len(self.logprobs):
+            raise ValueError(f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} log-probabilities")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerBatch:
+    """The samples of one RL step; their order does not matter.
+
+    Attributes:
+        samples: those that have a gradient. Groups whose rewards are all equal are left out unless a KL term is on.
+            May be empty: then the version goes up and the weights stay.
+        groups_total: how many groups were scored, with those left out.
+        samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917 averages over
+            all of them, so that a batch with few informative groups makes a small step.
+    """
+
+    samples: Sequence[TrainSample]
+    groups_total: int
+    samples_total: int
+
+    def __post_init__(self) -> None:
+        if self.samples_total < len(self.samples):
+            raise ValueError(f"samples_total is {self.samples_total} but there are {len(self.samples)} samples")

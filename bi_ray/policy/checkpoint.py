@@ -1,0 +1,102 @@
+"""Policies on disk: a directory that transformers and vLLM load, weights in safetensors, never in pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what to change."""
+
+
+def check_directory(path: str | Path) -> Path:
+    """The directory of a checkpoint, if it is one.
+
+    Raises:
+        CheckpointError: the directory, its config, its weights or its tokenizer are missing.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"no model at {directory}: set model.path to a directory with config.json and weights")
+    if not (directory / "config.json").exists():
+        raise CheckpointError(f"{directory} has no config.json, so it is no model directory")
+    if not any(directory.glob("*.safetensors")):
+        raise CheckpointError(f"{directory} has no *.safetensors; convert its weights first (pickles are refused)")
+    if not (directory / "tokenizer_config.json").exists():
+        raise CheckpointError(f"{directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    return directory
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        CheckpointError: see ``check_directory``; or there is no chat template.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(check_directory(path))
+    if tokenizer.chat_template is None:
+        raise CheckpointError(f"{path} has no chat template; add chat_template.jinja to it")
+    return tokenizer
+
+
+def load_model(path: str | Path, dtype: str = "float32", attention: str = "sdpa") -> PreTrainedModel:
+    """The checkpoint's model on the CPU, in training mode.
+
+    Raises:
+        CheckpointError: see ``check_directory``.
+    """
+    return AutoModelForCausalLM.from_pretrained(
+        check_directory(path), dtype=getattr(torch, dtype), attn_implementation=attention
+    ).train()
+
+
+def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
+    """Write a full state dict as one safetensors file, by atomic rename.
+
+    Args:
+        state: parameters by name, on the CPU.
+        path: the file.
+        tied: the output matrix is the embedding. It is written out all the same: vLLM's ``reload_weights`` leaves a
+            tied head as it was when the file does not name it.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    if tied:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    temporary = path.with_name(f"{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.rename(path)
+
+
+def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:
+    """Fill ``directory`` with the weights of ``state`` and with the config and tokenizer of the checkpoint ``base``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source = check_directory(base)
+    for file in source.iterdir():
+        if file.suffix in {".json", ".jinja", ".txt", ".model"} and not file.name.endswith(".index.json"):
+            shutil.copy(file, directory / file.name)
+    save_weights(state, directory / WEIGHTS, is_tied(source))
+
+
+def is_tied(path: str | Path) -> bool:
+    """Whether the checkpoint's output matrix is its embedding."""
+    return bool(AutoConfig.from_pretrained(check_directory(path)).tie_word_embeddings)
+
+
+def digest(path: str | Path) -> str:
+    """Hash of the weights, config and tokenizer of a checkpoint (64 bits, hexadecimal)."""
+    result = hashlib.blake2b(digest_size=8)
+    for file in sorted(check_directory(path).iterdir()):
+        if file.suffix in {".json", ".safetensors", ".jinja"}:
+            result.update(file.name.encode() + b"\0")
+            with open(file, "rb") as content:
+                result.update(hashlib.file_digest(content, "blake2b").digest())
+    return result.hexdigest()

@@ -1,0 +1,79 @@
+"""What goes to a rollout engine and what comes back. Plain data: no ray, no vllm, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class PolicyVersion(NamedTuple):
+    """Which weights made a sample. Versions only ever grow: the incarnation rises at every restart of the learners."""
+
+    incarnation: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}.{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How one group of samples is drawn. Temperature 0 is greedy decoding."""
+
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRequest:
+    """A prompt that wants a group of samples.
+
+    Attributes:
+        key: names the group, the same whenever it is asked for again (problem id, with the step in RL).
+        prompt_tokens: the prompt after the chat template.
+        sampling: how to draw.
+        seed: sample j is drawn with seed ``seed + j``, whatever else the engine does at that time.
+    """
+
+    key: str
+    prompt_tokens: tuple[int, ...]
+    sampling: SamplingConfig
+    seed: int
+
+
+@dataclass(slots=True)
+class Sample:
+    """One response.
+
+    Attributes:
+        tokens: the response, its end token included where there is one.
+        logprobs: log-probability of each token under the distribution that it was drawn from (temperature and top-p
+            applied), same length as ``tokens``.
+        text: the response as text, without the end token.
+        truncated: whether it ended at the length limit.
+        version: the policy that made it.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    text: str
+    truncated: bool
+    version: PolicyVersion
+
+
+@dataclass(slots=True)
+class Group:
+    """All samples of one request."""
+
+    key: str
+    prompt_tokens: tuple[int, ...]
+    samples: list[Sample] = field(default_factory=list)
+
+
+def seed_for(*parts: object) -> int:
+    """A 31-bit seed that depends on every part: (run seed, stage, step, prompt)."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 2**31

@@ -1,0 +1,1 @@
+"""The tiny base model: its tokenizer, its drills, its training."""

@@ -1,0 +1,273 @@
+"""Training of the tiny base model in one plain process; resumable from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bi_ray.config import PretrainConfig
+from bi_ray.policy.chat import encode_prompt
+from bi_ray.pretraining.drills import draw_drill
+from bi_ray.pretraining.muon import Muon
+from bi_ray.pretraining.tokenizer import build_tokenizer
+from bi_ray.store import write_atomically
+from bi_ray.tasks.promptbench import PromptBenchTask, phrases
+
+IGNORED = -100  # label of a token that is not learned
+_POOL_STEPS = 4  # drills of this many steps are sorted by length together, which keeps padding low
+
+
+def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A fresh Llama with tied embeddings, sized by ``config``, whose first heads look one, two and three tokens back.
+
+    Recall by name needs such heads first, and they are what plain training is slowest to find.
+    """
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.mlp_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.max_positions,
+            rope_theta=config.rope_theta,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attention_bias=True,
+            initializer_range=0.05,
+            dtype="float32",
+        )
+    )
+    attention = model.model.layers[0].self_attn
+    width = config.hidden_size // config.heads
+    with torch.no_grad():
+        for head, distance in enumerate(range(1, min(config.heads, 4))):
+            rows = slice(head * width, (head + 1) * width)
+            attention.q_proj.bias[rows], attention.k_proj.bias[rows] = _look_back(distance, width, config.rope_theta)
+    return model
+
+
+def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Tensor]:
+    """Query and key biases of a head that attends ``distance`` tokens back, each of shape [width].
+
+    Under rotary embedding the score at a distance d is the sum over frequencies f of cos(f * (d - distance)): largest
+    at ``distance``. Only the fastest frequencies tell neighbours apart, so only they are set.
+    """
+    half, fastest, strength = width // 2, 4, 6.0
+    angles = distance * rope_theta ** (-torch.arange(fastest) / half)
+    query, key = torch.zeros(width), torch.zeros(width)
+    key[:fastest] = strength
+    # transformers rotates the pair (i, i + half) of a query at position t by t * f: turned back here by the distance.
+    query[:fastest], query[half : half + fastest] = strength * angles.cos(), -strength * angles.sin()
+    return query, key
+
+
+Example = tuple[list[int], int]  # tokens, and how many of them are the prompt
+
+
+def encode_drill(tokenizer: PreTrainedTokenizerFast, task: PromptBenchTask, rng: random.Random, p: float) -> Example:
+    """Draw a drill at progress ``p`` and turn it into tokens."""
+    drill = draw_drill(task, rng, p)
+    response = tokenizer.encode(drill.response, add_special_tokens=False) + [tokenizer.eos_token_id]
+    prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt) if drill.prompt is not None else []
+    return prompt + response, len(prompt)
+
+
+def batches(
+    config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, start_step: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Micro-batches of every step from ``start_step`` on, each a pair (tokens, labels) of shape [rows, length].
+
+    A step's content depends on the configuration and on its number only, so that a resumed run sees what an
+    undisturbed one does.
+    """
+    task = PromptBenchTask(config.task, config.seed)
+    for pool in range(start_step // _POOL_STEPS, -(-config.steps // _POOL_STEPS)):
+        rng = random.Random(f"{config.seed}/pretrain/{pool}")
+        progress = pool * _POOL_STEPS / config.steps
+        examples: list[Example] = []
+        tokens = 0
+        while tokens < _POOL_STEPS * config.batch_tokens:
+            example = encode_drill(tokenizer, task, rng, progress)
+            if len(example[0]) <= config.max_positions:
+                examples.append(example)
+                tokens += len(example[0])
+        micro = [_pad(rows, tokenizer.pad_token_id) for rows in _by_length(examples, config.microbatch_tokens)]
+        rng.shuffle(micro)
+        for step in range(pool * _POOL_STEPS, (pool + 1) * _POOL_STEPS):
+            if step >= start_step:
+                yield micro[step % _POOL_STEPS :: _POOL_STEPS]
+
+
+def _by_length(examples: list[Example], limit: int) -> Iterator[list[Example]]:
+    rows: list[Example] = []
+    for example in sorted(examples, key=lambda item: len(item[0])):
+        if rows and (len(rows) + 1) * len(example[0]) > limit:
+            yield rows
+            rows = []
+        rows.append(example)
+    yield rows
+
+
+def _pad(rows: list[Example], pad: int) -> tuple[Tensor, Tensor]:
+    length = max(len(tokens) for tokens, _ in rows)
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORED)
+    for i, (row, prompt) in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+        labels[i, prompt : len(row)] = tokens[i, prompt : len(row)]
+    return tokens, labels
+
+
+def rate_factor(step: int, steps: int, decay_share: float) -> float:
+    """Learning rate as a share of its peak: a short linear warm-up, a plateau, a linear fall to zero."""
+    warmup = max(1, steps // 50)
+    left = (steps - step) / max(1.0, decay_share * steps)
+    return min(1.0, (step + 1) / warmup, left)
+
+
+def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]]:
+    """Train, writing checkpoints and ``metrics.jsonl`` into ``directory``; yields the metrics of every step.
+
+    Stopping at any time loses at most ``checkpoint_every_steps`` steps; called again it goes on from there. Work is
+    split over processes of one thread each, not over threads: on a shared machine a thread that is held up holds up
+    every operator, a process only the end of the step.
+
+    Raises:
+        RuntimeError: a process ended early; its traceback is part of the message.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics = directory / "metrics.jsonl"
+    metrics.touch()
+    rendezvous = directory / f"rendezvous.{os.getpid()}.tmp"
+    processes = torch.multiprocessing.spawn(
+        _train, (config, directory, rendezvous), nprocs=config.processes, join=False
+    )
+    try:
+        with open(metrics) as file:
+            file.seek(0, os.SEEK_END)
+            done = False
+            while not done:
+                done = processes.join(timeout=1)
+                for line in file:
+                    yield json.loads(line)
+    finally:
+        for process in processes.processes:
+            process.kill()
+        rendezvous.unlink(missing_ok=True)
+
+
+def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous.absolute()}", rank=rank, world_size=config.processes
+    )
+    tokenizer = build_tokenizer(phrases(), PromptBenchTask(config.task, config.seed).names)
+    model = new_model(config, tokenizer)
+    parameters = list(model.parameters())
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon = Muon(matrices, lr=config.muon_learning_rate)
+    adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    start, seconds = _resume(directory, model, [muon, adamw])
+    parent = os.getppid()
+    for step, micro in enumerate(batches(config, tokenizer, start), start):
+        if os.getppid() != parent:  # the command was killed: nobody waits for this process any more
+            return
+        began = time.perf_counter()
+        factor = rate_factor(step, config.steps, config.decay_share)
+        muon.param_groups[0]["lr"] = config.muon_learning_rate * factor
+        adamw.param_groups[0]["lr"] = config.learning_rate * factor
+        learned = sum(int((labels != IGNORED).sum()) for _, labels in micro)
+        loss_sum = torch.zeros(())
+        for tokens, labels in micro[rank :: config.processes]:
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            loss = functional.cross_entropy(
+                logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+            (loss / learned).backward()
+            loss_sum += loss.detach()
+        loss_sum = _sum_over_processes(parameters, loss_sum)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in (muon, adamw):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds += time.perf_counter() - began
+        if rank == 0:
+            row = {
+                "step": step + 1,
+                "loss": float(loss_sum) / learned,
+                "tokens": sum(tokens.numel() for tokens, _ in micro),
+                "training_s": seconds,
+            }
+            with open(directory / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+            if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps:
+                _save(directory, model, tokenizer, [muon, adamw], step + 1, seconds)
+    distributed.destroy_process_group()
+
+
+def _sum_over_processes(parameters: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
+    """Add up the gradients of all processes in place; returns the summed loss."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.reshape(1)])
+    distributed.all_reduce(flat)
+    position = 0
+    for parameter in parameters:
+        parameter.grad = flat[position : position + parameter.numel()].view_as(parameter)
+        position += parameter.numel()
+    return flat[-1]
+
+
+def _save(
+    directory: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
+    with write_atomically(directory / "checkpoint") as folder:
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        state: dict[str, Tensor] = {}
+        for number, optimizer in enumerate(optimizers):
+            for index, entries in optimizer.state_dict()["state"].items():
+                state |= {f"{number}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+        save_file(state, folder / "optimizers.safetensors")
+        (folder / "progress.json").write_text(json.dumps({"step": step, "training_s": seconds}))
+
+
+def _resume(
+    directory: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Load the last checkpoint, if there is one; returns its step and the seconds trained so far."""
+    checkpoint = directory / "checkpoint"
+    if not checkpoint.exists():
+        return 0, 0.0
+    model.load_state_dict(LlamaForCausalLM.from_pretrained(checkpoint / "model").state_dict())
+    state = load_file(checkpoint / "optimizers.safetensors")
+    for number, optimizer in enumerate(optimizers):
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            which, index, name = key.split(".", 2)
+            if int(which) == number:
+                entries.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    return progress["step"], progress["training_s"]

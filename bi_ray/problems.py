@@ -1,0 +1,157 @@
+"""Sets of problems and of demonstrations on disk: Arrow data sets with a manifest beside them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from bi_ray.config import ModelConfig, RecipeConfig, RunConfig, SetName
+from bi_ray.injection.recipes import Recipe
+from bi_ray.policy.chat import encode_prompt
+from bi_ray.reasoning.graph import Graph
+from bi_ray.tasks.base import Problem, Task
+
+MANIFEST = "manifest.json"
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the row and says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemRow:
+    """A problem as the engines and the verifier need it."""
+
+    id: str
+    question: str
+    answer: str
+    graph: str  # JSON of Graph
+    prompt_tokens: tuple[int, ...]
+
+
+def write_problems(
+    task: Task, name: SetName, count: int, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, directory: Path
+) -> dict[str, Any]:
+    """Make the first ``count`` problems of a set that differ from one another; returns the manifest.
+
+    Raises:
+        DataError: a prompt is longer than ``model.max_prompt_tokens``, or the set repeats itself too often.
+    """
+    hashes: dict[str, None] = {}
+    rows: list[dict[str, Any]] = []
+    for problem in _distinct(task, name, count, hashes):
+        tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
+        if len(tokens) > model.max_prompt_tokens:
+            raise DataError(
+                f"{problem.id}: its prompt has {len(tokens)} tokens; raise model.max_prompt_tokens "
+                f"({model.max_prompt_tokens}) or lower the depth or redundant_nodes of task.sets.{name}"
+            )
+        rows.append(
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "answer": problem.answer,
+                "graph": problem.graph.to_json(),
+                "prompt_tokens": tokens,
+            }
+        )
+    Dataset.from_list(rows).save_to_disk(directory)
+    manifest = describe(rows) | {"set": name, "hashes": list(hashes)}
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    return manifest
+
+
+def _distinct(task: Task, name: SetName, count: int, hashes: dict[str, None]) -> Iterator[Problem]:
+    index = 0
+    while len(hashes) < count:
+        problem = task.problem(name, index)
+        index += 1
+        if (graph_hash := problem.graph.hash()) not in hashes:
+            hashes[graph_hash] = None
+            yield problem
+        elif index > 20 * count:
+            raise DataError(
+                f"set {name}: only {len(hashes)} different problems in {index} draws; "
+                f"ask for fewer, or raise its depth or redundant_nodes"
+            )
+
+
+def describe(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over a set: how often the answer is zero, and what the best constant answer would score."""
+    answers = Counter(row["answer"] for row in rows)
+    constant, times = answers.most_common(1)[0]
+    return {
+        "problems": len(rows),
+        "zero_answer_share": answers["0"] / len(rows),
+        "best_constant_answer": constant,
+        "best_constant_accuracy": times / len(rows),
+        "prompt_tokens_mean": sum(len(row["prompt_tokens"]) for row in rows) / len(rows),
+        "prompt_tokens_max": max(len(row["prompt_tokens"]) for row in rows),
+    }
+
+
+def read_problems(directory: Path) -> list[ProblemRow]:
+    """The problems of a set.
+
+    Raises:
+        DataError: a row has no answer.
+    """
+    rows: list[ProblemRow] = []
+    for number, row in enumerate(_load(directory)):
+        if not row.get("answer"):
+            raise DataError(f"{directory}, row {number}: no answer; every problem needs one to be verified")
+        rows.append(ProblemRow(**{**row, "prompt_tokens": tuple(row["prompt_tokens"])}))
+    return rows
+
+
+def _load(directory: Path) -> Dataset:
+    data = load_from_disk(str(directory))
+    assert isinstance(data, Dataset)
+    return data
+
+
+def write_demonstrations(
+    task: Task, config: RecipeConfig, run: RunConfig, problems: Path, tokenizer: PreTrainedTokenizerBase, out: Path
+) -> dict[str, Any]:
+    """Write an arm's demonstrations for the problems of a directory; returns their manifest.
+
+    Raises:
+        DataError: a demonstration is longer than ``model.max_response_tokens``.
+    """
+    recipe = Recipe(config, run.seeds.data)
+    rows: list[dict[str, Any]] = []
+    behaviours: Counter[str] = Counter()
+    for row in read_problems(problems):
+        demonstration = recipe.demonstrate(task, Problem(row.id, row.question, Graph.from_json(row.graph)))
+        tokens = [*tokenizer.encode(demonstration.response, add_special_tokens=False), tokenizer.eos_token_id]
+        if len(tokens) > run.model.max_response_tokens:
+            raise DataError(
+                f"{row.id}: its demonstration has {len(tokens)} tokens; raise model.max_response_tokens "
+                f"({run.model.max_response_tokens}) or make the problems of task.sets.sft smaller"
+            )
+        behaviours.update(span.behaviour for span in demonstration.spans)
+        rows.append(
+            {
+                "id": row.id,
+                "question": row.question,
+                "response": demonstration.response,
+                "spans": [span._asdict() for span in demonstration.spans],
+                "prompt_tokens": list(row.prompt_tokens),
+                "response_tokens": tokens,
+            }
+        )
+    Dataset.from_list(rows).save_to_disk(out)
+    manifest = {
+        "demonstrations": len(rows),
+        "response_tokens_mean": sum(len(row["response_tokens"]) for row in rows) / len(rows),
+        "behaviours_per_demonstration": {name: count / len(rows) for name, count in sorted(behaviours.items())},
+    }
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    return manifest

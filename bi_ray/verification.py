@@ -1,0 +1,233 @@
+"""From a response to a verdict: exact answer, format, truncation, and the check of every line of the trace.
+
+A reward function of the user takes the place of the exact match where the configuration names one. When it raises,
+returns no finite number or takes too long, the sample ends as a data failure: a failure is never a reward of zero.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from types import FrameType
+
+from bi_ray.config import ConfigError, VerifierConfig
+from bi_ray.reasoning.check import check_trace
+from bi_ray.reasoning.graph import Graph
+from bi_ray.tasks.base import Task
+
+RewardFunction = Callable[..., float]  # called with the keyword arguments question, answer and response, all text
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationItem:
+    """A response and the problem that it answers.
+
+    Attributes:
+        question: the problem's text.
+        graph: the problem's graph, as ``Graph.to_json`` writes it.
+        answer: the right answer, as text.
+        response: the response, without its end token.
+        truncated: whether it ended at the length limit.
+    """
+
+    question: str
+    graph: str
+    answer: str
+    response: str
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a response is worth.
+
+    Attributes:
+        reward: exact match (1 or 0) or what the user's reward function returned, plus the reward for the format.
+        right: whether the last answer is the right one, whatever rewards it.
+        format_right: whether it is exactly one chain of thought and one answer, and not truncated.
+        truncated: whether it ended at the length limit; then it is wrong.
+        trace_valid: whether every line of the chain of thought is right.
+        trace_fault: what is wrong with the first bad line, None for a valid trace.
+        reflections: lines that turn back from a node, justified or not.
+        analyses: lines that restate what they use.
+        subgoals: lines that write the numbers out.
+    """
+
+    reward: float
+    right: bool
+    format_right: bool
+    truncated: bool
+    trace_valid: bool
+    trace_fault: str | None = None
+    reflections: int = 0
+    analyses: int = 0
+    subgoals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFailure:
+    """A sample without a verdict, because of its data or of the user's reward function: dropped and counted."""
+
+    reason: str
+
+
+class RewardError(ValueError):
+    """A reward function that raised, took too long, or returned no finite number."""
+
+
+class _Timeout(BaseException):
+    """Raised by the timer inside the user's code; no ``except Exception`` there can swallow it."""
+
+
+def verify(
+    task: Task,
+    problem_graph: Graph,
+    answer: str,
+    response_text: str,
+    truncated: bool,
+    reward_function: Callable[[], float] | None = None,
+    format_reward: float = 0.0,
+) -> Verdict:
+    """Judge one response (section 8 of docs/method.md).
+
+    Args:
+        task: reads the response.
+        problem_graph: what the trace is checked against.
+        answer: the right answer, as text.
+        response_text: the response, without its end token.
+        truncated: whether it ended at the length limit; then its reward is 0 whatever it says.
+        reward_function: gives the reward of this response in place of the exact match.
+        format_reward: added where the format is right.
+
+    Raises:
+        RewardError: from ``reward_function``.
+    """
+    steps = task.parse_trace(response_text)
+    trace = check_trace(steps, problem_graph, task.notation)
+    format_right = not truncated and task.format_is_right(response_text)
+    right = not truncated and task.parse_answer(response_text) == answer
+    reward = 0.0
+    if not truncated:
+        reward = (reward_function() if reward_function else float(right)) + format_reward * format_right
+    return Verdict(
+        reward=reward,
+        right=right,
+        format_right=format_right,
+        truncated=truncated,
+        trace_valid=trace.valid,
+        trace_fault=trace.reason,
+        reflections=sum(bool(step.missing) for step in steps),
+        analyses=sum(bool(step.restated) for step in steps),
+        subgoals=sum(bool(step.numbers) for step in steps),
+    )
+
+
+class Verifier:
+    """Scores batches; keeps no state between them.
+
+    Args:
+        task: reads the responses.
+        config: the reward function and its time limit.
+        format_reward: added where the format is right (``RLConfig.format_reward``).
+
+    Raises:
+        ConfigError: the reward function cannot be loaded.
+    """
+
+    def __init__(self, task: Task, config: VerifierConfig, format_reward: float = 0.0) -> None:
+        self.task = task
+        self.sample_timeout_s = config.sample_timeout_s
+        self.format_reward = format_reward
+        self.reward_function = load_reward_function(config.reward_function) if config.reward_function else None
+
+    def ready(self) -> int:
+        """Identifier of the process that scores."""
+        return os.getpid()
+
+    def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        """A verdict or a data failure per item, in order. With a reward function: only in the main thread."""
+        return [self._score(item) for item in items]
+
+    def _score(self, item: VerificationItem) -> Verdict | DataFailure:
+        def reward() -> float:
+            assert self.reward_function is not None
+            return call_reward_function(self.reward_function, item, self.sample_timeout_s)
+
+        try:
+            return verify(
+                self.task,
+                Graph.from_json(item.graph),
+                item.answer,
+                item.response,
+                item.truncated,
+                reward if self.reward_function else None,
+                self.format_reward,
+            )
+        except RewardError as error:
+            return DataFailure(str(error))
+
+
+def load_reward_function(path: str) -> RewardFunction:
+    """The function at ``package.module:function``; modules of the working directory are found too.
+
+    Raises:
+        ConfigError: no such module, no such function, or the module does not import.
+    """
+    where = f"verifier.reward_function: {path}"
+    module_name, _, function_name = path.partition(":")
+    if not module_name or not function_name:
+        raise ConfigError(f"{where} is no import path; write package.module:function")
+    if os.getcwd() not in sys.path:  # a console script's path lacks it
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"{where}: {module_name} does not import: {type(error).__name__}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{where}: {module_name} has no function {function_name!r}")
+    return function
+
+
+def call_reward_function(function: RewardFunction, item: VerificationItem, timeout_s: float) -> float:
+    """What ``function`` returns for ``item``.
+
+    Raises:
+        RewardError: it raised, ran longer than ``timeout_s`` in Python code, or returned no finite number.
+    """
+    try:
+        with _time_limit(timeout_s):
+            value = function(question=item.question, answer=item.answer, response=item.response)
+    except _Timeout as error:
+        raise RewardError(f"the reward function took longer than {timeout_s:g} s") from error
+    except (Exception, SystemExit) as error:  # user code: whatever it raises is about this sample
+        raise RewardError(f"the reward function raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise RewardError(f"the reward function returned {value!r:.80}, which is no finite number")
+    return float(value)
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt the block after ``seconds``: a signal, so only in the main thread and only between two bytecodes.
+
+    A call that stays in C for longer is left to the deadline of whoever waits for this process.
+    """
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise _Timeout
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

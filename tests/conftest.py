@@ -1,0 +1,71 @@
+"""What tests share: a local Ray, and tiny models that transformers and vLLM both load."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before Ray is imported anywhere: a local cluster without tokens, and no reports to anybody.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+LOCAL_CPUS = 4  # logical ones: what Ray hands out, whatever the machine has
+NAME_POOL = 48
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A Ray of this test file alone, with ``LOCAL_CPUS`` logical CPUs."""
+    import ray
+
+    ray.init(num_cpus=LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_model(tied, seed=0)``: a random 2-layer Llama of 64 with the project's tokenizer, in a directory."""
+    made: dict[tuple[bool, int], Path] = {}
+
+    def make(tied: bool, seed: int = 0) -> Path:
+        if (tied, seed) not in made:
+            made[tied, seed] = tmp_path_factory.mktemp("tiny")
+            _write_tiny_model(made[tied, seed], tied, seed)
+        return made[tied, seed]
+
+    return make
+
+
+def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bi_ray.pretraining.tokenizer import build_tokenizer
+    from bi_ray.tasks.promptbench import node_names, phrases
+
+    tokenizer = build_tokenizer(phrases(), node_names(NAME_POOL))
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            tie_word_embeddings=tied,
+            initializer_range=0.15,  # wide, so that a random model has opinions and a wrong weight shows
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

@@ -1,0 +1,127 @@
+"""The sharded learner on real gloo processes, against one plain transformers model and its own twin on one process."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_policy import VOCABULARY, distance, on_ranks, tiny_policy
+
+from bi_ray.config import ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
+from bi_ray.learning.losses import nll_loss
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.learning.rl import policy_loss
+from bi_ray.learning.sharding import full_tensor
+from bi_ray.policy.checkpoint import load_model
+from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.packing import Row, pack
+
+CPU = torch.device("cpu")
+SGD = OptimizerConfig(kind="sgd", learning_rate=0.5, max_grad_norm=1e9)
+ADAMW = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
+GRPO = RLConfig(clip_ratio=0.2, kl_coefficient=0.1, temperature=0.7)
+
+
+def make_rows(count: int, seed: int = 0) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    rows = []
+    for i in range(count):
+        prompt, response = number(1, 12), number(1, 20)
+        tokens = tuple(torch.randint(0, VOCABULARY, (prompt + response,), generator=generator).tolist())
+        logprobs = tuple((-5 + torch.randn(response, generator=generator)).tolist())
+        rows.append(Row(tokens, prompt, 1 / (count * response), (-1.0) ** i * (1 + i / count), logprobs))
+    return rows
+
+
+def loss_of(kind: str, model, reference=None):
+    if kind == "grpo":
+        return policy_loss(model, reference, GRPO)
+    return lambda batch, _: nll_loss(token_logprobs(model, batch.tokens, batch.learned)[0], batch.weights)
+
+
+def learn(policy: Path, out: Path, kind: str, rows: list[Row], limit: int) -> None:
+    """Accumulate one gradient, then make one update; rank 0 writes both."""
+    learner = Learner(policy, ModelConfig(), SGD, limit, CPU)
+    reference = load_sharded(policy, ModelConfig(), CPU).requires_grad_(False)
+    loss = loss_of(kind, learner.model, reference)
+    learner.accumulate(rows, loss)
+    gradient = {name: full_tensor(p.grad) for name, p in learner.model.named_parameters()}
+    learner.model.zero_grad()
+    metrics = learner.update(1, rows, loss, SGD.learning_rate)
+    weights = learner.gather_weights()
+    if learner.rank == 0:
+        out.mkdir(parents=True)
+        save_file(gradient, out / "gradient")
+        save_file({name: tensor.clone() for name, tensor in weights.items()}, out / "weights")
+        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        save_file(numbers, out / "metrics")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    return tiny_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, policy, kind):
+    """5 rows on 2 ranks in tiny micro-batches: uneven shares, so that one rank gets an empty micro-batch."""
+    rows = make_rows(5)
+    shares = pack(rows, 24, 2)
+    assert any(not batch.learned.any() for share in shares for batch in share), "the test wants an empty micro-batch"
+    on_ranks(2, learn, policy, tmp_path / "two", kind, rows, 24)
+    model, reference = load_model(policy), load_model(policy)
+    [[batch]] = pack(rows, 10**9)  # all rows in one pass of an unsharded model
+    totals = type("Ignored", (), {"add": lambda *_: None, "keep_largest": lambda *_: None})()
+    loss_of(kind, model, reference)(batch, totals).backward()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    assert distance(load_file(tmp_path / "two" / "gradient"), gradient) <= 1e-5
+    torch.optim.SGD(model.parameters(), lr=SGD.learning_rate).step()
+    learned = load_file(tmp_path / "two" / "weights")
+    assert distance(learned, {name: tensor.detach() for name, tensor in model.state_dict().items()}) <= 1e-5
+    assert distance(learned, dict(load_model(policy).state_dict())) > 1e-3  # the step was large
+    norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
+    assert float(load_file(tmp_path / "two" / "metrics")["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+
+
+def train_and_checkpoint(policy: Path, folder: Path, start: int, stop: int) -> None:
+    directories = StepDirectories(folder)
+    assert directories.recover() == start
+    learner = load_checkpoint(policy, directories, start, ModelConfig(), ADAMW, 64, CPU)
+    for step in range(start + 1, stop + 1):
+        learner.update(step, make_rows(6, seed=step), loss_of("sft", learner.model), ADAMW.learning_rate)
+    save_checkpoint(learner, policy, directories, stop)
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
+    on_ranks(2, train_and_checkpoint, policy, tmp_path / "a", 0, 2)
+    on_ranks(1, train_and_checkpoint, policy, tmp_path / "a", 2, 4)
+    on_ranks(1, train_and_checkpoint, policy, tmp_path / "b", 0, 4)
+    for name in ("policy/model.safetensors", "optimizer.safetensors"):
+        resumed, straight = load_file(tmp_path / "a/step_4" / name), load_file(tmp_path / "b/step_4" / name)
+        assert distance(resumed, straight) <= 1e-5, name
+    state = load_file(tmp_path / "a/step_4/optimizer.safetensors")
+    assert {float(value) for name, value in state.items() if name.endswith("|step")} == {4.0}
+    assert (tmp_path / "a/step_4/policy/tokenizer_config.json").exists()
+
+
+def refuse_nan(policy: Path) -> None:
+    learner = Learner(policy, ModelConfig(), SGD, 64, CPU)
+    before = learner.gather_weights()
+    rows = [dataclasses.replace(row, weight=float("nan")) for row in make_rows(4)]
+    with pytest.raises(TrainingError, match=r"step 7: the loss is nan"):
+        learner.update(7, rows, loss_of("sft", learner.model), 0.1)
+    after = learner.gather_weights()
+    if learner.rank == 0:
+        assert before
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    learner.update(8, make_rows(4), loss_of("sft", learner.model), 0.1)  # no trace of the bad gradient is left
+
+
+def test_a_loss_that_is_not_a_number_changes_nothing(policy):
+    on_ranks(2, refuse_nan, policy)

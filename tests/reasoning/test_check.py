@@ -1,0 +1,154 @@
+"""The checker against traces that are wrong on purpose, each refused at the right line for the right reason."""
+
+import pytest
+
+from bi_ray.reasoning.check import check_trace
+from bi_ray.reasoning.graph import Graph, Node, Operator
+from bi_ray.tasks.promptbench import PromptBenchTask, parse_line
+
+GRAPH = Graph(
+    [
+        Node("aaa", 5),
+        Node("aab", -3),
+        Node("aac", 8, Operator.SUBTRACT, ("aaa", "aab")),
+        Node("aad", 64, Operator.SQUARE, ("aac",)),
+        Node("aae", 9, Operator.SQUARE, ("aab",)),
+        Node("aaf", 73, Operator.ADD, ("aad", "aae")),
+        Node("aag", 2),
+        Node("aah", 10, Operator.MULTIPLY, ("aaa", "aag")),
+    ],
+    question="aaf",
+)
+
+RIGHT = [
+    "Let's solve aaa, aaa is 5",
+    "Let's solve aab, aab is -3",
+    "Let's solve aac, aac = aaa - aab = 5 - (-3) = 8",
+    "Let's solve aad, aad = aac^2 = 8^2 = 64",
+    "Let's solve aae, since aab is -3, aae = aab^2 = (-3)^2 = 9",
+    "Let's solve aaf, aaf = aad + aae = 73",
+]
+
+
+def report_of(lines):
+    return check_trace([parse_line(line) for line in lines], GRAPH, PromptBenchTask.notation)
+
+
+def attempt(node: str, *missing: str) -> str:
+    verb = "are" if len(missing) > 1 else "is"
+    return (
+        f"Let's solve {node}, {' and '.join(missing)} {verb} not known yet, wait, "
+        f"{node} seems to be not solvable yet, let's get back"
+    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        RIGHT,
+        [RIGHT[0], attempt("aac", "aab"), *RIGHT[1:]],
+        [attempt("aaf", "aad", "aae"), *RIGHT],
+        [attempt("aaf", "aae", "aad"), *RIGHT],  # in any order
+        [RIGHT[0], attempt("aah", "aag"), *RIGHT[1:]],  # a redundant node
+        [RIGHT[1], RIGHT[4], RIGHT[0], *RIGHT[2:4], RIGHT[5]],  # another topological order
+        [*RIGHT, "Let's solve aag, aag is 2"],  # more than was asked
+        [*RIGHT[:2], "Let's solve aac, since aaa is 5 and aab is -3, aac = aaa - aab = 8", *RIGHT[3:]],
+    ],
+)
+def test_right_traces_are_valid(lines):
+    report = report_of(lines)
+    assert report.valid, report.reason
+    assert (report.first_bad_step, report.reason, report.steps) == (None, None, len(lines))
+    assert report.solved["aaf"] == 73
+
+
+def test_behaviours_are_counted():
+    report = report_of([attempt("aaf", "aad", "aae"), RIGHT[0], attempt("aac", "aab"), *RIGHT[1:]])
+    assert (report.reflections, report.analyses, report.subgoals) == (2, 1, 3)
+
+
+def change(position: int, *lines: str) -> list[str]:
+    """The right trace with one line replaced by ``lines``."""
+    return [*RIGHT[:position], *lines, *RIGHT[position + 1 :]]
+
+
+AAC = "Let's solve aac, aac = "
+WRONG = [
+    # wrong values
+    (change(0, "Let's solve aaa, aaa is 6"), 0, "aaa is 5, not 6"),
+    (change(1, "Let's solve aab, aab is 3"), 1, "aab is -3, not 3"),
+    (change(2, f"{AAC}aaa - aab = 2"), 2, "aac is 8, not 2"),
+    (change(2, f"{AAC}aaa - aab = 5 - (-3) = 2"), 2, "aac is 8, not 2"),
+    (change(3, "Let's solve aad, aad = aac^2 = 8^2 = 16"), 3, "aad is 64, not 16"),
+    (change(5, "Let's solve aaf, aaf = aad + aae = 74"), 5, "aaf is 73, not 74"),
+    (change(5, "Let's solve aaf, aaf = aad + aae = -73"), 5, "aaf is 73, not -73"),
+    # wrong order, missing parents
+    (RIGHT[1:], 1, "solves aac before aaa"),
+    (RIGHT[2:], 0, "solves aac before aaa, aab"),
+    (change(1), 1, "solves aac before aab"),
+    (change(2), 2, "solves aad before aac"),
+    (change(4), 4, "solves aaf before aae"),
+    ([RIGHT[5]], 0, "solves aaf before aad, aae"),
+    ([RIGHT[0], RIGHT[4], *RIGHT[1:4], RIGHT[5]], 1, "solves aae before aab"),
+    # reflections
+    ([attempt("aaa", "aab"), *RIGHT], 0, "turns back from aaa, which was not locked"),
+    (change(2, attempt("aac", "aaa"), RIGHT[2]), 2, "turns back from aac, which was not locked"),
+    ([*RIGHT[:2], attempt("aac", "aaa", "aab"), *RIGHT[2:]], 2, "turns back from aac, which was not locked"),
+    ([attempt("aac", "aab"), *RIGHT], 0, "says that aab are missing for aac; missing are aaa, aab"),
+    ([RIGHT[0], attempt("aac", "aaa", "aab"), *RIGHT[1:]], 1, "missing for aac; missing are aab"),
+    ([RIGHT[0], attempt("aac", "aag"), *RIGHT[1:]], 1, "says that aag are missing for aac; missing are aab"),
+    ([attempt("aaf", "aac"), *RIGHT], 0, "says that aac are missing for aaf; missing are aad, aae"),
+    ([RIGHT[0], attempt("aaa", "aab"), *RIGHT[1:]], 1, "aaa is already solved"),
+    ([attempt("zzz", "aaa"), *RIGHT], 0, "zzz is no quantity of the problem"),
+    # wrong equations
+    (change(2, f"{AAC}aab - aaa = 8"), 2, "aac: - of ('aab', 'aaa') is not what the problem states"),
+    (change(2, f"{AAC}aaa - aab = -3 - 5 = 8"), 2, "aac: - of ('-3', '5') is not"),
+    (change(2, f"{AAC}aaa + aab = 8"), 2, "aac: + of ('aaa', 'aab') is not"),
+    (change(2, f"{AAC}aaa - aab = 5 + 3 = 8"), 2, "aac: + of ('5', '3') is not"),
+    (change(2, f"{AAC}aaa - aab = 5 - 3 = 8"), 2, "aac: - of ('5', '3') is not"),
+    (change(2, f"{AAC}aaa * aab = 8"), 2, "aac: * of ('aaa', 'aab') is not"),
+    (change(2, f"{AAC}aaa - aag = 8"), 2, "aac: - of ('aaa', 'aag') is not"),
+    (change(2, f"{AAC}aaa^2 = 8"), 2, "aac: ^2 of ('aaa',) is not"),
+    (change(3, "Let's solve aad, aad = aac * aac = 64"), 3, "aad: * of ('aac', 'aac') is not"),
+    (change(3, "Let's solve aad, aad = aac^2 = 9^2 = 64"), 3, "aad: ^2 of ('9',) is not"),
+    (change(5, "Let's solve aaf, aaf = aae + aad = 73"), 5, "aaf: + of ('aae', 'aad') is not"),
+    (change(2, "Let's solve aac, aac is 8"), 2, "aac needs an equation"),
+    (change(0, RIGHT[0], "Let's solve aag, aag = aaa^2 = 2"), 1, "aag is given, yet an equation is written for it"),
+    (change(0, "Let's solve aaa, aaa = aag^2 = 5"), 0, "aaa is given, yet an equation is written for it"),
+    # wrong restatements
+    (change(4, "Let's solve aae, since aab is 3, aae = aab^2 = 9"), 4, "aae: restates aab as 3"),
+    (change(4, "Let's solve aae, since aaa is 5, aae = aab^2 = 9"), 4, "aae: restates aaa as 5"),
+    (change(2, f"Let's solve aac, since aaa is 5 and aab is -4, {AAC[17:]}aaa - aab = 8"), 2, "restates aab as -4"),
+    # names, repeats, endings
+    (change(0, "Let's solve zzz, zzz is 5"), 0, "zzz is no quantity of the problem"),
+    (change(5, RIGHT[4], RIGHT[5]), 5, "aae is already solved"),
+    (change(1, RIGHT[0], RIGHT[1]), 1, "aaa is already solved"),
+    (RIGHT[:-1], 5, "ends before aaf is solved"),
+    ([], 0, "ends before aaf is solved"),
+    ([RIGHT[0], attempt("aaf", "aad", "aae")], 2, "ends before aaf is solved"),
+    # lines of no known form
+    (change(1, "hmm"), 1, "no line of a known form: 'hmm'"),
+    (change(1, ""), 1, "no line of a known form"),
+    (change(0, "Let's solve aaa, aab is 5"), 0, "no line of a known form"),
+    (change(0, "Let's solve aaa, aaa is five"), 0, "no line of a known form"),
+    (change(0, "Let's solve aaa, aaa is 5."), 0, "no line of a known form"),
+    (change(0, "Let's solve aaa, aaa is " + "5" * 5000), 0, "no line of a known form"),
+    (change(0, "Let's solve aaa, aaa is 5, aab is -3"), 0, "no line of a known form"),
+    (change(2, f"{AAC}aaa - aab"), 2, "no line of a known form"),
+    (change(2, f"{AAC}aaa - aab = 5 - (-3 = 8"), 2, "no line of a known form"),
+    (change(2, f"{AAC}aaa - aab = 5 - (-3) = 8 = 8"), 2, "no line of a known form"),
+    (change(4, "Let's solve aae, aae = aab^2 = -3^2 = 9"), 4, "no line of a known form"),  # the sign is not squared
+    (change(2, attempt("aac", "aab").replace("wait, aac", "wait, aad")), 2, "no line of a known form"),
+]
+
+
+@pytest.mark.parametrize(("lines", "position", "reason"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+def test_wrong_traces_are_refused_where_they_go_wrong(lines, position, reason):
+    report = report_of(lines)
+    assert not report.valid
+    assert report.first_bad_step == position
+    assert reason in report.reason
+
+
+def test_there_are_many_of_them():
+    assert len(WRONG) >= 40
