@@ -6,12 +6,12 @@ no Ray process: it cannot fetch objects, and nobody ends it when the actor that 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 else:
     Base = object
 
-_WATCH_INTERVAL_S = 1.0
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry and no engine loads
 
 
@@ -47,10 +46,8 @@ class WeightExtension(Base):
             )
         return len(names)
 
-    def watch_parent(self) -> int:
-        """End this process soon after the one that spawned it ended; returns this process's id."""
-        parent = os.getppid()
-        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    def engine_pid(self) -> int:
+        """Id of the process that this worker lives in."""
         return os.getpid()
 
     def _wanted_names(self) -> set[str]:
@@ -83,7 +80,16 @@ def require_names(path: str, found: Iterable[str], wanted: Iterable[str]) -> Non
         raise ValueError(f"{path} lacks {len(missing)} parameters of the model: {', '.join(missing[:5])}")
 
 
-def _exit_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_WATCH_INTERVAL_S)
+def _end_with_parent() -> None:
+    """End this process as soon as the one that spawned it has ended, even by SIGKILL, even while it starts."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_exit, args=(parent,), daemon=True).start()
+
+
+def _wait_and_exit(parent: Any) -> None:
+    parent.join()
     os._exit(1)
+
+
+_end_with_parent()  # the engine's process imports this module while it builds its worker

@@ -200,9 +200,9 @@ class RolloutPool:
         if not isinstance(error, TimeoutError):
             return _name(error)
         return (
-            f"no answer in {self.config.start_timeout_s:g} s (rollout.start_timeout_s); each wants "
-            f"{self.config.cpus_per_worker:g} CPU and {self.config.gpus_per_worker:g} GPU, so lower rollout.workers or "
-            "rollout.cpus_per_worker if the cluster has not got them"
+            f"no answer in {self.config.start_timeout_s:g} s. Each wants {self.config.cpus_per_worker:g} CPU and "
+            f"{self.config.gpus_per_worker:g} GPU: lower rollout.workers or rollout.cpus_per_worker if the cluster has "
+            "not got them, raise rollout.start_timeout_s if it is only slow"
         )
 
     async def _admit(self, member: _Member) -> None:
@@ -276,7 +276,7 @@ class RolloutPool:
     # Weights
 
     async def sync(self, announcement: Announcement) -> None:
-        """Bring every worker in service to the announced weights.
+        """Bring every worker in service to the announced weights. What is in work is finished first, in that time.
 
         A worker that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just
         coming up take the version before they are given work.
@@ -405,22 +405,26 @@ class RolloutPool:
 
     def _dispatch(self) -> None:
         """Give waiting groups to workers with room, the oldest group first."""
-        while self._waiting:
-            if self._waiting[0].member.done():  # its caller was cancelled
-                self._waiting.popleft()
-                continue
-            member = self._least_busy(self._waiting[0].avoid)
-            if member is None:
-                return
+        held_back: list[_Waiting] = []  # only workers that failed on it have room
+        while self._waiting and self._free(self._serving()):
             waiting = self._waiting.popleft()
+            if waiting.member.done():  # its caller was cancelled
+                continue
+            willing = [member for member in self._serving() if member.number not in waiting.avoid]
+            free = self._free(willing or self._serving())
+            if not free:
+                held_back.append(waiting)
+                continue
+            member = min(free, key=lambda member: (member.outstanding, member.number))
             member.outstanding += waiting.samples
             waiting.member.set_result(member)
+        self._waiting.extendleft(reversed(held_back))
 
-    def _least_busy(self, avoid: frozenset[int]) -> _Member | None:
-        healthy = [member for member in self._members if member.state is WorkerState.HEALTHY]
-        willing = [member for member in healthy if member.number not in avoid] or healthy
-        free = [member for member in willing if member.outstanding < self.config.max_sequences]
-        return min(free, key=lambda member: (member.outstanding, member.number), default=None)
+    def _serving(self) -> list[_Member]:
+        return [member for member in self._members if member.state is WorkerState.HEALTHY]
+
+    def _free(self, members: list[_Member]) -> list[_Member]:
+        return [member for member in members if member.outstanding < self.config.max_sequences]
 
     def _fail_waiting(self, reason: str) -> None:
         while self._waiting:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
@@ -54,13 +54,14 @@ class VerifierClient:
         while (left := deadline - time.monotonic()) > 0:
             try:
                 return await self._within(left, self.handle.ready.remote())
-            except RayTaskError as error:
-                raise VerifierUnavailable(f"the verifier does not start: {error}") from error
             except (RayActorError, TimeoutError) as error:
+                if isinstance(error, RayActorError) and error.actor_init_failed:
+                    raise VerifierUnavailable(f"the verifier does not start: {_last_line(error)}") from error
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier is not back within {self.config.batch_timeout_s:g} s (verifier.batch_timeout_s): {fault}"
+            f"the verifier is not back within verifier.batch_timeout_s ({self.config.batch_timeout_s:g} s): "
+            f"{_last_line(fault)}"
         ) from fault
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
@@ -101,3 +102,8 @@ class VerifierClient:
     @staticmethod
     async def _within(seconds: float, reference: Any) -> Any:
         return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, without the traceback that Ray puts before it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

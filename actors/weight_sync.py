@@ -1,7 +1,7 @@
 """How the learners' weights get into the engines: one interface, two ways, chosen by ``rollout.weight_sync``.
 
 ``shared_memory``: rank 0 of the learners writes one safetensors file per version under ``/dev/shm/bi_ray/<run>/``;
-engines on that node read the file, other nodes fetch it once each through a ``WeightOwner`` on the publishing one. Files
+engines on that node read it, other nodes fetch it once each through a ``WeightOwner`` on the publishing node. Files
 older than what every engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
 
 An engine drains before it takes new weights (``RolloutWorker.sync``), so neither way sees a running request.

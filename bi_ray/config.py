@@ -279,11 +279,13 @@ class PretrainConfig(Config):
     max_positions: Positive = 1024
     rope_theta: Annotated[float, Field(gt=0)] = 10_000
     steps: Positive = 3000
+    curriculum_steps: Positive = 2600  # until the drills are as hard as they get
+    warmup_steps: Positive = 52
+    decay_steps: Positive = 600  # at the end
     batch_tokens: Positive = 16384  # padded tokens of one optimizer step
     microbatch_tokens: Positive = 2048
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    decay_share: Fraction = 0.3
     processes: Positive = 2  # of one thread each
     checkpoint_every_steps: Positive = 50
     evaluation_problems: Positive = 200

@@ -47,7 +47,7 @@ def wilson(right: int, total: int) -> Interval:
     share, z2 = right / total, _Z95**2 / total
     centre = (share + z2 / 2) / (1 + z2)
     half = _Z95 / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

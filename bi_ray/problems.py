@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, disable_progress_bars, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from bi_ray.config import ModelConfig, RecipeConfig, RunConfig, SetName
@@ -19,6 +19,7 @@ from bi_ray.reasoning.graph import Graph
 from bi_ray.tasks.base import Problem, Task
 
 MANIFEST = "manifest.json"
+disable_progress_bars()  # a run shows its own
 
 
 class DataError(ValueError):

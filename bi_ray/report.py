@@ -23,8 +23,8 @@ _SMOOTHING_SHARE = 0.05  # of the steps, in the moving average of a training cur
 def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -> Table:
     """The table for a terminal, intervals in brackets; a gain whose interval is above 0 is green, below 0 red."""
     rendered = Table(title=title, caption="95 % intervals: Wilson, or bootstrap over seeds and problems; gains paired")
-    rendered.add_column("arm")
-    rendered.add_column("set")
+    rendered.add_column("arm", no_wrap=True)
+    rendered.add_column("set", no_wrap=True)
     for name in ("SFT", "RL", "gain"):
         rendered.add_column(name, justify="right", no_wrap=True)
     for row in table:
@@ -81,7 +81,8 @@ def _draw_curves(
     axes.set_title("Reward while RL trains", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=10)
+    if rewards:
+        axes.legend(frameon=False, fontsize=10)
 
 
 def _moving_average(values: Floats) -> Floats:

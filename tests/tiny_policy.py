@@ -1,5 +1,6 @@
 """A tiny Llama on disk and a way to run something on several gloo processes without Ray."""
 
+import multiprocessing
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.tasks.promptbench import node_names, phrases
 
 VOCABULARY = 192
+multiprocessing.set_forkserver_preload(["bi_ray.learning.rl", "bi_ray.learning.sft", "torch.distributed.tensor"])
 
 
 def tiny_policy(directory: Path, tied: bool = True, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
@@ -51,8 +53,9 @@ def _enter(rank, ranks, rendezvous, function, arguments):
 def on_ranks(ranks, function, *arguments):
     """Call ``function(*arguments)`` on every rank of a fresh process group; results go through files."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _enter, (ranks, f"{folder}/rendezvous", function, arguments), nprocs=ranks, join=True
+        # A server that imported torch and transformers once, and forks: importing takes longer than the tests.
+        torch.multiprocessing.start_processes(
+            _enter, (ranks, f"{folder}/rendezvous", function, arguments), nprocs=ranks, start_method="forkserver"
         )
 
 

@@ -18,9 +18,9 @@ from bi_ray.tasks.promptbench import PREMISES, PromptBenchTask, equation_text, n
 
 
 class Drill(NamedTuple):
-    """A text to learn; ``prompt`` is what the chat template puts before the response, None for bare text."""
+    """A response to learn, and the prompt that the chat template puts before it."""
 
-    prompt: str | None
+    prompt: str
     response: str
 
 
@@ -33,23 +33,24 @@ def copying(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill
 
 
 def recall(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Constants given by name, then listed in another order."""
+    """Constants given by name, then listed in another order, which the prompt names."""
     count = rng.randint(2, 5 + int(11 * progress))
     values = {name: _number(rng, task.config.max_abs_value) for name in rng.sample(task.names, count)}
     given = "\n".join(PREMISES[None].format(node=name, value=value) for name, value in values.items())
     listed = list(values)
     rng.shuffle(listed)
-    return Drill(given, "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed))
+    return Drill(f"{given}\n{''.join(listed)}", "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed))
 
 
 def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Given values, then independent equations over them, in every form that a trace can take."""
+    """Given values, then independent equations over them, in one of the forms that a trace can take."""
     limit = task.config.max_abs_value
     names = rng.sample(task.names, rng.randint(3, 6) + rng.randint(1, 4))
     count = rng.randint(1, min(5, len(names) - 2))
     values = {name: _number(rng, limit) for name in names[count:]}
     premises = [PREMISES[None].format(node=name, value=value) for name, value in values.items()]
     lines = []
+    restated, written_out = rng.random() < 0.3, rng.random() < 0.5
     for name in names[:count]:
         operator = rng.choice(task.operators)
         parents = rng.sample(list(values), operator.arity)
@@ -59,10 +60,9 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
         premises.append(PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result))
         symbols = equation_text(operator, parents)
         numbers = equation_text(operator, [number_text(values[parent]) for parent in parents])
-        form = rng.random()
         known = " and ".join(f"{parent} is {values[parent]}" for parent in dict.fromkeys(parents))
-        lead = f"since {known}, " if form < 0.3 else ""
-        middle = f" = {numbers}" if form < 0.15 or form > 0.6 else ""
+        lead = f"since {known}, " if restated else ""
+        middle = f" = {numbers}" if written_out else ""
         lines.append(f"Let's solve {name}, {lead}{name} = {symbols}{middle} = {result}")
     if not lines:
         return equations(task, rng, progress)
@@ -70,16 +70,16 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
 
 
 def arithmetic(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Bare equations over numbers."""
-    lines: list[str] = []
+    """Bare expressions over numbers, then each with its result."""
+    lines: dict[str, int] = {}
     limit = task.config.max_abs_value
-    while len(lines) < 12:
+    while len(lines) < 8:
         operator = rng.choice(task.operators)
         operands = [_number(rng, limit) for _ in range(operator.arity)]
         result = compute(operator, operands)
         if abs(result) <= limit:
-            lines.append(f"{equation_text(operator, [number_text(value) for value in operands])} = {result}")
-    return Drill(None, "\n".join(lines) + "\n")
+            lines[equation_text(operator, [number_text(value) for value in operands])] = result
+    return Drill("\n".join(lines), "\n".join(f"{line} = {result}" for line, result in lines.items()))
 
 
 def problems(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:

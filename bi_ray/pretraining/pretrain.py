@@ -84,7 +84,7 @@ def encode_drill(tokenizer: PreTrainedTokenizerFast, task: PromptBenchTask, rng:
     """Draw a drill at progress ``p`` and turn it into tokens."""
     drill = draw_drill(task, rng, p)
     response = tokenizer.encode(drill.response, add_special_tokens=False) + [tokenizer.eos_token_id]
-    prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt) if drill.prompt is not None else []
+    prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt)
     return prompt + response, len(prompt)
 
 
@@ -99,7 +99,7 @@ def batches(
     task = PromptBenchTask(config.task, config.seed)
     for pool in range(start_step // _POOL_STEPS, -(-config.steps // _POOL_STEPS)):
         rng = random.Random(f"{config.seed}/pretrain/{pool}")
-        progress = pool * _POOL_STEPS / config.steps
+        progress = min(1.0, pool * _POOL_STEPS / config.curriculum_steps)
         examples: list[Example] = []
         tokens = 0
         while tokens < _POOL_STEPS * config.batch_tokens:
@@ -134,11 +134,9 @@ def _pad(rows: list[Example], pad: int) -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
-def rate_factor(step: int, steps: int, decay_share: float) -> float:
-    """Learning rate as a share of its peak: a short linear warm-up, a plateau, a linear fall to zero."""
-    warmup = max(1, steps // 50)
-    left = (steps - step) / max(1.0, decay_share * steps)
-    return min(1.0, (step + 1) / warmup, left)
+def rate_factor(step: int, config: PretrainConfig) -> float:
+    """Learning rate as a share of its peak: a linear warm-up, a plateau, a linear fall to zero."""
+    return min(1.0, (step + 1) / config.warmup_steps, (config.steps - step) / config.decay_steps)
 
 
 def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]]:
@@ -190,7 +188,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
         if os.getppid() != parent:  # the command was killed: nobody waits for this process any more
             return
         began = time.perf_counter()
-        factor = rate_factor(step, config.steps, config.decay_share)
+        factor = rate_factor(step, config)
         muon.param_groups[0]["lr"] = config.muon_learning_rate * factor
         adamw.param_groups[0]["lr"] = config.learning_rate * factor
         learned = sum(int((labels != IGNORED).sum()) for _, labels in micro)

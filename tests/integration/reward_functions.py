@@ -1,5 +1,6 @@
 """Reward functions that misbehave on the response that says so, and give 0.5 otherwise."""
 
+import contextlib
 import itertools
 import os
 import time
@@ -13,10 +14,8 @@ def raises(question: str, answer: str, response: str) -> float:
 
 def sleeps(question: str, answer: str, response: str) -> float:
     while "guilty" in response:
-        try:
+        with contextlib.suppress(Exception):  # a careless loop that swallows what it can
             time.sleep(0.01)
-        except Exception:  # noqa: S110  a careless loop that swallows what it can
-            pass
     return 0.5
 
 

@@ -11,7 +11,7 @@ import ray
 from actors.verifier import VerifierClient, VerifierUnavailable
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import DataFailure, VerificationItem, Verdict
+from bi_ray.verification import DataFailure, Verdict, VerificationItem
 
 FUNCTIONS = "tests.integration.reward_functions"
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import subprocess
-import sys
+import resource
+import signal
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ TOLERANCE = 1e-4
 TEMPERATURE = 0.8
 # Longer than a block of the prefix cache, so that a cache kept over a sync would show.
 PROMPT = tuple(6 + i * 7 % 150 for i in range(200))
-ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=16, cpus_per_worker=0.5)
+ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5)
 
 
 @pytest.fixture
@@ -113,6 +114,12 @@ async def check_requests(worker: RayWorker, path: Path) -> None:
     others = [worker.generate(request(str(i), seed=100 + i, prompt=PROMPT[i:])) for i in range(9)]
     together = (await asyncio.gather(worker.generate(request()), *others))[0]
     assert together == alone
+    # More prompt tokens at once than a step of the engine has room for.
+    long = [
+        worker.generate(request(str(i), 100 + i, 1, tuple(6 + (i + j * 11) % 150 for j in range(250))))
+        for i in range(60)
+    ]
+    assert (await asyncio.gather(*long, worker.generate(request())))[-1] == alone
     assert len({tuple(sample.tokens) for sample in alone.samples}) > 1
     # Sample j of a group is what a group of one draws with seed + j.
     single = await worker.generate(request(seed=9, samples=1))
@@ -156,26 +163,26 @@ def test_old_files_are_released_and_crashed_runs_cleared(directory):
     assert not directory.exists()
 
 
-FULL_DISK = """
-import resource, signal, sys, torch
-from pathlib import Path
-from actors.weight_sync import WeightSyncError, publish_weights
-from bi_ray.policy.rollout import PolicyVersion
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    publish_weights({"w": torch.zeros(1_000_000)}, Path(sys.argv[1]), PolicyVersion(1, 1), False)
-except WeightSyncError as error:
-    print(error)
-"""
+def publish_under_a_file_limit(directory: Path, answers: multiprocessing.SimpleQueue) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        publish_weights({"w": torch.zeros(1_000_000)}, directory, PolicyVersion(1, 1), tied=False)
+    except WeightSyncError as error:
+        answers.put(str(error))
+    else:
+        answers.put("published")
 
 
 def test_a_publish_that_does_not_fit_is_one_clear_error_and_leaves_nothing(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert "version 1.1 was not published" in run.stdout
-    assert "needs 4 MiB" in run.stdout
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    process = fork.Process(target=publish_under_a_file_limit, args=(tmp_path, answers))
+    process.start()
+    process.join(60)
+    message = answers.get()
+    assert "version 1.1 was not published" in message
+    assert "needs 4 MiB" in message
     assert list(tmp_path.iterdir()) == []
 
 

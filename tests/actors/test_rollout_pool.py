@@ -1,0 +1,471 @@
+"""Routing, retries, syncs and membership of the pool, driven through small workers inside the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from actors.rollout_pool import FailedGroup, PoolError, RolloutPool
+from actors.rollout_worker import Ping, RequestError, WorkerInfo, WorkerLost
+from actors.weight_sync import FileAnnouncement
+from bi_ray.config import RolloutConfig
+from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, SamplingConfig
+
+CONFIG = RolloutConfig(
+    max_sequences=8,
+    start_timeout_s=10,
+    sync_timeout_s=10,
+    generate_timeout_s=10,
+    heartbeat_s=1000,  # the tests beat themselves
+    suspect_after_s=1,
+    dead_after_s=5,
+)
+HASTY = CONFIG.model_copy(update={"start_timeout_s": 1.0, "sync_timeout_s": 1.0, "generate_timeout_s": 1.0})
+V1, V2 = PolicyVersion(1, 1), PolicyVersion(1, 2)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Worker:
+    """Answers at once, unless told to misbehave: a mapping from a method to what it does instead."""
+
+    def __init__(self, number: int, twists: dict[str, Callable]):
+        self.number, self.twists = number, twists
+        self.version = PolicyVersion(0, 0)
+        self.served: list[str] = []
+        self.most = self.running = 0
+        self.killed = self.closed = False
+
+    async def _twist(self, method: str):
+        if method in self.twists:
+            await self.twists[method]()
+
+    async def start(self):
+        await self._twist("start")
+        return WorkerInfo("node", self.number, self.number)
+
+    async def generate(self, request):
+        if len(request.prompt_tokens) > 4:
+            raise RequestError(f"{request.key}: too long")
+        self.running += request.sampling.samples
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0.001)
+            await self._twist("generate")
+        finally:
+            self.running -= request.sampling.samples
+        self.served.append(request.key)
+        samples = [Sample([request.seed + j], [0.0], "", False, self.version) for j in range(request.sampling.samples)]
+        return Group(request.key, request.prompt_tokens, samples)
+
+    async def sync(self, announcement):
+        await self._twist("sync")
+        self.version = announcement.version
+
+    async def ping(self):
+        await self._twist("ping")
+        return Ping(self.version, self.running)
+
+    async def close(self):
+        self.closed = True
+
+    def kill(self):
+        self.killed = True
+
+
+async def lost():
+    raise WorkerLost("gone")
+
+
+async def broken():
+    raise RuntimeError("broken")
+
+
+async def hang():
+    await asyncio.sleep(1000)
+
+
+class World:
+    """A pool, the workers that it made, and the time. ``twists[i]`` is for the i-th worker ever made."""
+
+    def __init__(self, twists: dict[int, dict] | None = None, config: RolloutConfig = CONFIG, default=None):
+        self.workers: list[Worker] = []
+        self.twists, self.default = twists or {}, default or {}
+        self.clock = Clock()
+        self.pool = RolloutPool(self.make, config, self.clock)
+
+    def make(self):
+        self.workers.append(Worker(len(self.workers), self.twists.get(len(self.workers), self.default)))
+        return self.workers[-1]
+
+    def states(self):
+        return [row["state"] for row in self.pool.status()["workers"]]
+
+    async def until(self, condition):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+    async def settle(self):
+        await self.until(lambda: set(self.states()) <= {"healthy"})
+
+
+def requests(count: int, samples: int = 2, prompt=(1, 2)) -> list[GroupRequest]:
+    return [GroupRequest(f"q{i}", prompt, SamplingConfig(samples), 100 * i) for i in range(count)]
+
+
+def announcement(version: PolicyVersion) -> FileAnnouncement:
+    return FileAnnouncement(version, "node", f"/weights/{version}")
+
+
+def seeds(answers) -> list[list[int]]:
+    return [[sample.tokens[0] for sample in group.samples] for group in answers]
+
+
+EXPECTED = [[100 * i, 100 * i + 1] for i in range(40)]
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def test_work_is_spread_bounded_and_answered_in_order():
+    async def scenario():
+        world = World()
+        await world.pool.start(2)
+        finished = []
+        answers = await world.pool.generate(requests(40), lambda group: finished.append(group.key))
+        assert seeds(answers) == EXPECTED
+        assert sorted(finished) == sorted(f"q{i}" for i in range(40))
+        assert [len(worker.served) for worker in world.workers] == [20, 20]
+        assert [worker.most for worker in world.workers] == [8, 8]
+        status = world.pool.status()
+        assert [row["generated_tokens"] for row in status["workers"]] == [40, 40]
+        assert [row["outstanding"] for row in status["workers"]] == [0, 0]
+        assert status["failures"] == {}
+        await world.pool.close()
+        assert all(worker.closed for worker in world.workers)
+
+    run(scenario())
+
+
+def test_the_least_busy_worker_gets_the_next_group():
+    async def scenario():
+        gate = asyncio.Event()
+        world = World({0: {"generate": gate.wait}})
+        await world.pool.start(2)
+        finished = []
+
+        def on_group(group):
+            finished.append(group.key)
+            if len(finished) == 36:
+                gate.set()
+
+        await world.pool.generate(requests(40), on_group)
+        assert [len(worker.served) for worker in world.workers] == [4, 36]  # a full engine and no more
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_few_groups_are_spread_too():
+    async def scenario():
+        world = World()
+        await world.pool.start(2)
+        await world.pool.generate(requests(4, samples=1))
+        assert [len(worker.served) for worker in world.workers] == [2, 2]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_group_waits_for_a_worker_that_has_not_failed_on_it_and_holds_up_no_other():
+    async def scenario():
+        calls = iter([broken])
+
+        async def broken_once():
+            for call in calls:
+                await call()
+
+        gate = asyncio.Event()
+        twists = {0: {"generate": broken_once}, 1: {"generate": gate.wait}}
+        world = World(twists, CONFIG.model_copy(update={"max_sequences": 2}))
+        await world.pool.start(2)
+        first = asyncio.create_task(world.pool.generate(requests(2)))
+        await world.until(lambda: world.states() == ["suspect", "healthy"])
+        await world.pool.beat()
+        assert world.states() == ["healthy", "healthy"]
+        (later,) = await world.pool.generate(requests(1))
+        assert not first.done()
+        assert later.key == "q0"
+        assert world.workers[0].served == ["q0"]
+        gate.set()
+        assert seeds(await first) == EXPECTED[:2]
+        assert world.workers[1].served == ["q1", "q0"]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_group_larger_than_an_engine_is_still_served():
+    async def scenario():
+        world = World()
+        await world.pool.start(1)
+        answers = await world.pool.generate(requests(3, samples=20))
+        assert [len(group.samples) for group in answers] == [20, 20, 20]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_lost_worker_is_replaced_synced_and_its_groups_come_back_the_same():
+    async def scenario():
+        world = World({0: {"generate": lost}})
+        await world.pool.start(2)
+        await world.pool.sync(announcement(V1))
+        assert seeds(await world.pool.generate(requests(40))) == EXPECTED
+        await world.settle()
+        assert world.states() == ["healthy", "healthy"]
+        assert world.workers[0].killed
+        assert world.workers[0].served == []
+        assert world.workers[2].version == V1
+        row = world.pool.status()["workers"][0]
+        assert (row["restarts"], row["pid"], row["version"], row["outstanding"]) == (1, 2, "1.1", 0)
+        assert world.pool.status()["failures"] == {"lost": 1}
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("twist", [broken, hang])
+def test_a_call_that_fails_makes_suspect_and_the_group_goes_elsewhere(twist):
+    async def scenario():
+        world = World({0: {"generate": twist}}, HASTY)
+        await world.pool.start(2)
+        assert seeds(await world.pool.generate(requests(10))) == EXPECTED[:10]
+        assert world.states() == ["suspect", "healthy"]
+        assert world.pool.status()["failures"] == {"generate": 4}
+        await world.pool.beat()
+        assert world.states() == ["healthy", "healthy"]
+        assert not world.workers[0].killed
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_after_the_last_attempt_the_group_is_an_infrastructure_failure():
+    async def scenario():
+        world = World(default={"generate": broken}, config=CONFIG.model_copy(update={"group_attempts": 2}))
+        await world.pool.start(2)
+        (failed,) = await world.pool.generate(requests(1))
+        assert isinstance(failed, FailedGroup)
+        assert failed.kind == "infrastructure"
+        assert "given up after 2" in failed.reason
+        assert "RuntimeError: broken" in failed.reason
+        assert world.pool.failures["infrastructure"] == 1
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_request_at_fault_is_not_tried_again_and_hurts_nobody():
+    async def scenario():
+        world = World()
+        await world.pool.start(2)
+        bad = requests(1, prompt=(1, 2, 3, 4, 5))[0]
+        first, failed, last = await world.pool.generate([requests(3)[0], bad, requests(3)[2]])
+        assert failed == FailedGroup("q0", "data", "q0: too long")
+        assert seeds([first, last]) == [[0, 1], [200, 201]]
+        assert world.states() == ["healthy", "healthy"]
+        assert world.pool.status()["failures"] == {"data": 1}
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("twist", [broken, hang, lost])
+def test_a_failed_sync_costs_one_worker_and_not_the_others(twist):
+    async def scenario():
+        world = World({0: {"sync": twist}}, HASTY)
+        await world.pool.start(2)
+        await world.pool.sync(announcement(V1))
+        assert world.workers[0].killed
+        assert world.workers[1].version == V1
+        assert world.states()[1] == "healthy"
+        assert world.states()[0] != "healthy"
+        await world.settle()
+        assert world.workers[2].version == V1
+        assert world.pool.status()["failures"] == {"sync": 1}
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_sync_that_nobody_took_is_an_error():
+    async def scenario():
+        world = World(default={"sync": broken})
+        await world.pool.start(2)
+        with pytest.raises(PoolError, match=r"no rollout worker took version 1\.1"):
+            await world.pool.sync(announcement(V1))
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_versions_never_go_back():
+    async def scenario():
+        world = World()
+        await world.pool.start(1)
+        await world.pool.sync(announcement(V2))
+        with pytest.raises(PoolError, match="older"):
+            await world.pool.sync(announcement(V1))
+        assert world.workers[0].version == V2
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_newcomer_gives_no_answer_before_it_has_the_current_weights():
+    async def scenario():
+        gate = asyncio.Event()
+        world = World({1: {"sync": gate.wait}})
+        await world.pool.start(1)
+        await world.pool.sync(announcement(V1))
+        await world.pool.scale(2)
+        await world.until(lambda: world.states() == ["healthy", "stale"])
+        later = asyncio.create_task(world.pool.sync(announcement(V2)))  # waits for the admission
+        answers = await world.pool.generate(requests(10))
+        assert {sample.version for group in answers for sample in group.samples} == {V1}
+        assert world.workers[1].served == []
+        gate.set()
+        await later
+        assert [worker.version for worker in world.workers] == [V2, V2]
+        assert world.states() == ["healthy", "healthy"]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_scaling_down_lets_the_work_finish():
+    async def scenario():
+        gate = asyncio.Event()
+        world = World(default={"generate": gate.wait})
+        await world.pool.start(3)
+        work = asyncio.create_task(world.pool.generate(requests(40)))
+        await world.until(lambda: all(worker.running == 8 for worker in world.workers))
+        await world.pool.scale(1)
+        assert sorted(world.states()) == ["draining", "draining", "healthy"]
+        gate.set()
+        assert seeds(await work) == EXPECTED
+        await world.until(lambda: world.states() == ["healthy"])
+        gone = [worker for worker in world.workers if worker.closed]
+        assert [len(worker.served) for worker in gone] == [4, 4]
+        assert world.pool.status()["failures"] == {}
+        with pytest.raises(PoolError, match="scale to 1 or more"):
+            await world.pool.scale(0)
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_silent_worker_is_suspect_then_dead_and_its_groups_move_on():
+    async def scenario():
+        world = World({0: {"ping": hang, "generate": hang}})
+        await world.pool.start(2)
+        work = asyncio.create_task(world.pool.generate(requests(8)))
+        await world.until(lambda: len(world.workers[1].served) == 4)
+        world.clock.now = 1.5
+        await world.pool.beat()
+        assert world.states() == ["suspect", "healthy"]
+        assert not work.done()
+        world.clock.now = 5.5
+        await world.pool.beat()
+        assert seeds(await work) == EXPECTED[:8]
+        await world.settle()
+        assert world.workers[0].killed
+        assert world.states() == ["healthy", "healthy"]
+        assert world.pool.failures["silent"] == 1
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_start_that_takes_too_long_says_what_to_change():
+    async def scenario():
+        world = World({1: {"start": hang}}, HASTY)
+        with pytest.raises(PoolError, match=r"1 of 2 .* lower rollout.workers or rollout.cpus_per_worker"):
+            await world.pool.start(2)
+        assert all(worker.killed or worker.closed for worker in world.workers)
+
+    run(scenario())
+
+
+def test_a_start_that_fails_is_tried_again_and_then_given_up_with_its_reason():
+    async def scenario():
+        world = World({0: {"start": broken}, 1: {"start": broken}})
+        await world.pool.start(1)
+        assert world.states() == ["healthy"]
+        assert len(world.workers) == 3
+        await world.pool.close()
+        hopeless = World(default={"start": broken})
+        with pytest.raises(PoolError, match="1 of 1 rollout workers did not start: RuntimeError: broken"):
+            await hopeless.pool.start(1)
+        assert len(hopeless.workers) == 3
+
+    run(scenario())
+
+
+def test_when_no_worker_can_be_had_nobody_waits_for_ever():
+    async def scenario():
+        world = World({0: {"generate": lost}}, default={"start": broken})
+        await world.pool.start(1)
+        with pytest.raises(PoolError, match="no rollout worker is left"):
+            await world.pool.generate(requests(40))
+        with pytest.raises(PoolError, match="has no rollout worker"):
+            await world.pool.generate(requests(1))
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_an_error_in_the_callback_ends_the_rest_of_the_work():
+    async def scenario():
+        world = World({1: {"generate": hang}})
+        await world.pool.start(2)
+
+        def on_group(group):
+            raise LookupError(group.key)
+
+        with pytest.raises(LookupError):
+            await world.pool.generate(requests(8), on_group)
+        await asyncio.sleep(0.02)
+        assert [worker.running for worker in world.workers] == [0, 0]
+        assert [row["outstanding"] for row in world.pool.status()["workers"]] == [0, 0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_cancelled_generate_leaves_no_work_behind():
+    async def scenario():
+        world = World(default={"generate": hang})
+        await world.pool.start(2)
+        work = asyncio.create_task(world.pool.generate(requests(40)))
+        await world.until(lambda: all(worker.running == 8 for worker in world.workers))
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        await asyncio.sleep(0.02)
+        status = world.pool.status()
+        assert [row["outstanding"] for row in status["workers"]] == [0, 0]
+        assert [worker.running for worker in world.workers] == [0, 0]
+        await world.pool.close()
+
+    run(scenario())

@@ -1,0 +1,220 @@
+"""The command itself, in processes of its own, as a user runs it: whole, again, with mistakes, and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+BI_RAY = Path(sys.executable).parent / "bi-ray"
+RL_STEPS = 4
+DEADLINE_S = 280
+
+
+def parity(question, answer, response):
+    """A reward that a random policy gets about half of the time, so that every group teaches something."""
+    return float(len(response) % 2)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    easy = {"problems": 16, "depth": 2, "redundant_nodes": [1, 4]}
+    return {
+        "name": "tiny",
+        "task": {
+            "kind": "promptbench",
+            "name_pool": 48,
+            "sets": {"sft": easy | {"problems": 64}, "rl": easy, "test_id": easy, "test_ood": easy | {"depth": 3}},
+        },
+        "arms": ["bridge"],
+        "model": {"path": str(tiny_model(True)), "max_prompt_tokens": 128, "max_response_tokens": 96},
+        "learner": {"workers": 1, "cpus_per_worker": 0.5},
+        "sft": {
+            "epochs": 3,
+            "batch_examples": 16,
+            "optimizer": {"learning_rate": 1e-3},
+            "checkpoint_every_steps": 3,
+        },
+        "rl": {
+            "steps": RL_STEPS,
+            "prompts_per_step": 4,
+            "samples_per_prompt": 4,
+            "optimizer": {"learning_rate": 1e-3},
+            "checkpoint_every_steps": 2,
+        },
+        "rollout": {"workers": 1, "cpus_per_worker": 0.5, "kv_cache_mib": 64, "max_sequences": 32},
+        "verifier": {"reward_function": "tests.integration.test_pipeline:parity"},
+        "evaluation": {"samples_per_prompt": 2, "sampled_problems": 4, "bootstrap_draws": 200},
+        "ray": {"local_cpus": 4},
+    }
+
+
+def write(config, path):
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(config_file, run, *more):
+    command = [BI_RAY, "run", config_file, "--run", run, *more]
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"COLUMNS": "160"},
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, output
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config_file = write(config, folder / "tiny.yaml")
+    code, output = finish(start(config_file, folder / "run"))
+    assert code == 0, output
+    return config_file, folder / "run", output
+
+
+def test_a_run_ends_with_the_table_and_keeps_every_sample(undisturbed):
+    _, run, output = undisturbed
+    assert "Greedy accuracy" in output
+    assert "Always giving the same answer" in output
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert [(row["arm"], row["set"]) for row in summary["table"]] == [("bridge", "test_id"), ("bridge", "test_ood")]
+    assert (run / "report" / "result.png").stat().st_size > 10_000
+    rows = [json.loads(line) for line in (run / "eval_rl/bridge/test_id.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 + 4 * 2
+    assert [row["step"] for row in metrics(run / "rl/bridge")] == list(range(1, RL_STEPS + 1))
+
+
+def test_rl_steps_change_the_policy_and_sampler_and_learner_agree(undisturbed):
+    _, run, _ = undisturbed
+    before = load_file(run / "sft/bridge/policy/model.safetensors")
+    after = load_file(run / "rl/bridge/policy/model.safetensors")
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-4
+    for row in metrics(run / "rl/bridge"):
+        assert row["informative_share"] > 0
+        assert row["mismatch_max"] < 1e-4  # also after the first step: the engines took the new weights
+
+
+def test_the_same_command_again_does_nothing_twice(undisturbed):
+    config_file, run, _ = undisturbed
+    policy = run / "rl/bridge/policy/model.safetensors"
+    made = policy.stat().st_mtime_ns
+    began = time.monotonic()
+    code, output = finish(start(config_file, run))
+    assert code == 0, output
+    assert policy.stat().st_mtime_ns == made
+    assert output.count("already done") == 6
+    assert time.monotonic() - began < 60
+
+
+def test_a_changed_option_is_shown_and_nothing_is_lost(undisturbed, config, tmp_path):
+    _, run, _ = undisturbed
+    changed = write({**config, "rl": config["rl"] | {"steps": 9}}, tmp_path / "changed.yaml")
+    code, output = finish(start(changed, run))
+    assert code == 2
+    assert "rl.steps: 4 -> 9" in output
+    assert "--from rl" in output
+    assert "Traceback" not in output
+    assert (run / "rl/bridge/policy/model.safetensors").exists()
+
+
+def test_a_second_run_in_the_same_directory_is_refused(undisturbed):
+    config_file, run, _ = undisturbed
+    first = start(config_file, run)
+    while not (run / ".lock").read_text():
+        time.sleep(0.01)
+    held = (run / ".lock").read_text()
+    code, output = finish(start(config_file, run)) if str(first.pid) == held else (2, f"process {first.pid}")
+    finish(first)
+    assert code == 2
+    assert f"process {first.pid}" in output
+
+
+def processes_of(command, title):
+    """The processes below ``command`` whose title starts with ``title``: Ray names its workers after their class."""
+    return [p for p in psutil.Process(command.pid).children(recursive=True) if " ".join(p.cmdline()).startswith(title)]
+
+
+def wait_for_rows(file, rows, command):
+    deadline = time.monotonic() + DEADLINE_S
+    while not file.exists() or file.read_bytes().count(b"\n") < rows:
+        assert command.poll() is None, command.communicate()[0]
+        assert time.monotonic() < deadline, f"{file} did not get {rows} rows"
+        time.sleep(0.05)
+
+
+def same_policy(run, other, stage):
+    ours = load_file(run / stage / "bridge/policy/model.safetensors")
+    theirs = load_file(other / stage / "bridge/policy/model.safetensors")
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("stage", "victim", "survives"),
+    [
+        ("sft", "command", False),
+        ("sft", "ray::RayTrainWorker", True),
+        ("rl", "command", False),
+        ("rl", "ray::Driver", False),
+        ("rl", "ray::RolloutWorker", True),
+        ("rl", "ray::RayTrainWorker", True),
+    ],
+)
+def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(undisturbed, tmp_path, stage, victim, survives):
+    config_file, whole, _ = undisturbed
+    run = tmp_path / "run"
+    command = start(config_file, run)
+    wait_for_rows(run / f"work/{stage}/bridge/metrics.jsonl", 3 if stage == "rl" else 7, command)
+    if victim == "command":
+        os.kill(command.pid, signal.SIGKILL)
+    else:
+        victims = processes_of(command, victim)
+        assert victims, [" ".join(p.cmdline())[:60] for p in psutil.Process(command.pid).children(recursive=True)]
+        victims[0].kill()
+    code, output = finish(command)
+    assert (code == 0) == survives, output
+    if not survives:
+        code, output = finish(start(config_file, run))
+        assert code == 0, output
+        done_before = ("data", "sft_data/bridge") if stage == "sft" else ("data", "sft_data/bridge", "sft/bridge")
+        for name in done_before:
+            assert f"{name}: already done" in output
+    for name in ("sft", "rl"):
+        assert same_policy(run, whole, name) <= 1e-6
+    assert [row["step"] for row in metrics(run / "rl/bridge")] == list(range(1, RL_STEPS + 1))
+
+
+def test_mistakes_are_one_line(config, tmp_path, tiny_model):
+    wrong_key = write({**config, "rl": {"learning_rat": 1}}, tmp_path / "wrong_key.yaml")
+    no_model = write({**config, "model": {"path": "no/such/model"}}, tmp_path / "no_model.yaml")
+    for file, words in (
+        (wrong_key, "rl.learning_rat"),
+        (no_model, "no/such/model"),
+        (tmp_path / "absent.yaml", "absent.yaml"),
+    ):
+        code, output = finish(start(file, tmp_path / "run"))
+        assert code == 2
+        assert words in output
+        assert "Traceback" not in output

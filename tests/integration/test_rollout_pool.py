@@ -1,0 +1,94 @@
+"""A pool of two real engines: a worker is killed in the middle of the work, and nothing of it shows in the answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import psutil
+import pytest
+
+from actors.rollout_pool import FailedGroup, RolloutPool, make_ray_pool
+from actors.weight_sync import announce, weights_directory
+from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RolloutConfig, RunConfig
+from bi_ray.policy.checkpoint import WEIGHTS
+from bi_ray.policy.rollout import GroupRequest, PolicyVersion, SamplingConfig
+
+RUN = f"test-pool-{os.getpid()}"
+GROUPS = 40
+VERSION = PolicyVersion(1, 1)
+
+
+def config() -> RunConfig:
+    return RunConfig(
+        name="test",
+        task=PromptBenchConfig(sets={name: DifficultyConfig() for name in ("sft", "rl", "test_id", "test_ood")}),
+        arms={"vanilla": {}},
+        model=ModelConfig(max_prompt_tokens=64, max_response_tokens=200),
+        rollout=RolloutConfig(workers=2, kv_cache_mib=64, max_sequences=8, start_timeout_s=300, heartbeat_s=1),
+    )
+
+
+def requests() -> list[GroupRequest]:
+    sampling = SamplingConfig(samples=2, max_tokens=200)
+    return [GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(GROUPS)]
+
+
+async def until(condition, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(600)  # three engine starts
+def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model):
+    first, trained = tiny_model(False), tiny_model(False, seed=1)
+
+    async def scenario() -> None:
+        pool = make_ray_pool(config(), RUN, first)
+        await pool.start(2)
+        await pool.sync(announce(VERSION, trained / WEIGHTS))
+        undisturbed = await pool.generate(requests())
+        before = pool.status()["workers"]
+        disturbed = await kill_in_the_middle(pool, before[0]["pid"])
+        assert disturbed == undisturbed
+        assert {sample.version for group in disturbed for sample in group.samples} == {VERSION}
+        assert not any(isinstance(group, FailedGroup) for group in disturbed)
+        await until(lambda: pool.status()["workers"][0]["state"] == "healthy", 300)
+        after = pool.status()["workers"]
+        assert (after[0]["restarts"], after[1]["restarts"]) == (1, 0)
+        assert after[0]["version"] == str(VERSION)
+        assert after[0]["pid"] != before[0]["pid"]
+        # Both engines, the new one included, give the same answers.
+        assert await pool.generate(requests()) == undisturbed
+        assert pool.status()["workers"][0]["generated_tokens"] > before[0]["generated_tokens"]
+        await until(lambda: not psutil.pid_exists(before[0]["engine_pid"]), 10)
+        await kill_engine(pool, undisturbed)
+        pids = [row["engine_pid"] for row in pool.status()["workers"]]
+        await pool.close()
+        await until(lambda: not any(pid and psutil.pid_exists(pid) for pid in pids), 10)
+        assert not weights_directory(RUN).exists()
+
+    asyncio.run(scenario())
+
+
+async def kill_in_the_middle(pool: RolloutPool, pid: int) -> list:
+    finished = []
+
+    def on_group(group) -> None:
+        finished.append(group.key)
+        if len(finished) == GROUPS // 4:
+            os.kill(pid, signal.SIGKILL)
+
+    answers = await pool.generate(requests(), on_group)
+    assert pool.failures["lost"] == 1
+    return answers
+
+
+async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
+    """The engine's process alone dies, and its actor lives: the worker is lost all the same."""
+    engine = pool.status()["workers"][1]["engine_pid"]
+    os.kill(engine, signal.SIGKILL)
+    assert await pool.generate(requests()) == undisturbed
+    assert pool.failures["lost"] == 2

@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from bi_ray.learning.progress import StepDirectories, append_metrics, cut_metrics, read_metrics
+
+
+def fill(folder):
+    (folder / "weights").write_text("w")
+
+
+def test_newest_steps_stay_and_leftovers_of_a_kill_go(tmp_path):
+    directories = StepDirectories(tmp_path / "steps", keep=2)
+    assert directories.recover() == 0
+    for step in (2, 10, 4):
+        directories.write(step, fill)
+    assert {path.name for path in directories.directory.iterdir()} == {"step_4", "step_10"}
+    assert json.loads((directories.path(10) / "state.json").read_text()) == {"step": 10}
+    (directories.directory / "step_12.77.tmp").mkdir()  # killed while it was being filled
+    directories.path(10).rename(directories.directory / "step_10.old")  # killed between the two renames
+    assert directories.recover() == 10
+    assert {path.name for path in directories.directory.iterdir()} == {"step_4", "step_10"}
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    directories = StepDirectories(tmp_path)
+
+    def fail(folder):
+        fill(folder)
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        directories.write(1, fail)
+    assert directories.recover() == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_have_no_step_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    for step in (1, 2, 3):
+        append_metrics(path, {"step": step, "loss": step / 2})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    cut_metrics(path, 2)
+    append_metrics(path, {"step": 3, "loss": 9.0})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    assert read_metrics(path)[-1]["loss"] == 9.0

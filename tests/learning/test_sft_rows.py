@@ -1,0 +1,49 @@
+import pytest
+from datasets import Dataset
+
+from bi_ray.config import SFTConfig
+from bi_ray.learning.sft import load_demonstrations, step_rows, steps_per_epoch
+
+CONFIG = SFTConfig(epochs=3, batch_examples=4)
+
+
+@pytest.fixture
+def data(tmp_path):
+    def save(**columns):
+        Dataset.from_dict(columns).save_to_disk(str(tmp_path / "data"))
+        return tmp_path / "data"
+
+    return save
+
+
+def test_the_answer_is_learned_and_the_prompt_by_option(data):
+    path = data(prompt_tokens=[[1, 2], [3]], response_tokens=[[4, 5], [6]])
+    assert [(row.tokens, row.first_learned) for row in load_demonstrations(path, False)] == [
+        ((1, 2, 4, 5), 2),
+        ((3, 6), 1),
+    ]
+    assert [row.first_learned for row in load_demonstrations(path, True)] == [1, 1]
+
+
+def test_every_epoch_shows_everything_once_in_an_order_of_its_own(data):
+    count = 10
+    path = data(prompt_tokens=[[i] for i in range(count)], response_tokens=[[9] * (1 + i % 3) for i in range(count)])
+    rows = load_demonstrations(path, False)
+    assert steps_per_epoch(count, CONFIG) == 3
+    orders = []
+    for epoch in range(CONFIG.epochs):
+        steps = [step_rows(rows, CONFIG, 5, epoch * 3 + i) for i in (1, 2, 3)]
+        assert [len(step) for step in steps] == [4, 4, 2]
+        for step in steps:
+            assert sum(row.weight * row.learned for row in step) == pytest.approx(1)
+        orders.append([row.tokens[0] for step in steps for row in step])
+        assert sorted(orders[-1]) == list(range(count))
+    assert orders[0] != orders[1] != orders[2]
+    assert [row.tokens[0] for row in step_rows(rows, CONFIG, 6, 1)] != orders[0][:4]
+
+
+def test_data_that_cannot_be_learned_is_refused(data):
+    with pytest.raises(ValueError, match="SFT needs"):
+        load_demonstrations(data(text=["a"]), False)
+    with pytest.raises(ValueError, match="row 1 has no answer"):
+        load_demonstrations(data(prompt_tokens=[[1], [2]], response_tokens=[[3], []]), False)

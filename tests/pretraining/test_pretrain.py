@@ -1,0 +1,159 @@
+import itertools
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bi_ray.config import PretrainConfig
+from bi_ray.pretraining import pretrain as module
+from bi_ray.pretraining.pretrain import IGNORED, batches, rate_factor
+from bi_ray.pretraining.tokenizer import build_tokenizer
+from bi_ray.tasks.promptbench import node_names, phrases
+
+TOKENIZER = build_tokenizer(phrases(), node_names(48))
+
+
+def config_of(**options) -> PretrainConfig:
+    return PretrainConfig.model_validate(
+        {
+            "name": "test",
+            "task": {
+                "max_abs_value": 100,
+                "name_pool": 48,
+                "sets": {"pretrain": {"depth": [2, 3], "redundant_nodes": [0, 2]}},
+            },
+            "hidden_size": 32,
+            "layers": 1,
+            "heads": 1,
+            "mlp_size": 64,
+            "max_positions": 400,
+            "steps": 12,
+            "batch_tokens": 1500,
+            "microbatch_tokens": 600,
+            "processes": 1,
+            "checkpoint_every_steps": 5,
+            "warmup_steps": 2,
+            "decay_steps": 4,
+            **options,
+        }
+    )
+
+
+def test_a_step_holds_the_same_wherever_one_resumes():
+    config = config_of()
+    whole = list(batches(config, TOKENIZER, 0))
+    assert len(whole) == 12
+    for start in (1, 4, 5, 11):
+        part = list(batches(config, TOKENIZER, start))
+        assert len(part) == 12 - start
+        for one, other in zip(whole[start:], part, strict=True):
+            assert len(one) == len(other)
+            for (tokens, labels), (same_tokens, same_labels) in zip(one, other, strict=True):
+                assert torch.equal(tokens, same_tokens)
+                assert torch.equal(labels, same_labels)
+    assert not torch.equal(whole[0][0][0], whole[4][0][0])
+
+
+def test_labels_cover_the_response_with_its_end_and_nothing_else():
+    config = config_of()
+    assistant = TOKENIZER.convert_tokens_to_ids("<|assistant|>")
+    for tokens, labels in itertools.chain(*batches(config, TOKENIZER, 0)):
+        assert tokens.shape == labels.shape
+        assert tokens.numel() <= config.microbatch_tokens or len(tokens) == 1
+        for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
+            length = len(row) - row[::-1].index(TOKENIZER.eos_token_id)
+            prompt = row.index(assistant) + 1
+            assert wanted == [IGNORED] * prompt + row[prompt:length] + [IGNORED] * (len(row) - length)
+            assert set(row[length:]) <= {TOKENIZER.pad_token_id}
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    config = config_of(steps=1000, warmup_steps=20, decay_steps=300)
+    rates = [rate_factor(step, config) for step in range(1001)]
+    assert rates[0] == pytest.approx(1 / 20)
+    assert rates[19:701] == [1.0] * 682
+    assert rates[850] == pytest.approx(0.5)
+    assert rates[1000] == 0
+    assert all(a >= b for a, b in itertools.pairwise(rates[700:]))
+
+
+class Killed(Exception):
+    """Stands for a kill at a chosen step."""
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """``train(config, directory, until=None)`` in this process, killed at the start of step ``until`` (from 0)."""
+    threads = torch.get_num_threads()
+
+    def run(config: PretrainConfig, directory, until=None) -> list[dict]:
+        def until_killed(config, tokenizer, start):
+            for step, micro in enumerate(batches(config, tokenizer, start), start):
+                if step == until:
+                    raise Killed
+                yield micro
+
+        monkeypatch.setattr(module, "batches", until_killed)
+        directory.mkdir(exist_ok=True)
+        try:
+            module._train(0, config, directory, directory / f"rendezvous.{until}")
+        except Killed:
+            torch.distributed.destroy_process_group()
+        metrics = directory / "metrics.jsonl"
+        return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def final_state(directory):
+    checkpoint = directory / "checkpoint"
+    return load_file(checkpoint / "model" / "model.safetensors") | load_file(checkpoint / "optimizers.safetensors")
+
+
+@pytest.mark.parametrize("until", [3, 7, 11])
+def test_resumed_in_the_middle_it_equals_an_undisturbed_run(tmp_path, train, until):
+    """Checkpoints are at 5 and 10, inside a pool of examples: what was done since the last one is done again."""
+    config = config_of()
+    rows = train(config, tmp_path / "whole")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    train(config, tmp_path / "stopped", until=until)
+    resumed = train(config, tmp_path / "stopped")[until:]
+    saved = until // 5 * 5
+    assert [row["step"] for row in resumed] == list(range(saved + 1, 13))
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in rows[saved:]]
+    whole, other = final_state(tmp_path / "whole"), final_state(tmp_path / "stopped")
+    assert whole.keys() == other.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, other[name]), name
+    assert len(train(config, tmp_path / "whole")) == 12  # finished: nothing is done again
+
+
+def test_it_learns(tmp_path, train):
+    rows = train(config_of(steps=20, checkpoint_every_steps=20), tmp_path / "run")
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+@pytest.mark.slow  # two processes have to import torch
+def test_two_processes_do_what_one_does(tmp_path, train):
+    one = train(config_of(), tmp_path / "one")
+    two = list(module.pretrain(config_of(processes=2), tmp_path / "two"))
+    assert [row["step"] for row in two] == list(range(1, 13))
+    for row, other in zip(one, two, strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=1e-3)
+
+
+def test_the_first_heads_look_back():
+    """Head h of a fresh model attends to the token h + 1 places before, wherever it stands."""
+    config = config_of(hidden_size=128, heads=4)
+    model = module.new_model(config, TOKENIZER)
+    model.set_attn_implementation("eager")
+    tokens = torch.randint(len(TOKENIZER), (2, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attention = model(input_ids=tokens, output_attentions=True).attentions[0]  # [rows, heads, queries, keys]
+    for head, distance in enumerate((1, 2, 3)):
+        places = torch.arange(distance, 60)
+        weights = attention[:, head, places, places - distance]
+        assert (attention[:, head, places].argmax(-1) == places - distance).float().mean() > 0.95
+        assert weights.mean() > 0.3

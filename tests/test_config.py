@@ -1,0 +1,115 @@
+import pytest
+import yaml
+
+from bi_ray.config import BRIDGE, VANILLA, ConfigError, PretrainConfig, RunConfig, load_config
+
+SETS = {name: {"depth": 3} for name in ("sft", "rl", "test_id", "test_ood")}
+GOOD = {"name": "run", "task": {"sets": SETS}, "arms": ["vanilla", "bridge"]}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(where: str, value: object) -> dict:
+    """GOOD with the dotted key ``where`` set to ``value``."""
+    content = yaml.safe_load(yaml.safe_dump(GOOD))
+    *sections, last = where.split(".")
+    inner = content
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[last] = value
+    return content
+
+
+def test_a_good_file_is_read_with_every_default(tmp_path):
+    config = load_config(written(tmp_path, changed("task.sets.rl", {"depth": 4, "redundant_nodes": [0, 8]})), RunConfig)
+    assert config.arms == {"vanilla": VANILLA, "bridge": BRIDGE}
+    assert config.task.sets["rl"].depth == (4, 4)
+    assert config.task.sets["rl"].redundant_nodes == (0, 8)
+    assert (config.rl.clip_ratio, config.sft.epochs, config.verifier.sample_timeout_s) == (0.2, 5, 5)
+    assert config.model.max_model_tokens == 1024
+    again = RunConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+
+
+def test_the_paper_s_rates_of_bridge():
+    rates = {behavior.name: (behavior.probability, behavior.redundant_share) for behavior in BRIDGE.behaviors}
+    assert rates["reflection"] == (0.1, 0.3)
+    assert rates["analysis"][0] == 0.1
+    assert rates["subgoal"][0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (changed("rl.stepz", 3), ["rl.stepz is no option"]),
+        (changed("ral", {}), ["ral is no option"]),
+        (changed("rl.steps", 0), ["rl.steps", "greater than 0", "found 0"]),
+        (changed("rl.samples_per_prompt", 1), ["rl.samples_per_prompt", "greater than or equal to 2"]),
+        (changed("rl.top_p", 1.5), ["rl.top_p", "less than or equal to 1", "found 1.5"]),
+        (changed("rl.steps", "many"), ["rl.steps", "valid integer", "'many'"]),
+        (changed("rl.loss_scale", "mean"), ["rl.loss_scale", "sequence_mean", "'mean'"]),
+        (changed("rollout.sync_timeout_s", -1), ["rollout.sync_timeout_s", "greater than 0"]),
+        (changed("task.sets.rl.depth", [4, 3]), ["task.sets.rl", "depth: [4, 3] is no range"]),
+        (changed("task.sets.rl.redundant_nodes", [-1, 3]), ["task.sets.rl", "redundant_nodes: [-1, 3] is no range"]),
+        (changed("task.sets.rll", {"depth": 3}), ["task.sets.rll", "test_id"]),
+        (changed("task.sets.rl.depth", 11), ["task", "set rl: up to 2047 nodes need a name_pool of at least 2047"]),
+        (changed("task.constants", [5, 1]), ["task", "constants: [5, 1] is no range"]),
+        (changed("task.max_abs_value", 9), ["task", "max_abs_value is smaller than the largest constant"]),
+        (changed("task.operators", []), ["task", "operators: name at least one"]),
+        (changed("task.operators", ["divide"]), ["task.operators.0", "'divide'"]),
+        (changed("arms", []), ["arms: name at least one"]),
+        (changed("arms", ["vanila"]), ["arms", "no recipe is called 'vanila'; known: vanilla, bridge"]),
+        (
+            changed("arms", {"a": {"behaviors": [{"name": "subgoal", "probability": 2}]}}),
+            ["arms.a.behaviors.0.probability"],
+        ),
+        (changed("task.sets", {"sft": {}, "rl": {}, "test_id": {}}), ["task.sets lacks test_ood"]),
+        (changed("rl.validate_every_steps", 5), ["task.sets lacks val"]),
+        ({"name": "run", "arms": ["vanilla"]}, ["task", "required"]),
+        ("[1, 2]", ["expected keys and values, found list"]),
+        ("", ["expected keys and values, found NoneType"]),
+        ("name: [", ["no valid YAML", "line 1"]),
+        ("a: b: c", ["no valid YAML"]),
+    ],
+)
+def test_a_fault_is_one_clear_line(tmp_path, content, words):
+    path = written(tmp_path, content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, RunConfig)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_two_faults_are_two_lines(tmp_path):
+    content = changed("rl.stepz", 3) | {"nam": 1}
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, content), RunConfig)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.yaml: No such file"):
+        load_config(tmp_path / "absent.yaml", RunConfig)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path, RunConfig)
+    (tmp_path / "latin.yaml").write_bytes("name: caf\u00e9".encode("latin-1"))
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        load_config(tmp_path / "latin.yaml", RunConfig)
+
+
+def test_values_cannot_be_changed():
+    config = RunConfig.model_validate(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        config.rl.steps = 3
+
+
+@pytest.mark.parametrize("path", ["configs/pretrain_tiny.yaml"])
+def test_the_shipped_pretraining_config_is_good(path):
+    assert load_config(path, PretrainConfig).task.sets["pretrain"].depth[1] >= 4

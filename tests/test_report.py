@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from bi_ray.evaluation import Interval, StageSummary, TableRow
+from bi_ray.report import _moving_average, draw_picture, render_table
+
+
+def stage(*accuracy: float) -> StageSummary:
+    return StageSummary(Interval(*accuracy), {1: 0.3}, 0.5, 0.0, 1.0, 0.9, 0)
+
+
+TABLE = [
+    TableRow(
+        "vanilla", "test_id", 1, 500, stage(0.38, 0.34, 0.42), stage(0.4, 0.36, 0.44), Interval(0.02, -0.03, 0.07)
+    ),
+    TableRow("bridge", "test_id", 1, 500, stage(0.36, 0.32, 0.4), stage(0.6, 0.56, 0.64), Interval(0.24, 0.19, 0.29)),
+    TableRow("bridge", "test_ood", 1, 500, stage(0.2, 0.17, 0.23), None, None),
+]
+
+
+def test_the_table_for_the_terminal():
+    console = Console(width=110, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_table(TABLE))
+    text = console.export_text()
+    assert "38.0 (34.0 to 42.0)" in text
+    assert "+24.0 (+19.0 to +29.0)" in text
+    assert "+2.0 (-3.0 to +7.0)" in text
+    last = next(line for line in text.splitlines() if "test_ood" in line)
+    assert "20.0 (17.0 to 23.0)" in last
+    assert last.count(" - ") == 2
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_picture_is_drawn(tmp_path, seeds):
+    rng = np.random.default_rng(0)
+    rewards = {
+        "vanilla": [rng.random(30) for _ in range(seeds)],
+        "bridge": [rng.random(30 + i) for i in range(seeds)],  # a run may be shorter
+    }
+    draw_picture(rewards, TABLE, tmp_path / "result.png", "Title")
+    image = imread(tmp_path / "result.png")
+    assert image.shape[1] == 1600  # twice the 800 pixels at which it is read
+    coloured = (np.ptp(image[..., :3], axis=-1) > 0.3).mean(axis=0)
+    assert coloured[:800].sum() > 0
+    assert coloured[800:].sum() > 0
+
+
+def test_the_picture_before_rl(tmp_path):
+    draw_picture({}, TABLE[2:], tmp_path / "result.svg")
+    assert "bridge" in (tmp_path / "result.svg").read_text()
+
+
+def test_the_moving_average_equals_a_loop():
+    values = np.random.default_rng(0).random(100)
+    expected = [values[max(0, i - 4) : i + 1].mean() for i in range(100)]
+    assert _moving_average(values) == pytest.approx(expected)
+    assert _moving_average(values[:3]) == pytest.approx(values[:3])

@@ -1,0 +1,324 @@
+# ruff: noqa: PT012  (the block under test is the body of a context manager)
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bi_ray.config import RunConfig, SFTConfig
+from bi_ray.store import (
+    DiskFull,
+    RunDirectory,
+    RunError,
+    RunLocked,
+    StageChanged,
+    code_version,
+    differences,
+    key_of,
+    write_atomically,
+)
+
+KEY = key_of({"sft": SFTConfig(epochs=5)}, {"data": "1a"})
+OTHER = key_of({"sft": SFTConfig(epochs=10)}, {"data": "1a"})
+
+
+def child(code: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_line(process: subprocess.Popen) -> str:
+    return process.stdout.readline().strip()
+
+
+# --- write_atomically
+
+
+def test_a_folder_appears_whole(tmp_path):
+    target = tmp_path / "a" / "b"
+    with write_atomically(target) as folder:
+        (folder / "x").write_text("new")
+        assert not target.exists()
+    assert (target / "x").read_text() == "new"
+    with write_atomically(target) as folder:
+        (folder / "y").write_text("newer")
+    assert [path.name for path in target.iterdir()] == ["y"]
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
+
+
+def test_an_error_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "a"
+    with write_atomically(target) as folder:
+        (folder / "x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_atomically(target) as folder:
+        (folder / "x").write_text("new")
+        raise KeyboardInterrupt
+    assert (target / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    target = tmp_path / "a"
+    (tmp_path / "a.old").mkdir()
+    (tmp_path / "a.old" / "x").write_text("old")
+    with pytest.raises(ZeroDivisionError), write_atomically(target):
+        assert (target / "x").read_text() == "old"
+        raise ZeroDivisionError
+    assert (target / "x").read_text() == "old"
+
+
+# --- keys
+
+
+def test_a_key_depends_on_every_value_and_on_nothing_else():
+    assert key_of({"b": 1, "a": {"y": (1, 2), "x": 0}}, {"p": "1", "q": "2"}).digest == (
+        key_of({"a": {"x": 0, "y": [1, 2]}, "b": 1}, {"q": "2", "p": "1"}).digest
+    )
+    digests = [
+        KEY.digest,
+        OTHER.digest,
+        key_of({"sft": SFTConfig(epochs=5)}, {"data": "1b"}).digest,
+        key_of({"sft": SFTConfig(epochs=5)}, {}).digest,
+        key_of({"sft": SFTConfig(epochs=5), "seed": 0}, {"data": "1a"}).digest,
+    ]
+    assert len(set(digests)) == len(digests)
+    assert KEY.config["sft"]["optimizer"]["betas"] == [0.9, 0.95]
+
+
+def test_a_key_is_the_same_in_another_process():
+    code = (
+        "from bi_ray.config import SFTConfig; from bi_ray.store import key_of;"
+        "print(key_of({'sft': SFTConfig(epochs=5)}, {'data': '1a'}).digest)"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == KEY.digest
+
+
+def test_what_is_no_number_makes_no_key():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        key_of({"rate": float("nan")}, {})
+
+
+def test_differences_leaf_by_leaf():
+    old = {"sft": {"epochs": 5, "rate": 0.1}, "arms": {"a": [{"p": 0.1}]}, "sets": ["x", "y"], "gone": 1}
+    new = {"sft": {"epochs": 10, "rate": 0.1}, "arms": {"a": [{"p": 0.2}, {"p": 1}]}, "sets": ["x"], "come": None}
+    assert differences(old, new) == [
+        "sft.epochs: 5 -> 10",
+        "arms.a[0].p: 0.1 -> 0.2",
+        'sets: ["x", "y"] -> ["x"]',
+        "gone: 1 -> (absent)",
+        "arms.a[1].p: (absent) -> 1",
+        "come: (absent) -> null",
+    ]
+    assert differences(old, old) == []
+
+
+# --- stages
+
+
+def finish(run: RunDirectory, stage: str, key=KEY) -> None:
+    with run.commit(stage, key) as folder:
+        (folder / "artefact").write_text(stage)
+
+
+def test_a_stage_is_done_once_it_is_committed(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        assert not run.is_done("sft/vanilla", KEY)
+        with run.commit("sft/vanilla", KEY) as folder:
+            (folder / "artefact").write_text("x")
+            assert not run.is_done("sft/vanilla", KEY)
+            time.sleep(0.05)
+        assert run.is_done("sft/vanilla", KEY)
+        assert not run.is_done("sft/bridge", KEY)
+    kept = json.loads((tmp_path / "run/sft/vanilla/stage.json").read_text())
+    assert kept["key"] == KEY.digest
+    assert kept["config"]["sft"]["epochs"] == 5
+    assert kept["inputs"] == {"data": "1a"}
+    assert kept["code_version"] == code_version()
+    assert 0.05 <= kept["seconds"] < 5
+    assert RunDirectory(tmp_path / "run").artefact("sft/vanilla") == tmp_path / "run/sft/vanilla"
+
+
+def test_a_changed_config_is_shown_and_refused(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        finish(run, "sft/vanilla")
+        with pytest.raises(StageChanged) as caught:
+            run.is_done("sft/vanilla", OTHER)
+        assert (tmp_path / "sft/vanilla/artefact").exists()
+    message = str(caught.value)
+    assert "sft.epochs: 5 -> 10" in message
+    assert "learning_rate" not in message
+    assert "new run directory" in message
+    assert "--from sft" in message
+
+
+def test_changed_inputs_are_shown_and_refused(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        finish(run, "sft/vanilla")
+        with pytest.raises(StageChanged, match=r'inputs\.data: "1a" -> "2b"'):
+            run.is_done("sft/vanilla", key_of({"sft": SFTConfig(epochs=5)}, {"data": "2b"}))
+
+
+def test_many_differences_are_cut_short(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        finish(run, "data", key_of({"x": {f"a{i}": 0 for i in range(50)}}, {}))
+        with pytest.raises(StageChanged, match="and 30 more") as caught:
+            run.is_done("data", key_of({"x": {f"a{i}": 1 for i in range(50)}}, {}))
+    assert len(str(caught.value).splitlines()) == 23
+
+
+def test_a_failed_stage_leaves_nothing_behind(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        with pytest.raises(ZeroDivisionError), run.commit("data", KEY) as folder:
+            (folder / "half").write_text("x")
+            raise ZeroDivisionError
+        assert not run.is_done("data", KEY)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_work_stays_until_the_stage_is_committed(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        (run.work("rl/bridge", KEY) / "step_3").write_text("x")
+    with RunDirectory(tmp_path) as run:
+        assert (run.work("rl/bridge", KEY) / "step_3").exists()
+        assert not run.is_done("rl/bridge", KEY)
+        with pytest.raises(StageChanged, match=r"sft.epochs: 5 -> 10"):
+            run.work("rl/bridge", OTHER)
+        with run.commit("rl/bridge", KEY) as folder:
+            (run.work("rl/bridge", KEY) / "step_3").rename(folder / "step_3")
+        assert (run.artefact("rl/bridge") / "step_3").exists()
+        assert not (tmp_path / "work/rl/bridge").exists()
+
+
+ORDER = ("data", "sft", "rl", "eval")
+
+
+def test_from_a_stage_on_everything_is_forgotten(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        for stage in ("data", "sft/vanilla", "sft/bridge", "rl/vanilla"):
+            finish(run, stage)
+        run.work("rl/bridge", KEY)
+        run.forget_from(ORDER, "sft")
+        assert run.is_done("data", KEY)
+        for stage in ("sft/vanilla", "sft/bridge", "rl/vanilla"):
+            assert not run.is_done(stage, OTHER)  # gone, so nothing to be refused
+        run.work("rl/bridge", OTHER)
+        with pytest.raises(RunError, match="no stage is called 'stf'; the stages are data, sft, rl, eval"):
+            run.forget_from(ORDER, "stf")
+
+
+# --- lock
+
+
+HOLD = (
+    "import time; from bi_ray.store import RunDirectory\n"
+    "with RunDirectory({!r}): print('in', flush=True); time.sleep(60)"
+)
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
+    holder = child(HOLD.format(str(tmp_path)))
+    try:
+        assert wait_for_line(holder) == "in"
+        with pytest.raises(RunLocked, match=f"{tmp_path} is in use by process {holder.pid}"), RunDirectory(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with RunDirectory(tmp_path):
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_second_use_in_this_process_is_refused_too(tmp_path):
+    with RunDirectory(tmp_path):
+        with pytest.raises(RunLocked, match=f"process {os.getpid()}"), RunDirectory(tmp_path):
+            pass
+        with pytest.raises(RunLocked), RunDirectory(tmp_path):  # a refused one did not break the lock
+            pass
+    with RunDirectory(tmp_path):
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    code = (
+        "import time; from bi_ray.store import RunDirectory, key_of\n"
+        f"with RunDirectory({str(tmp_path)!r}) as run, run.commit('sft/vanilla', key_of({{}}, {{}})) as folder:\n"
+        "    (folder / 'half').write_text('x'); print('in', flush=True); time.sleep(60)"
+    )
+    writer = child(code)
+    assert wait_for_line(writer) == "in"
+    writer.kill()
+    writer.wait()
+    assert list(tmp_path.glob("sft/vanilla.*.tmp"))
+    with RunDirectory(tmp_path) as run:
+        assert not list(tmp_path.rglob("*.tmp"))
+        assert not run.is_done("sft/vanilla", KEY)
+
+
+# --- places and disks
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket", "file:///tmp/x"])
+def test_uris_are_refused(place):
+    with pytest.raises(RunError, match="URIs are not supported yet"):
+        RunDirectory(place)
+
+
+def test_a_file_is_no_run_directory(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(RunError, match="x is a file"):
+        RunDirectory(tmp_path / "x")
+
+
+def test_the_path_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunDirectory("runs/a").path == tmp_path / "runs/a"
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        with (
+            pytest.raises(DiskFull, match=f"no space left on the disk of {tmp_path} while stage data"),
+            run.commit("data", KEY) as folder,
+        ):
+            (folder / "part").write_text("x")
+            with open("/dev/full", "w") as full:  # the kernel's own full disk
+                full.write("x" * 100_000)
+        assert not run.is_done("data", KEY)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
+def test_a_disk_that_fills_under_safetensors(tmp_path):
+    """Its errors are of a type of its own; torch.save's do not even say why, but weights are never pickled here."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path]).returncode:
+        pytest.skip("may not mount here")
+    try:
+        with RunDirectory(tmp_path / "run") as run:
+            finish(run, "data")
+            with pytest.raises(DiskFull), run.commit("sft/vanilla", KEY) as folder:
+                save_file({"w": torch.zeros(10**6)}, folder / "model.safetensors")
+            assert run.is_done("data", KEY)
+            assert not run.is_done("sft/vanilla", KEY)
+        assert not list((tmp_path / "run").rglob("*.tmp"))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with RunDirectory(tmp_path) as run, pytest.raises(PermissionError), run.commit("data", KEY):
+        raise PermissionError(13, "Permission denied")
+
+
+def test_a_whole_config_makes_a_key():
+    run = RunConfig.model_validate(
+        {"name": "r", "task": {"sets": {n: {} for n in ("sft", "rl", "test_id", "test_ood")}}, "arms": ["bridge"]}
+    )
+    assert key_of({"run": run}, {}).config["run"]["arms"]["bridge"]["behaviors"][0]["name"] == "reflection"

@@ -1,0 +1,215 @@
+import math
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from bi_ray.config import BRIDGE, ConfigError, DifficultyConfig, PromptBenchConfig, VerifierConfig
+from bi_ray.injection.recipes import Recipe
+from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier, load_reward_function, verify
+
+TASK = PromptBenchTask(
+    PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(2, 6))}, max_abs_value=100), seed=0
+)
+PROBLEM = TASK.problem("sft", 0)
+GOOD = Recipe(BRIDGE, seed=0).demonstrate(TASK, PROBLEM).response
+
+
+def verdict_of(response: str, truncated: bool = False, **options) -> Verdict:
+    return verify(TASK, PROBLEM.graph, PROBLEM.answer, response, truncated, **options)
+
+
+def item_of(response: str, truncated: bool = False) -> VerificationItem:
+    return VerificationItem(PROBLEM.question, PROBLEM.graph.to_json(), PROBLEM.answer, response, truncated)
+
+
+def test_every_demonstration_is_right_valid_and_counted():
+    counted = {"reflection": 0, "analysis": 0, "subgoal": 0}
+    for i in range(60):
+        problem = TASK.problem("sft", i)
+        demonstration = Recipe(BRIDGE, seed=0).demonstrate(TASK, problem)
+        verdict = verify(TASK, problem.graph, problem.answer, demonstration.response, truncated=False)
+        spans = [span.behaviour for span in demonstration.spans]
+        assert verdict == Verdict(
+            reward=1.0,
+            right=True,
+            format_right=True,
+            truncated=False,
+            trace_valid=True,
+            trace_fault=None,
+            reflections=spans.count("reflection"),
+            analyses=spans.count("analysis"),
+            subgoals=spans.count("subgoal"),
+        )
+        counted = {name: count + spans.count(name) for name, count in counted.items()}
+    assert min(counted.values()) > 10
+
+
+def test_a_wrong_answer_under_a_valid_trace():
+    response = GOOD.replace(f"answer is {PROBLEM.answer} <", f"answer is {int(PROBLEM.answer) + 1} <")
+    verdict = verdict_of(response)
+    assert (verdict.reward, verdict.right, verdict.format_right, verdict.trace_valid) == (0.0, False, True, True)
+
+
+def test_a_right_answer_under_an_invalid_trace():
+    verdict = verdict_of(GOOD.replace("Let's solve", "Let us solve", 1))
+    assert (verdict.reward, verdict.right, verdict.trace_valid) == (1.0, True, False)
+    assert "no line of a known form" in verdict.trace_fault
+    assert verdict.subgoals > 0  # the rest of the trace is still counted
+
+
+def test_a_truncated_output_is_wrong_whatever_it_says():
+    verdict = verdict_of(GOOD, truncated=True, format_reward=0.05)
+    assert (verdict.reward, verdict.right, verdict.format_right, verdict.truncated) == (0.0, False, False, True)
+    assert verdict.trace_valid
+
+
+def test_the_format_reward_is_added_where_the_format_is_right():
+    wrong = GOOD.replace(f"answer is {PROBLEM.answer} <", "answer is 99999 <")
+    assert verdict_of(GOOD, format_reward=0.05).reward == 1.05
+    assert verdict_of(wrong, format_reward=0.05).reward == 0.05
+    assert verdict_of(GOOD + " so", format_reward=0.05).reward == 1.0
+    assert verdict_of("", format_reward=0.05).reward == 0.0
+
+
+@pytest.mark.parametrize("text", ["", "\n", "9" * 20_000, "<think>" * 5000, "Let's solve aaa, " * 3000, "\x00 é ٣"])
+def test_no_text_breaks_the_verifier(text):
+    verdict = verdict_of(f"<think>\n{text}\n</think>\n<answer> The final answer is {text} </answer>")
+    assert not verdict.right
+    assert not verdict.trace_valid
+
+
+# --- reward functions of the user
+
+MODULE = """
+import math, time, sys
+def half(question, answer, response): return 0.5
+def length(*, question, answer, response):
+    return len(response) + 10 * len(answer) + 100 * question.startswith("The value")
+def boolean(question, answer, response): return True
+def numpy_number(question, answer, response):
+    import numpy
+    return numpy.float32(0.25)
+def raises(question, answer, response): raise KeyError("no such thing")
+def exits(question, answer, response): sys.exit(3)
+def nan(question, answer, response): return math.nan
+def infinite(question, answer, response): return -math.inf
+def none(question, answer, response): return None
+def text(question, answer, response): return "1.0"
+def positional(a, b): return 1.0
+def sleeps(question, answer, response):
+    while True:
+        try:
+            time.sleep(1)
+        except Exception:
+            pass
+def slow_once(question, answer, response):
+    if "slow" in response: time.sleep(5)
+    return 1.0
+constant = 3
+"""
+
+
+@pytest.fixture
+def verifier_of(tmp_path, monkeypatch):
+    (tmp_path / "user_rewards.py").write_text(MODULE)
+    (tmp_path / "broken_rewards.py").write_text("import no_such_module")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(function: str | None, format_reward: float = 0.0, timeout: float = 0.3) -> Verifier:
+        path = function and f"user_rewards:{function}"
+        return Verifier(TASK, VerifierConfig(reward_function=path, sample_timeout_s=timeout), format_reward)
+
+    return make
+
+
+def test_without_a_function_the_exact_match_rewards(verifier_of):
+    (right, wrong) = verifier_of(None).score([item_of(GOOD), item_of("")])
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+
+
+def test_a_function_gets_question_answer_and_response_and_gives_the_reward(verifier_of):
+    (verdict,) = verifier_of("length", format_reward=0.5).score([item_of(GOOD)])
+    assert verdict.reward == len(GOOD) + 10 * len(PROBLEM.answer) + 100 + 0.5
+    assert verdict.right
+
+
+@pytest.mark.parametrize(("function", "reward"), [("half", 0.5), ("boolean", 1.0), ("numpy_number", 0.25)])
+def test_any_finite_number_is_a_reward(verifier_of, function, reward):
+    (verdict,) = verifier_of(function).score([item_of("wrong")])
+    assert verdict.reward == reward
+    assert type(verdict.reward) is float
+    assert not verdict.right
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("raises", "the reward function raised KeyError: 'no such thing'"),
+        ("exits", "the reward function raised SystemExit: 3"),
+        ("nan", "returned nan, which is no finite number"),
+        ("infinite", "returned -inf, which is no finite number"),
+        ("none", "returned None, which is no finite number"),
+        ("text", "returned '1.0', which is no finite number"),
+        ("positional", "raised TypeError"),
+        ("sleeps", "took longer than 0.3 s"),
+    ],
+)
+def test_a_failing_function_is_a_data_failure_and_never_a_reward(verifier_of, function, reason):
+    began = time.monotonic()
+    (outcome,) = verifier_of(function).score([item_of(GOOD)])
+    assert isinstance(outcome, DataFailure)
+    assert reason in outcome.reason
+    assert time.monotonic() - began < 2
+
+
+def test_only_the_slow_sample_fails(verifier_of):
+    outcome = verifier_of("slow_once").score([item_of(GOOD), item_of("slow"), item_of(GOOD)])
+    assert [type(one) for one in outcome] == [Verdict, DataFailure, Verdict]
+
+
+def test_the_function_is_not_asked_about_a_truncated_response(verifier_of):
+    (outcome,) = verifier_of("raises").score([item_of(GOOD, truncated=True)])
+    assert outcome.reward == 0.0
+    assert outcome.truncated
+
+
+def test_the_timer_is_gone_afterwards(verifier_of):
+    before = signal.getsignal(signal.SIGALRM)
+    for function in ("half", "raises", "sleeps"):
+        verifier_of(function).score([item_of(GOOD)])
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getsignal(signal.SIGALRM) is before
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("user_rewards", "is no import path; write package.module:function"),
+        ("user_rewards:", "is no import path"),
+        (":half", "is no import path"),
+        ("no_such_rewards:half", "no_such_rewards does not import: ModuleNotFoundError"),
+        (
+            "broken_rewards:half",
+            "broken_rewards does not import: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ("user_rewards:half_", "user_rewards has no function 'half_'"),
+        ("user_rewards:constant", "user_rewards has no function 'constant'"),
+    ],
+)
+def test_a_wrong_import_path_is_one_clear_line(verifier_of, path, words):
+    with pytest.raises(ConfigError) as caught:
+        load_reward_function(path)
+    assert words in str(caught.value)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_verdicts_are_plain_numbers():
+    """They travel between processes and into JSON."""
+    verdict = verdict_of(GOOD)
+    assert all(not isinstance(getattr(verdict, name), np.generic) for name in Verdict.__slots__)
+    assert math.isfinite(verdict.reward)
