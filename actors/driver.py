@@ -1,4 +1,4 @@
-"""The driver actor: owns the rollout pool, the verifier and the state of the run; everything asks it, it waits for none.
+"""The driver actor: owns the rollout pool, the verifier and the state of the run; all ask it, it waits for none.
 
 It keeps nothing that the run directory does not have: killed, the same command starts a new one, which goes on from the
 last published step.

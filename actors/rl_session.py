@@ -9,13 +9,13 @@ same batches again.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bi_ray.metrics import append_metrics, cut_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
 
@@ -80,7 +80,7 @@ class RLSession:
         # A batch still in the making goes on with the old weights, which must not change under it.
         await asyncio.gather(*self._kept.values(), return_exceptions=True)
         self.version = PolicyVersion(self.version.incarnation + 1, step)
-        truncate_metrics(self._metrics_file, step)
+        cut_metrics(self._metrics_file, step)
         await self._sync(self.version, self._policy_of(step))
         self._step_began = time.monotonic()
         return self.version.incarnation
@@ -114,8 +114,7 @@ class RLSession:
         row = {"step": step} | made | metrics | validation
         row |= {"sync_s": synced - began, "validate_s": now - synced, "step_s": now - self._step_began}
         self._step_began = now
-        with open(self._metrics_file, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_metrics(self._metrics_file, row)
         self.last_metrics = row
 
     def checkpointed(self, step: int) -> None:
@@ -125,21 +124,3 @@ class RLSession:
     def _refuse_old(self, incarnation: int) -> None:
         if incarnation != self.version.incarnation:
             raise SessionError(f"learners of incarnation {incarnation} were replaced by {self.version.incarnation}")
-
-
-def truncate_metrics(file: Path, step: int) -> None:
-    """Take back the rows after ``step``, by atomic rename; an unfinished last line goes too."""
-    if not file.exists():
-        return
-    kept: list[str] = []
-    for line in file.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] > step:
-            break
-        kept.append(line + "\n")
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.rename(file)

@@ -93,7 +93,7 @@ def show(
     if set_name not in config.task.sets:
         raise ConfigError(f"--set {set_name}: the configuration has {', '.join(config.task.sets)}")
     task = build_task(config.task, config.seeds.data)
-    problem = task.problem(set_name, index)  # type: ignore[arg-type]
+    problem = task.problem(set_name, index)
     demonstration = Recipe(config.arms[arm], config.seeds.data).demonstrate(task, problem)
     text = Text(demonstration.response)
     for span in demonstration.spans:

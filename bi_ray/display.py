@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bi_ray.metrics import read_metrics
+
 # What is shown of a row of metrics, and how.
 _SHOWN = {
     "reward": "reward {:.2f}",
@@ -19,7 +20,7 @@ _SHOWN = {
     "loss": "loss {:.3f}",
     "tokens_per_s": "{:,.0f} tok/s",
     "generate_s": "generate {:.1f} s",
-    "train_s": "train {:.1f} s",
+    "compute_s": "train {:.1f} s",
     "sync_s": "sync {:.2f} s",
     "mismatch_max": "mismatch {:.0e}",
 }
@@ -77,9 +78,9 @@ class Display:
 
         def follow() -> None:
             while not stop.wait(_TAIL_S):
-                row = last_row(metrics)
-                if row:
-                    self.set(row["step"], steps, figures_of(row))
+                rows = read_metrics(metrics)
+                if rows:
+                    self.set(rows[-1]["step"], steps, figures_of(rows[-1]))
 
         with self.task(title, steps):
             thread = threading.Thread(target=follow, daemon=True)
@@ -94,11 +95,3 @@ class Display:
 def figures_of(row: dict[str, Any]) -> str:
     """The figures of a metrics row in one line."""
     return "  ".join(form.format(row[name]) for name, form in _SHOWN.items() if name in row)
-
-
-def last_row(metrics: Path) -> dict[str, Any] | None:
-    """The last whole row of a JSONL file, None where there is none."""
-    if not metrics.exists():
-        return None
-    lines = metrics.read_bytes().rsplit(b"\n", 2)
-    return json.loads(lines[-2]) if len(lines) > 1 and lines[-2] else None

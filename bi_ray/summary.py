@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bi_ray.config import RunConfig
 from bi_ray.evaluation import SetScore, gain_difference, make_table, score_set
+from bi_ray.metrics import read_metrics
 from bi_ray.problems import MANIFEST
 from bi_ray.report import draw_picture, render_table
 from bi_ray.store import STAGE_FILE, code_version, write_atomically
@@ -53,7 +54,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
 def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
     """The scores of every arm, stage and set of a finished run."""
     return [
-        score_set(arm, "SFT" if label == "SFT" else "RL", name, seed, _rows(run / f"{stage}/{arm}/{name}.jsonl"))
+        score_set(arm, "SFT" if label == "SFT" else "RL", name, seed, read_metrics(run / f"{stage}/{arm}/{name}.jsonl"))
         for arm in config.arms
         for stage, label in _STAGES.items()
         for name in config.evaluation.sets
@@ -89,9 +90,8 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]
     rows = []
     for arm in config.arms:
         for name in config.evaluation.sets:
-            scores = [
-                score_set(arm, "SFT", name, i, _rows(r / f"{_DOUBLE}/{arm}/{name}.jsonl")) for i, r in enumerate(runs)
-            ]
+            files = [run / _DOUBLE / arm / f"{name}.jsonl" for run in runs]
+            scores = [score_set(arm, "SFT", name, seed, read_metrics(file)) for seed, file in enumerate(files)]
             row = make_table(scores, config.evaluation.bootstrap_draws)[0]
             rows.append({"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)})
     return rows
@@ -103,11 +103,7 @@ def _seconds(run: Path) -> dict[str, float]:
 
 
 def _rewards(metrics: Path) -> list[float]:
-    return [row["reward"] for row in _rows(metrics)]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [row["reward"] for row in read_metrics(metrics)]
 
 
 def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:

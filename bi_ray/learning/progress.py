@@ -1,14 +1,12 @@
-"""What a training leaves on disk: step directories that are whole or absent, and a metrics file without repeats."""
+"""What a training leaves on disk: step directories that are whole or absent."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bi_ray.store import restore, write_atomically
 
@@ -51,24 +49,3 @@ class StepDirectories:
     def _steps(self) -> list[int]:
         matches = (_STEP.fullmatch(path.name) for path in self.directory.iterdir())
         return [int(match[1]) for match in matches if match]
-
-
-def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Add one line to a metrics file."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file, none if it does not exist; a line that is being written is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the rows after ``step``: they will be made again."""
-    rows = [row for row in read_metrics(path) if row["step"] <= step]
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)

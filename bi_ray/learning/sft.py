@@ -16,7 +16,8 @@ from bi_ray.config import ModelConfig, SFTConfig
 from bi_ray.learning.learner import Learner, Totals, load_checkpoint, save_checkpoint
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.optimizer import learning_rate
-from bi_ray.learning.progress import StepDirectories, append_metrics, cut_metrics
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.metrics import append_metrics, cut_metrics
 from bi_ray.policy.checkpoint import save_policy
 from bi_ray.policy.logprobs import token_logprobs
 from bi_ray.policy.packing import MicroBatch, Row

@@ -18,7 +18,5 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, system_prompt: str, questi
     """
     if tokenizer.chat_template is None:
         raise ValueError(f"{tokenizer.name_or_path} has no chat template; add chat_template.jinja to the checkpoint")
-    text = tokenizer.apply_chat_template(
-        messages(system_prompt, question), tokenize=False, add_generation_prompt=True
-    )
+    text = tokenizer.apply_chat_template(messages(system_prompt, question), tokenize=False, add_generation_prompt=True)
     return tokenizer.encode(text, add_special_tokens=False)

@@ -39,7 +39,9 @@ def recall(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
     given = "\n".join(PREMISES[None].format(node=name, value=value) for name, value in values.items())
     listed = list(values)
     rng.shuffle(listed)
-    return Drill(f"{given}\n{''.join(listed)}", "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed))
+    return Drill(
+        f"{given}\n{''.join(listed)}", "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed)
+    )
 
 
 def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
@@ -122,4 +124,3 @@ def _number(rng: random.Random, limit: int) -> int:
         return rng.randint(1, min(10, limit))
     value = rng.randint(0, min(30 if kind < 0.75 else 100 if kind < 0.95 else limit, limit))
     return -value if rng.random() < 0.3 else value
-

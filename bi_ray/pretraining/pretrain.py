@@ -43,7 +43,7 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Lla
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             max_position_embeddings=config.max_positions,
-            rope_theta=config.rope_theta,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -83,7 +83,7 @@ Example = tuple[list[int], int]  # tokens, and how many of them are the prompt
 def encode_drill(tokenizer: PreTrainedTokenizerFast, task: PromptBenchTask, rng: random.Random, p: float) -> Example:
     """Draw a drill at progress ``p`` and turn it into tokens."""
     drill = draw_drill(task, rng, p)
-    response = tokenizer.encode(drill.response, add_special_tokens=False) + [tokenizer.eos_token_id]
+    response = [*tokenizer.encode(drill.response, add_special_tokens=False), tokenizer.eos_token_id]
     prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt)
     return prompt + response, len(prompt)
 
@@ -251,9 +251,7 @@ def _save(
         (folder / "progress.json").write_text(json.dumps({"step": step, "training_s": seconds}))
 
 
-def _resume(
-    directory: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, float]:
+def _resume(directory: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
     """Load the last checkpoint, if there is one; returns its step and the seconds trained so far."""
     checkpoint = directory / "checkpoint"
     if not checkpoint.exists():

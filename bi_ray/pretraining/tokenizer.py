@@ -48,8 +48,6 @@ def build_tokenizer(phrases: Iterable[str], names: Iterable[str]) -> PreTrainedT
     scored += [(f"<|unused_{i}|>", -1000.0) for i in range(filler)]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=1))
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -18,7 +18,7 @@ from tiny_policy import VOCABULARY, distance, tiny_policy
 
 from actors.learner_group import LearnerError, LearnerGroup, failing_rank
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RayConfig, RLConfig, SFTConfig
-from bi_ray.learning.progress import read_metrics
+from bi_ray.metrics import read_metrics
 from bi_ray.policy.advantages import group_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import CheckpointError

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from bi_ray.learning.progress import StepDirectories, append_metrics, cut_metrics, read_metrics
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.metrics import append_metrics, cut_metrics, read_metrics
 
 
 def fill(folder):

@@ -50,8 +50,12 @@ def test_everything_arrives_once_whatever_the_size_and_order(rows, limit, ranks,
         return tuple(torch.tensor(values, dtype=torch.float32).tolist())
 
     wanted = sorted(
-        (row.tokens[row.first_learned :], single([row.weight] * row.learned), single([row.advantage] * row.learned))
-        + (single(row.sampler_logprobs),)
+        (
+            row.tokens[row.first_learned :],
+            single([row.weight] * row.learned),
+            single([row.advantage] * row.learned),
+            single(row.sampler_logprobs),
+        )
         for row in rows
         if row.learned
     )
