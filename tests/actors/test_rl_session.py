@@ -1,0 +1,152 @@
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from actors.rl_session import RLSession, SessionError
+from bi_ray.policy.batch import LearnerBatch
+from bi_ray.policy.rollout import PolicyVersion
+
+
+class Recorder:
+    """Makes batches that carry their number, and writes down what it was asked."""
+
+    def __init__(self):
+        self.made: list[int] = []
+        self.synced: list[tuple[PolicyVersion, str]] = []
+        self.fail_next = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def make_batch(self, step):
+        await self.gate.wait()
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("no engine is left")
+        self.made.append(step)
+        return LearnerBatch(samples=(), groups_total=step, samples_total=step), {"reward": step / 10}
+
+    async def sync(self, version, path):
+        self.synced.append((version, str(path)))
+
+    async def validate(self, step):
+        return {"validation_accuracy": 0.5} if step == 2 else {}
+
+
+def session(recorder, folder, incarnation=0):
+    return RLSession(
+        incarnation=incarnation,
+        policy_of=lambda step: Path(f"policy_{step}"),
+        make_batch=recorder.make_batch,
+        sync=recorder.sync,
+        validate=recorder.validate,
+        metrics_file=folder / "metrics.jsonl",
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(scenario):
+    asyncio.run(asyncio.wait_for(scenario, 20))
+
+
+def test_every_rank_gets_one_batch_and_a_published_step_gets_one_row(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        first, second = await asyncio.gather(rl.lease(1, incarnation), rl.lease(1, incarnation))
+        assert first is second
+        await rl.publish(incarnation, 1, Path("one"), {"loss": 2.0})
+        await rl.lease(2, incarnation)
+        await rl.publish(incarnation, 2, Path("two"), {"loss": 1.0})
+        assert recorder.made == [1, 2]
+        assert recorder.synced == [((1, 0), "policy_0"), ((1, 1), "one"), ((1, 2), "two")]
+        assert [(row["step"], row["reward"], row["loss"]) for row in rows(tmp_path)] == [(1, 0.1, 2.0), (2, 0.2, 1.0)]
+        assert [row.get("validation_accuracy") for row in rows(tmp_path)] == [None, 0.5]
+
+    run(scenario())
+
+
+def test_learners_that_come_back_get_the_same_batches_and_the_engines_go_back_first(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        old = await rl.join(0)
+        kept = []
+        for step in (1, 2, 3):
+            kept.append(await rl.lease(step, old))
+            await rl.publish(old, step, Path(str(step)), {})
+            if step == 1:
+                rl.checkpointed(1)
+        new = await rl.join(1)
+        assert new > old
+        assert recorder.synced[-1] == ((new, 1), "policy_1")
+        assert [row["step"] for row in rows(tmp_path)] == [1]
+        assert await rl.lease(2, new) is kept[1]
+        await rl.publish(new, 2, Path("2"), {})
+        assert await rl.lease(3, new) is kept[2]
+        await rl.publish(new, 3, Path("3"), {})
+        assert recorder.made == [1, 2, 3]  # nothing was generated twice
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+
+    run(scenario())
+
+
+def test_calls_of_learners_that_were_replaced_are_refused(tmp_path):
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        old = await rl.join(0)
+        await rl.join(0)
+        with pytest.raises(SessionError, match="replaced"):
+            await rl.lease(1, old)
+        with pytest.raises(SessionError, match="replaced"):
+            await rl.publish(old, 1, Path("x"), {})
+
+    run(scenario())
+
+
+def test_a_step_out_of_order_is_refused(tmp_path):
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        incarnation = await rl.join(0)
+        with pytest.raises(SessionError, match="step 2 was asked for while the policy is at step 0"):
+            await rl.lease(2, incarnation)
+
+    run(scenario())
+
+
+def test_a_batch_that_failed_is_made_again_after_a_join(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        recorder.fail_next = True
+        with pytest.raises(RuntimeError, match="no engine is left"):
+            await rl.lease(1, incarnation)
+        incarnation = await rl.join(0)
+        assert (await rl.lease(1, incarnation)).groups_total == 1
+
+    run(scenario())
+
+
+def test_a_batch_in_the_making_is_finished_before_the_engines_change_weights(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        recorder.gate.clear()
+        waiting = asyncio.ensure_future(rl.lease(1, incarnation))
+        await asyncio.sleep(0)
+        joining = asyncio.ensure_future(rl.join(0))
+        await asyncio.sleep(0.01)
+        assert len(recorder.synced) == 1  # the join waits
+        recorder.gate.set()
+        again = await joining
+        assert await rl.lease(1, again) is await waiting
+        assert recorder.made == [1]
+
+    run(scenario())
