@@ -62,8 +62,8 @@ class PromptBenchConfig(Config):
 
     @model_validator(mode="after")
     def _enough_names(self) -> Self:
-        if not self.operators:
-            raise ValueError("operators: name at least one")
+        if not set(self.operators) - {"square"}:
+            raise ValueError("operators: name at least one of add, subtract and multiply")
         if self.constants[0] > self.constants[1]:
             raise ValueError(f"constants: {list(self.constants)} is no range; write [low, high] with low <= high")
         if max(map(abs, self.constants)) > self.max_abs_value:

@@ -65,9 +65,9 @@ class Reflection:
     """Start on a locked node, name the missing parents, go back.
 
     Before a step, with the configured probability, another node is tried: with ``redundant_share`` a locked redundant
-    one (where the problem has one), else a needed one that comes later. A later node that turns out to be unlocked is
-    solved early instead. The first and the last step are never preceded by an attempt, and no two attempts
-    follow each other.
+    one (no attempt where there is none), else a needed one that comes later. A later node that turns out to be unlocked
+    is solved early instead. The first and the last step are never preceded by an attempt, and no two attempts follow
+    each other.
     """
 
     name: ClassVar[str] = "reflection"

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bi_ray.config import PretrainConfig
+from bi_ray.metrics import append_metrics, cut_metrics, read_metrics
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.pretraining.drills import draw_drill
 from bi_ray.pretraining.muon import Muon
@@ -110,7 +111,7 @@ def batches(
         micro = [_pad(rows, tokenizer.pad_token_id) for rows in _by_length(examples, config.microbatch_tokens)]
         rng.shuffle(micro)
         for step in range(pool * _POOL_STEPS, (pool + 1) * _POOL_STEPS):
-            if step >= start_step:
+            if start_step <= step < config.steps:
                 yield micro[step % _POOL_STEPS :: _POOL_STEPS]
 
 
@@ -151,19 +152,18 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
     """
     directory.mkdir(parents=True, exist_ok=True)
     metrics = directory / "metrics.jsonl"
-    metrics.touch()
     rendezvous = directory / f"rendezvous.{os.getpid()}.tmp"
     processes = torch.multiprocessing.spawn(
         _train, (config, directory, rendezvous), nprocs=config.processes, join=False
     )
     try:
-        with open(metrics) as file:
-            file.seek(0, os.SEEK_END)
-            done = False
-            while not done:
-                done = processes.join(timeout=1)
-                for line in file:
-                    yield json.loads(line)
+        done, shown = False, 0
+        while not done:
+            done = processes.join(timeout=1)
+            for row in read_metrics(metrics):
+                if row["step"] > shown:
+                    shown = row["step"]
+                    yield row
     finally:
         for process in processes.processes:
             process.kill()
@@ -183,6 +183,8 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     muon = Muon(matrices, lr=config.muon_learning_rate)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     start, seconds = _resume(directory, model, [muon, adamw])
+    if rank == 0:
+        cut_metrics(directory / "metrics.jsonl", start)
     parent = os.getppid()
     for step, micro in enumerate(batches(config, tokenizer, start), start):
         if os.getppid() != parent:  # the command was killed: nobody waits for this process any more
@@ -213,8 +215,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
                 "tokens": sum(tokens.numel() for tokens, _ in micro),
                 "training_s": seconds,
             }
-            with open(directory / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_metrics(directory / "metrics.jsonl", row)
             if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps:
                 _save(directory, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()

@@ -76,7 +76,13 @@ def start(config_file, run, *more):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=DEADLINE_S)
+    try:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    except BaseException:  # the time limit of the test too: no run outlives its test
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        raise
     return process.returncode, output
 
 
