@@ -6,6 +6,7 @@ Starting a fit takes long, so one fixture runs the jobs and several tests look a
 import json
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +14,8 @@ import pytest
 import ray
 import torch
 from datasets import Dataset
+from ranks import TOKENS, distance
 from safetensors.torch import load_file
-from tiny_policy import VOCABULARY, distance, tiny_policy
 
 from actors.learner_group import LearnerError, LearnerGroup, failing_rank
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RayConfig, RLConfig, SFTConfig
@@ -23,21 +24,16 @@ from bi_ray.policy.advantages import group_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import CheckpointError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
+# Learners have no path to this file, so its actor classes travel whole.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 LARGE_STEP = OptimizerConfig(kind="sgd", learning_rate=1.0, max_grad_norm=1e9)
 ADAMW = OptimizerConfig(learning_rate=1e-3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_policy(tmp_path_factory.mktemp("base"))
+def base(tiny_model):
+    return tiny_model(tied=True)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +41,7 @@ def data(tmp_path_factory):
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("data") / "sft"
     columns = {
-        name: [torch.randint(0, VOCABULARY, (5 + i % most,)).tolist() for i in range(40)]
+        name: [torch.randint(0, TOKENS, (5 + i % most,)).tolist() for i in range(40)]
         for name, most in (("prompt_tokens", 7), ("response_tokens", 11))
     }
     Dataset.from_dict(columns).save_to_disk(str(path))
@@ -66,9 +62,9 @@ def prepared_batch(step):
     torch.manual_seed(step)
     samples = []
     for number, rewards in enumerate(([1, 0, 0, 1], [0, 0, 1, 0])):
-        prompt = tuple(torch.randint(0, VOCABULARY, (6,)).tolist())
+        prompt = tuple(torch.randint(0, TOKENS, (6,)).tolist())
         for sample, advantage in enumerate(group_advantages(rewards)):
-            response = tuple(torch.randint(0, VOCABULARY, (4 + 3 * sample,)).tolist())
+            response = tuple(torch.randint(0, TOKENS, (4 + 3 * sample,)).tolist())
             logprobs = tuple((-5 + 0.1 * torch.randn(len(response))).tolist())
             samples.append(TrainSample(f"{step}/{number}/{sample}", prompt, response, logprobs, advantage))
     return LearnerBatch([] if step == 2 else samples, 2, 8)

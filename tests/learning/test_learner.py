@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
-from tiny_policy import VOCABULARY, distance, on_ranks, tiny_policy
 
 from bi_ray.config import ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
@@ -33,7 +33,7 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     rows = []
     for i in range(count):
         prompt, response = number(1, 12), number(1, 20)
-        tokens = tuple(torch.randint(0, VOCABULARY, (prompt + response,), generator=generator).tolist())
+        tokens = tuple(torch.randint(0, TOKENS, (prompt + response,), generator=generator).tolist())
         logprobs = tuple((-5 + torch.randn(response, generator=generator)).tolist())
         rows.append(Row(tokens, prompt, 1 / (count * response), (-1.0) ** i * (1 + i / count), logprobs))
     return rows
@@ -64,13 +64,14 @@ def learn(policy: Path, out: Path, kind: str, rows: list[Row], limit: int) -> No
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> Path:
-    return tiny_policy(tmp_path_factory.mktemp("policy"))
+def policy(tiny_model) -> Path:
+    return tiny_model(tied=True)
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, policy, kind):
+@pytest.mark.parametrize(("kind", "tied"), [("sft", True), ("grpo", False)])
+def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind, tied):
     """5 rows on 2 ranks in tiny micro-batches: uneven shares, so that one rank gets an empty micro-batch."""
+    policy = tiny_model(tied=tied)
     rows = make_rows(5)
     shares = pack(rows, 24, 2)
     assert any(not batch.learned.any() for share in shares for batch in share), "the test wants an empty micro-batch"

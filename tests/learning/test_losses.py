@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tiny_policy import VOCABULARY, tiny_policy
+from ranks import TOKENS
 
 from bi_ray.config import RLConfig
 from bi_ray.learning.losses import grpo_loss, k3, nll_loss, token_weights
@@ -82,8 +82,8 @@ def test_token_weights():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(tiny_policy(tmp_path_factory.mktemp("policy"))).double()
+def model(tiny_model):
+    return load_model(tiny_model(tied=True)).double()
 
 
 def sampled_groups(model, rewards, temperature=1.0):
@@ -91,10 +91,10 @@ def sampled_groups(model, rewards, temperature=1.0):
     generator = torch.Generator().manual_seed(0)
     groups = []
     for number, group in enumerate(rewards):
-        prompt = torch.randint(0, VOCABULARY, (5 + number,), generator=generator)
+        prompt = torch.randint(0, TOKENS, (5 + number,), generator=generator)
         samples = []
         for sample, advantage in enumerate(group_advantages(group)):
-            response = torch.randint(0, VOCABULARY, (3 + 2 * sample,), generator=generator)
+            response = torch.randint(0, TOKENS, (3 + 2 * sample,), generator=generator)
             tokens = torch.cat([prompt, response])[None]
             learned = torch.arange(tokens.shape[1])[None] >= len(prompt)
             logprobs = token_logprobs(model, tokens, learned, temperature)[0].tolist()

@@ -2,22 +2,22 @@ import math
 
 import pytest
 import torch
-from tiny_policy import VOCABULARY, tiny_policy
+from ranks import TOKENS
 
 from bi_ray.policy.checkpoint import load_model
 from bi_ray.policy.logprobs import token_logprobs
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load_model(tiny_policy(tmp_path_factory.mktemp("policy"))).double()
+def model(tiny_model):
+    return load_model(tiny_model(tied=True)).double()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_against_one_row_at_a_time_without_padding(model, temperature):
     """The marked tokens start at column 3 in one row and 1 in the other; the second row is padded."""
     torch.manual_seed(0)
-    rows = [torch.randint(0, VOCABULARY, (length,)) for length in (11, 6)]
+    rows = [torch.randint(0, TOKENS, (length,)) for length in (11, 6)]
     firsts = [3, 1]
     tokens, learned = torch.zeros(2, 11, dtype=torch.int64), torch.zeros(2, 11, dtype=torch.bool)
     wanted, entropies = [], []

@@ -1,45 +1,14 @@
-"""A tiny Llama on disk and a way to run something on several gloo processes without Ray."""
+"""A way to run something on several gloo processes without Ray, and a distance between weights."""
 
 import multiprocessing
 import os
 import tempfile
-from pathlib import Path
 
 import torch
 from torch import distributed
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.tasks.promptbench import node_names, phrases
-
-VOCABULARY = 192
+TOKENS = 150  # fewer than the tiny model has
 multiprocessing.set_forkserver_preload(["bi_ray.learning.rl", "bi_ray.learning.sft", "torch.distributed.tensor"])
-
-
-def tiny_policy(directory: Path, tied: bool = True, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
-    """A policy directory with random weights."""
-    tokenizer = build_tokenizer(phrases(), node_names(32))
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=hidden * 2,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            tie_word_embeddings=tied,
-            initializer_range=0.1,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            dtype="float32",
-        )
-    )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 def _enter(rank, ranks, rendezvous, function, arguments):
