@@ -63,6 +63,8 @@ class RLSession:
         self._validate = validate
         self._metrics_file = metrics_file
         self._kept: dict[int, asyncio.Future[Kept]] = {}
+        self._settled_step = 0  # the engines hold the weights of this step
+        self._settled = asyncio.Condition()
         self._step_began = time.monotonic()
         self.last_metrics: dict[str, Any] = {}
 
@@ -82,19 +84,28 @@ class RLSession:
         self.version = PolicyVersion(self.version.incarnation + 1, step)
         cut_metrics(self._metrics_file, step)
         await self._sync(self.version, self._policy_of(step))
+        await self._settle(step)
         self._step_began = time.monotonic()
         return self.version.incarnation
 
     async def lease(self, step: int, incarnation: int) -> LearnerBatch:
         """The batch of ``step``: made once, the same for every learner and after every restart.
 
+        A learner that asks before rank 0 has published the step before waits for that.
+
         Raises:
             SessionError: the asking learner belongs to an incarnation that is gone, or the step is not next.
         """
         self._refuse_old(incarnation)
         if step not in self._kept:
-            if step != self.version.step + 1:
-                raise SessionError(f"step {step} was asked for while the policy is at step {self.version.step}")
+            if step not in (self._settled_step + 1, self._settled_step + 2):
+                raise SessionError(f"step {step} was asked for while the policy is at step {self._settled_step}")
+            async with self._settled:
+                await self._settled.wait_for(
+                    lambda: self._settled_step == step - 1 or incarnation != self.version.incarnation
+                )
+            self._refuse_old(incarnation)
+        if step not in self._kept:
             self._kept[step] = asyncio.ensure_future(self._make(step))
         return (await asyncio.shield(self._kept[step])).batch
 
@@ -116,6 +127,12 @@ class RLSession:
         self._step_began = now
         append_metrics(self._metrics_file, row)
         self.last_metrics = row
+        await self._settle(step)
+
+    async def _settle(self, step: int) -> None:
+        async with self._settled:
+            self._settled_step = step
+            self._settled.notify_all()
 
     def checkpointed(self, step: int) -> None:
         """A checkpoint of ``step`` is on disk: batches up to it are not needed any more."""

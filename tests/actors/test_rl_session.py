@@ -113,8 +113,49 @@ def test_a_step_out_of_order_is_refused(tmp_path):
     async def scenario():
         rl = session(Recorder(), tmp_path)
         incarnation = await rl.join(0)
-        with pytest.raises(SessionError, match="step 2 was asked for while the policy is at step 0"):
-            await rl.lease(2, incarnation)
+        with pytest.raises(SessionError, match="step 3 was asked for while the policy is at step 0"):
+            await rl.lease(3, incarnation)
+
+    run(scenario())
+
+
+def test_a_rank_that_is_ahead_waits_until_the_engines_hold_the_step_before(tmp_path):
+    """Ranks other than 0 do not publish, so they may ask for the next batch while rank 0 still writes."""
+
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        await rl.lease(1, incarnation)
+        ahead = asyncio.ensure_future(rl.lease(2, incarnation))
+        slow = asyncio.Event()
+
+        async def slow_sync(version, path):
+            await slow.wait()
+            recorder.synced.append((version, str(path)))
+
+        rl._sync = slow_sync
+        publishing = asyncio.ensure_future(rl.publish(incarnation, 1, Path("one"), {}))
+        await asyncio.sleep(0.01)
+        assert recorder.made == [1]
+        slow.set()
+        await publishing
+        assert (await ahead).groups_total == 2
+        assert await rl.lease(2, incarnation) is await ahead
+
+    run(scenario())
+
+
+def test_a_rank_that_is_ahead_when_the_group_is_replaced_is_refused(tmp_path):
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        old = await rl.join(0)
+        await rl.lease(1, old)
+        ahead = asyncio.ensure_future(rl.lease(2, old))
+        await asyncio.sleep(0)
+        await rl.join(0)
+        with pytest.raises(SessionError, match="replaced"):
+            await ahead
 
     run(scenario())
 
