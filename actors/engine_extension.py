@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 else:
     Base = object
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry and no engine loads
 
 
@@ -39,12 +40,15 @@ class WeightExtension(Base):
             ValueError: the file lacks parameters of the model. Nothing was loaded.
         """
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            require_names(path, names, self._wanted_names())
+            source = {name: name for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            if self.model_config.hf_config.tie_word_embeddings and EMBEDDING in source:
+                source.setdefault(HEAD, EMBEDDING)  # a checkpoint that leaves its tied head out
+            require_names(path, source, self._wanted_names())
             self.reload_weights(  # type: ignore[attr-defined]
-                weights_iterator=((name, file.get_tensor(name)) for name in names), is_checkpoint_format=True
+                weights_iterator=((name, file.get_tensor(of)) for name, of in source.items()),
+                is_checkpoint_format=True,
             )
-        return len(names)
+        return len(source)
 
     def engine_pid(self) -> int:
         """Id of the process that this worker lives in."""
@@ -56,7 +60,7 @@ class WeightExtension(Base):
 
         names = checkpoint_names(Path(self.model_config.model))
         if isinstance(getattr(self.get_model(), "lm_head", None), ParallelLMHead):
-            names.add("lm_head.weight")
+            names.add(HEAD)
         return names
 
 

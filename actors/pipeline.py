@@ -23,7 +23,9 @@ from bi_ray.problems import MANIFEST, write_demonstrations, write_problems
 from bi_ray.store import RunDirectory, RunError, StageKey, key_of
 from bi_ray.tasks.registry import build_task
 
-STAGES = ("data", "sft_data", "sft", "eval_sft", "sft_double", "eval_sft_double", "rl", "eval_rl", "report")
+STAGES = (
+    "data", "eval_base", "sft_data", "sft", "eval_sft", "sft_double", "eval_sft_double", "rl", "eval_rl", "report"
+)  # fmt: skip
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5
 
@@ -50,6 +52,8 @@ class Pipeline:
         """
         try:
             data = self.data()
+            if self.config.evaluation.base_model:
+                self.evaluate_base(data)
             demonstrations = {arm: self.sft_data(arm, data) for arm in self.config.arms}
             for kind in ("sft", "sft_double") if self.config.sft.report_twice_the_budget else ("sft",):
                 tuned = {arm: self.sft(arm, demonstrations[arm], kind) for arm in self.config.arms}
@@ -129,24 +133,29 @@ class Pipeline:
         self._keep(stage, key, work / f"step_{config.rl.steps}" / "policy", work / "metrics.jsonl")
         return key
 
-    def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> StageKey:
+    def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> None:
         """Greedy and sampled responses of a policy on the test sets, every one kept."""
+        directory = self._path(f"{trained_by}/{arm}/policy")
+        self._evaluate(f"eval_{trained_by}/{arm}", directory, {trained_by: policy.digest}, f"{arm} after {trained_by}")
+
+    def evaluate_base(self, data: StageKey) -> None:
+        """The same of the model that SFT starts from."""
+        base = Path(self.config.model.path)
+        self._evaluate("eval_base", base.absolute(), {"base": digest(base), "data": data.digest}, "the base")
+
+    def _evaluate(self, stage: str, policy: Path, inputs: dict[str, str], title: str) -> None:
         config = self.config
-        parts = {"evaluation": config.evaluation, "sampling_seed": config.seeds.sampling, "limits": self._limits()}
-        key = key_of(parts, {trained_by: policy.digest})
-        stage = f"eval_{trained_by}/{arm}"
+        evaluation = config.evaluation.model_dump(exclude={"base_model", "timeout_s"})
+        parts = {"evaluation": evaluation, "sampling_seed": config.seeds.sampling, "limits": self._limits()}
+        key = key_of(parts, inputs)
         if self._skip(stage, key):
-            return key
+            return
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             for name in config.evaluation.sets:
-                title = f"evaluation of {arm} after {trained_by}, {name}"
-                reference = driver.evaluate.remote(
-                    self._path(f"{trained_by}/{arm}/policy"), self._path(f"data/{name}"), folder / f"{name}.jsonl"
-                )
-                with self.display.task(title, None):
+                reference = driver.evaluate.remote(policy, self._path(f"data/{name}"), folder / f"{name}.jsonl")
+                with self.display.task(f"evaluation of {title}, {name}", None):
                     self._call(reference, config.evaluation.timeout_s, self._show_progress)
-        return key
 
     def _sft_data_key(self, arm: str, data: StageKey) -> StageKey:
         return key_of({"recipe": self.config.arms[arm], "data_seed": self.config.seeds.data}, {"data": data.digest})

@@ -62,18 +62,33 @@ def study(
 
 
 @app.command()
-def pretrain(config_file: ConfigFile, run_path: RunPath) -> None:
-    """Make a tiny base model; resumable, and able to run in the background for hours."""
+def pretrain(
+    config_file: ConfigFile,
+    run_path: RunPath = Path("runs/pretrain"),
+    score: Annotated[Path | None, typer.Option(help="Train nothing; score this model on fresh drills")] = None,
+) -> None:
+    """Make a tiny base model and score it; resumable, and able to run in the background for hours."""
     from bi_ray.display import Display, figures_of
     from bi_ray.pretraining.pretrain import pretrain as train
+    from bi_ray.pretraining.pretrain import score_drills
     from bi_ray.store import RunDirectory
 
     config = load_config(config_file, PretrainConfig)
+    if score:
+        _show_scores(score_drills(score, config))
+        return
     display = Display(console)
     with RunDirectory(run_path) as directory, display.task(f"pre-training {config.name}", config.steps):
         for row in train(config, directory.path):
             display.set(row["step"], config.steps, figures_of(row))
-    console.print(f"The model: {directory.path / 'checkpoint' / 'model'}", highlight=False)
+    model = directory.path / "checkpoint" / "model"
+    _show_scores(score_drills(model, config))
+    console.print(f"The model: {model}", highlight=False)
+
+
+def _show_scores(scores: dict[str, float]) -> None:
+    for name, share in scores.items():
+        console.print(f"{name}: {share:.1%} of fresh drills answered exactly", highlight=False)
 
 
 @app.command()

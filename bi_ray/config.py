@@ -212,6 +212,7 @@ class EvaluationConfig(Config):
 
     sets: tuple[SetName, ...] = ("test_id", "test_ood")
     samples_per_prompt: Annotated[int, Field(ge=0)] = 8  # for pass@k and the informative share; 0: greedy only
+    base_model: bool = False  # also evaluate the model that SFT starts from
     sampled_problems: Positive = 100  # how many problems of each set are sampled that often
     temperature: Annotated[float, Field(gt=0)] = 1.0
     bootstrap_draws: Positive = 10_000
@@ -288,7 +289,7 @@ class PretrainConfig(Config):
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     processes: Positive = 2  # of one thread each
     checkpoint_every_steps: Positive = 50
-    evaluation_problems: Positive = 200
+    scored_drills: Positive = 200  # of each kind, in the scores at the end
 
 
 C = TypeVar("C", bound=Config)

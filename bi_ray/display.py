@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,11 @@ _SHOWN = {
     "mismatch_max": "mismatch {:.0e}",
 }
 _TAIL_S = 0.5
+_PLAIN_S = 30.0  # between two lines about the same phase where the output is no terminal
 
 
 class Display:
-    """Progress in the terminal; plain lines where the output is no terminal.
+    """Bars in a terminal; a plain line every half minute where the output goes to a file or a job's log.
 
     Args:
         console: where to write.
@@ -38,6 +40,7 @@ class Display:
         self.console = console or Console()
         self._progress: Progress | None = None
         self._task: Any = None
+        self._line_at = 0.0
 
     def note(self, text: str) -> None:
         """One line that stays."""
@@ -54,12 +57,15 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
         )
-        with Progress(*columns, console=self.console, transient=True) as self._progress:
+        began = self._line_at = time.monotonic()
+        terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not terminal) as self._progress:
             self._task = self._progress.add_task(title, total=total, figures="")
-            yield
-            elapsed = self._progress.tasks[self._task].elapsed or 0.0
-        self._progress = None
-        self.note(f"{title}: {elapsed:.0f} s")
+            try:
+                yield
+            finally:
+                self._progress = None
+        self.note(f"{title}: {time.monotonic() - began:.0f} s")
 
     def advance(self) -> None:
         """One unit of the current phase is done."""
@@ -68,8 +74,13 @@ class Display:
 
     def set(self, done: int, total: int | None = None, figures: str = "") -> None:
         """The current phase is that far."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total, figures=figures)
+        if self._progress is None:
+            return
+        self._progress.update(self._task, completed=done, total=total, figures=figures)
+        if self._progress.disable and time.monotonic() - self._line_at >= _PLAIN_S:
+            self._line_at = time.monotonic()
+            of = f"/{total}" if total else ""
+            self.note(f"{self._progress.tasks[self._task].description}: {done}{of}  {figures}".rstrip())
 
     @contextmanager
     def training(self, title: str, steps: int, metrics: Path) -> Iterator[None]:

@@ -37,6 +37,28 @@ def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -
     return rendered
 
 
+def render_samples(table: Sequence[TableRow]) -> Table:
+    """What the sampled responses and the greedy traces say, before RL and after it."""
+    rendered = Table(title="Before → after RL, %", caption="samples at the evaluation's temperature; traces are greedy")
+    rendered.add_column("arm", no_wrap=True)
+    rendered.add_column("set", no_wrap=True)
+    every = {k for row in table for k in row.sft.pass_at}
+    ks = sorted({min(every), max(every)}) if every else []
+    for name in (*(f"pass@{k}" for k in ks), "informative", "valid trace", "format"):
+        rendered.add_column(name, justify="right", no_wrap=True)
+    for row in table:
+        stages = [row.sft, row.rl]
+        cells = [[stage and stage.pass_at.get(k) for stage in stages] for k in ks]
+        for name in ("informative", "trace_valid", "format_right"):
+            cells.append([stage and getattr(stage, name) for stage in stages])
+        rendered.add_row(row.arm, row.set, *(" → ".join(_share(value) for value in cell) for cell in cells))
+    return rendered
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}"
+
+
 def _percent(interval: Interval, signed: bool = False) -> str:
     """For example "41.5 (38.5 to 44.6)"; parentheses, since rich reads square brackets as markup."""
     sign = "+" if signed else ""

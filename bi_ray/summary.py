@@ -14,7 +14,7 @@ from bi_ray.config import RunConfig
 from bi_ray.evaluation import SetScore, gain_difference, make_table, score_set
 from bi_ray.metrics import read_metrics
 from bi_ray.problems import MANIFEST
-from bi_ray.report import draw_picture, render_table
+from bi_ray.report import draw_picture, render_samples, render_table
 from bi_ray.store import STAGE_FILE, code_version, write_atomically
 
 REPORT = "report"
@@ -22,6 +22,7 @@ SUMMARY = "summary.json"
 PICTURE = "result.png"
 _STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
 _DOUBLE = "eval_sft_double"
+_BASE = "eval_base"
 
 
 def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
         "table": [asdict(row) for row in table],
         "difference_of_gains": list(_differences(config, scores)),
         "sets": _sets(config, runs),
+        "base_model": _base_model(config, runs),
         "sft_twice_the_budget": _double_sft(config, runs),
         "stage_seconds": {run.name: _seconds(run) for run in runs},
     }
@@ -48,7 +50,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
         draw_picture(rewards, table, folder / PICTURE, title=f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}")
-    return summary | {"rendered": render_table(table)}
+    return summary | {"rendered": [render_table(table), render_samples(table)]}
 
 
 def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
@@ -83,18 +85,30 @@ def _sets(config: RunConfig, runs: Sequence[Path]) -> dict[str, Any]:
     return found
 
 
+def _base_model(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Greedy accuracy before SFT, where the run measured it."""
+    if not config.evaluation.base_model:
+        return []
+    return [_accuracy(config, "base", name, [run / _BASE for run in runs]) for name in config.evaluation.sets]
+
+
 def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]:
     """Greedy accuracy after twice the SFT budget, where the run measured it."""
     if not config.sft.report_twice_the_budget:
         return []
-    rows = []
-    for arm in config.arms:
-        for name in config.evaluation.sets:
-            files = [run / _DOUBLE / arm / f"{name}.jsonl" for run in runs]
-            scores = [score_set(arm, "SFT", name, seed, read_metrics(file)) for seed, file in enumerate(files)]
-            row = make_table(scores, config.evaluation.bootstrap_draws)[0]
-            rows.append({"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)})
-    return rows
+    return [
+        _accuracy(config, arm, name, [run / _DOUBLE / arm for run in runs])
+        for arm in config.arms
+        for name in config.evaluation.sets
+    ]
+
+
+def _accuracy(config: RunConfig, arm: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """Greedy accuracy on one set over the seeds, each a folder of evaluated samples."""
+    files = [folder / f"{name}.jsonl" for folder in folders]
+    scores = [score_set(arm, "SFT", name, seed, read_metrics(file)) for seed, file in enumerate(files)]
+    row = make_table(scores, config.evaluation.bootstrap_draws)[0]
+    return {"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)}
 
 
 def _seconds(run: Path) -> dict[str, float]:
@@ -108,8 +122,9 @@ def _rewards(metrics: Path) -> list[float]:
 
 def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:
     """Print the table, the difference between the arms, and what to do next."""
-    console.print()
-    console.print(summary["rendered"])
+    for table in summary["rendered"]:
+        console.print()
+        console.print(table)
     for row in summary["difference_of_gains"]:
         value, low, high = (100 * row["difference"][key] for key in ("value", "low", "high"))
         console.print(
@@ -117,6 +132,11 @@ def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:
             f"{row['against']} on {row['set']}" + ("" if low > 0 or high < 0 else ": not more than chance"),
             highlight=False,
         )
+    controls = [(row, "before SFT") for row in summary["base_model"]]
+    controls += [(row, "after twice the SFT budget") for row in summary["sft_twice_the_budget"]]
+    for row, when in controls:
+        value, low, high = (100 * row["accuracy"][key] for key in ("value", "low", "high"))
+        console.print(f"{row['arm']} {when}: {value:.1f} ({low:.1f} to {high:.1f}) on {row['set']}", highlight=False)
     for name, found in summary["sets"].items():
         if name.startswith("test"):
             best = max(found["best_constant_accuracy"])

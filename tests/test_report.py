@@ -4,7 +4,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from bi_ray.evaluation import Interval, StageSummary, TableRow
-from bi_ray.report import _moving_average, draw_picture, render_table
+from bi_ray.report import _moving_average, draw_picture, render_samples, render_table
 
 
 def stage(*accuracy: float) -> StageSummary:
@@ -30,6 +30,17 @@ def test_the_table_for_the_terminal():
     last = next(line for line in text.splitlines() if "test_ood" in line)
     assert "20.0 (17.0 to 23.0)" in last
     assert last.count(" - ") == 2
+
+
+def test_the_table_of_samples_fits_a_terminal():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    before = StageSummary(Interval(0.3, 0.2, 0.4), {1: 0.231, 2: 0.3, 4: 0.494}, 0.63, 0.0, 0.996, 0.48, 0)
+    after = StageSummary(Interval(0.4, 0.3, 0.5), {1: 0.387, 2: 0.5, 4: 0.6}, 0.58, 0.0, 1.0, 0.5, 0)
+    console.print(render_samples([TableRow("bridge", "test_ood", 1, 500, before, after, None), TABLE[2]]))
+    first, second = (line for line in console.export_text().splitlines() if "test_ood" in line)
+    cells = [cell.strip() for cell in first.split("│")[3:-1]]
+    assert cells == ["23 → 39", "49 → 60", "63 → 58", "48 → 50", "100 → 100"]
+    assert [cell.strip() for cell in second.split("│")[3:-1]] == ["30 → -", "- → -", "50 → -", "90 → -", "100 → -"]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bi_ray.config import PretrainConfig
 from bi_ray.metrics import append_metrics, cut_metrics, read_metrics
 from bi_ray.policy.chat import encode_prompt
-from bi_ray.pretraining.drills import draw_drill
+from bi_ray.policy.checkpoint import load_model, load_tokenizer
+from bi_ray.pretraining.drills import SCHEDULE, Drill, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.store import write_atomically
@@ -81,9 +82,8 @@ def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Te
 Example = tuple[list[int], int]  # tokens, and how many of them are the prompt
 
 
-def encode_drill(tokenizer: PreTrainedTokenizerFast, task: PromptBenchTask, rng: random.Random, p: float) -> Example:
-    """Draw a drill at progress ``p`` and turn it into tokens."""
-    drill = draw_drill(task, rng, p)
+def encode_drill(tokenizer: PreTrainedTokenizerBase, task: PromptBenchTask, drill: Drill) -> Example:
+    """Turn a drill into tokens."""
     response = [*tokenizer.encode(drill.response, add_special_tokens=False), tokenizer.eos_token_id]
     prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt)
     return prompt + response, len(prompt)
@@ -104,7 +104,7 @@ def batches(
         examples: list[Example] = []
         tokens = 0
         while tokens < _POOL_STEPS * config.batch_tokens:
-            example = encode_drill(tokenizer, task, rng, progress)
+            example = encode_drill(tokenizer, task, draw_drill(task, rng, progress))
             if len(example[0]) <= config.max_positions:
                 examples.append(example)
                 tokens += len(example[0])
@@ -219,6 +219,31 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
             if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps:
                 _save(directory, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()
+
+
+def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, float]:
+    """Share of fresh drills, of each kind, that greedy decoding answers exactly.
+
+    Greedy decoding writes the wanted response exactly if every token of it is the likeliest after those before it, so
+    one forward pass per drill decides. Drills come from a random stream of their own, at full difficulty.
+
+    Args:
+        model_path: a checkpoint directory.
+        config: ``scored_drills`` of each kind are drawn from its task.
+    """
+    model, tokenizer = load_model(model_path).eval(), load_tokenizer(model_path)
+    task = PromptBenchTask(config.task, config.seed)
+    scores = {}
+    for kind in SCHEDULE:
+        rng = random.Random(f"{config.seed}/scores/{kind.__name__}")
+        right = 0
+        for _ in range(config.scored_drills):
+            tokens, labels = _pad([encode_drill(tokenizer, task, kind(task, rng, 1.0))], tokenizer.pad_token_id)
+            with torch.no_grad():
+                likeliest = model(input_ids=tokens, use_cache=False).logits[:, :-1].argmax(dim=-1)
+            right += bool(((likeliest == labels[:, 1:]) | (labels[:, 1:] == IGNORED)).all())
+        scores[kind.__name__] = right / config.scored_drills
+    return scores
 
 
 def _sum_over_processes(parameters: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
