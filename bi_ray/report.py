@@ -39,12 +39,12 @@ def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -
 
 def render_samples(table: Sequence[TableRow]) -> Table:
     """What the sampled responses and the greedy traces say, before RL and after it."""
-    rendered = Table(title="Before → after RL, %", caption="samples at the evaluation's temperature; traces are greedy")
+    rendered = Table(title="Before → after RL, %", caption="pass@k, informative: sampled; trace, format: greedy")
     rendered.add_column("arm", no_wrap=True)
     rendered.add_column("set", no_wrap=True)
     every = {k for row in table for k in row.sft.pass_at}
     ks = sorted({min(every), max(every)}) if every else []
-    for name in (*(f"pass@{k}" for k in ks), "informative", "valid trace", "format"):
+    for name in (*(f"pass@{k}" for k in ks), "informative", "trace", "format"):
         rendered.add_column(name, justify="right", no_wrap=True)
     for row in table:
         stages = [row.sft, row.rl]
