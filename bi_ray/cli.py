@@ -158,6 +158,9 @@ def main() -> None:
 
 
 def _is_known(error: Any) -> bool:
+    """Errors that say what to change, and those of the file system (no space, no right, no such folder)."""
+    if isinstance(error, OSError) and error.strerror:
+        return True
     return type(error).__module__.partition(".")[0] in ("bi_ray", "actors", "serve")
 
 

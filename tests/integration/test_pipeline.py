@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from datasets import load_from_disk
 from safetensors.torch import load_file
 
 BI_RAY = Path(sys.executable).parent / "bi-ray"
@@ -63,8 +65,11 @@ def write(config, path):
     return path
 
 
-def start(config_file, run, *more):
-    command = [BI_RAY, "run", config_file, "--run", run, *more]
+def start(config_file, run):
+    return start_command([BI_RAY, "run", config_file, "--run", run])
+
+
+def start_command(command):
     return subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -212,15 +217,40 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(undisturbed
     assert [row["step"] for row in metrics(run / "rl/bridge")] == list(range(1, RL_STEPS + 1))
 
 
-def test_mistakes_are_one_line(config, tmp_path, tiny_model):
+def assert_one_error(process, words, code=2):
+    got, output = finish(process)
+    assert got == code, output
+    assert "Traceback" not in output
+    errors = [line for line in output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in " ".join(output.split())
+
+
+def test_mistakes_are_one_line(config, tmp_path):
     wrong_key = write({**config, "rl": {"learning_rat": 1}}, tmp_path / "wrong_key.yaml")
     no_model = write({**config, "model": {"path": "no/such/model"}}, tmp_path / "no_model.yaml")
-    for file, words in (
-        (wrong_key, "rl.learning_rat"),
-        (no_model, "no/such/model"),
-        (tmp_path / "absent.yaml", "absent.yaml"),
-    ):
-        code, output = finish(start(file, tmp_path / "run"))
-        assert code == 2
-        assert words in output
-        assert "Traceback" not in output
+    too_long = write({**config, "model": config["model"] | {"max_prompt_tokens": 40}}, tmp_path / "too_long.yaml")
+    assert_one_error(start(wrong_key, tmp_path / "run"), "rl.learning_rat is no option")
+    assert_one_error(start(no_model, tmp_path / "run"), "no model at no/such/model")
+    assert_one_error(start(tmp_path / "absent.yaml", tmp_path / "run"), "absent.yaml: No such file")
+    assert_one_error(start(too_long, tmp_path / "run"), "raise model.max_prompt_tokens (40)")
+
+
+def test_problems_without_answers_are_refused(undisturbed, tmp_path):
+    config_file, whole, _ = undisturbed
+    run = tmp_path / "run"
+    shutil.copytree(whole / "data", run / "data")
+    shutil.rmtree(run / "data/sft")
+    load_from_disk(str(whole / "data/sft")).remove_columns("answer").save_to_disk(str(run / "data/sft"))
+    assert_one_error(start(config_file, run), "row 0: no answer; every problem needs one to be verified")
+
+
+def test_a_disk_that_fills_is_one_line(undisturbed, tmp_path):
+    """Stood in for by a limit on the size of files; what was finished stays, and nothing half-written does."""
+    config_file, whole, _ = undisturbed
+    run = tmp_path / "run"
+    shutil.copytree(whole / "data", run / "data")
+    limit = f'ulimit -f 4; exec "{BI_RAY}" run "{config_file}" --run "{run}"'
+    assert_one_error(start_command(["bash", "-c", limit]), "File too large")
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "data", "sft_data"]
+    assert not any((run / "sft_data").iterdir())
