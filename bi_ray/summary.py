@@ -14,13 +14,15 @@ from bi_ray.config import RunConfig
 from bi_ray.evaluation import SetScore, gain_difference, make_table, score_set
 from bi_ray.metrics import read_metrics
 from bi_ray.problems import MANIFEST
-from bi_ray.report import draw_picture, render_samples, render_table
+from bi_ray.report import draw_picture, markdown_table, render_samples, render_table
 from bi_ray.store import STAGE_FILE, code_version, write_atomically
 
 REPORT = "report"
 SUMMARY = "summary.json"
 PICTURE = "result.png"
+MARKDOWN = "result.md"
 _STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
+_FEW_INFORMATIVE = 0.2
 _DOUBLE = "eval_sft_double"
 _BASE = "eval_base"
 
@@ -49,6 +51,9 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     rewards = {arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms}
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
+        found = "\n".join(f"- {line}" for line in findings(summary))
+        heading = f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}, bi_ray {summary['code_version']}"
+        (folder / MARKDOWN).write_text(f"# {heading}\n\n{markdown_table(table)}\n\n{found}\n")
         draw_picture(rewards, table, folder / PICTURE, title=f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}")
     return summary | {"rendered": [render_table(table), render_samples(table)]}
 
@@ -120,26 +125,56 @@ def _rewards(metrics: Path) -> list[float]:
     return [row["reward"] for row in read_metrics(metrics)]
 
 
-def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:
-    """Print the table, the difference between the arms, and what to do next."""
-    for table in summary["rendered"]:
-        console.print()
-        console.print(table)
+def findings(summary: dict[str, Any]) -> list[str]:
+    """What the tables do not say: the difference between the arms, the controls, the best constant answer."""
+    lines = []
     for row in summary["difference_of_gains"]:
-        value, low, high = (100 * row["difference"][key] for key in ("value", "low", "high"))
-        console.print(
+        value, low, high = _points(row["difference"])
+        chance = "" if low > 0 or high < 0 else ": not more than chance"
+        lines.append(
             f"RL gained {value:+.1f} points ({low:+.1f} to {high:+.1f}) more with {row['arm']} than with "
-            f"{row['against']} on {row['set']}" + ("" if low > 0 or high < 0 else ": not more than chance"),
-            highlight=False,
+            f"{row['against']} on {row['set']}{chance}"
         )
     controls = [(row, "before SFT") for row in summary["base_model"]]
-    controls += [(row, "after twice the SFT budget") for row in summary["sft_twice_the_budget"]]
+    controls += [(row, "after twice the SFT budget, without RL") for row in summary["sft_twice_the_budget"]]
     for row, when in controls:
-        value, low, high = (100 * row["accuracy"][key] for key in ("value", "low", "high"))
-        console.print(f"{row['arm']} {when}: {value:.1f} ({low:.1f} to {high:.1f}) on {row['set']}", highlight=False)
+        value, low, high = _points(row["accuracy"])
+        lines.append(f"{row['arm']} {when}: {value:.1f} ({low:.1f} to {high:.1f}) on {row['set']}")
     for name, found in summary["sets"].items():
         if name.startswith("test"):
             best = max(found["best_constant_accuracy"])
-            console.print(f"Always giving the same answer would score {best:.1%} on {name}", highlight=False)
-    console.print(f"\nEvery sample with its verdict: {out}/eval_rl/<arm>/<set>.jsonl", highlight=False)
-    console.print(f"Picture: {out / REPORT / PICTURE}   Numbers: {out / REPORT / SUMMARY}", highlight=False)
+            lines.append(f"Always giving the same answer would score {best:.1%} on {name}")
+    return lines
+
+
+def _points(interval: dict[str, float]) -> tuple[float, float, float]:
+    return 100 * interval["value"], 100 * interval["low"], 100 * interval["high"]
+
+
+def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:
+    """Print the tables, what else was found, and where to look next."""
+    for table in summary["rendered"]:
+        console.print()
+        console.print(table)
+    console.print("\n".join(findings(summary)), highlight=False, markup=False)
+    console.print(f"\nEvery sample with its verdict, and the report: {out}", highlight=False, soft_wrap=True)
+    for name in ("eval_rl/<arm>/<set>.jsonl", f"{REPORT}/{PICTURE}", f"{REPORT}/{MARKDOWN}", f"{REPORT}/{SUMMARY}"):
+        console.print(f"  {name}", highlight=False, markup=False)
+    for line in advice(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def advice(summary: dict[str, Any]) -> list[str]:
+    """What to do next."""
+    lines = []
+    for row in summary["table"]:
+        informative = row["sft"]["informative"]
+        if informative is not None and informative < _FEW_INFORMATIVE and row["set"] == summary["table"][0]["set"]:
+            lines.append(
+                f"Next: after SFT only {informative:.0%} of the queries of {row['arm']} were informative, so RL had "
+                "little to learn from; make task.sets.rl easier, or train SFT longer"
+            )
+    if summary["seeds"] == 1:
+        lines.append("Next: one seed says little; `bi-ray study CONFIG --run DIR` repeats it under three")
+    lines.append("Next: `bi-ray show CONFIG` prints what the arms were taught; `bi-ray options` what can be changed")
+    return lines

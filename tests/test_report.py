@@ -4,7 +4,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from bi_ray.evaluation import Interval, StageSummary, TableRow
-from bi_ray.report import _moving_average, draw_picture, render_samples, render_table
+from bi_ray.report import _moving_average, draw_picture, markdown_table, render_samples, render_table
 
 
 def stage(*accuracy: float) -> StageSummary:
@@ -21,14 +21,14 @@ TABLE = [
 
 
 def test_the_table_for_the_terminal():
-    console = Console(width=110, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render_table(TABLE))
     text = console.export_text()
-    assert "38.0 (34.0 to 42.0)" in text
+    assert "38.0 (34–42)" in text
     assert "+24.0 (+19.0 to +29.0)" in text
     assert "+2.0 (-3.0 to +7.0)" in text
     last = next(line for line in text.splitlines() if "test_ood" in line)
-    assert "20.0 (17.0 to 23.0)" in last
+    assert "20.0 (17–23)" in last
     assert last.count(" - ") == 2
 
 
@@ -41,6 +41,13 @@ def test_the_table_of_samples_fits_a_terminal():
     cells = [cell.strip() for cell in first.split("│")[3:-1]]
     assert cells == ["23 → 39", "49 → 60", "63 → 58", "48 → 50", "100 → 100"]
     assert [cell.strip() for cell in second.split("│")[3:-1]] == ["30 → -", "- → -", "50 → -", "90 → -", "100 → -"]
+
+
+def test_the_table_as_markdown():
+    lines = markdown_table(TABLE).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert "| bridge | test_id | 36.0 (32.0 to 40.0) | 60.0 (56.0 to 64.0) | +24.0 (+19.0 to +29.0) |" in lines[3]
+    assert "| 20.0 (17.0 to 23.0) | - | - | 30 → - |" in lines[4]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
