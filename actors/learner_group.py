@@ -129,9 +129,7 @@ def failing_rank(failures: Mapping[int, BaseException]) -> str:
 
     def cause(rank: int) -> BaseException:
         failure = failures[rank]
-        failure = getattr(failure, "_base_exc", failure)
-        # What an actor raised comes as a traceback around its cause.
-        return getattr(failure, "cause", None) or failure
+        return getattr(failure, "_base_exc", failure)
 
     def collateral(rank: int) -> tuple[bool, int]:
         text = str(cause(rank)).lower()

@@ -56,6 +56,8 @@ class DriverClient:
         except ray.exceptions.GetTimeoutError as error:
             limit = f"{self._batch_timeout_s:g} s (rl.batch_timeout_s)"
             raise TimeoutError(f"the driver had no {what} within {limit}") from error
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # what the driver raised, without a traceback as its text
 
 
 def sft_loop(config: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from bi_ray.store import STAGE_FILE, code_version, write_atomically
 
 REPORT = "report"
 SUMMARY = "summary.json"
-PICTURE = "result.png"
+PICTURE = "result.svg"
 MARKDOWN = "result.md"
 _STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
 _FEW_INFORMATIVE = 0.2
@@ -33,7 +33,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     Args:
         config: of the runs, seeds aside.
         runs: their directories, one per seed.
-        out: the folder ``report`` appears there, with ``summary.json`` and ``result.png``.
+        out: the folder ``report`` appears there, with ``summary.json`` and ``result.svg``.
     """
     scores = [score for seed, run in enumerate(runs) for score in read_scores(config, run, seed)]
     table = make_table(scores, config.evaluation.bootstrap_draws)

@@ -157,7 +157,7 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
         assert distance(two, one) <= 1e-5
         gradients = [{name: before[name].double() - after[name].double() for name in before} for after in (one, two)]
         assert distance(gradients[1], gradients[0]) <= 1e-5
-        assert distance(one, before) > 1e-3
+        assert distance({name: one[name] for name in before}, before) > 1e-3
     calls = ray.get(drivers[2].seen.remote())
     assert sorted(call[:2] for call in calls) == [
         ("checkpointed", 1),
@@ -172,6 +172,7 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
     assert metrics["kl"] == 0  # the reference is the policy itself
 
 
+@pytest.mark.slow
 def test_killed_sft_learner_resumes(tmp_path, base, data):
     sft = SFTConfig(epochs=8, batch_examples=4, optimizer=ADAMW, checkpoint_every_steps=10)
     group(tmp_path).run_sft(base, data, tmp_path / "whole", sft, seed=3)
@@ -189,6 +190,7 @@ def test_killed_sft_learner_resumes(tmp_path, base, data):
     assert sorted(path.name for path in (tmp_path / "killed/checkpoints").iterdir()) == ["step_60", "step_70"]
 
 
+@pytest.mark.slow
 def test_killed_rl_learner_asks_again(tmp_path, base):
     rl = RLConfig(steps=5, optimizer=ADAMW, checkpoint_every_steps=2, batch_timeout_s=60)
     whole = ray.remote(ServingDriver).options(num_cpus=0).remote()

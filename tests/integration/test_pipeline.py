@@ -110,7 +110,7 @@ def test_a_run_ends_with_the_table_and_keeps_every_sample(undisturbed):
     assert "Always giving the same answer" in output
     summary = json.loads((run / "report" / "summary.json").read_text())
     assert [(row["arm"], row["set"]) for row in summary["table"]] == [("bridge", "test_id"), ("bridge", "test_ood")]
-    assert (run / "report" / "result.png").stat().st_size > 10_000
+    assert (run / "report" / "result.svg").stat().st_size > 10_000
     rows = [json.loads(line) for line in (run / "eval_rl/bridge/test_id.jsonl").read_text().splitlines()]
     assert len(rows) == 16 + 4 * 2
     assert [row["step"] for row in metrics(run / "rl/bridge")] == list(range(1, RL_STEPS + 1))
