@@ -104,41 +104,6 @@ def weights_directory(run_id: str) -> Path:
     return SHARED_MEMORY / run_id
 
 
-def publish_weights(state: dict[str, Tensor], directory: Path, version: PolicyVersion, tied: bool) -> Path:
-    """Write a version's weights, by atomic rename; returns the file.
-
-    Args:
-        state: parameters by name, on the CPU.
-        directory: of ``weights_directory``.
-        version: whose weights they are.
-        tied: the output matrix is the embedding (see ``save_weights``).
-
-    Raises:
-        WeightSyncError: the disk is full or cannot be written. No half file is left.
-    """
-    from safetensors import SafetensorError
-
-    from bi_ray.policy.checkpoint import save_weights
-
-    path = directory / f"{version}{_SUFFIX}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_weights(state, path, tied)
-    except (OSError, SafetensorError) as error:
-        path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)
-        raise WeightSyncError(_publish_fault(state, path, error)) from error
-    return path
-
-
-def _publish_fault(state: Mapping[str, Tensor], path: Path, error: Exception) -> str:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) / 2**20
-    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
-    return (
-        f"version {path.stem} was not published: {error}. It needs {size:.0f} MiB, {path.parent} has {free:.0f} MiB "
-        "free; give the container more shared memory (--shm-size)"
-    )
-
-
 class WeightOwner:
     """Looks after the published files of one run on one node; keeps no state beyond the folder itself."""
 

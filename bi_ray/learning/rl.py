@@ -179,6 +179,5 @@ def _publish(
     if learner.rank != 0:
         return
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(weights, path, tied)
     driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -67,13 +68,28 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
         path: the file.
         tied: the output matrix is the embedding. It is written out all the same: vLLM's ``reload_weights`` leaves a
             tied head as it was when the file does not name it.
+
+    Raises:
+        CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     if tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     temporary = path.with_name(f"{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.rename(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(_write_fault(tensors, path, error)) from error
+
+
+def _write_fault(tensors: dict[str, Tensor], path: Path, error: Exception) -> str:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
+    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
+    more = "give the container more shared memory (--shm-size)" if path.is_relative_to("/dev/shm") else "free some"
+    return f"{path} was not written: {error}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
 
 
 def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:

@@ -1,0 +1,70 @@
+import resource
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from bi_ray.policy.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    check_directory,
+    digest,
+    load_tokenizer,
+    save_policy,
+    save_weights,
+)
+
+
+@pytest.fixture
+def small_files():
+    """Files of this process may not grow beyond 100 kB, so that a write fails half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_weights_that_do_not_fit_are_one_clear_error_and_leave_nothing(tmp_path, small_files):
+    with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB.*are free") as caught:
+        save_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors", tied=False)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_policy_is_what_transformers_loads(tiny_model, tmp_path, tied):
+    base = tiny_model(tied)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 1
+    state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    save_policy(state, base, tmp_path / "policy")
+    assert "lm_head.weight" in load_file(tmp_path / "policy" / WEIGHTS)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    assert load_tokenizer(tmp_path / "policy").chat_template == load_tokenizer(base).chat_template
+    assert digest(tmp_path / "policy") != digest(base)
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "convert its weights first"),
+        ("tokenizer_config.json", "no tokenizer"),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_named(tiny_model, tmp_path, absent, words):
+    shutil.copytree(tiny_model(True), tmp_path / "model")
+    (tmp_path / "model" / absent).unlink()
+    with pytest.raises(CheckpointError, match=words):
+        check_directory(tmp_path / "model")
+
+
+def test_a_model_card_does_not_change_the_digest(tiny_model, tmp_path):
+    shutil.copytree(tiny_model(True), tmp_path / "model")
+    before = digest(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("A model card.")
+    assert digest(tmp_path / "model") == before
