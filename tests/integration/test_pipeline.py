@@ -17,9 +17,10 @@ import yaml
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.timeout(600)
 BI_RAY = Path(sys.executable).parent / "bi-ray"
 RL_STEPS = 4
-DEADLINE_S = 280
+DEADLINE_S = 450
 
 
 def parity(question, answer, response):
@@ -181,7 +182,7 @@ def same_policy(run, other, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("stage", "victim", "survives"),
     [
