@@ -186,7 +186,7 @@ class RolloutConfig(Config):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 0.5
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     threads_per_worker: Positive = 1
-    weight_sync: Literal["shared_memory", "nccl"] = "shared_memory"
+    weight_sync: Literal["shared_memory", "nccl"] = "shared_memory"  # nccl: the engines' side only, so far
     kv_cache_mib: Positive = 512
     max_sequences: Positive = 128  # that one engine decodes at a time
     enforce_eager: bool = True  # compilation takes minutes on a CPU
@@ -260,6 +260,8 @@ class RunConfig(Config):
     def _sets_are_there(self) -> Self:
         if not self.arms:
             raise ValueError("arms: name at least one, for example [vanilla, bridge]")
+        if self.rollout.weight_sync == "nccl":
+            raise ValueError("rollout.weight_sync: the learners do not send by nccl yet; use shared_memory")
         wanted = {"sft", "rl", *self.evaluation.sets} | ({"val"} if self.rl.validate_every_steps else set())
         absent = sorted(wanted - set(self.task.sets))
         if absent:
