@@ -106,6 +106,7 @@ class Pipeline:
         if self._skip(stage, key):
             return key
         self._connect()
+        began = time.monotonic()
         work, config = self.run_directory.work(stage, key), self.config
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
         manifest = json.loads((self._path(f"sft_data/{arm}") / MANIFEST).read_text())
@@ -113,7 +114,7 @@ class Pipeline:
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
         with self.display.training(title, steps, work / "metrics.jsonl"):
             learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
-        self._keep(stage, key, work / "policy", work / "metrics.jsonl")
+        self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
         return key
 
     def rl(self, arm: str, sft: StageKey) -> StageKey:
@@ -124,13 +125,14 @@ class Pipeline:
         stage = f"rl/{arm}"
         if self._skip(stage, key):
             return key
+        began = time.monotonic()
         driver, work, base = self._driver_actor(), self.run_directory.work(stage, key), self._path(f"sft/{arm}/policy")
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
         self._call(driver.begin_rl.remote(arm, base, work, self._path("data")), config.ray.call_timeout_s)
         with self.display.training(f"RL of {arm}", config.rl.steps, work / "metrics.jsonl"):
             learners.run_rl(base, work, self._weights(), config.rl, driver)
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s)
-        self._keep(stage, key, work / f"step_{config.rl.steps}" / "policy", work / "metrics.jsonl")
+        self._keep(stage, key, work / f"step_{config.rl.steps}" / "policy", work / "metrics.jsonl", began)
         return key
 
     def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> None:
@@ -190,8 +192,8 @@ class Pipeline:
             self.display.note(f"{stage}: already done")
         return done
 
-    def _keep(self, stage: str, key: StageKey, policy: Path, metrics: Path) -> None:
-        with self.run_directory.commit(stage, key) as folder:
+    def _keep(self, stage: str, key: StageKey, policy: Path, metrics: Path, began: float) -> None:
+        with self.run_directory.commit(stage, key, began) as folder:
             shutil.copytree(policy, folder / "policy")
             shutil.copy(metrics, folder / "metrics.jsonl")
 

@@ -174,16 +174,16 @@ class RunDirectory:
         return folder
 
     @contextmanager
-    def commit(self, stage: str, key: StageKey) -> Iterator[Path]:
+    def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
         """A folder to fill with the artefact of ``stage``; it appears, whole, when the block ends without an error.
 
         The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version
-        and the seconds that the block took.
+        and the seconds since ``began`` (of ``time.monotonic``; None: since the block began).
 
         Raises:
             DiskFull: the disk filled while the block ran.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         try:
             with write_atomically(self.artefact(stage)) as folder:
                 yield folder

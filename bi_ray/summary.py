@@ -15,7 +15,7 @@ from bi_ray.evaluation import SetScore, gain_difference, make_table, score_set
 from bi_ray.metrics import read_metrics
 from bi_ray.problems import MANIFEST
 from bi_ray.report import draw_picture, markdown_table, render_samples, render_table
-from bi_ray.store import STAGE_FILE, code_version, write_atomically
+from bi_ray.store import STAGE_FILE, write_atomically
 
 REPORT = "report"
 SUMMARY = "summary.json"
@@ -40,7 +40,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     summary: dict[str, Any] = {
         "name": config.name,
         "seeds": len(runs),
-        "code_version": code_version(),
+        "code_versions": _code_versions(runs),
         "table": [asdict(row) for row in table],
         "difference_of_gains": list(_differences(config, scores)),
         "sets": _sets(config, runs),
@@ -52,9 +52,10 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
         found = "\n".join(f"- {line}" for line in findings(summary))
-        heading = f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}, bi_ray {summary['code_version']}"
-        (folder / MARKDOWN).write_text(f"# {heading}\n\n{markdown_table(table)}\n\n{found}\n")
-        draw_picture(rewards, table, folder / PICTURE, title=f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}")
+        title = f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}"
+        made_by = f"bi_ray {', '.join(summary['code_versions'])}"
+        (folder / MARKDOWN).write_text(f"# {title}\n\n{made_by}\n\n{markdown_table(table)}\n\n{found}\n")
+        draw_picture(rewards, table, folder / PICTURE, title=title)
     return summary | {"rendered": [render_table(table), render_samples(table)]}
 
 
@@ -116,9 +117,19 @@ def _accuracy(config: RunConfig, arm: str, name: str, folders: Sequence[Path]) -
     return {"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)}
 
 
-def _seconds(run: Path) -> dict[str, float]:
+def _stages(run: Path) -> dict[str, dict[str, Any]]:
+    """What the finished stages of a run say of themselves, by name."""
     files = sorted(run.glob(f"*/{STAGE_FILE}")) + sorted(run.glob(f"*/*/{STAGE_FILE}"))
-    return {str(file.parent.relative_to(run)): json.loads(file.read_text())["seconds"] for file in files}
+    return {str(file.parent.relative_to(run)): json.loads(file.read_text()) for file in files}
+
+
+def _seconds(run: Path) -> dict[str, float]:
+    return {name: stage["seconds"] for name, stage in _stages(run).items() if stage["seconds"] is not None}
+
+
+def _code_versions(runs: Sequence[Path]) -> list[str]:
+    """Versions of the code that made the stages."""
+    return sorted({stage["code_version"] for run in runs for stage in _stages(run).values()})
 
 
 def _rewards(metrics: Path) -> list[float]:

@@ -141,6 +141,9 @@ def test_a_stage_is_done_once_it_is_committed(tmp_path):
     assert kept["inputs"] == {"data": "1a"}
     assert kept["code_version"] == code_version()
     assert 0.05 <= kept["seconds"] < 5
+    with run.commit("later", KEY, began=time.monotonic() - 100) as folder:
+        pass
+    assert 100 <= json.loads((tmp_path / "run/later/stage.json").read_text())["seconds"] < 105
     assert RunDirectory(tmp_path / "run").artefact("sft/vanilla") == tmp_path / "run/sft/vanilla"
 
 
