@@ -120,7 +120,10 @@ class Pipeline:
     def rl(self, arm: str, sft: StageKey) -> StageKey:
         """GRPO from the SFT policy of an arm: the learners pull, the driver serves."""
         config = self.config
-        parts = {"rl": config.rl, "verifier": config.verifier, "seeds": config.seeds, "limits": self._limits()}
+        # Deadlines may change while a run goes on.
+        rl = config.rl.model_dump(exclude={"batch_timeout_s"})
+        verifier = config.verifier.model_dump(exclude={"batch_timeout_s", "start_timeout_s"})
+        parts = {"rl": rl, "verifier": verifier, "seeds": config.seeds, "limits": self._limits()}
         key = key_of(parts, {"sft": sft.digest})
         stage = f"rl/{arm}"
         if self._skip(stage, key):

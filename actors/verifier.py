@@ -47,9 +47,9 @@ class VerifierClient:
         """Wait for the actor; returns the identifier of its process.
 
         Raises:
-            VerifierUnavailable: it is not there within ``batch_timeout_s``, or its constructor failed.
+            VerifierUnavailable: it is not there within ``start_timeout_s``, or its constructor failed.
         """
-        deadline = time.monotonic() + self.config.batch_timeout_s
+        deadline = time.monotonic() + self.config.start_timeout_s
         fault: Exception = TimeoutError("no reply")
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -60,7 +60,7 @@ class VerifierClient:
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier is not back within verifier.batch_timeout_s ({self.config.batch_timeout_s:g} s): "
+            f"the verifier is not back within verifier.start_timeout_s ({self.config.start_timeout_s:g} s): "
             f"{_last_line(fault)}"
         ) from fault
 

@@ -204,6 +204,7 @@ class VerifierConfig(Config):
 
     sample_timeout_s: Seconds = 5  # a reward function that takes longer makes a data failure
     batch_timeout_s: Seconds = 120
+    start_timeout_s: Seconds = 120  # of its process, at first and after it was ended
     reward_function: str | None = None  # import path "package.module:function"; None: exact answer
 
 

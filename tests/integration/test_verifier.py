@@ -74,7 +74,7 @@ def assert_only_guilty(outcome: list[Verdict | DataFailure], guilty: int, words:
     [
         ("raises", {}, "raised ValueError: cannot score this"),
         ("sleeps", {"sample_timeout_s": 0.5}, "took longer than 0.5 s"),
-        ("hangs_in_c", {"batch_timeout_s": 8.0}, "hung for 2 s"),
+        ("hangs_in_c", {"batch_timeout_s": 8.0, "sample_timeout_s": 2.0}, "hung for 4 s"),
         ("ends_the_process", {}, "died 2 times"),
     ],
 )
