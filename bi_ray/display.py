@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from bi_ray.metrics import read_metrics
 
@@ -27,6 +28,15 @@ _SHOWN = {
 }
 _TAIL_S = 0.5
 _PLAIN_S = 30.0  # between two lines about the same phase where the output is no terminal
+
+
+class _Bars(Progress):
+    """A bar with the live figures on a line of their own, where they have room."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text(f"  {task.fields['figures']}", style="dim")
 
 
 class Display:
@@ -55,11 +65,10 @@ class Display:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
         )
         began = self._line_at = time.monotonic()
         terminal = self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=not terminal) as self._progress:
+        with _Bars(*columns, console=self.console, transient=True, disable=not terminal) as self._progress:
             self._task = self._progress.add_task(title, total=total, figures="")
             try:
                 yield
