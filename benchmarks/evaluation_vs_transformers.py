@@ -22,7 +22,7 @@ from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.policy.rollout import GroupRequest, SamplingConfig
 from bi_ray.tasks.registry import build_task
 
-_BATCH = 64  # rows of one generate call: the fastest of 16, 32, 64 and 128 on two cores
+_BATCH = 64  # rows of one generate call: 32 and 64 were equally fast on two cores, 16 and 128 slower
 
 
 def _prompts(config: RunConfig, count: int) -> list[tuple[int, ...]]:
