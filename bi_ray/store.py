@@ -100,7 +100,7 @@ def key_of(config: Mapping[str, object], inputs: Mapping[str, str]) -> StageKey:
 
 
 class RunDirectory:
-    """Where the artefacts of one run live: ``<path>/<stage>/`` for each, ``<path>/work/<stage>/`` while it is made.
+    """Where the artefacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while made.
 
     Used as a context manager it holds the run's lock, which the kernel releases when the process ends in whatever way.
 
