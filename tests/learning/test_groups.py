@@ -1,7 +1,7 @@
 import pytest
 
-from actors.driver import build_batch
 from bi_ray.config import PromptBenchConfig, RLConfig, RunConfig
+from bi_ray.learning.groups import build_batch
 from bi_ray.policy.rollout import Group, PolicyVersion, Sample
 from bi_ray.verification import DataFailure, Verdict
 
