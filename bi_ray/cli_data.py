@@ -314,7 +314,7 @@ def _written_to(out: Path) -> Iterator[None]:
 def _whole_file(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fresh = path.with_name(f"{path.name}.tmp")
     try:
         with fresh.open("w", encoding="utf-8") as file:
             yield file

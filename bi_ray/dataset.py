@@ -60,6 +60,8 @@ def write_set(
     key = key_of({**made_from, "format": export}, data_files(config.task))
     if refuse_existing(out, key):
         return read_manifest(out)
+    if isinstance(task, FiniteTask):
+        _require_rows(task, name, count)
     with RunDirectory(out.with_name(out.name + PARTIAL)) as locked:
         work = locked.path
         progress = _Progress(work, key)
@@ -88,6 +90,16 @@ def write_set(
         (work / ".lock").unlink()
         work.rename(out)
     return manifest
+
+
+def _require_rows(task: FiniteTask, name: SetName, count: int | None) -> None:
+    """Raises DataError where the files have too few rows, before anything is made for them."""
+    available = task.available(name)
+    if not available:
+        raise DataError(task.rejects.explain(f"set {name}", "nothing was written"))
+    if available < (count or 0):
+        told = f"set {name}: {available} usable problems, and {count} are asked for; add rows, or ask for fewer"
+        raise DataError("\n".join([told, *task.rejects.summary()]))
 
 
 def write_injected(

@@ -298,3 +298,25 @@ def test_show_tells_what_was_left_out_when_a_set_was_made(tmp_path):
 def test_a_file_that_is_not_there_is_told_before_its_task_is_asked_for(tmp_path):
     for command in (["check"], ["inject", "--recipe", "bridge", "--out", tmp_path / "out"]):
         assert "absent.jsonl: no such file" in error_of(*command, tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "problems", "words"),
+    [
+        ("", [], "set rl has no rows; nothing was written"),
+        ('{"question": ""}\n', [], "no row of set rl could be used; nothing was written\nline 1: no question"),
+        ('{"question": "a", "answer": 1}\n{\n', ["--problems", 9], "1 usable problems, and 9 are asked for"),
+    ],
+)
+def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(content)
+    (tmp_path / "run.yaml").write_text(
+        f"name: mine\ntask: {{kind: jsonl, sets: {{rl: {{path: {tmp_path}/rows.jsonl}}}}}}\n"
+        "arms: [base]\nevaluation: {sets: []}\nreadiness: {queries: 0}\n"
+    )
+    said = error_of("data", tmp_path / "run.yaml", "--set", "rl", "--out", tmp_path / "out", *problems)
+    assert words in said
+    assert not problems or "1 row left out, no valid JSON (first: line 2)" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run.yaml"]
+    if not problems:
+        assert words.partition(";")[0] in error_of("show", tmp_path / "run.yaml", "--set", "rl")
