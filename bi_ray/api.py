@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
+from bi_ray.columns import ExtraColumns
 from bi_ray.config import BehaviorConfig, Config, ConfigError, RecipeConfig, RunConfig, SetName, TaskConfig, load_config
 from bi_ray.dataset import read_manifest
 from bi_ray.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
@@ -21,8 +22,9 @@ from bi_ray.grading import grade_rows
 from bi_ray.injection.recipes import CountTokens
 from bi_ray.injection.rows import Extractor, inject_rows, recipe_of
 from bi_ray.reading import NumberedRow, rows_of
-from bi_ray.rows import Place, Rejects
+from bi_ray.rows import DataError, Place, Rejects
 from bi_ray.tasks.base import Task
+from bi_ray.tasks.freetext import FreeTextTask
 from bi_ray.tasks.registry import build_task
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _BEHAVIOURS = pa.list_(pa.struct([("behaviour", pa.string()), ("lines", pa.int64
 _GRADE_SCHEMA = pa.schema(
     {"id": pa.string()}
     | dict.fromkeys(("right", "format_right", "trace_valid"), pa.bool_())
-    | dict.fromkeys(("steps", "first_bad_step", "right_reflections"), pa.int64())
+    | dict.fromkeys(("steps", "first_bad_step", "bad_response_line", "right_reflections"), pa.int64())
     | dict.fromkeys(("bad_line", "reason"), pa.string())
     | {"behaviours": _BEHAVIOURS}
 )
@@ -97,7 +99,8 @@ def inject(
         rejects: takes what was left out, without a warning; its own ``strict`` counts then.
 
     Returns:
-        Columns id, question, answer, response, spans (start, end, behaviour: characters of the response) and graph.
+        Columns id, question, answer, response, spans (start, end, behaviour: characters of the response) and graph;
+        then the rows' further columns (``bi_ray.columns``).
 
     Raises:
         ConfigError: no such recipe or behaviour, or no task.
@@ -113,7 +116,9 @@ def inject(
         )
     )  # fmt: skip
     _warn(left_out, rejects)
-    return _dataset(rows, DEMONSTRATION_SCHEMA)
+    extra = ExtraColumns(rows)
+    schema = pa.schema([*DEMONSTRATION_SCHEMA, *extra.schema])
+    return _dataset([row | extra.of(row) for row in rows], schema)
 
 
 def token_counter(tokenizer: str | Path) -> CountTokens:
@@ -178,7 +183,10 @@ def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
 
     Raises:
         ConfigError: the configuration is faulty, or nothing says what the task is.
+        DataError: there is no such file as ``data``.
     """
+    if isinstance(data, str | Path) and not Path(data).exists():
+        raise DataError(f"{data}: no such file; paths start at the working directory")
     if isinstance(source, str | Path):
         source = load_config(source, RunConfig)
     if isinstance(source, RunConfig):
@@ -191,7 +199,9 @@ def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
         return source
     if source is None:
         made_from = read_manifest(Path(data)).get("made_from", {}) if isinstance(data, str | Path) else {}
-        source = made_from.get("task")
+        source, seed = made_from.get("task"), made_from.get("data_seed") or seed
+        if source is None and "extraction" in made_from:
+            return FreeTextTask()
     if source is None:
         raise ConfigError("nothing says which task this is: give the configuration of a run (task=, or --config)")
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -19,6 +20,7 @@ from bi_ray.display import Display
 from bi_ray.export import Format
 from bi_ray.reading import fields_of, rows_of
 from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError
+from bi_ray.store import in_words
 
 console = Console()
 _COLOURS = {
@@ -63,7 +65,7 @@ def data(
     config = load_config(config_file, RunConfig)
     configured = problems_of(config, set_name)
     count = problems or configured
-    with _bar(f"problems of {set_name}", count) as show:
+    with _written_to(out), _bar(f"problems of {set_name}", count) as show:
         manifest = write_set(config, cast(SetName, set_name), count, out, export, processes, show)
     _say(
         f"{out}: {manifest['problems']:,} problems, best constant answer {manifest['best_constant_answer']!r} "
@@ -71,7 +73,7 @@ def data(
     )
     if manifest.get("rejected"):
         rejects = Rejects()
-        rejects.rows = [Reject(**json.loads(line)) for line in (out / REJECTS).read_text().splitlines()]
+        rejects.rows = _read_rejects(out / REJECTS)
         _tell(rejects, out / REJECTS)
 
 
@@ -123,7 +125,8 @@ def inject(
             prompt = task.system_prompt
         count_tokens = token_counter(tokenizer) if tokenizer else None
         rows = inject_rows(rows_of(source, rejects), task, wanted, seed, rejects, extractor, count_tokens)
-        manifest = write_injected(rows, rejects, source, out, prompt, run, about, export, show)
+        with _written_to(out):
+            manifest = write_injected(rows, rejects, source, out, prompt, run, about, export, show)
     rates = ", ".join(f"{n:.2f} {name}" for name, n in manifest.get("behaviours_per_row", {}).items())
     _say(f"{out}: {manifest['problems']:,} demonstrations with {rates or 'no behaviours'} each")
     _tell(rejects, out / REJECTS)
@@ -143,26 +146,26 @@ def check(
 
     task = task_of(load_config(config_file, RunConfig) if config_file else None, source)
     out = out or source.with_name(f"{source.name}.verdicts.jsonl")
-    if out.resolve() == source.resolve() or out.is_dir():
+    if out.resolve() == source.resolve() or os.path.isdir(out):
         raise ConfigError(f"--out {out}: it has to be a file of its own")
-    fresh, left_out = out.with_name(f"{out.name}.tmp"), out.with_name(f"{out.name}.{REJECTS}")
-    tally, rejects, faults = Tally(), Rejects(), Table("row", "step", "what is wrong", box=None)
-    with fresh.open("w") as file, _bar("responses", None) as show:
+    left_out = out.with_name(f"{out.name}.{REJECTS}")
+    tally, rejects, faults = Tally(), Rejects(), Table("row", "line of it", "what is wrong", box=None)
+    with _written_to(out), _whole_file(out) as file, _bar("responses", None) as show:
         for place, grade in grade_rows(rows_of(source, rejects), task, rejects):
             tally.add(grade)
             show(tally.rows)
             file.write(json.dumps(asdict(place) | grade.as_json(), ensure_ascii=False) + "\n")
             if grade.first_bad_step is not None and faults.row_count < _SHOWN_REJECTS:
-                faults.add_row(grade.id, str(grade.first_bad_step + 1), Text(grade.reason or ""))
-    fresh.replace(out)
+                line = "end" if grade.bad_response_line is None else str(grade.bad_response_line)
+                faults.add_row(Text(grade.id), line, Text(grade.reason or ""))
+        _keep(rejects, left_out)
+        if not tally.rows:
+            raise DataError(rejects.explain(source, "nothing was graded"))
     console.print(_tally_table(tally))
     if faults.row_count:
         console.print(faults)
         if tally.traces - tally.trace_valid > faults.row_count:
             _say(f"and {tally.traces - tally.trace_valid - faults.row_count:,} more in {out}")
-    left_out.unlink(missing_ok=True)
-    if rejects.rows:
-        rejects.write(left_out)
     _tell(rejects, left_out)
     _say(f"Every verdict: {out}")
     if strict and (tally.right < tally.rows or tally.trace_valid < tally.traces or rejects.rows):
@@ -226,7 +229,9 @@ def _made_row(config: RunConfig, arm: str | None, set_name: str, index: int) -> 
 
 
 def _found_row(source: Path, index: int, row_id: str | None) -> dict[str, Any]:
-    for number, (place, row) in enumerate(rows_of(source, Rejects())):
+    rejects, rows = Rejects(), 0
+    for number, (place, row) in enumerate(rows_of(source, rejects)):
+        rows = number + 1
         if number != index and row_id is None:
             continue
         try:
@@ -239,7 +244,17 @@ def _found_row(source: Path, index: int, row_id: str | None) -> dict[str, Any]:
             spans = row.get("spans") if fields.response == row.get("response") else None
             _require_spans(spans, fields.response or "", place)
             return {"question": fields.question, "answer": fields.answer, "response": fields.response, "spans": spans}
-    raise DataError(f"{source} has no row {index}" if row_id is None else f"{source} has no row with the id {row_id}")
+    left_out = source / REJECTS
+    if left_out.is_file():  # when the set was made
+        rejects.rows += _read_rejects(left_out)
+    asked_for = f"row {index} (its {rows:,} rows count from 0)" if row_id is None else f"row with the id {row_id}"
+    if not rows:
+        raise DataError(rejects.explain(source, "there is nothing to show"))
+    raise DataError("\n".join([f"{source} has no {asked_for}", *rejects.summary()]))
+
+
+def _read_rejects(file: Path) -> list[Reject]:
+    return [Reject(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _require_spans(spans: Any, response: str, place: Place) -> None:
@@ -251,6 +266,13 @@ def _require_spans(spans: Any, response: str, place: Place) -> None:
             raise DataError(f"{place}: spans has to be a list of start, end and behaviour within the response")
 
 
+def _keep(rejects: Rejects, file: Path) -> None:
+    """Write the bad rows; where there are none, no file of an earlier call stays."""
+    file.unlink(missing_ok=True)
+    if rejects.rows:
+        rejects.write(file)
+
+
 def _tell(rejects: Rejects, file: Path) -> None:
     """The first bad rows, how many there are of each kind, and where all of them are."""
     for reject in rejects.rows[:_SHOWN_REJECTS]:
@@ -259,7 +281,8 @@ def _tell(rejects: Rejects, file: Path) -> None:
         for line in rejects.summary():
             _say(line)
     if rejects.rows:
-        _say(f"{len(rejects.rows):,} rows were left out; each with its reason: {file}")
+        count = "1 row was" if len(rejects.rows) == 1 else f"{len(rejects.rows):,} rows were"
+        _say(f"{count} left out; each with its reason: {file}")
 
 
 def _tally_table(tally: Any) -> Table:
@@ -276,6 +299,28 @@ def _tally_table(tally: Any) -> Table:
         note = f"{tally.right_reflections:,} of them right" if name == "reflection" else ""
         table.add_row(f"{name} lines", f"{count:,}", note)
     return table
+
+
+@contextmanager
+def _written_to(out: Path) -> Iterator[None]:
+    """What the file system says against ``--out``, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {in_words(error)}; choose another --out") from error
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[str]]:
+    """A file that takes the place of ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.tmp")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            yield file
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 @contextmanager

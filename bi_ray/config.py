@@ -328,6 +328,11 @@ class PretrainConfig(Config):
 
 
 C = TypeVar("C", bound=Config)
+_FILES: dict[type[Config], str] = {  # what a YAML file can be for
+    RunConfig: "an experiment, as configs/quickstart.yaml",
+    PretrainConfig: "a pre-training, as configs/pretrain_tiny.yaml",
+    ExtractConfig: "a language model that extracts graphs, as in docs/extract.md",
+}
 
 
 def load_config(path: str | Path, kind: type[C]) -> C:
@@ -339,16 +344,34 @@ def load_config(path: str | Path, kind: type[C]) -> C:
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; paths start at the working directory") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+        wanted = f"wanted is the configuration of {_FILES[kind]}" if kind in _FILES else "expected keys and values"
+        found = "nothing in it" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path}: {wanted}; there is {found}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
+        if other := _other_kind(content, kind):
+            wanted = f"the configuration of {_FILES[kind]}"
+            raise ConfigError(f"{path} looks like that of {_FILES[other]}; wanted here is {wanted}") from error
         raise ConfigError("\n".join(_fault(path, fault) for fault in error.errors())) from error
+
+
+def _other_kind(content: dict[Any, Any], kind: type[Config]) -> type[Config] | None:
+    """The kind of file whose keys these are far rather than those of ``kind``, None where there is none."""
+
+    def strangeness(one: type[Config]) -> int:
+        lacking = [name for name, field in one.model_fields.items() if field.is_required() and name not in content]
+        return len(lacking) + len(content.keys() - one.model_fields.keys())
+
+    best = min(_FILES, key=strangeness)
+    return best if kind in _FILES and strangeness(best) + 1 < strangeness(kind) else None
 
 
 def save_config(config: Config, path: Path) -> None:

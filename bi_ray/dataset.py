@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from bi_ray.columns import ExtraColumns
 from bi_ray.config import RunConfig, SetName
-from bi_ray.export import Counts, Format, Layout, layout_of, split_of, write_card
+from bi_ray.export import DEMONSTRATION_SCHEMA, Counts, Format, Layout, layout_of, split_of, with_columns, write_card
 from bi_ray.generation import Seen, distinct_problems
-from bi_ray.reading import MANIFEST
+from bi_ray.reading import MANIFEST, rows_of
 from bi_ray.rows import REJECTS, DataError, Rejects
 from bi_ray.shards import ROWS_PER_SHARD, ShardWriter
 from bi_ray.store import RunDirectory, StageKey, code_version, differences, key_of, write_atomically
@@ -59,6 +60,8 @@ def write_set(
     key = key_of({**made_from, "format": export}, data_files(config.task))
     if refuse_existing(out, key):
         return read_manifest(out)
+    if isinstance(task, FiniteTask):
+        _require_rows(task, name, count)
     with RunDirectory(out.with_name(out.name + PARTIAL)) as locked:
         work = locked.path
         progress = _Progress(work, key)
@@ -87,6 +90,16 @@ def write_set(
         (work / ".lock").unlink()
         work.rename(out)
     return manifest
+
+
+def _require_rows(task: FiniteTask, name: SetName, count: int | None) -> None:
+    """Raises DataError where the files have too few rows, before anything is made for them."""
+    available = task.available(name)
+    if not available:
+        raise DataError(task.rejects.explain(f"set {name}", "nothing was written"))
+    if available < (count or 0):
+        told = f"set {name}: {available} usable problems, and {count} are asked for; add rows, or ask for fewer"
+        raise DataError("\n".join([told, *task.rejects.summary()]))
 
 
 def write_injected(
@@ -123,6 +136,8 @@ def write_injected(
     made_from = key_of({"input": source.name, "task": task, "data_seed": data_seed, **about}, {}).config
     kind = (made_from["task"] or {}).get("kind", "free_text")
     layout = layout_of(export, system_prompt, f"bi_ray/{kind}", "train", demonstrations=True)
+    if layout.schema is DEMONSTRATION_SCHEMA:  # a first reading, for the types: JSON lines can hold anything
+        layout = with_columns(layout, ExtraColumns(row for _, row in rows_of(source, Rejects())))
     counts = Counts()
     with write_atomically(out) as folder:
         writer = ShardWriter(folder, layout.file_format, layout.schema)
@@ -131,7 +146,7 @@ def write_injected(
             counts.add(made)
             on_progress(counts.rows)
         if not counts.rows:
-            raise DataError("\n".join(["no row could be used; nothing was written", *rejects.summary()]))
+            raise DataError(rejects.explain(source, "nothing was written"))
         writer.close()
         rejects.write(folder / REJECTS)
         about_it = {

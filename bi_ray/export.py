@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import yaml
 
+from bi_ray.columns import ExtraColumns
 from bi_ray.config import ConfigError
 from bi_ray.shards import FileFormat
 
@@ -97,6 +98,14 @@ def layout_of(name: Format, system_prompt: str, source: str, split: str, demonst
             raise ConfigError("format verl is for RL and has no responses: use messages, or bi-ray data for verl")
         return Layout("parquet", _VERL_SCHEMA, lambda row, index: _verl_row(row, index, prompt(row), source, split))
     return Layout(name, DEMONSTRATION_SCHEMA if demonstrations else PROBLEM_SCHEMA, lambda row, index: row)
+
+
+def with_columns(layout: Layout, extra: ExtraColumns) -> Layout:
+    """The same with a user's further columns behind its own."""
+    return layout._replace(
+        schema=pa.schema([*layout.schema, *extra.schema]),
+        convert=lambda row, index: {**layout.convert(row, index), **extra.of(row)},
+    )
 
 
 def _verl_row(row: Row, index: int, prompt: list[dict[str, str]], source: str, split: str) -> Row:

@@ -11,6 +11,7 @@ from bi_ray.config import ConfigError
 from bi_ray.injection.rows import problem_of
 from bi_ray.reading import Fields, NumberedRow, fields_of
 from bi_ray.reasoning.check import check_trace
+from bi_ray.reasoning.parse import place_of
 from bi_ray.rows import Place, Rejects, RowError
 from bi_ray.tasks.base import ChecksAnswers, Problem, Task
 from bi_ray.tasks.text import TextTask
@@ -27,7 +28,8 @@ class Grade:
         trace_valid: whether every line is right and the question is solved; None: there is no graph to check by.
         steps: lines of the chain of thought.
         first_bad_step: which line is the first wrong one, from 0; ``steps`` where it ends too early.
-        bad_line: its text.
+        bad_line: its text; None where the chain of thought ends too early.
+        bad_response_line: which line of the whole response that is, from 1.
         reason: what is wrong with it.
         behaviours: how many lines show each behaviour.
         right_reflections: lines before the first bad one that were right to turn back.
@@ -40,6 +42,7 @@ class Grade:
     steps: int
     first_bad_step: int | None = None
     bad_line: str | None = None
+    bad_response_line: int | None = None
     reason: str | None = None
     behaviours: dict[str, int] = field(default_factory=dict)
     right_reflections: int = 0
@@ -57,10 +60,15 @@ def grade(task: Task, fields: Fields, place: Place) -> Grade:
     """
     if fields.response is None:
         raise RowError("no response: name the column response, completion or messages")
-    problem = _text_problem(fields, place) if isinstance(task, TextTask) else problem_of(fields, task, place)[1]
+    if isinstance(task, TextTask):
+        problem = task.recall(fields.id or f"row-{place.line}", fields.question, fields.answer)
+    else:
+        problem = problem_of(fields, task, place)[1]
     steps = task.parse_trace(fields.response)
     report = check_trace(steps, problem.graph, task.notation) if problem.graph else None
     bad = report.first_bad_step if report else None
+    told = bad if bad is not None and bad < len(steps) else None
+    line = None if told is None else _line_of(fields.response, place_of(fields.response, steps, told)[0])
     return Grade(
         id=problem.id,
         right=_is_right(task, problem, fields.response),
@@ -68,17 +76,16 @@ def grade(task: Task, fields: Fields, place: Place) -> Grade:
         trace_valid=report.valid if report else None,
         steps=len(steps),
         first_bad_step=bad,
-        bad_line=steps[bad].text if bad is not None and bad < len(steps) else None,
+        bad_line=None if told is None else steps[told].text,
+        bad_response_line=line,
         reason=report.reason if report else None,
         behaviours=dict(Counter(behaviour for step in steps for behaviour in step.behaviours)),
         right_reflections=report.right_reflections if report else 0,
     )
 
 
-def _text_problem(fields: Fields, place: Place) -> Problem:
-    if fields.answer is None:
-        raise RowError("no answer to grade by: name the column answer")
-    return Problem(fields.id or f"row-{place.line}", fields.question, given_answer=fields.answer)
+def _line_of(text: str, character: int) -> int:
+    return text.count("\n", 0, character) + 1
 
 
 def _is_right(task: Task, problem: Problem, response: str) -> bool:

@@ -12,6 +12,7 @@ from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues, read_row
 MANIFEST = "manifest.json"
 NumberedRow = tuple[Place, RowValues]
 _SUFFIXES = (".jsonl", ".parquet")
+_SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 
 
 def rows_of(path: Path, rejects: Rejects) -> Iterator[NumberedRow]:
@@ -21,10 +22,13 @@ def rows_of(path: Path, rejects: Rejects) -> Iterator[NumberedRow]:
         DataError: it cannot be read; or from ``rejects``, which gets the lines that are no JSON.
     """
     files = [path]
-    if path.is_dir() and not (path / "state.json").exists():
+    if path.is_dir() and not any((path / name).exists() for name in _SAVED_BY_DATASETS):
         files = sorted(file for file in path.iterdir() if file.name.startswith("data-") and file.suffix in _SUFFIXES)
         if not files:
-            raise DataError(f"{path} is neither a directory that datasets saved nor one with data-*.parquet or .jsonl")
+            raise DataError(
+                f"{path} is neither a directory that datasets saved nor one with data-*.parquet or data-*.jsonl; "
+                "give one of these, or a file in it"
+            )
     for file in files:
         yield from read_rows(file, lambda row, place: (place, row), rejects)
 
@@ -58,8 +62,10 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
     """
     messages = row.get("messages") or row.get("prompt")
     question = row.get("question") or (messages if isinstance(messages, str) else _last(messages, "user"))
-    if not isinstance(question, str) or not question.strip():
-        raise RowError("no question: name the column question, prompt or messages")
+    if question is None or (isinstance(question, str) and not question.strip()):
+        raise RowError(f"no question: name the column question, prompt or messages (there {_columns_of(row)})")
+    if not isinstance(question, str):
+        raise RowError(f"question has to be text, found {_told(question)}")
     response = row.get("response")
     if response is None:
         written = row.get("completion") or row.get("messages")
@@ -73,7 +79,9 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
     thought = row.get("chain_of_thought")
     for column, value in (("response", response), ("graph", graph), ("chain_of_thought", thought)):
         if value is not None and not isinstance(value, str):
-            raise RowError(f"{column} has to be text, found {type(value).__name__}")
+            raise RowError(f"{column} has to be text, found {_told(value)}")
+    if isinstance(answer, Mapping | list):
+        raise RowError(f"answer has to be text or a number, found {_told(answer)}")
     return Fields(
         question=question,
         answer=None if answer is None or answer == "" else str(answer),
@@ -82,6 +90,18 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
         id=None if name is None else str(name),
         chain_of_thought=thought,
     )
+
+
+def _told(value: object) -> str:
+    """A value of the wrong kind, in the words of JSON, and its start."""
+    names = {list: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
+    kind = "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
+    return f"{kind}: {value!r:.40}"
+
+
+def _columns_of(row: Mapping[str, Any]) -> str:
+    names = [str(name) for name in row]
+    return f"are {', '.join(names[:12])}" if len(names) > 1 else f"is {names[0]}" if names else "is none"
 
 
 def _last(messages: Any, role: str) -> str | None:

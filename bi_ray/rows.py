@@ -6,6 +6,7 @@ used. ``read_rows`` feeds it, and a ``Rejects`` collects what it refused.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -14,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as parquet
 
 REJECTS = "rejects.jsonl"
 _SHOWN = 200  # characters of a bad row that are kept: enough to find it
+_REASON = 400  # and of a reason: it may quote the row
 _BATCH_ROWS = 1000
 
 RowValues = Mapping[str, Any]
@@ -77,6 +78,7 @@ class Rejects:
         Raises:
             DataError: ``strict``.
         """
+        reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]} ..."
         if self.strict:
             raise DataError(f"{place}: {reason} (strict stops at the first bad row)")
         shown = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
@@ -95,6 +97,14 @@ class Rejects:
             f"{file}: {count} row{'s' * (count > 1)} left out, {reason} (first: line {first[file, reason]})"
             for (file, reason), count in counts.most_common()
         ]
+
+    def explain(self, source: object, what: str) -> str:
+        """Why nothing of ``source`` could be used, where nothing could: every reason, and the first one in full."""
+        if not self.rows:
+            return f"{source} has no rows; {what}"
+        first = self.rows[0]
+        told = [] if len(self.rows) == 1 else self.summary()
+        return "\n".join([f"no row of {source} could be used; {what}", *told, f"line {first.line}: {first.reason}"])
 
 
 def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: Rejects) -> Iterator[T]:
@@ -136,20 +146,29 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
         elif path.suffix in (".jsonl", ".ndjson"):
             # Not by datasets: it gives a whole file up for one bad line, and does not say which.
             with open(path, "rb") as lines:
+                if lines.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                    raise DataError(f"{path} is UTF-16: save it as UTF-8")
                 yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
         elif path.suffix == ".parquet":
             with parquet.ParquetFile(path) as file:
                 batches = file.iter_batches(batch_size=_BATCH_ROWS)
                 yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        elif path.exists():
+            raise DataError(
+                f"{path}: give .jsonl (one JSON object a line), .parquet, or a directory that datasets saved; "
+                "of .csv or .json, datasets.load_dataset and to_json make .jsonl"
+            )
         else:
-            raise DataError(f"{path}: write .jsonl or .parquet, or give a directory that datasets saved")
+            raise FileNotFoundError
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; paths start at the working directory"
             if not path.exists()
             else f"{path} is a directory, but no data set: {error}"
         ) from error
-    except (OSError, pa.ArrowInvalid) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's and those of a broken JSON file are ValueErrors
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -75,6 +75,23 @@ def refuse_relative(what: str, path: str | Path) -> None:
         )
 
 
+def in_words(error: OSError) -> str:
+    """Why the file system refused to write, in words."""
+    told = {
+        errno.ENOTDIR: "a part of the path is a file and no directory",
+        errno.EEXIST: "a part of the path is a file and no directory",
+        errno.EISDIR: "it is a directory",
+        errno.ENOENT: "there is no such directory, and none can be made there",
+        errno.EACCES: "this user has no right to write there",
+        errno.EPERM: "this user has no right to write there",
+        errno.EROFS: "it is on a disk that can only be read",
+        errno.ENAMETOOLONG: "the name is too long",
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+    }
+    return told.get(error.errno or 0, error.strerror or str(error))
+
+
 @contextmanager
 def write_atomically(target: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``target`` when the block ends without an error.

@@ -104,6 +104,7 @@ def test_wrong_responses_are_told_with_line_and_reason(injected, tmp_path):
     verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     [wrong] = [verdict for verdict in verdicts if not verdict["trace_valid"]]
     assert (wrong["line"], wrong["first_bad_step"], wrong["bad_line"]) == (8, 1, lines[2])
+    assert wrong["bad_response_line"] == 3  # as an editor counts
     assert call("check", file, "--config", QUICKSTART, "--out", tmp_path / "verdicts.jsonl")  # without --strict: 0
 
 
@@ -151,7 +152,8 @@ def test_verdicts_never_take_the_place_of_responses(mine, injected, tmp_path):
     assert "has to be a file of its own" in error_of("check", mine, "--config", QUICKSTART, "--out", mine)
     assert mine.read_bytes() == before
     out = tmp_path / "verdicts.jsonl"
-    call("check", mine, "--config", QUICKSTART, "--out", out)
+    assert "could be used; nothing was graded" in error_of("check", mine, "--config", QUICKSTART, "--out", out)
+    assert not out.exists()
     assert (tmp_path / "verdicts.jsonl.rejects.jsonl").exists()
     call("check", injected, "--out", out)
     assert not (tmp_path / "verdicts.jsonl.rejects.jsonl").exists()
@@ -164,7 +166,10 @@ def test_verdicts_never_take_the_place_of_responses(mine, injected, tmp_path):
     [
         (["data", QUICKSTART, "--problems", 5, "--format", "completion"], "completion needs responses"),
         (["inject", "MADE", "--recipe", "bridge", "--format", "verl"], "has no responses"),
-        (["inject", "EMPTY", "--config", QUICKSTART, "--recipe", "bridge"], "no row could be used"),
+        (
+            ["inject", "EMPTY", "--config", QUICKSTART, "--recipe", "bridge"],
+            "could be used; nothing was written\nline 1: its question cannot be read: no sentence of a known form",
+        ),
     ],
 )
 def test_what_cannot_become_a_set_leaves_nothing_behind(arguments, words, made, tmp_path):
@@ -190,3 +195,128 @@ def test_show_looks_past_bad_rows_for_an_id_and_needs_no_arm(mine):
     config = load_config(ROOT / "configs" / "smollm2.yaml", RunConfig)  # its only arm is vanilla
     assert _made_row(config, None, "rl", 0)["response"].startswith("<think>")
     assert "--id: a configuration has no ids" in error_of("show", QUICKSTART, "--id", "sft-1")
+
+
+def test_columns_of_the_user_s_own_are_kept_and_ours_replaced(mine, tmp_path):
+    rows = [json.loads(line) for line in mine.read_text().splitlines() if "question" in line]
+    own = [{"source": "me", "level": n, "mixed": "x" if n else 1, "hash": "mine", "spans": "mine"} for n in range(5)]
+    own[3]["note"] = {"by": ["a", "b"]}
+    mine.write_text("".join(json.dumps(row | more) + "\n" for row, more in zip(rows, own, strict=True)))
+    for name in ("arrow", "jsonl", "parquet"):
+        call("inject", mine, "--out", tmp_path / name, "--recipe", "pp_aug", "--config", QUICKSTART, "--format", name)
+        found = [dict(row) for _, row in rows_of(tmp_path / name, Rejects())]
+        assert {row["source"] for row in found} == {"me"}
+        assert [row["level"] for row in found] == [0, 0, 1, 1, 3, 3, 4, 4]  # row 2 has a wrong answer
+        assert {row["mixed"] for row in found} == {"1", "x"}  # no type has both: as text
+        assert [(row["note"] or {}).get("by") for row in found] == [None] * 4 + [["a", "b"]] * 2 + [None] * 2
+        assert all(isinstance(row["spans"], list) and "hash" not in row for row in found)
+    call(
+        "inject", mine, "--out", tmp_path / "trl", "--recipe", "bridge", "--config", QUICKSTART, "--format", "messages"
+    )
+    assert list(next(rows_of(tmp_path / "trl", Rejects()))[1]) == ["id", "messages"]
+
+
+def test_reasoning_gym_s_rows_are_graded_by_its_scorer(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    config = tmp_path / "gym.yaml"
+    config.write_text(
+        "name: gym\ntask: {kind: reasoning_gym, task: countdown, sets: {rl: {}, test_id: {problems: 8}}}\n"
+        "arms: [base]\nevaluation: {sets: [test_id]}\nseeds: {data: 5}\nreadiness: {queries: 0}\n"
+    )
+    call("data", config, "--set", "test_id", "--out", tmp_path / "set", "--format", "jsonl")
+    rows = [dict(row) for _, row in rows_of(tmp_path / "set", Rejects())]
+    for row in rows:
+        row["response"] = f"<think> x </think> <answer> {row['answer']} </answer>"
+    rows[0]["response"] = f"<think> x </think> <answer> 0 + {rows[0]['answer']} </answer>"  # a number too many
+    rows[1]["response"] = rows[1]["response"].replace(rows[1]["answer"], f"({rows[1]['answer']})")  # as good
+    rows[2]["id"] = "test_id-7000"
+    file = tmp_path / "answers.jsonl"
+    file.write_text(
+        "".join(json.dumps({key: row[key] for key in ("id", "question", "response")}) + "\n" for row in rows)
+    )
+    said = call("check", file, "--config", config)
+    assert "6 of 7" in said
+    assert "line 3: no problem of this task: 'test_id-7000' is not where" in said
+    for row in (tmp_path / "set").glob("data-*"):  # what `bi-ray` made says its task and seed itself
+        row.write_text(file.read_text())
+    assert "6 of 7" in call("check", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inject", "MINE", "--recipe", "bridge", "--config", QUICKSTART],
+        ["data", QUICKSTART, "--problems", 5],
+        ["check", "INJECTED"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("mine.jsonl/out", "a part of the path is a file and no directory; choose another --out"),
+        ("x" * 300, "the name is too long"),
+        ("/proc/out", "there is no such directory, and none can be made there"),
+    ],
+)
+def test_an_out_that_cannot_be_written_is_told_in_words(arguments, out, words, mine, injected, tmp_path):
+    places, before = {"MINE": mine, "INJECTED": injected}, mine.read_bytes()
+    said = error_of(*(places.get(argument, argument) for argument in arguments), "--out", tmp_path / out)
+    assert f"{out} cannot be written: {words}" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+    assert mine.read_bytes() == before
+
+
+def test_verdicts_make_their_folder(injected, tmp_path):
+    call("check", injected, "--out", tmp_path / "new" / "verdicts.jsonl")
+    assert len((tmp_path / "new" / "verdicts.jsonl").read_text().splitlines()) == 60
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has no rows; there is nothing to show"),
+        ("[1]\n{\n", "could be used; there is nothing to show"),
+        ("[1]\n{\n", "line 1: no JSON object: found list"),
+        ('{"question": "Why?"}\n[1]\n', r"has no row 5 (its 1 rows count from 0)"),
+        ('{"question": "Why?"}\n[1]\n', "1 row left out, no JSON object (first: line 2)"),
+    ],
+)
+def test_show_says_why_there_is_no_such_row(content, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(content)
+    assert words in error_of("show", tmp_path / "rows.jsonl", "--index", 5)
+
+
+def test_show_tells_what_was_left_out_when_a_set_was_made(tmp_path):
+    (tmp_path / "data-00000.jsonl").touch()
+    reject = {"file": "mine.jsonl", "line": 3, "reason": "no question", "row": "{}"}
+    (tmp_path / "rejects.jsonl").write_text(json.dumps(reject) + "\n")
+    said = error_of("show", tmp_path)
+    assert "could be used" in said
+    assert "line 3: no question" in said
+
+
+def test_a_file_that_is_not_there_is_told_before_its_task_is_asked_for(tmp_path):
+    for command in (["check"], ["inject", "--recipe", "bridge", "--out", tmp_path / "out"]):
+        assert "absent.jsonl: no such file" in error_of(*command, tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "problems", "words"),
+    [
+        ("", [], "set rl has no rows; nothing was written"),
+        ('{"question": ""}\n', [], "no row of set rl could be used; nothing was written\nline 1: no question"),
+        ('{"question": "a", "answer": 1}\n{\n', ["--problems", 9], "1 usable problems, and 9 are asked for"),
+    ],
+)
+def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems, words, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(content)
+    (tmp_path / "run.yaml").write_text(
+        f"name: mine\ntask: {{kind: jsonl, sets: {{rl: {{path: {tmp_path}/rows.jsonl}}}}}}\n"
+        "arms: [base]\nevaluation: {sets: []}\nreadiness: {queries: 0}\n"
+    )
+    said = error_of("data", tmp_path / "run.yaml", "--set", "rl", "--out", tmp_path / "out", *problems)
+    assert words in said
+    assert not problems or "1 row left out, no valid JSON (first: line 2)" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run.yaml"]
+    if not problems:
+        assert words.partition(";")[0] in error_of("show", tmp_path / "run.yaml", "--set", "rl")

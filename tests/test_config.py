@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -7,12 +9,14 @@ from bi_ray.config import (
     RECIPES,
     VANILLA,
     ConfigError,
+    ExtractConfig,
     PretrainConfig,
     RunConfig,
     load_config,
     save_config,
 )
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SETS = {name: {"depth": 3} for name in ("sft", "rl", "test_id", "test_ood")}
 GOOD = {"name": "run", "task": {"sets": SETS}, "arms": ["vanilla", "bridge"]}
 
@@ -81,8 +85,8 @@ def test_the_paper_s_rates_of_bridge():
         (changed("rl.validate_every_steps", 5), ["task.sets lacks val"]),
         (changed("rollout.weight_sync", "nccl"), ["use shared_memory"]),
         ({"name": "run", "arms": ["vanilla"]}, ["task", "required"]),
-        ("[1, 2]", ["expected keys and values, found list"]),
-        ("", ["expected keys and values, found NoneType"]),
+        ("[1, 2]", ["wanted is the configuration of an experiment", "there is a list"]),
+        ("", ["wanted is the configuration of an experiment", "there is nothing in it"]),
         ("name: [", ["no valid YAML", "line 1"]),
         ("a: b: c", ["no valid YAML"]),
     ],
@@ -154,7 +158,7 @@ def test_two_faults_are_two_lines(tmp_path):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"absent.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"absent.yaml: no such file"):
         load_config(tmp_path / "absent.yaml", RunConfig)
     with pytest.raises(ConfigError, match="Is a directory"):
         load_config(tmp_path, RunConfig)
@@ -196,3 +200,27 @@ def test_arms_take_recipes_by_name_or_written_out():
     assert config.arms["control"] == RECIPES["filler"]
     assert config.arms["own"].behaviors[0].by_in_degree == (0, 0.5)
     assert set(RunConfig.model_validate(changed("arms", list(RECIPES))).arms) == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "looks", "wanted"),
+    [
+        ("pretrain_tiny.yaml", RunConfig, "of a pre-training", "of an experiment, as configs/quickstart.yaml"),
+        ("quickstart.yaml", PretrainConfig, "of an experiment", "of a pre-training"),
+        ("quickstart.yaml", ExtractConfig, "of an experiment", "of a language model that extracts graphs"),
+        ("extract.yaml", RunConfig, "of a language model that extracts graphs", "of an experiment"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_in_one_line(tmp_path, file, kind, looks, wanted):
+    (tmp_path / "extract.yaml").write_text("model: m\nendpoint: http://localhost:8000/v1\nretries: 2\n")
+    path = tmp_path / file if file == "extract.yaml" else CONFIGS / file
+    with pytest.raises(
+        ConfigError, match=f"{file} looks like that {looks}.*; wanted here is the configuration {wanted}"
+    ):
+        load_config(path, kind)
+
+
+def test_a_slip_in_a_file_of_the_right_kind_is_told_itself(tmp_path):
+    path = written(tmp_path, "endpoint: http://localhost:8000/v1\nmodl: m\n")
+    with pytest.raises(ConfigError, match="modl is no option"):
+        load_config(path, ExtractConfig)

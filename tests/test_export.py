@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 
 from bi_ray.api import task_of
 from bi_ray.config import BRIDGE
@@ -88,11 +89,35 @@ def test_the_columns_are_those_that_verl_documents(problems, tmp_path):
         assert row["reward_model"] == {"style": "rule", "ground_truth": original["answer"]}
         assert (row["extra_info"]["split"], row["extra_info"]["index"]) == ("train", index)
         assert row["extra_info"]["graph"] == original["graph"]
-    # what its RLHFDataset does with them
-    tokenizer = load_tokenizer(MODEL)
-    prompt = tokenizer.apply_chat_template(rows[0]["prompt"], add_generation_prompt=True, tokenize=False)
-    tokens = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert tokens == encode_prompt(tokenizer, TASK.system_prompt, originals[0]["question"])
+
+
+# What verl's RLHFDataset does with a file (verl 0.7, verl/utils/dataset/rl_dataset.py), by the libraries that it uses:
+# `datasets` reads the Parquet, prompts that are too long go by the tokenizer's own template, and a batch is
+# a numpy array of objects per column. Its reward loop takes data_source, the ground truth and extra_info from there.
+def test_verl_s_reader_takes_the_files_as_they_are(problems, tmp_path):
+    write_set(QUICKSTART, "rl", 40, tmp_path / "verl", "verl")
+    files = [str(file) for file in (tmp_path / "verl").glob("*.parquet")]
+    read = [load_dataset("parquet", data_files=file, cache_dir=str(tmp_path / "cache"))["train"] for file in files]
+    data, tokenizer = concatenate_datasets(read), load_tokenizer(MODEL)
+
+    def prompt_tokens(row):
+        return tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+
+    originals = {row["id"]: row for _, row in rows_of(problems, Rejects())}
+    lengths = [len(prompt_tokens(row)) for row in data]
+    limit = sorted(lengths)[20]
+    kept = data.filter(lambda row: len(prompt_tokens(row)) <= limit)
+    assert len(kept) == sum(length <= limit for length in lengths)
+    rows = [kept[index] for index in range(len(kept))]
+    batch = {name: np.fromiter((row[name] for row in rows), dtype=object, count=len(rows)) for name in rows[0]}
+    for index, extra in enumerate(batch["extra_info"]):
+        original = originals[extra["id"]]
+        tokens = prompt_tokens({"prompt": batch["prompt"][index]})
+        assert tokens == encode_prompt(tokenizer, TASK.system_prompt, original["question"])
+        assert batch["reward_model"][index]["ground_truth"] == original["answer"]
+        assert batch["data_source"][index] == "bi_ray/promptbench"
+        assert isinstance(extra.get("index", 0), int)
+        assert extra.get("tools_kwargs", {}) == {}  # nothing that it would take for a tool's
 
 
 def test_a_completion_needs_a_response():

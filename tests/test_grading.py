@@ -54,6 +54,9 @@ def test_the_first_bad_line_is_told(demonstrations):
     assert (one.right, one.trace_valid) == (True, False)
     assert one.first_bad_step == 2  # the first line is <think>
     assert one.bad_line == lines[3]
+    assert one.bad_response_line == 4
+    spread = "\n\n".join(["I think:", *lines])  # as some models write
+    assert grade(TASK, fields_of(row_of(made.problem, spread)), PLACE).bad_response_line == 9
     assert one.reason
     tally = Tally()
     tally.add(one)
@@ -64,7 +67,7 @@ def test_an_end_that_comes_too_early_has_no_bad_line(demonstrations):
     made = demonstrations[0]
     one = grade(TASK, fields_of(row_of(made.problem, "\n".join(made.response.splitlines()[:2]))), PLACE)
     assert (one.right, one.format_right, one.trace_valid) == (False, False, False)
-    assert (one.first_bad_step, one.bad_line) == (one.steps, None)
+    assert (one.first_bad_step, one.bad_line, one.bad_response_line) == (one.steps, None, None)
     assert "ends before" in one.reason
 
 

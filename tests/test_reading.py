@@ -34,10 +34,14 @@ def test_fields_of_every_format(row, answer, response):
     [
         ({"text": "?"}, "no question"),
         ({"question": " "}, "no question"),
-        ({"question": 5}, "no question"),
+        ({"text": "?", "label": 1}, r"no question: name the column .* \(there are text, label\)"),
+        ({"question": 5}, "question has to be text, found a number: 5"),
+        ({"question": ["a"]}, "question has to be text, found a list"),
+        ({"question": "?", "answer": ["5"]}, "answer has to be text or a number, found a list"),
+        ({"question": "?", "answer": {"value": 5}}, "answer has to be text or a number, found an object"),
         ({"messages": [ASSISTANT]}, "no question"),
         ({"prompt": ["a"]}, "have to be text, or lists of role and content"),
-        ({"question": "?", "response": 3}, "response has to be text, found int"),
+        ({"question": "?", "response": 3}, "response has to be text, found a number"),
         ({"question": "?", "graph": {"nodes": []}}, "graph has to be text"),
     ],
 )

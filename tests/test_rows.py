@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "absent.jsonl")
     (tmp_path / "rows.csv").write_text("question\na\n")
-    with pytest.raises(DataError, match=r"write .jsonl or .parquet"):
+    with pytest.raises(DataError, match=r"give .jsonl \(one JSON object a line\), .parquet"):
         read(tmp_path / "rows.csv")
     (tmp_path / "bad.parquet").write_text("no parquet")
     with pytest.raises(DataError, match=r"bad.parquet cannot be read"):
@@ -110,3 +110,18 @@ def test_the_digest_follows_the_content(tmp_path):
 
 def test_a_place_reads_as_file_and_line():
     assert str(Place("a.jsonl", 3)) == "a.jsonl, line 3"
+
+
+def test_what_datasets_left_unfinished_and_utf_16_are_told(tmp_path):
+    (tmp_path / "state.json").touch()
+    with pytest.raises(DataError, match=r"cannot be read|no data set"):
+        list(read_rows(tmp_path, lambda row, place: row, Rejects()))
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}', encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
+        list(read_rows(tmp_path / "rows.jsonl", lambda row, place: row, Rejects()))
+
+
+def test_a_reason_is_never_longer_than_anybody_would_read():
+    rejects = Rejects()
+    rejects.add(Place("a", 1), "9" * 5000)
+    assert len(rejects.rows[0].reason) < 500

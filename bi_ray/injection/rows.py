@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from bi_ray.columns import extra_columns
 from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import CountTokens, Demonstration, InjectionError, Recipe
@@ -93,7 +94,7 @@ def inject_rows(
         count_tokens: length of a response in tokens, for recipes with filler or a budget.
 
     Yields:
-        id, question, answer, response, spans (start, end, behaviour) and graph (JSON).
+        id, question, answer, response, spans (start, end, behaviour) and graph (JSON); then the row's extra columns.
 
     Raises:
         ConfigError: the recipe cannot be used.
@@ -114,7 +115,8 @@ def inject_rows(
                 for what, value in (("question", one.question), ("id", one.id)):
                     if (line := first.setdefault((what, value), place.line)) != place.line:
                         raise RowError(f"duplicate {what}: line {line} has it too")
-                yield from [demonstration_row(made) for made in maker.demonstrations(worder, one)]
+                extra = extra_columns(row)
+                yield from [demonstration_row(made) | extra for made in maker.demonstrations(worder, one)]
             except (RowError, InjectionError) as error:
                 name = "" if isinstance(problem, RowError) else problem[1].id  # the place says which row it is
                 rejects.add(place, str(error).removeprefix(f"{name}, "), dict(row))

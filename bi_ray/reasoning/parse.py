@@ -79,6 +79,22 @@ def graph_from_trace(steps: Sequence[ParsedStep], notation: Notation) -> Graph:
     return _graph(nodes, nodes[-1].name)
 
 
+def place_of(response: str, steps: Sequence[ParsedStep], position: int) -> tuple[int, int]:
+    """Where in a response the line of step ``position`` stands: its characters, the end exclusive.
+
+    Args:
+        response: the whole response.
+        steps: its lines as a task reads them (``parse_trace``): the text of each follows that of the one before.
+        position: which, from 0.
+    """
+    start = response.find("<think>")
+    start = 0 if start < 0 else start + len("<think>")
+    for step in steps[:position]:
+        start = response.index(step.text, start) + len(step.text)
+    start = response.index(steps[position].text, start)
+    return start, start + len(steps[position].text)
+
+
 def _is_topological(order: Iterable[Definition], parents: Mapping[str, tuple[str, ...]]) -> bool:
     known: set[str] = set()
     for name, _ in order:

@@ -13,6 +13,7 @@ from bi_ray.metrics import read_metrics
 from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
+from bi_ray.reasoning.parse import place_of
 from bi_ray.report.charts import Series
 from bi_ray.report.source import STAGES
 from bi_ray.tasks.base import Task
@@ -135,11 +136,7 @@ def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int
     place = check_trace(steps, graph, task.notation).first_bad_step
     if place is None or place >= len(steps):
         return None
-    start = max(0, response.find("<think>"))  # the trace's lines follow it, in order
-    for step in steps[:place]:
-        start = response.index(step.text, start) + len(step.text)
-    start = response.index(steps[place].text, start)
-    return start, start + len(steps[place].text)
+    return place_of(response, steps, place)
 
 
 def behaviours_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:

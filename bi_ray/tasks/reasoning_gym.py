@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from bi_ray.config import ConfigError, ReasoningGymConfig, SetName
+from bi_ray.rows import RowError
 from bi_ray.tasks.base import Problem, in_split, item_stream, text_hash
 from bi_ray.tasks.text import TextTask
 
 _MAX_DRAWS = 2000  # a set owns at least 5 % of the hashes
 _CACHED = 4096  # entries: those of a step, whose samples are judged together
+_MOST_DIGITS = 10  # of a problem's number
 _ANY = "(any that the scorer takes)"
 
 
@@ -65,6 +67,23 @@ class ReasoningGymTask(TextTask):
             f"task.task {self.config.task!r} makes no problem of set {split!r} in {_MAX_DRAWS} draws: it has too few "
             "different ones; give it options that have more"
         )
+
+    def recall(self, name: str, question: str, answer: str | None) -> Problem:
+        """The problem of a row, made again: the id says which it is, and the question that it is this one.
+
+        Raises:
+            RowError: it is none of this task and seed; scorers need more of a problem than its question and answer.
+        """
+        split, _, index = name.rpartition("-")
+        made = None
+        if split in self.config.sets and index.isascii() and index.isdigit() and len(index) < _MOST_DIGITS:
+            made = self.problem(cast(SetName, split), int(index))
+        if made is None or made.question != question:
+            raise RowError(
+                f"no problem of this task: {name!r} is not where `bi-ray data` makes this question; leave id and "
+                "question as they were, and give the configuration with its seeds.data"
+            )
+        return made
 
     def prepare(self) -> None:
         """Import reasoning-gym and read its files."""

@@ -8,6 +8,8 @@ from bi_ray.reasoning.expression import Notation
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import Piece, Plan, Span
+from bi_ray.rows import RowError
+from bi_ray.tasks.base import Problem
 
 
 class TextTask:
@@ -28,6 +30,21 @@ class TextTask:
     def parse_question(self, text: str) -> Graph:
         """Raises ParseError: free text says no graph by itself."""
         raise ParseError("free text: only an extraction can find its graph")
+
+    def recall(self, name: str, question: str, answer: str | None) -> Problem:
+        """The problem of a row that somebody gives back with a response.
+
+        Args:
+            name: the row's id.
+            question: its question.
+            answer: its answer, None where it has none.
+
+        Raises:
+            RowError: it cannot be graded.
+        """
+        if answer is None:
+            raise RowError("no answer to grade by: name the column answer")
+        return Problem(name, question, given_answer=answer)
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
         """Raises ValueError: nobody knows the wording."""

@@ -72,6 +72,8 @@ class UserDataTask(TextTask):
             DataError: the set has fewer; or see ``available``.
         """
         rows = self._rows(split)
+        if not rows:
+            raise DataError(self.rejects.explain(f"set {split}", "add rows to its file"))
         if index >= len(rows):
             raise DataError(f"set {split} has {len(rows)} problems, so none with the number {index}")
         row = rows[index]

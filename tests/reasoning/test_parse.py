@@ -5,7 +5,7 @@ import pytest
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation, Operator
 from bi_ray.reasoning.graph import Node
-from bi_ray.reasoning.parse import ParseError, graph_from_definitions, graph_from_trace
+from bi_ray.reasoning.parse import ParseError, graph_from_definitions, graph_from_trace, place_of
 from bi_ray.reasoning.trace import StepKind
 from bi_ray.tasks.promptbench import NOTATION, parse_line
 
@@ -119,3 +119,13 @@ def test_an_equation_of_no_known_form_is_refused():
     steps = [ParsedStep("the line", "a", symbols="1 +", value=1)]
     with pytest.raises(ParseError, match="no equation of a known form: 'the line'"):
         graph_from_trace(steps, NOTATION)
+
+
+@pytest.mark.parametrize("response", ["<think>\nk\nthink\n\nk\n</think>", "k\r\nthink\r\nk", "<think> k \n think\n k"])
+def test_the_place_of_a_line_is_not_that_of_another_with_its_letters(response):
+    steps = [ParsedStep(text) for text in ("k", "think", "k")]
+    places = [place_of(response, steps, position) for position in range(3)]
+    assert [response[start:end] for start, end in places] == ["k", "think", "k"]
+    lines = [line.replace("<think>", "").strip() for line in response.split("\n")]
+    numbers = [number for number, line in enumerate(lines) if line in ("k", "think")]
+    assert [response.count("\n", 0, start) for start, _ in places] == numbers
