@@ -39,7 +39,7 @@ def test_a_good_file_is_read_with_every_default(tmp_path):
     assert config.arms == {"vanilla": VANILLA, "bridge": BRIDGE}
     assert config.task.sets["rl"].depth == (4, 4)
     assert config.task.sets["rl"].redundant_nodes == (0, 8)
-    assert (config.rl.clip_ratio, config.sft.epochs, config.verifier.sample_timeout_s) == (0.2, 5, 5)
+    assert (config.rl.clip_high, config.sft.epochs, config.verifier.sample_timeout_s) == (0.2, 5, 5)
     assert config.model.max_model_tokens == 1024
     again = RunConfig.model_validate(config.model_dump(mode="json"))
     assert again == config

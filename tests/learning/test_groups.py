@@ -36,7 +36,7 @@ def test_groups_without_advantage_teach_nothing_but_count():
 
 
 def test_with_a_kl_term_every_sample_is_learned_from():
-    batch, _ = build_batch([(group("b", 4), verdicts(0, 0, 0, 0))], config(kl_coefficient=0.1))
+    batch, _ = build_batch([(group("b", 4), verdicts(0, 0, 0, 0))], config(kl={"estimator": "k3", "coefficient": 0.1}))
     assert [sample.advantage for sample in batch.samples] == [0, 0, 0, 0]
 
 
