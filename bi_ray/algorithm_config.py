@@ -48,6 +48,7 @@ class KLConfig(Config):
 
     estimator: Literal["none", "k1", "k2", "k3"] = "none"  # none: no reference policy is loaded
     coefficient: Annotated[float, Field(ge=0)] = 0.001  # 0: the KL is measured, and not in the loss
+    with_ratio: bool = False  # times pi / pi_base, with gradient: then k1 and k3 too have that of KL(pi || reference)
     reference: Literal["frozen", "moving"] = "frozen"  # frozen: the policy that RL starts from
     moving_every_steps: Positive = 50  # a moving reference goes towards the policy after every so many steps
     moving_rate: Annotated[float, Field(gt=0, le=1)] = 1.0  # this far: 1 replaces it

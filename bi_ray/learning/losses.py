@@ -57,7 +57,8 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal
 
     ``k1``: -d. ``k2``: d^2 / 2. ``k3``: exp(d) - d - 1, unbiased like k1, and never negative. As terms of a loss they
     differ: on-policy, the gradient of k1 is 0 in expectation, that of k2 is the gradient of KL(policy || reference),
-    that of k3 the gradient of KL(reference || policy).
+    that of k3 the gradient of KL(reference || policy). Times the ratio pi / pi_base, k1 and k3 have the gradient of
+    KL(policy || reference), off-policy too (arXiv:2512.02556).
 
     Args:
         logprobs: [tokens], with gradient.
@@ -148,13 +149,16 @@ def policy_loss(
     """
     corrected = importance(logprobs, sampler_logprobs, sequences, config.importance)
     base = sampler_logprobs if config.importance.base == "sampler" else logprobs.detach()
-    result = algorithm(LearnedTokens(logprobs, base, advantages, sequences), config)
+    tokens = LearnedTokens(logprobs, base, advantages, sequences)
+    result = algorithm(tokens, config)
     loss = (weights * corrected.factors * result.values).sum()
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None and config.kl.estimator != "none":
         kl = kl_estimate(logprobs.detach(), reference_logprobs, "k3")
         if config.kl.in_loss:
             term = kl_estimate(logprobs, reference_logprobs, config.kl.estimator)
+            if config.kl.with_ratio:
+                term = ratio_of(tokens.log_ratio) * term
             loss = loss + config.kl.coefficient * (weights * term).sum()
     sums = {
         "clip_low_share": result.clipped_low.sum(),

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from bi_ray.config import ConfigError, RLConfig
+from bi_ray.config import ConfigError, KLConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.algorithms.base import LearnedTokens
-from bi_ray.learning.losses import kl_estimate, policy_loss, token_weights
+from bi_ray.learning.losses import policy_loss, token_weights
 from bi_ray.policy.advantages import step_advantages
 
 
@@ -199,14 +199,26 @@ def test_importance_weights_make_another_samplers_gradient_unbiased():
     assert torch.allclose(total, -value_gradient())
 
 
-@pytest.mark.parametrize(("estimator", "of"), [("k1", None), ("k2", "policy"), ("k3", "reference")])
-def test_which_kl_the_gradient_of_an_estimator_is_of(estimator, of):
-    """At one place: k1 has none, k2 that of KL(policy || reference), k3 that of KL(reference || policy)."""
+@pytest.mark.parametrize(
+    ("estimator", "with_ratio", "of"),
+    [
+        ("k1", False, None),
+        ("k2", False, "policy"),
+        ("k3", False, "reference"),
+        ("k1", True, "policy"),
+        ("k3", True, "policy"),
+    ],
+)
+def test_which_kl_the_gradient_of_an_estimator_is_of(estimator, with_ratio, of):
+    """At one place, exactly: both tokens, weighted by the chance of sampling them."""
     reference = torch.tensor([0.7, -0.7], dtype=torch.float64).log_softmax(0)
     theta = torch.tensor([-0.2, 0.5], dtype=torch.float64, requires_grad=True)
     policy = theta.log_softmax(0)
-    estimates = kl_estimate(policy, reference, estimator)
-    found = torch.autograd.grad((policy.detach().exp() * estimates).sum(), theta, retain_graph=True)[0]
+    config = RLConfig(kl=KLConfig(estimator=estimator, coefficient=1, with_ratio=with_ratio))
+    sampled, chance = policy.detach(), policy.detach().exp()
+    sequences = torch.arange(2)
+    result = policy_loss(load_algorithm(config), config, policy, sampled, 0 * chance, chance, sequences, reference)
+    found = torch.autograd.grad(result.loss, theta, retain_graph=True)[0]
     exact = {
         None: 0 * policy.sum(),
         "policy": (policy.exp() * (policy - reference)).sum(),

@@ -4,7 +4,6 @@ Nothing of TRL is copied: the trainers are built as a user builds them, and ``co
 that they would have made themselves.
 """
 
-
 import pytest
 import torch
 from ranks import TOKENS
@@ -70,6 +69,15 @@ def trl_inputs(batch):
         "old_per_token_logps": padded([sample.logprobs for sample in batch.samples], torch.float32),
         "num_items_in_batch": mask.sum(),
     }
+
+
+@torch.no_grad()
+def completion_logprobs(model, inputs):
+    """[responses, length], by plain transformers."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    logits = model(input_ids=ids, attention_mask=attended).logits[:, inputs["prompt_ids"].shape[1] - 1 : -1]
+    return logits.log_softmax(-1).gather(2, inputs["completion_ids"][:, :, None])[:, :, 0]
 
 
 def make_trainer(kind, policy, out, **options):
@@ -152,11 +160,8 @@ TRL_GRPO = {"loss_scale": "sequence_mean", "importance": NO_TREATMENT}
 )
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_losses_and_gradients_are_those_of_trl(policy, tmp_path, ours, theirs, noise):
-    config = RLConfig(
-        advantage_std="sample" if ours["algorithm"] != "dr_grpo" else "none",
-        advantage_epsilon=1e-4,
-        **{key: value for key, value in ours.items()},
-    )
+    std = "none" if ours["algorithm"] == "dr_grpo" else "sample"
+    config = RLConfig(advantage_std=std, advantage_epsilon=1e-4, **ours)
     batch = make_batch(policy, config, noise)
     trainer = make_trainer("grpo", policy, tmp_path, **theirs)
     assert_equal(our_gradient(policy, batch, config), trl_gradient(trainer, trl_inputs(batch)))
@@ -169,4 +174,41 @@ def test_rloo_is_that_of_trl(policy, tmp_path, noise):
     trainer = make_trainer("rloo", policy, tmp_path)
     inputs = trl_inputs(batch)
     inputs["old_logps"] = (inputs.pop("old_per_token_logps") * inputs["completion_mask"]).sum(1)
+    assert_equal(our_gradient(policy, batch, config), trl_gradient(trainer, inputs))
+
+
+@pytest.mark.parametrize("with_ratio", [False, True])
+def test_the_kl_term_is_that_of_trl(policy, tmp_path, with_ratio):
+    config = RLConfig(**TRL_GRPO, kl={"estimator": "k3", "coefficient": BETA, "with_ratio": with_ratio})
+    batch = make_batch(policy, config, 0.1)
+    reference = load_model(policy).requires_grad_(False)
+    generator = torch.Generator().manual_seed(4)
+    for parameter in reference.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    trainer = make_trainer("grpo", policy, tmp_path, loss_type="grpo", beta=BETA, use_bias_correction_kl=with_ratio)
+    inputs = trl_inputs(batch)
+    inputs["ref_per_token_logps"] = completion_logprobs(reference, inputs)
+    theirs = trl_gradient(trainer, inputs)
+    assert_equal(our_gradient(policy, batch, config, reference), theirs)
+    apart = our_gradient(policy, batch, RLConfig(**TRL_GRPO))
+    assert float((apart[1] - theirs[1]).norm() / theirs[1].norm()) > 0.01, "the term should be seen"
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("treatment", ["truncate", "mask"])
+def test_the_importance_correction_is_that_of_trl(policy, tmp_path, level, treatment):
+    """TRL's ratio is against the learner's own log-probabilities, and the weight is made where it generates."""
+    treated = {"base": "learner", "level": level, "treatment": treatment, "cap": 1.2}
+    config = RLConfig(loss_scale="sequence_mean", importance=treated)
+    batch = make_batch(policy, config, 0.3)
+    trainer = make_trainer("grpo", policy, tmp_path, loss_type="grpo")
+    trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
+    inputs = trl_inputs(batch)
+    sampled = inputs.pop("old_per_token_logps")
+    own = completion_logprobs(load_model(policy), inputs)
+    difference = (own - sampled) * inputs["completion_mask"]
+    weight = (difference.sum(1, keepdim=True) if level == "sequence" else difference).exp()
+    assert (weight > 1.2).any()
+    weight = weight.clamp(max=1.2) if treatment == "truncate" else weight * (weight <= 1.2)
+    inputs["importance_sampling_ratio"] = weight
     assert_equal(our_gradient(policy, batch, config), trl_gradient(trainer, inputs))
