@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from bi_ray.config import KLConfig, ModelConfig
 from bi_ray.learning.sharding import gather_weights, shard
@@ -48,6 +49,9 @@ class Reference:
         """Go towards ``policy`` (of the same architecture and shards), if it is time after ``step``."""
         if not self.moving or step % self._config.moving_every_steps:
             return
+        for model in (self.model, policy):
+            assert isinstance(model, FSDPModule)
+            model.reshard()  # without a backward pass after it, a forward pass leaves the root's weights whole
         for own, others in zip(self.model.parameters(), policy.parameters(), strict=True):
             own.lerp_(others, self._config.moving_rate)
 
