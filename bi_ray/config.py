@@ -11,6 +11,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from bi_ray.algorithm_config import (
+    ALGORITHMS,
+    AlgorithmConfig,
+    DynamicSamplingConfig,
+    ImportanceConfig,
+    KLConfig,
+    ShapingConfig,
+)
 from bi_ray.data_config import (
     BASE,
     BRIDGE,
@@ -43,6 +51,7 @@ from bi_ray.data_config import (
 from bi_ray.training_config import LearnerConfig, OptimizerConfig, QueryFilterConfig, RLConfig, SFTConfig
 
 __all__ = [
+    "ALGORITHMS",
     "BASE",
     "BRIDGE",
     "PAPER_COPIES",
@@ -50,11 +59,13 @@ __all__ = [
     "RUN_CONFIG_FILE",
     "TASK_KINDS",
     "VANILLA",
+    "AlgorithmConfig",
     "AnswerConfig",
     "BehaviorConfig",
     "Config",
     "ConfigError",
     "DifficultyConfig",
+    "DynamicSamplingConfig",
     "EvaluationConfig",
     "ExtractConfig",
     "FieldsConfig",
@@ -62,6 +73,8 @@ __all__ = [
     "GymSetConfig",
     "IGSMConfig",
     "IGSMDifficultyConfig",
+    "ImportanceConfig",
+    "KLConfig",
     "LearnerConfig",
     "LogicName",
     "ModelConfig",
@@ -82,6 +95,7 @@ __all__ = [
     "Seconds",
     "SeedsConfig",
     "SetName",
+    "ShapingConfig",
     "TaskConfig",
     "UserDataConfig",
     "UserSetConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bi_ray.algorithm_config import AlgorithmConfig
 from bi_ray.data_config import Config, Fraction, Positive, Seconds
 
 
@@ -66,20 +67,14 @@ class QueryFilterConfig(Config):
         return self.samples_per_prompt - 1 if self.most_right is None else self.most_right
 
 
-class RLConfig(Config):
-    """GRPO (section 2 of arXiv:2505.18917; clip and KL as in its appendix)."""
+class RLConfig(AlgorithmConfig):
+    """Reinforcement learning: how much of it, and by which algorithm (GRPO of section 2 of arXiv:2505.18917)."""
 
     steps: Positive = 200
     prompts_per_step: Positive = 32
     samples_per_prompt: Annotated[int, Field(ge=2)] = 8
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    clip_ratio: Annotated[float, Field(gt=0)] = 0.2
-    kl_coefficient: Annotated[float, Field(ge=0)] = 0.0  # of the k3 estimate against the SFT policy; 0: no reference
-    loss_scale: Literal["sequence_mean", "token_mean", "sequence_sum"] = "token_mean"
-    advantage_std: Literal["population", "sample"] = "population"
-    advantage_epsilon: Annotated[float, Field(ge=0)] = 0.0
-    format_reward: Annotated[float, Field(ge=0)] = 0.0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     query_filter: QueryFilterConfig | None = None  # None: every query of the set rl
     incomplete_groups: Literal["drop", "keep"] = "drop"  # groups that lost a sample to an infrastructure failure

@@ -4,13 +4,16 @@ import pytest
 import yaml
 
 from bi_ray.config import (
+    ALGORITHMS,
     BASE,
     BRIDGE,
     RECIPES,
     VANILLA,
     ConfigError,
+    DynamicSamplingConfig,
     ExtractConfig,
     PretrainConfig,
+    RLConfig,
     RunConfig,
     load_config,
     save_config,
@@ -43,10 +46,43 @@ def test_a_good_file_is_read_with_every_default(tmp_path):
     assert config.arms == {"vanilla": VANILLA, "bridge": BRIDGE}
     assert config.task.sets["rl"].depth == (4, 4)
     assert config.task.sets["rl"].redundant_nodes == (0, 8)
-    assert (config.rl.clip_ratio, config.sft.epochs, config.verifier.sample_timeout_s) == (0.2, 5, 5)
+    assert (config.rl.clip_high, config.sft.epochs, config.verifier.sample_timeout_s) == (0.2, 5, 5)
     assert config.model.max_model_tokens == 1024
     again = RunConfig.model_validate(config.model_dump(mode="json"))
     assert again == config
+
+
+def test_an_algorithm_sets_its_knobs_and_each_can_be_set():
+    dapo = RLConfig(algorithm="dapo")
+    assert (dapo.clip_low, dapo.clip_high, dapo.loss_scale) == (0.2, 0.28, "token_mean")
+    assert dapo.dynamic_sampling == DynamicSamplingConfig()
+    assert dapo.shaping.overlong_penalty == 0.5
+    own = RLConfig(
+        algorithm="dapo", clip_high=0.3, dynamic_sampling=None, shaping={"overlong_buffer_share": 0.1}, kl={}
+    )
+    assert (own.clip_high, own.dynamic_sampling) == (0.3, None)
+    assert (own.shaping.overlong_penalty, own.shaping.overlong_buffer_share) == (0.5, 0.1)
+    rloo = RLConfig(algorithm="rloo", importance={"cap": 3.0})
+    assert (rloo.advantage, rloo.importance.level, rloo.importance.cap) == ("leave_one_out", "sequence", 3.0)
+    assert RLConfig(algorithm="mine:loss").clip_high == RLConfig().clip_high
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_an_algorithm_set_is_kept_with_the_run(tmp_path, name):
+    config = RunConfig.model_validate(changed("rl.algorithm", name))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", RunConfig) == config
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())["rl"]
+    assert stored["clip_high"] == config.rl.clip_high
+    assert stored["zero_variance_groups"] in ("drop", "keep")
+
+
+def test_groups_without_variance_stay_where_a_kl_term_needs_them():
+    assert RLConfig().zero_variance_groups == "drop"
+    assert RLConfig(kl={"estimator": "k3"}).zero_variance_groups == "keep"
+    assert RLConfig(kl={"estimator": "k3", "coefficient": 0}).zero_variance_groups == "drop"
+    assert RLConfig(kl={"estimator": "k3"}, zero_variance_groups="drop").zero_variance_groups == "drop"
+    assert RLConfig(algorithm="reinforce_pp").zero_variance_groups == "keep"
 
 
 def test_the_paper_s_rates_of_bridge():
@@ -66,6 +102,14 @@ def test_the_paper_s_rates_of_bridge():
         (changed("rl.top_p", 1.5), ["rl.top_p", "less than or equal to 1", "found 1.5"]),
         (changed("rl.steps", "many"), ["rl.steps", "valid integer", "'many'"]),
         (changed("rl.loss_scale", "mean"), ["rl.loss_scale", "sequence_mean", "'mean'"]),
+        (changed("rl.clip_ratio", 0.2), ["rl", "clip_ratio is gone: write rl.clip_low and rl.clip_high"]),
+        (changed("rl.kl_coefficient", 0.1), ["kl_coefficient is gone: write rl.kl, for example {estimator: k3"]),
+        (changed("rl.algorithm", "gpro"), ["rl", "'gpro' is neither one of grpo, dr_grpo, dapo", "package.module:"]),
+        (changed("rl.advantage", "groups"), ["rl", "'groups' is neither group, leave_one_out"]),
+        (changed("rl.kl", {"estimator": "k4"}), ["rl.kl.estimator", "'k4'"]),
+        (changed("rl.importance", {"cap": 0.5, "floor": 0.7}), ["rl.importance", "floor 0.7 is not below cap 0.5"]),
+        (changed("rl.importance", {"floor": 0.7}), ["rl.importance", "only the treatment mask has one"]),
+        (changed("rl", {"algorithm": "gpg", "importance": {"base": "sampler"}}), ["gpg has no ratio"]),
         (changed("rollout.sync_timeout_s", -1), ["rollout.sync_timeout_s", "greater than 0"]),
         (changed("task.sets.rl.depth", [4, 3]), ["task.sets.rl", "depth: [4, 3] is no range"]),
         (changed("task.sets.rl.redundant_nodes", [-1, 3]), ["task.sets.rl", "redundant_nodes: [-1, 3] is no range"]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.checkpoint import load_model, save_policy
+from bi_ray.policy.checkpoint import is_tied, load_model, save_policy, save_weights
 from bi_ray.policy.packing import MicroBatch, Row, pack
 
 
@@ -175,8 +175,17 @@ def load_checkpoint(
     return learner
 
 
-def save_checkpoint(learner: Learner, base: Path, directories: StepDirectories, step: int) -> None:
-    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it."""
+def save_checkpoint(
+    learner: Learner,
+    base: Path,
+    directories: StepDirectories,
+    step: int,
+    more: Mapping[str, dict[str, Tensor]] | None = None,
+) -> None:
+    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
+
+    ``more``: full weights of other models, on rank 0, by the name of the file for them.
+    """
     weights, state = learner.gather_weights(), learner.gather_optimizer()
     if learner.rank != 0:
         return
@@ -184,5 +193,7 @@ def save_checkpoint(learner: Learner, base: Path, directories: StepDirectories, 
     def fill(folder: Path) -> None:
         save_policy(weights, base, folder / "policy")
         save_optimizer(state, folder / "optimizer.safetensors")
+        for name, weights_of_another in (more or {}).items():
+            save_weights(weights_of_another, folder / name, is_tied(base))
 
     directories.write(step, fill)

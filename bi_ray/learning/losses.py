@@ -1,6 +1,6 @@
-"""One pure function per algorithm, on the learned tokens of a micro-batch.
+"""Parts of losses that are no algorithm's own: weights of tokens, KL estimates, importance weights, the whole.
 
-Every function returns a sum of weighted tokens. The weights carry the normalisation of the whole step (all ranks, all
+Every loss is a sum of weighted tokens. The weights carry the normalisation of the whole step (all ranks, all
 micro-batches), so the losses of micro-batches add up, and so do their gradients.
 """
 
@@ -13,27 +13,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LossScale = Literal["sequence_mean", "token_mean", "sequence_sum"]
+from bi_ray.algorithm_config import LossScale
+from bi_ray.config import ImportanceConfig, RLConfig
+from bi_ray.learning.algorithms.base import Algorithm, LearnedTokens, ratio_of, sequence_sum
 
 
-def token_weights(lengths: Sequence[int], scale: LossScale, samples_total: int) -> list[float]:
-    """What each token of each response weighs in the GRPO loss of a step.
+def token_weights(
+    lengths: Sequence[int],
+    scale: LossScale,
+    samples_total: int,
+    tokens_total: int | None = None,
+    budget_tokens: int = 1,
+) -> list[float]:
+    """What each token of each response weighs in the loss of a step.
 
     - ``sequence_sum``: 1 / samples. A response counts by the sum of its tokens, as in Eq. 5 and 12 of
       arXiv:2505.18917; with groups of one size this is the mean over a group, then over all groups.
+    - ``sequence_budget``: 1 / (samples * length limit). The same over a constant (Dr.GRPO).
     - ``sequence_mean``: 1 / (samples * length). A response counts by the mean of its tokens (the first GRPO).
-    - ``token_mean``: 1 / (tokens of the responses given). Every token counts the same (DAPO).
+    - ``token_mean``: 1 / tokens. Every token counts the same (DAPO).
 
     Args:
         lengths: tokens of every response in the batch.
-        scale: which of the three.
+        scale: which of the four.
         samples_total: samples of the step, with those of groups without advantage that are not in the batch.
+        tokens_total: tokens of the step; None: those of the responses given.
+        budget_tokens: the length limit of a response.
     """
     if scale == "token_mean":
-        return [1.0 / max(1, sum(lengths))] * len(lengths)
+        return [1.0 / max(1, sum(lengths) if tokens_total is None else tokens_total)] * len(lengths)
     if scale == "sequence_mean":
         return [1.0 / (samples_total * max(1, length)) for length in lengths]
-    return [1.0 / samples_total] * len(lengths)
+    return [1.0 / (samples_total * (budget_tokens if scale == "sequence_budget" else 1))] * len(lengths)
 
 
 def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
@@ -41,57 +52,120 @@ def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
     return -(weights * logprobs).sum()
 
 
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """KL(policy || reference) per token, from samples of the policy; with d = log ref - log policy.
+
+    ``k1``: -d. ``k2``: d^2 / 2. ``k3``: exp(d) - d - 1, unbiased like k1, and never negative. As terms of a loss they
+    differ: on-policy, the gradient of k1 is 0 in expectation, that of k2 is the gradient of KL(policy || reference),
+    that of k3 the gradient of KL(reference || policy). Times the ratio pi / pi_base, k1 and k3 have the gradient of
+    KL(policy || reference), off-policy too (arXiv:2512.02556).
+
+    Args:
+        logprobs: [tokens], with gradient.
+        reference_logprobs: [tokens].
+        estimator: which of the three.
+    """
+    difference = reference_logprobs - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return difference.exp() - difference - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """How the learner's policy weighs what the sampler drew. All [tokens], without gradient.
+
+    Attributes:
+        weights: pi_learner / pi_sampler, of the token or of its whole sequence.
+        factors: what the loss is multiplied by.
+        cut: bool: the treatment changed the weight.
+    """
+
+    weights: Tensor
+    factors: Tensor
+    cut: Tensor
+
+
+def importance(logprobs: Tensor, sampler_logprobs: Tensor, sequences: Tensor, config: ImportanceConfig) -> Importance:
+    """Truncated or masked importance weights; see ``ImportanceConfig`` for what the factors are.
+
+    Args:
+        logprobs: [tokens], of the learner.
+        sampler_logprobs: [tokens], of the distribution that the tokens were drawn from, temperature and top-p applied.
+        sequences: [tokens], int64, which tokens belong together.
+        config: level, treatment and bounds.
+    """
+    difference = logprobs.detach() - sampler_logprobs
+    if config.level == "sequence":
+        difference = sequence_sum(difference, sequences)
+    weights = ratio_of(difference)
+    cut = torch.zeros_like(weights, dtype=torch.bool)
+    treated = weights
+    if config.treatment == "truncate":
+        cut = weights > config.cap
+        treated = weights.clamp(max=config.cap)
+    elif config.treatment == "mask":
+        cut = (weights > config.cap) | (weights < config.floor)
+        treated = weights.masked_fill(cut, 0.0)
+    return Importance(weights, treated / weights if config.base == "sampler" else treated, cut)
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """A policy loss with what there is to see of it.
+    """The loss of a micro-batch with what there is to see of it.
 
     Attributes:
         loss: scalar, with gradient.
-        clipped: [tokens], bool: the clip took the token's gradient away.
-        kl: [tokens], k3 estimates against the reference; zeros without one.
+        sums: over the tokens, by name.
     """
 
     loss: Tensor
-    clipped: Tensor
-    kl: Tensor
+    sums: dict[str, Tensor]
 
 
-def grpo_loss(
+def policy_loss(
+    algorithm: Algorithm,
+    config: RLConfig,
     logprobs: Tensor,
     sampler_logprobs: Tensor,
     advantages: Tensor,
     weights: Tensor,
-    clip_ratio: float,
+    sequences: Tensor,
     reference_logprobs: Tensor | None = None,
-    kl_coefficient: float = 0.0,
 ) -> PolicyLoss:
-    """GRPO: the clipped surrogate of PPO with group advantages, and a KL penalty inside the loss.
-
-    Per token, with ratio rho = pi / pi_sampler: -min(rho A, clip(rho, 1 - c, 1 + c) A) + beta k3. On-policy (rho = 1)
-    with ``sequence_sum`` weights its gradient is minus Eq. 12 of arXiv:2505.18917.
+    """Sum of weight * (importance factor * the algorithm's loss + coefficient * KL estimate).
 
     Args:
+        algorithm: gives the loss of every token.
+        config: the knobs.
         logprobs: [tokens], of the policy that learns, with gradient.
         sampler_logprobs: [tokens], of the policy that sampled.
         advantages: [tokens].
         weights: [tokens], see ``token_weights``.
-        clip_ratio: c.
-        reference_logprobs: [tokens], of the reference policy; needed when ``kl_coefficient`` is not 0.
-        kl_coefficient: beta.
+        sequences: [tokens], int64: number of the token's sequence within the micro-batch, which holds all of it.
+        reference_logprobs: [tokens], of the reference policy; needed where ``config.kl`` is measured.
     """
-    ratio = (logprobs - sampler_logprobs).exp()
-    clamped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
-    surrogate = torch.minimum(ratio * advantages, clamped * advantages)
-    loss = -(weights * surrogate).sum()
+    corrected = importance(logprobs, sampler_logprobs, sequences, config.importance)
+    base = sampler_logprobs if config.importance.base == "sampler" else logprobs.detach()
+    tokens = LearnedTokens(logprobs, base, advantages, sequences)
+    result = algorithm(tokens, config)
+    loss = (weights * corrected.factors * result.values).sum()
     kl = torch.zeros_like(logprobs)
-    if reference_logprobs is not None:
-        kl = k3(logprobs, reference_logprobs)
-        loss = loss + kl_coefficient * (weights * kl).sum()
-    clipped = (clamped * advantages).detach() < (ratio * advantages).detach()
-    return PolicyLoss(loss, clipped, kl.detach())
-
-
-def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The low-variance estimate of KL(policy || reference) per token: exp(d) - d - 1, d = log ref - log policy."""
-    difference = reference_logprobs - logprobs
-    return difference.exp() - difference - 1
+    if reference_logprobs is not None and config.kl.estimator != "none":
+        kl = kl_estimate(logprobs.detach(), reference_logprobs, "k3")
+        if config.kl.in_loss:
+            term = kl_estimate(logprobs, reference_logprobs, config.kl.estimator)
+            if config.kl.with_ratio:
+                term = ratio_of(tokens.log_ratio) * term
+            loss = loss + config.kl.coefficient * (weights * term).sum()
+    sums = {
+        "clip_low_share": result.clipped_low.sum(),
+        "clip_high_share": result.clipped_high.sum(),
+        "kl": kl.sum(),
+        "importance_cut_share": corrected.cut.sum(),
+        "importance_sum": corrected.weights.sum(),
+        "importance_square_sum": corrected.weights.square().sum(),
+    }
+    return PolicyLoss(loss, sums)

@@ -1,4 +1,4 @@
-"""Reinforcement learning with GRPO, one rank of it. Needs a process group and a driver; resumes from its last step.
+"""Reinforcement learning, one rank of it. Needs a process group and a driver; resumes from its last step.
 
 The driver owns the batches and the versions; a rank only asks for the batch of the next step. When the group comes back
 from step M, it says so by joining again, and is served M+1, M+2, ... from what the driver kept.
@@ -15,11 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from bi_ray.config import ModelConfig, RLConfig
-from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, load_sharded, save_checkpoint
-from bi_ray.learning.losses import grpo_loss, token_weights
+from bi_ray.config import ConfigError, ModelConfig, RLConfig
+from bi_ray.learning.algorithms import load_algorithm
+from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint
+from bi_ray.learning.losses import policy_loss, token_weights
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
+from bi_ray.learning.reference import Reference
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import is_tied, save_weights
 from bi_ray.policy.logprobs import token_logprobs
@@ -63,10 +65,11 @@ class RLJob:
     microbatch_tokens: int
 
 
-def batch_rows(batch: LearnerBatch, config: RLConfig) -> list[Row]:
+def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) -> list[Row]:
     """The rows of a step, with token weights that are normalised over all of it."""
     lengths = [len(sample.response_tokens) for sample in batch.samples]
-    weights = token_weights(lengths, config.loss_scale, batch.samples_total)
+    totals = batch.samples_total, batch.tokens_total, max_response_tokens
+    weights = token_weights(lengths, config.loss_scale, *totals)
     return [
         Row(
             (*sample.prompt_tokens, *sample.response_tokens),
@@ -79,10 +82,15 @@ def batch_rows(batch: LearnerBatch, config: RLConfig) -> list[Row]:
     ]
 
 
-def policy_loss(
+def microbatch_loss(
     policy: nn.Module, reference: nn.Module | None, config: RLConfig
 ) -> Callable[[MicroBatch, Totals], Tensor]:
-    """The GRPO loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy and mismatch per token."""
+    """The loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy, importance and mismatch per token.
+
+    Raises:
+        ConfigError: see ``load_algorithm``.
+    """
+    algorithm = load_algorithm(config)
 
     def loss(batch: MicroBatch, totals: Totals) -> Tensor:
         place = batch.tokens, batch.learned, config.temperature
@@ -91,28 +99,21 @@ def policy_loss(
         if reference is not None:
             with torch.no_grad():
                 reference_logprobs = token_logprobs(reference, *place)[0]
-        result = grpo_loss(
-            logprobs,
-            batch.sampler_logprobs,
-            batch.advantages,
-            batch.weights,
-            config.clip_ratio,
-            reference_logprobs,
-            config.kl_coefficient,
-        )
+        sampled = batch.sampler_logprobs, batch.advantages, batch.weights, batch.sequences
+        result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)
         assert entropy is not None
         mismatch = (logprobs.detach() - batch.sampler_logprobs).abs()
-        totals.add("clip_share", float(result.clipped.sum()))
-        totals.add("kl", float(result.kl.sum()))
-        totals.add("entropy", float(entropy.sum()))
-        totals.add("mismatch_mean", float(mismatch.sum()))
+        sums = result.sums | {"entropy": entropy.sum(), "mismatch_mean": mismatch.sum()}
+        for name, value in sums.items():
+            totals.add(name, float(value))
         totals.keep_largest("mismatch_max", float(mismatch.max()) if len(mismatch) else 0.0)
         return result.loss
 
     return loss
 
 
-_PER_TOKEN = ("clip_share", "kl", "entropy", "mismatch_mean")  # counted as sums, shown as means
+# counted as sums, shown as means
+_PER_TOKEN = ("clip_low_share", "clip_high_share", "kl", "importance_cut_share", "entropy", "mismatch_mean")
 
 
 def train(job: RLJob, driver: Driver, device: torch.device) -> None:
@@ -126,9 +127,13 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     start, incarnation = _join(directories, driver)
     learner = load_checkpoint(job.base, directories, start, job.model, config.optimizer, job.microbatch_tokens, device)
     reference = None
-    if config.kl_coefficient > 0:
-        reference = load_sharded(job.base, job.model, device).requires_grad_(False)
-    loss = policy_loss(learner.model, reference, config)
+    if config.kl.measured:
+        checkpoint = directories.path(start) if start else None
+        reference = Reference(job.base, checkpoint, config.kl, job.model, device)
+    try:
+        loss = microbatch_loss(learner.model, reference.model if reference else None, config)
+    except ConfigError as error:
+        raise TrainingError(str(error)) from error
     tied = is_tied(job.base)
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
@@ -137,19 +142,26 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         rate = learning_rate(config.optimizer, step, config.steps)
         metrics |= {"learning_rate": rate, "learned_samples": len(batch.samples)}
         if batch.samples:
-            metrics |= _shown(learner.update(step, batch_rows(batch, config), loss, rate))
+            rows = batch_rows(batch, config, job.model.max_response_tokens)
+            metrics |= _shown(learner.update(step, rows, loss, rate))
+        if reference:
+            reference.follow(learner.model, step)
         _publish(job, learner, driver, incarnation, step, tied, metrics)
         if step % config.checkpoint_every_steps == 0 or step == config.steps:
-            save_checkpoint(learner, job.base, directories, step)
+            save_checkpoint(learner, job.base, directories, step, reference.gather() if reference else None)
             if learner.rank == 0:
                 driver.checkpointed(step)
     distributed.barrier()  # nobody is done before the last checkpoint is there
 
 
 def _shown(totals: dict[str, float]) -> dict[str, float]:
-    """Sums over tokens as means."""
+    """Sums over tokens as means; of the importance weights (sum w)^2 / (n sum w^2), their effective sample size."""
     tokens = max(1.0, totals["tokens"])
-    return {name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()}
+    shown = {name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()}
+    total, squares = shown.pop("importance_sum"), shown.pop("importance_square_sum")
+    shown["effective_sample_share"] = total**2 / (tokens * squares) if squares else 1.0
+    shown["clip_share"] = shown["clip_low_share"] + shown["clip_high_share"]
+    return shown
 
 
 def _join(directories: StepDirectories, driver: Driver) -> tuple[int, int]:

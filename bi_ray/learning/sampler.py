@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 
 
@@ -13,6 +14,26 @@ def step_prompts(problems: int, prompts_per_step: int, step: int, seed: int) -> 
     """
     first = (step - 1) * prompts_per_step
     return [_position(problems, place, seed) for place in range(first, first + prompts_per_step)]
+
+
+def refill_prompts(problems: int, asked: Sequence[int], count: int, step: int, seed: int) -> list[int]:
+    """``count`` more queries for ``step`` (see ``groups.refill``), or as many as are left.
+
+    They come from a shuffle of their own, so that the stream of ``step_prompts`` is the same whatever was refilled.
+
+    Args:
+        problems: how many there are.
+        asked: those that the step has already; none of them comes again.
+        count: how many.
+        step: from 1 on.
+        seed: of the run.
+    """
+    if not count:
+        return []
+    order = list(range(problems))
+    random.Random(f"{seed}/refill/{step}").shuffle(order)
+    taken = set(asked)
+    return [index for index in order if index not in taken][:count]
 
 
 def _position(problems: int, place: int, seed: int) -> int:

@@ -41,11 +41,13 @@ class LearnerBatch:
         groups_total: how many groups were scored, with those left out.
         samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917 averages over
             all of them, so that a batch with few informative groups makes a small step.
+        tokens_total: response tokens that a mean over tokens is over; None: those of ``samples``.
     """
 
     samples: Sequence[TrainSample]
     groups_total: int
     samples_total: int
+    tokens_total: int | None = None
 
     def __post_init__(self) -> None:
         if self.samples_total < len(self.samples):

@@ -53,6 +53,7 @@ class MicroBatch:
         weights: [learned tokens], in row-major order of ``learned``, as the next two.
         advantages: [learned tokens].
         sampler_logprobs: [learned tokens].
+        sequences: [learned tokens], int64: number of the token's row in this micro-batch; a row is never cut.
     """
 
     tokens: Tensor
@@ -60,6 +61,7 @@ class MicroBatch:
     weights: Tensor
     advantages: Tensor
     sampler_logprobs: Tensor
+    sequences: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
@@ -134,4 +136,5 @@ def _collate(rows: Sequence[Row]) -> MicroBatch:
         torch.tensor(
             [value for row in rows for value in (row.sampler_logprobs or [0.0] * row.learned)], dtype=torch.float32
         ),
+        torch.tensor([i for i, row in enumerate(rows) for _ in range(row.learned)], dtype=torch.int64),
     )

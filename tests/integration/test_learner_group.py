@@ -140,7 +140,7 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
     """After one SGD step of rate 1 the difference to the base is the gradient."""
     before = weights(base)
     sft = SFTConfig(epochs=1, batch_examples=40, optimizer=LARGE_STEP)
-    rl = RLConfig(steps=1, optimizer=LARGE_STEP, loss_scale="token_mean", kl_coefficient=0.1)
+    rl = RLConfig(steps=1, optimizer=LARGE_STEP, loss_scale="token_mean", kl={"estimator": "k3", "coefficient": 0.1})
     learned, drivers = {}, {}
     for workers in (1, 2):
         run = tmp_path / str(workers)

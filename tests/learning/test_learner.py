@@ -8,11 +8,11 @@ import torch
 from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
 
-from bi_ray.config import ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config import KLConfig, ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.progress import StepDirectories
-from bi_ray.learning.rl import policy_loss
+from bi_ray.learning.rl import microbatch_loss
 from bi_ray.learning.sharding import full_tensor
 from bi_ray.policy.checkpoint import load_model
 from bi_ray.policy.logprobs import token_logprobs
@@ -21,7 +21,7 @@ from bi_ray.policy.packing import Row, pack
 CPU = torch.device("cpu")
 SGD = OptimizerConfig(kind="sgd", learning_rate=0.5, max_grad_norm=1e9)
 ADAMW = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
-GRPO = RLConfig(clip_ratio=0.2, kl_coefficient=0.1, temperature=0.7)
+GRPO = RLConfig(kl=KLConfig(estimator="k3", coefficient=0.1), temperature=0.7)
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
@@ -41,7 +41,7 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
 
 def loss_of(kind: str, model, reference=None):
     if kind == "grpo":
-        return policy_loss(model, reference, GRPO)
+        return microbatch_loss(model, reference, GRPO)
     return lambda batch, _: nll_loss(token_logprobs(model, batch.tokens, batch.learned)[0], batch.weights)
 
 

@@ -1,12 +1,14 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 from ranks import TOKENS
 
-from bi_ray.config import RLConfig
-from bi_ray.learning.losses import grpo_loss, k3, nll_loss, token_weights
-from bi_ray.learning.rl import batch_rows, policy_loss
+from bi_ray.config import ALGORITHMS, ImportanceConfig, KLConfig, RLConfig
+from bi_ray.learning.algorithms import load_algorithm
+from bi_ray.learning.losses import importance, kl_estimate, nll_loss, policy_loss, token_weights
+from bi_ray.learning.rl import _shown, batch_rows, microbatch_loss
 from bi_ray.policy.advantages import group_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import load_model
@@ -20,54 +22,38 @@ class Ignored:
     def keep_largest(self, name, value): ...
 
 
-def gradient_of_token(ratio, advantage, clip=0.2):
-    """(loss, d loss / d log pi, clipped) of one token of weight 1."""
-    logprob = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    one = torch.ones(1, dtype=torch.float64)
-    result = grpo_loss(logprob, 0 * one, advantage * one, one, clip)
-    result.loss.backward()
-    return float(result.loss), float(logprob.grad), bool(result.clipped)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "gradient", "clipped"),
-    [
-        (1.0, 2.0, -2.0, -2.0, False),  # on-policy: the gradient is -A
-        (1.0, -2.0, 2.0, 2.0, False),
-        (1.19, 1.0, -1.19, -1.19, False),  # inside
-        (1.21, 1.0, -1.2, 0.0, True),  # a good token that is already likelier: enough
-        (1.21, -1.0, 1.21, 1.21, False),  # a bad one that became likelier: always pushed down
-        (0.79, -1.0, 0.8, 0.0, True),  # a bad one that is already rarer: enough
-        (0.79, 1.0, -0.79, -0.79, False),  # a good one that became rarer: always pushed up
-        (5.0, 0.0, 0.0, 0.0, False),
-    ],
-)
-def test_clip_edges(ratio, advantage, loss, gradient, clipped):
-    assert gradient_of_token(ratio, advantage) == pytest.approx((loss, gradient, clipped))
-
-
 def test_k3_is_unbiased_not_negative_and_has_the_right_gradient():
     """Exact sums over a distribution of five outcomes."""
     torch.manual_seed(0)
     policy = torch.randn(5, dtype=torch.float64).log_softmax(0)
     reference = torch.randn(5, dtype=torch.float64).log_softmax(0)
-    estimates = k3(policy, reference)
+    estimates = kl_estimate(policy, reference, "k3")
     assert (estimates >= 0).all()
     kl = (policy.exp() * (policy - reference)).sum()
     assert float((policy.exp() * estimates).sum()) == pytest.approx(float(kl))
-    assert torch.equal(k3(policy, policy), torch.zeros_like(policy))
+    assert torch.equal(kl_estimate(policy, policy, "k3"), torch.zeros_like(policy))
     variable = policy.clone().requires_grad_(True)
-    k3(variable, reference).sum().backward()
+    kl_estimate(variable, reference, "k3").sum().backward()
     assert torch.allclose(variable.grad, 1 - (reference - policy).exp())
+
+
+def loss_of(config, logprobs, sampler, advantages, weights, sequences=None, reference=None):
+    sequences = torch.zeros(len(logprobs), dtype=torch.int64) if sequences is None else sequences
+    return policy_loss(load_algorithm(config), config, logprobs, sampler, advantages, weights, sequences, reference)
 
 
 def test_kl_term_in_the_loss():
     logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
     reference, weights = torch.tensor([-1.5, -1.0]), torch.tensor([0.25, 0.5])
-    result = grpo_loss(logprobs, logprobs.detach(), torch.zeros(2), weights, 0.2, reference, 0.3)
+    config = RLConfig(kl=KLConfig(estimator="k3", coefficient=0.3))
+    result = loss_of(config, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference)
     expected = 0.3 * sum(w * (math.exp(d) - d - 1) for w, d in ((0.25, -0.5), (0.5, 1.0)))
     assert float(result.loss) == pytest.approx(expected)
-    assert float(grpo_loss(logprobs, logprobs, torch.zeros(2), weights, 0.2).kl.sum()) == 0
+    measured = RLConfig(kl=KLConfig(estimator="k3", coefficient=0))
+    result = loss_of(measured, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference)
+    assert float(result.loss) == 0
+    assert float(result.sums["kl"]) == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.e - 2)
+    assert float(loss_of(RLConfig(), logprobs, logprobs.detach(), torch.zeros(2), weights).sums["kl"]) == 0
 
 
 def test_nll():
@@ -78,7 +64,46 @@ def test_token_weights():
     assert token_weights([2, 8], "sequence_sum", 5) == [0.2, 0.2]
     assert token_weights([2, 8], "sequence_mean", 5) == pytest.approx([0.1, 0.025])
     assert token_weights([2, 8], "token_mean", 5) == [0.1, 0.1]
+    assert token_weights([2, 8], "token_mean", 5, tokens_total=40) == [0.025, 0.025]
+    assert token_weights([2, 8], "sequence_budget", 5, budget_tokens=10) == pytest.approx([0.02, 0.02])
     assert token_weights([], "token_mean", 5) == []
+
+
+def test_importance_weights_are_bounded():
+    sampler = torch.zeros(4, dtype=torch.float64)
+    logprobs = torch.tensor([3.0, 0.5, 1.0, 0.25], dtype=torch.float64).log().requires_grad_(True)
+    one = torch.tensor([0, 0, 1, 1])  # products 1.5 and 0.25
+
+    def factors(**options):
+        result = importance(logprobs, sampler, one, ImportanceConfig(**options))
+        assert not result.factors.requires_grad
+        return result.factors.tolist(), result.cut.tolist()
+
+    t, f = True, False
+    learner = {"base": "learner", "cap": 2.0}
+    assert factors(**learner, treatment="none") == (pytest.approx([3, 0.5, 1, 0.25]), [f, f, f, f])
+    assert factors(**learner) == (pytest.approx([2, 0.5, 1, 0.25]), [t, f, f, f])
+    assert factors(**learner, treatment="mask") == (pytest.approx([0, 0.5, 1, 0.25]), [t, f, f, f])
+    assert factors(**learner, treatment="mask", floor=0.4) == (pytest.approx([0, 0.5, 1, 0]), [t, f, f, t])
+    assert factors(base="learner", level="sequence", cap=1.0) == (pytest.approx([1, 1, 0.25, 0.25]), [t, t, f, f])
+    # the ratio has the weight already: only what is too much is taken back, and exactly nothing elsewhere
+    assert factors(base="sampler", cap=2.0) == ([pytest.approx(2 / 3), 1.0, 1.0, 1.0], [t, f, f, f])
+    assert factors(base="sampler", treatment="none") == ([1.0] * 4, [f] * 4)
+    assert factors(base="sampler", treatment="mask") == ([0.0, 1.0, 1.0, 1.0], [t, f, f, f])
+
+
+@pytest.mark.parametrize("treatment", ["none", "truncate", "mask"])
+def test_the_gradient_is_the_bounded_weight_times_the_score(treatment):
+    """Whatever the base of the ratio is: inside the clip, a token's gradient is -w A grad log pi."""
+    sampler, advantages, weights = torch.zeros(3), torch.tensor([1.0, -1.0, -1.0]), torch.tensor([0.5, 0.25, 0.125])
+    found = []
+    for base in ("sampler", "learner"):
+        logprobs = torch.tensor([1.1, 3.0, 0.9]).log().requires_grad_(True)
+        config = RLConfig(importance={"base": base, "treatment": treatment})
+        loss_of(config, logprobs, sampler, advantages, weights).loss.backward()
+        found.append(logprobs.grad.tolist())
+    bounded = {"none": 3.0, "truncate": 2.0, "mask": 0.0}[treatment]
+    assert found[0] == found[1] == pytest.approx([-0.5 * 1.1, 0.25 * bounded, 0.125 * 0.9])
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +139,8 @@ def make_batch(groups):
 
 def flat_gradient(model, batch, config, limit=10**9, ranks=1):
     model.zero_grad()
-    loss = policy_loss(model, None, config)
-    for micro in (micro for share in pack(batch_rows(batch, config), limit, ranks) for micro in share):
+    loss = microbatch_loss(model, None, config)
+    for micro in (micro for share in pack(batch_rows(batch, config, 20), limit, ranks) for micro in share):
         loss(micro, Ignored()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -147,10 +172,32 @@ def test_the_on_policy_gradient_is_equation_12(model):
     assert float((got - wanted).norm() / wanted.norm()) <= 1e-6
 
 
-@pytest.mark.parametrize("scale", ["sequence_sum", "sequence_mean", "token_mean"])
-def test_micro_batches_and_ranks_do_not_change_the_gradient(model, scale):
-    batch = make_batch(sampled_groups(model, [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0]], temperature=0.8))
-    config = RLConfig(loss_scale=scale, temperature=0.8)
+OFF_POLICY = 0.05  # moves the sampler's log-probabilities, so that ratios, clips and importance weights do something
+
+
+def moved(batch, size=OFF_POLICY):
+    """The batch as a sampler that is a little off would have made it."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(values):
+        return tuple(v + size * float(torch.randn((), generator=generator)) for v in values)
+
+    samples = [dataclasses.replace(sample, logprobs=noise(sample.logprobs)) for sample in batch.samples]
+    return dataclasses.replace(batch, samples=samples)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"algorithm": name} for name in ALGORITHMS),
+        *({"loss_scale": scale} for scale in ("sequence_sum", "sequence_mean", "sequence_budget")),
+        {"importance": {"base": "learner", "level": "sequence", "treatment": "mask", "cap": 1.02, "floor": 0.9}},
+    ],
+    ids=str,
+)
+def test_micro_batches_and_ranks_do_not_change_the_gradient(model, options):
+    batch = moved(make_batch(sampled_groups(model, [[1, 0, 0, 0, 1], [0, 1, 0, 0, 0]], temperature=0.8)))
+    config = RLConfig(temperature=0.8, **options)
     whole = flat_gradient(model, batch, config)
     assert float(whole.norm()) > 0
     for limit, ranks in ((1, 1), (30, 1), (30, 3), (64, 2)):
@@ -171,10 +218,13 @@ def test_on_policy_ratio_is_one_at_any_temperature(model):
 
     config = RLConfig(temperature=0.5)
     batch = make_batch(sampled_groups(model, [[1, 0, 0]], temperature=0.5))
-    [[micro]] = pack(batch_rows(batch, config), 10**9)
-    policy_loss(model, None, config)(micro, Counted())
+    [[micro]] = pack(batch_rows(batch, config, 20), 10**9)
+    microbatch_loss(model, None, config)(micro, Counted())
     assert counted["mismatch_max"] < 1e-5
-    assert counted["clip_share"] == 0
+    assert counted["clip_low_share"] == counted["clip_high_share"] == counted["importance_cut_share"] == 0
+    shown = _shown(counted | {"tokens": len(micro.weights)})
+    assert shown["effective_sample_share"] == pytest.approx(1)
+    assert shown["clip_share"] == 0
     assert counted["kl"] == 0
 
 

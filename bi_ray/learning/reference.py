@@ -1,0 +1,60 @@
+"""The reference policy of a KL term: frozen, or moving after the policy. Everything here is collective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from bi_ray.config import KLConfig, ModelConfig
+from bi_ray.learning.sharding import gather_weights, shard
+from bi_ray.policy.checkpoint import load_model
+
+REFERENCE = "reference.safetensors"  # of a moving reference, in step_N
+
+
+class Reference:
+    """A policy without gradient, sharded as the one that learns.
+
+    Args:
+        base: directory of the policy that RL starts from.
+        checkpoint: ``step_N`` from which the run goes on, or None at its start.
+        config: whether it moves, when and how far.
+        model: data type and attention kernel.
+        device: where this rank computes.
+
+    Attributes:
+        model: the policy.
+    """
+
+    def __init__(
+        self, base: Path, checkpoint: Path | None, config: KLConfig, model: ModelConfig, device: torch.device
+    ) -> None:
+        self._config = config
+        full = load_model(base, attention=model.attention)
+        if self.moving and checkpoint is not None:
+            full.load_state_dict(load_file(checkpoint / REFERENCE))
+        self.model: nn.Module = shard(full, device, getattr(torch, model.dtype)).requires_grad_(False)
+
+    @property
+    def moving(self) -> bool:
+        """Whether it has a state of its own."""
+        return self._config.reference == "moving"
+
+    @torch.no_grad()
+    def follow(self, policy: nn.Module, step: int) -> None:
+        """Go towards ``policy`` (of the same architecture and shards), if it is time after ``step``."""
+        if not self.moving or step % self._config.moving_every_steps:
+            return
+        for model in (self.model, policy):
+            assert isinstance(model, FSDPModule)
+            model.reshard()  # without a backward pass after it, a forward pass leaves the root's weights whole
+        for own, others in zip(self.model.parameters(), policy.parameters(), strict=True):
+            own.lerp_(others, self._config.moving_rate)
+
+    def gather(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint must hold, as file name -> full weights on rank 0; nothing for a frozen one."""
+        return {REFERENCE: gather_weights(self.model)} if self.moving else {}
