@@ -13,14 +13,15 @@ from bi_ray.config import LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
+from bi_ray.store import DiskFull
 
 
 class DriverClient:
     """A driver actor as the learners see it: every call has a deadline.
 
     The actor's methods: ``join(step) -> int``, ``lease(step, incarnation)``, ``publish(incarnation, step, path,
-    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, or the ObjectRef of one that the driver put
-    (then all learners of a node share one copy).
+    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, the ObjectRef of one that the driver put
+    (then all learners of a node share one copy), or None where RL is over.
 
     Args:
         actor: handle of the driver.
@@ -37,10 +38,10 @@ class DriverClient:
         """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile."""
         return self._wait(self._actor.join.remote(step), "answer to join")
 
-    def lease(self, step: int, incarnation: int) -> LearnerBatch:
+    def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """See ``rl.Driver``."""
         reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
-        return reply if isinstance(reply, LearnerBatch) else ray.get(reply, timeout=self._call_timeout_s)
+        return ray.get(reply, timeout=self._call_timeout_s) if isinstance(reply, ray.ObjectRef) else reply
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
         """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile."""
@@ -78,7 +79,7 @@ def sft_loop(config: dict[str, Any]) -> str | None:
     )
     try:
         sft.train(job, get_device())
-    except TrainingError as error:
+    except (TrainingError, DiskFull) as error:
         return str(error)
     return None
 
@@ -98,6 +99,6 @@ def rl_loop(config: dict[str, Any]) -> str | None:
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
         rl.train(job, driver, get_device())
-    except TrainingError as error:
+    except (TrainingError, DiskFull) as error:
         return str(error)
     return None

@@ -20,10 +20,12 @@ from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpo
 from bi_ray.learning.losses import grpo_loss, token_weights
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
+from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import is_tied, save_weights
 from bi_ray.policy.logprobs import token_logprobs
 from bi_ray.policy.packing import MicroBatch, Row
+from bi_ray.validation import scores_of
 
 
 class Driver(Protocol):
@@ -32,8 +34,8 @@ class Driver(Protocol):
     def join(self, step: int) -> int:
         """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only."""
 
-    def lease(self, step: int, incarnation: int) -> LearnerBatch:
-        """Wait for the batch of ``step``. Every rank."""
+    def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
+        """Wait for the batch of ``step``; None: training is over with the step before. Every rank."""
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
         """Announce the weights after ``step``. Rank 0 only."""
@@ -122,7 +124,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         TrainingError: see ``Learner.update``; or the driver refused the group.
     """
     config = job.config
-    directories = StepDirectories(job.output)
+    directories = _directories(job)
     start, incarnation = _join(directories, driver)
     learner = load_checkpoint(job.base, directories, start, job.model, config.optimizer, job.microbatch_tokens, device)
     reference = None
@@ -133,17 +135,34 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
         batch = driver.lease(step, incarnation)
+        if batch is None:
+            if not config.is_checkpointed(step - 1):
+                _checkpoint(job, learner, driver, directories, step - 1)
+            break
         metrics = {"wait_s": time.perf_counter() - began}
         rate = learning_rate(config.optimizer, step, config.steps)
         metrics |= {"learning_rate": rate, "learned_samples": len(batch.samples)}
         if batch.samples:
             metrics |= _shown(learner.update(step, batch_rows(batch, config), loss, rate))
         _publish(job, learner, driver, incarnation, step, tied, metrics)
-        if step % config.checkpoint_every_steps == 0 or step == config.steps:
-            save_checkpoint(learner, job.base, directories, step)
-            if learner.rank == 0:
-                driver.checkpointed(step)
+        if config.is_checkpointed(step):
+            _checkpoint(job, learner, driver, directories, step)
     distributed.barrier()  # nobody is done before the last checkpoint is there
+
+
+def _directories(job: RLJob) -> StepDirectories:
+    """Those of the newest steps and of the best ones: the driver writes what validations say of a step before that."""
+
+    def scores() -> dict[int, float]:
+        return scores_of(read_metrics(job.output / "metrics.jsonl"), job.config.validation)
+
+    return StepDirectories(job.output, job.config.keep_last, job.config.keep_best, scores)
+
+
+def _checkpoint(job: RLJob, learner: Learner, driver: Driver, directories: StepDirectories, step: int) -> None:
+    save_checkpoint(learner, job.base, directories, step)
+    if learner.rank == 0:
+        driver.checkpointed(step)
 
 
 def _shown(totals: dict[str, float]) -> dict[str, float]:
