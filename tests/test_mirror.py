@@ -7,9 +7,7 @@ import socket
 import time
 from contextlib import suppress
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from bi_ray import mirror
 from bi_ray.config import SFTConfig
@@ -20,19 +18,6 @@ from bi_ray.store import RunDirectory, RunError, RunLocked, StageChanged, key_of
 KEY = key_of({"sft": SFTConfig(epochs=5)}, {"data": "1a"})
 ORDER = ("data", "sft", "rl")
 LONG = "x" * 7_000_000  # longer than one part of an upload
-
-
-@pytest.fixture(scope="session")
-def s3():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from test_mirror import s3  # noqa: F401
 
 from bi_ray.metrics import read_metrics
 from bi_ray.mirror import LOCK, Remote, RunPlace
@@ -24,11 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BI_RAY = Path(sys.executable).parent / "bi-ray"
 STEPS = 6
 DEADLINE_S = 900
-
-
-def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches something."""
-    return float(len(response) % 2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +44,7 @@ def config(tiny_model):
             "validation": {"sets": ["val", "val_ood"], "every_steps": 3, "samples_per_prompt": 2},
         },
         "rollout": {"workers": 2, "cpus_per_worker": 0.5, "kv_cache_mib": 64, "max_sequences": 32},
-        "verifier": {"reward_function": "tests.integration.test_resume:parity"},
+        "verifier": {"reward_function": "tests.integration.test_pipeline:parity"},
         "evaluation": {"sets": ["test_id"], "samples_per_prompt": 2, "bootstrap_draws": 200},
         "readiness": {"queries": 0},
         "ray": {"local_cpus": 4},
@@ -165,7 +159,7 @@ def test_another_number_of_engines_changes_nothing(config, undisturbed, tmp_path
     assert_same(run, undisturbed)
 
 
-def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path, s3):  # noqa: F811
+def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path, s3):
     """The copy of the killed run is gone; what its checkpoints sent to S3 is all there is."""
     uri = f"s3://bucket/{tmp_path.name}/run{s3}"
     here, there = ({"BI_RAY_LOCAL": str(tmp_path / name)} for name in ("here", "there"))
