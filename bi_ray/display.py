@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import is_validation, last_figures, read_metrics
 
 # What is shown of a row of metrics, and how.
 _SHOWN = {
@@ -98,9 +98,9 @@ class Display:
 
         def follow() -> None:
             while not stop.wait(_TAIL_S):
-                rows = read_metrics(metrics)
-                if rows:
-                    self.set(rows[-1]["step"], steps, figures_of(rows[-1]))
+                row = last_figures(read_metrics(metrics))
+                if row:
+                    self.set(row["step"], steps, figures_of(row))
 
         with self.task(title, steps):
             thread = threading.Thread(target=follow, daemon=True)
@@ -113,5 +113,7 @@ class Display:
 
 
 def figures_of(row: dict[str, Any]) -> str:
-    """The figures of a metrics row in one line."""
-    return "  ".join(form.format(row[name]) for name, form in _SHOWN.items() if name in row)
+    """The figures of a metrics row in one line, greedy accuracy on the validation sets at its end."""
+    shown = [form.format(row[name]) for name, form in _SHOWN.items() if name in row]
+    greedy = [name for name in row if is_validation(name) and name.endswith("/greedy")]
+    return "  ".join([*shown, *(f"{name.split('/')[1]} {row[name]:.1%}" for name in greedy)])

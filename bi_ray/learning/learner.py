@@ -139,6 +139,10 @@ class Learner:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
+    def weight_norm(self) -> float:
+        """L2 norm of all weights together."""
+        return float(full_tensor(torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])))
+
     def gather_weights(self) -> dict[str, Tensor]:
         """See ``sharding.gather_weights``."""
         return gather_weights(self.model)

@@ -144,6 +144,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         metrics |= {"learning_rate": rate, "learned_samples": len(batch.samples)}
         if batch.samples:
             metrics |= _shown(learner.update(step, batch_rows(batch, config), loss, rate))
+        metrics["weight_norm"] = learner.weight_norm()
         _publish(job, learner, driver, incarnation, step, tied, metrics)
         if config.is_checkpointed(step):
             _checkpoint(job, learner, driver, directories, step)

@@ -18,6 +18,7 @@ import yaml
 
 from bi_ray.metrics import read_metrics
 from bi_ray.mirror import LOCK, Remote, RunPlace
+from bi_ray.status import describe_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BI_RAY = Path(sys.executable).parent / "bi-ray"
@@ -150,6 +151,29 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     assert kills
     finish(start(config, tmp_path, run))
     assert_same(run, undisturbed)
+
+
+def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):
+    """No step is better than step 0 by so much as 1: RL stops at the first validation after it."""
+    run = tmp_path / "run"
+    before_rl(undisturbed, run)
+    validation = config["rl"]["validation"] | {"patience": 1, "min_gain": 1.0, "use_best": True, "every_steps": 1}
+    rl = config["rl"] | {"validation": validation, "checkpoint_every_steps": 4}
+    output = " ".join(finish(start(config | {"rl": rl}, tmp_path, run)).split())
+    rows = read_metrics(run / "rl/base/metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1]
+    assert without_times(rows[1])["reward"] == read_metrics(undisturbed / "rl/base/metrics.jsonl")[1]["reward"]
+    assert (
+        f"stopped after step 1 of {STEPS}: validation/val/greedy did not rise by more than 1 in 1 validations" in output
+    )
+    outcome = json.loads((run / "rl/base/outcome.json").read_text())
+    best = max((0, 1), key=lambda step: (rows[step]["validation/val/greedy"], -step))
+    assert (outcome["step"], outcome["last_step"], outcome["best_step"]) == (best, 1, best)
+    kept, before = (run / stage / "policy/model.safetensors" for stage in ("rl/base", "sft/base"))
+    assert (kept.read_bytes() == before.read_bytes()) == (best == 0)
+    (line,) = (line for line in describe_status(RunPlace.of(str(run))) if "rl/base" in line and "eval" not in line)
+    assert f"best validation/val/greedy {rows[best]['validation/val/greedy']:.3f} at step {best}" in line
+    assert line.endswith(f"kept step {best} of {STEPS}, stopped early")
 
 
 def test_another_number_of_engines_changes_nothing(config, undisturbed, tmp_path):
