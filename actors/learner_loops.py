@@ -13,7 +13,6 @@ from bi_ray.config import LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
-from bi_ray.store import DiskFull
 
 
 class DriverClient:
@@ -79,7 +78,7 @@ def sft_loop(config: dict[str, Any]) -> str | None:
     )
     try:
         sft.train(job, get_device())
-    except (TrainingError, DiskFull) as error:
+    except TrainingError as error:
         return str(error)
     return None
 
@@ -99,6 +98,6 @@ def rl_loop(config: dict[str, Any]) -> str | None:
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
         rl.train(job, driver, get_device())
-    except (TrainingError, DiskFull) as error:
+    except TrainingError as error:
         return str(error)
     return None

@@ -97,10 +97,15 @@ class Display:
         stop = threading.Event()
 
         def follow() -> None:
+            told = 0
             while not stop.wait(_TAIL_S):
-                row = last_figures(read_metrics(metrics))
-                if row:
+                rows = read_metrics(metrics)
+                if row := last_figures(rows):
                     self.set(row["step"], steps, figures_of(row))
+                for fresh in rows[told:]:
+                    if fresh.get("learned_samples") == 0:
+                        self.note(empty_step(fresh))
+                told = len(rows)
 
         with self.task(title, steps):
             thread = threading.Thread(target=follow, daemon=True)
@@ -110,6 +115,17 @@ class Display:
             finally:
                 stop.set()
                 thread.join()
+
+
+def empty_step(row: dict[str, Any]) -> str:
+    """Why a step had nothing to learn from."""
+    groups, failed = row.get("groups", 0), row.get("failed_groups", 0)
+    why = (
+        f"the samples of each of its {groups} groups were rewarded alike (reward {row.get('reward', 0):.2f})"
+        if groups
+        else f"no group was left: {failed} were lost to workers, {row.get('data_failures', 0)} samples had no verdict"
+    )
+    return f"step {row['step']} changed nothing: {why}"
 
 
 def figures_of(row: dict[str, Any]) -> str:

@@ -24,8 +24,9 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.checkpoint import load_model, save_policy
+from bi_ray.policy.checkpoint import CheckpointError, load_model, save_policy
 from bi_ray.policy.packing import MicroBatch, Row, pack
+from bi_ray.store import DiskFull
 
 
 class TrainingError(RuntimeError):
@@ -180,13 +181,32 @@ def load_checkpoint(
 
 
 def save_checkpoint(learner: Learner, base: Path, directories: StepDirectories, step: int) -> None:
-    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it."""
+    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
+
+    Raises:
+        TrainingError: the disk is full.
+    """
     weights, state = learner.gather_weights(), learner.gather_optimizer()
-    if learner.rank != 0:
-        return
 
     def fill(folder: Path) -> None:
         save_policy(weights, base, folder / "policy")
         save_optimizer(state, folder / "optimizer.safetensors")
 
-    directories.write(step, fill)
+    write_once(lambda: directories.write(step, fill))
+
+
+def write_once(write: Callable[[], None]) -> None:
+    """Let rank 0 write what all have gathered. Every rank calls it, so that none waits for one that has given up.
+
+    Raises:
+        TrainingError: on every rank, when there is no room for it.
+    """
+    reason = [""]
+    if distributed.get_rank() == 0:
+        try:
+            write()
+        except (CheckpointError, DiskFull) as error:
+            reason = [str(error)]
+    distributed.broadcast_object_list(reason)
+    if reason[0]:
+        raise TrainingError(reason[0])

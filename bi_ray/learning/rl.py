@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, distributed, nn
 
 from bi_ray.config import ModelConfig, RLConfig
-from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, load_sharded, save_checkpoint
+from bi_ray.learning.learner import (
+    Learner,
+    Totals,
+    TrainingError,
+    load_checkpoint,
+    load_sharded,
+    save_checkpoint,
+    write_once,
+)
 from bi_ray.learning.losses import grpo_loss, token_weights
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
@@ -196,8 +204,7 @@ def _publish(
 ) -> None:
     began = time.perf_counter()
     weights = learner.gather_weights()
-    if learner.rank != 0:
-        return
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    save_weights(weights, path, tied)
-    driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
+    write_once(lambda: save_weights(weights, path, tied))
+    if learner.rank == 0:
+        driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
