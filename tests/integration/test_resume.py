@@ -124,7 +124,10 @@ def undisturbed(config, tmp_path_factory):
 
 
 def before_rl(whole, run):
-    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("rl", "eval_rl", "report", "ray_train", ".lock"))
+    """A copy of the run without RL and what comes after it."""
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns("ray_train", ".lock"))
+    for stage in ("rl", "eval_rl", "report", "work"):
+        shutil.rmtree(run / stage, ignore_errors=True)
 
 
 def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, tmp_path):
