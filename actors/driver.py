@@ -19,9 +19,10 @@ from actors.influence_monitor import InfluenceMonitor
 from actors.readiness import ReadinessMeter
 from actors.rl_session import RLSession, SessionError
 from actors.rollout_pool import RolloutPool, make_ray_pool
+from actors.validation import Validator
 from actors.verifier import VerifierClient
 from actors.weight_sync import announce
-from bi_ray.config import RunConfig
+from bi_ray.config import EvaluationConfig, RunConfig
 from bi_ray.learning.groups import build_batch
 from bi_ray.learning.sampler import step_prompts
 from bi_ray.learning.selection import describe_selection, reject
@@ -86,16 +87,13 @@ class Driver:
             the number of rows.
         """
         await self._load(policy / WEIGHTS)
-        rows = await self._evaluate(read_problems(problems))
+        rows = await self._evaluate(read_problems(problems), self.config.evaluation)
         temporary = out.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.rename(out)
         return len(rows)
 
-    async def _evaluate(self, problems: Sequence[ProblemRow], greedy_only: bool = False) -> list[dict[str, Any]]:
-        evaluation = self.config.evaluation
-        if greedy_only:
-            evaluation = evaluation.model_copy(update={"samples_per_prompt": 0})
+    async def _evaluate(self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig) -> list[dict[str, Any]]:
         requests = evaluation_requests(problems, evaluation, self.config.model, self.config.seeds.sampling)
         self._progress = {"phase": "evaluation", "done": 0, "total": len(requests)}
         return await evaluate(self.pool, self.verifier, problems, requests, self._count)
@@ -156,7 +154,7 @@ class Driver:
             kept = {row["id"] for row in read_metrics(selection / QUERIES) if row["kept"]}
             queries = [query for query in queries if query.id in kept]
         self._monitor = await self._make_monitor(sft_policy, target, out) if target else None
-        validation = read_problems(data / "val") if self.config.rl.validate_every_steps else []
+        validator = Validator(self.config.rl, data, out, self._evaluate)
 
         async def make_batch(step: int) -> tuple[LearnerBatch, dict[str, Any]]:
             return await self._make_batch(arm, step, queries)
@@ -167,14 +165,6 @@ class Driver:
             self.version = version
             await self._sync(version, path)
 
-        async def validate(step: int) -> dict[str, Any]:
-            every = self.config.rl.validate_every_steps
-            if not every or step % every:
-                return {}
-            rows = await self._evaluate(validation, greedy_only=True)
-            judged = [row for row in rows if row["failure"] is None]
-            return {"validation_accuracy": sum(row["right"] for row in judged) / max(1, len(judged))}
-
         def policy_of(step: int) -> Path:
             return (out / f"step_{step}" / "policy" if step else sft_policy) / WEIGHTS
 
@@ -183,7 +173,8 @@ class Driver:
             policy_of=policy_of,
             make_batch=make_batch,
             sync=sync,
-            validate=validate,
+            validate=validator.validate,
+            is_over=validator.is_over,
             metrics_file=out / "metrics.jsonl",
         )
 
@@ -204,7 +195,7 @@ class Driver:
         """See ``RLSession.join``."""
         return await self._open_session().join(step)
 
-    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """See ``RLSession.lease``."""
         return await self._open_session().lease(step, incarnation)
 

@@ -19,8 +19,8 @@ class DriverClient:
     """A driver actor as the learners see it: every call has a deadline.
 
     The actor's methods: ``join(step) -> int``, ``lease(step, incarnation)``, ``publish(incarnation, step, path,
-    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, or the ObjectRef of one that the driver put
-    (then all learners of a node share one copy).
+    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, the ObjectRef of one that the driver put
+    (then all learners of a node share one copy), or None where RL is over.
 
     Args:
         actor: handle of the driver.
@@ -37,10 +37,10 @@ class DriverClient:
         """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile."""
         return self._wait(self._actor.join.remote(step), "answer to join")
 
-    def lease(self, step: int, incarnation: int) -> LearnerBatch:
+    def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """See ``rl.Driver``."""
         reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
-        return reply if isinstance(reply, LearnerBatch) else ray.get(reply, timeout=self._call_timeout_s)
+        return ray.get(reply, timeout=self._call_timeout_s) if isinstance(reply, ray.ObjectRef) else reply
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
         """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile."""

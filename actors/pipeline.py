@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from actors.learner_group import LearnerGroup
 from actors.weight_sync import weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
+from bi_ray.metrics import read_metrics
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
 from bi_ray.problems import MANIFEST, demonstrate, read_problems, write_demonstrations, write_problems
 from bi_ray.readiness.measure import Demonstrations
@@ -25,6 +27,10 @@ from bi_ray.rows import REJECTS, Rejects, file_digest
 from bi_ray.store import RunDirectory, RunError, StageKey, key_of
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files, target_config
+from bi_ray.tracking import FOLDER as TRACKERS_FOLDER
+from bi_ray.tracking import Tracked, Tracking, make_trackers
+from bi_ray.validation import FOLDER as VALIDATION
+from bi_ray.validation import OUTCOME, outcome_of
 
 STAGES = (
     "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realised", "sft_double",
@@ -32,6 +38,7 @@ STAGES = (
 )  # fmt: skip
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5
+_CHECKPOINTS = ("checkpoint_every_steps", "keep_last", "keep_best")  # options on which no result depends
 
 
 class DriverError(RunError):
@@ -145,7 +152,7 @@ class Pipeline:
         manifest = json.loads((self._path(f"sft_data/{arm}") / MANIFEST).read_text())
         steps = -(-manifest["demonstrations"] // sft.batch_examples) * sft.epochs
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
-        with self.display.training(title, steps, work / "metrics.jsonl"):
+        with self._training(stage, title, steps, work):
             learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
         self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
         return key
@@ -278,7 +285,7 @@ class Pipeline:
         """GRPO from the SFT policy of an arm: the learners pull, the driver serves."""
         config = self.config
         selected = self.queries(arm, sft) if config.rl.query_filter else None
-        rl = config.rl.model_dump(exclude={"batch_timeout_s", "query_filter"})
+        rl = config.rl.model_dump(exclude={"batch_timeout_s", "query_filter", *_CHECKPOINTS})
         parts = {"rl": rl, "verifier": self._verifier_options(), "seeds": config.seeds, "limits": self._limits()}
         key = key_of(parts, {"sft": sft.digest} | ({"queries": selected.digest} if selected else {}))
         stage = f"rl/{arm}"
@@ -291,11 +298,18 @@ class Pipeline:
         selection = self._path(f"queries/{arm}") if selected else None
         begun = driver.begin_rl.remote(arm, base, work, self._path("data"), target, selection)
         self._call(begun, config.ray.call_timeout_s + config.readiness.start_timeout_s)
-        with self.display.training(f"RL of {arm}", config.rl.steps, work / "metrics.jsonl"):
+        with self._training(stage, f"RL of {arm}", config.rl.steps, work):
             learners.run_rl(base, work, self._weights(), config.rl, driver)
         # The analysis of a late step may still run; RL itself is over.
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s + config.readiness.timeout_s)
-        self._keep(stage, key, work / f"step_{config.rl.steps}" / "policy", work / "metrics.jsonl", began)
+        outcome = outcome_of(read_metrics(work / "metrics.jsonl"), config.rl)
+        if outcome.stopped:
+            self.display.note(f"RL of {arm}: {outcome.stopped}")
+        if outcome.step != outcome.last_step:
+            self.display.note(f"RL of {arm}: the policy after step {outcome.step}, the best one, is kept")
+        (work / OUTCOME).write_text(json.dumps(asdict(outcome)))
+        policy = work / f"step_{outcome.step}" / "policy" if outcome.step else base
+        self._keep(stage, key, policy, work / "metrics.jsonl", began)
         return key
 
     def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> None:
@@ -332,7 +346,7 @@ class Pipeline:
         return sft.model_copy(update={"epochs": 2 * sft.epochs}) if kind == "sft_double" else sft
 
     def _sft_key(self, arm: str, sft_data: StageKey, kind: SFTKind) -> StageKey:
-        sft = self._sft_config(kind).model_dump(exclude={"report_twice_the_budget"})
+        sft = self._sft_config(kind).model_dump(exclude={"report_twice_the_budget", *_CHECKPOINTS})
         parts = {"sft": sft, "training_seed": self.config.seeds.training, "dtype": self.config.model.dtype}
         return key_of(parts, {"sft_data": sft_data.digest, "base": digest(Path(self.config.model.path))})
 
@@ -374,9 +388,31 @@ class Pipeline:
         with self.run_directory.commit(stage, key, began) as folder:
             shutil.copytree(policy, folder / "policy")
             shutil.copy(metrics, folder / "metrics.jsonl")
-            influence = metrics.with_name("influence.jsonl")
-            if influence.exists():
-                shutil.copy(influence, folder)
+            for name in ("influence.jsonl", OUTCOME):
+                if (file := metrics.with_name(name)).exists():
+                    shutil.copy(file, folder)
+            if (validation := metrics.with_name(VALIDATION)).exists():
+                shutil.copytree(validation, folder / VALIDATION)
+
+    @contextmanager
+    def _training(self, stage: str, title: str, steps: int, work: Path) -> Iterator[None]:
+        """What goes on beside a training: its figures are shown and tracked, its checkpoints are kept at the URI."""
+        kind, _, arm = stage.partition("/")
+        metrics, note = work / "metrics.jsonl", self.display.note
+        tracked = Tracked(
+            self.config.name,
+            self.run_id,
+            kind,
+            arm,
+            self._path(TRACKERS_FOLDER),
+            self.config.model_dump(mode="json"),
+        )
+        with (
+            self.run_directory.keeping_work(stage, note),
+            Tracking(make_trackers(self.config, note), tracked, metrics, note),
+            self.display.training(title, steps, metrics),
+        ):
+            yield
 
     def _connect(self) -> None:
         if not ray.is_initialized():

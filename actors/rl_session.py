@@ -43,7 +43,8 @@ class RLSession:
         policy_of: file with the weights after a checkpointed step (0: the SFT policy).
         make_batch: generates and verifies the batch of a step with the policy that the engines hold.
         sync: brings published weights to the engines.
-        validate: accuracy on the validation set, or nothing where a step is not due.
+        validate: figures of the policy after a step, or nothing where no validation is due.
+        is_over: whether RL ends early, with the step given.
         metrics_file: one JSON row per finished step.
     """
 
@@ -55,6 +56,7 @@ class RLSession:
         sync: Sync,
         validate: Callable[[int], Awaitable[dict[str, Any]]],
         metrics_file: Path,
+        is_over: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self.version = PolicyVersion(incarnation, 0)
         self._policy_of = policy_of
@@ -62,6 +64,7 @@ class RLSession:
         self._sync = sync
         self._validate = validate
         self._metrics_file = metrics_file
+        self._is_over = is_over
         self._kept: dict[int, asyncio.Future[Kept]] = {}
         self._settled_step = 0  # the engines hold the weights of this step
         self._settled = asyncio.Condition()
@@ -84,12 +87,20 @@ class RLSession:
         self.version = PolicyVersion(self.version.incarnation + 1, step)
         cut_metrics(self._metrics_file, step)
         await self._sync(self.version, self._policy_of(step))
+        if step == 0:
+            await self._validate_first()
         await self._settle(step)
         self._step_began = time.monotonic()
         return self.version.incarnation
 
-    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
-        """The batch of ``step``: made once, the same for every learner and after every restart.
+    async def _validate_first(self) -> None:
+        """Step 0 has a row only where it is validated."""
+        cut_metrics(self._metrics_file, -1)
+        if figures := await self._validate(0):
+            append_metrics(self._metrics_file, {"step": 0} | figures)
+
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
+        """The batch of ``step``: made once, the same for every learner and after every restart; None: RL is over.
 
         A learner that asks before rank 0 has published the step before waits for that.
 
@@ -105,6 +116,8 @@ class RLSession:
                     lambda: self._settled_step == step - 1 or incarnation != self.version.incarnation
                 )
             self._refuse_old(incarnation)
+        if self._is_over(step - 1):
+            return None
         if step not in self._kept:
             self._kept[step] = asyncio.ensure_future(self._make(step))
         return (await asyncio.shield(self._kept[step])).batch

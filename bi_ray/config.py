@@ -48,7 +48,14 @@ from bi_ray.data_config import (
     UserDataConfig,
     UserSetConfig,
 )
-from bi_ray.training_config import LearnerConfig, OptimizerConfig, QueryFilterConfig, RLConfig, SFTConfig
+from bi_ray.training_config import (
+    LearnerConfig,
+    OptimizerConfig,
+    QueryFilterConfig,
+    RLConfig,
+    SFTConfig,
+    ValidationConfig,
+)
 
 __all__ = [
     "ALGORITHMS",
@@ -99,12 +106,14 @@ __all__ = [
     "TaskConfig",
     "UserDataConfig",
     "UserSetConfig",
+    "ValidationConfig",
     "VerifierConfig",
     "load_config",
     "save_config",
 ]
 
 RUN_CONFIG_FILE = "config.yaml"  # in the run directory
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "prometheus")
 
 
 class SeedsConfig(Config):
@@ -231,6 +240,22 @@ class RunConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     readiness: ReadinessConfig = ReadinessConfig()
     ray: RayConfig = RayConfig()
+    trackers: dict[str, dict[str, Any]] = Field({})  # beside metrics.jsonl: options by name, or by import path
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _named_trackers(cls, value: object) -> object:
+        """``trackers: [tensorboard, mlflow]`` is short for these without options."""
+        return {name: {} for name in value} if isinstance(value, list) else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            if name not in TRACKERS and ":" not in name:
+                known = ", ".join(TRACKERS)
+                raise ValueError(f"no tracker is called {name!r}; known: {known}, or package.module:Class")
+        return value
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -251,7 +276,7 @@ class RunConfig(Config):
             raise ValueError("arms: name at least one, for example [vanilla, bridge]")
         if self.rollout.weight_sync == "nccl":
             raise ValueError("rollout.weight_sync: the learners do not send by nccl yet; use shared_memory")
-        wanted = {"rl", *self.evaluation.sets} | ({"val"} if self.rl.validate_every_steps else set())
+        wanted = {"rl", *self.evaluation.sets} | (set(self.rl.validation.sets) if self.rl.validation else set())
         if any(recipe.sft and not recipe.demonstrations for recipe in self.arms.values()):
             wanted.add("sft")
         absent = sorted(wanted - set(self.task.sets))

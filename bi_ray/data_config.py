@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-SetName = Literal["pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target"]
+SetName = Literal["pretrain", "sft", "rl", "val", "val_ood", "test_id", "test_ood", "influence_target"]
 OperatorName = Literal["add", "subtract", "multiply", "square", "and", "or", "not"]
 LogicName = Literal["arithmetic", "boolean", "deductive", "abductive"]
 Positive = Annotated[int, Field(gt=0)]

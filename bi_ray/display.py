@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import is_validation, last_figures, read_metrics
 
 # What is shown of a row of metrics, and how.
 _SHOWN = {
@@ -97,10 +97,15 @@ class Display:
         stop = threading.Event()
 
         def follow() -> None:
+            told = 0
             while not stop.wait(_TAIL_S):
                 rows = read_metrics(metrics)
-                if rows:
-                    self.set(rows[-1]["step"], steps, figures_of(rows[-1]))
+                if row := last_figures(rows):
+                    self.set(row["step"], steps, figures_of(row))
+                for fresh in rows[told:]:
+                    if fresh.get("learned_samples") == 0:
+                        self.note(empty_step(fresh))
+                told = len(rows)
 
         with self.task(title, steps):
             thread = threading.Thread(target=follow, daemon=True)
@@ -112,6 +117,19 @@ class Display:
                 thread.join()
 
 
+def empty_step(row: dict[str, Any]) -> str:
+    """Why a step had nothing to learn from."""
+    groups, failed = row.get("groups", 0), row.get("failed_groups", 0)
+    why = (
+        f"the samples of each of its {groups} groups were rewarded alike (reward {row.get('reward', 0):.2f})"
+        if groups
+        else f"no group was left: {failed} were lost to workers, {row.get('data_failures', 0)} samples had no verdict"
+    )
+    return f"step {row['step']} changed nothing: {why}"
+
+
 def figures_of(row: dict[str, Any]) -> str:
-    """The figures of a metrics row in one line."""
-    return "  ".join(form.format(row[name]) for name, form in _SHOWN.items() if name in row)
+    """The figures of a metrics row in one line, greedy accuracy on the validation sets at its end."""
+    shown = [form.format(row[name]) for name, form in _SHOWN.items() if name in row]
+    greedy = [name for name in row if is_validation(name) and name.endswith("/greedy")]
+    return "  ".join([*shown, *(f"{name.split('/')[1]} {row[name]:.1%}" for name in greedy)])

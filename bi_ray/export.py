@@ -121,7 +121,7 @@ def _verl_row(row: Row, index: int, prompt: list[dict[str, str]], source: str, s
 
 def split_of(set_name: str) -> str:
     """What the hub calls a set."""
-    return {"val": "validation", "test_id": "test", "test_ood": "test"}.get(set_name, "train")
+    return {"val": "validation", "val_ood": "validation", "test_id": "test", "test_ood": "test"}.get(set_name, "train")
 
 
 @dataclass(slots=True)

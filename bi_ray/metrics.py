@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def last_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last row, with the figures of the last validation where it has none of its own; no rows: nothing."""
+    if not rows:
+        return {}
+    validated: Mapping[str, Any] = next((row for row in reversed(rows) if any(map(is_validation, row))), {})
+    return {name: value for name, value in validated.items() if is_validation(name)} | dict(rows[-1])
+
+
+def is_validation(name: str) -> bool:
+    """Whether a figure is one of a validation: ``validation/SET/...``."""
+    return name.startswith("validation/")
 
 
 def cut_metrics(path: Path, step: int) -> None:

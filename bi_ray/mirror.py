@@ -1,8 +1,8 @@
 """Where a run lives: a directory, or a URI (s3://, gs://, file://) with a working copy in a directory.
 
 Stages work in the copy. A finished stage is sent to the URI when it is committed, its ``stage.json`` last, so that it
-is whole there or absent; and it is fetched from there when a run begins and the copy lacks it. What an unfinished
-stage keeps in ``work/`` stays in the copy.
+is whole there or absent; and it is fetched from there when a run begins and the copy lacks it. The checkpoints of an
+unfinished stage go there too, under ``work/``, each with its ``state.json`` last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
 
 from bi_ray.store import (
+    CHECKPOINT_FILE,
     STAGE_FILE,
     RunDirectory,
     RunError,
@@ -42,6 +43,8 @@ RENEW_S = 30.0
 STALE_S = 180.0  # a lock that was not renewed for so long belongs to nobody; clocks may differ by a minute or two
 _SETTLE_S = 1.0  # between writing a lock and looking whose it is: two that begin together see each other
 _READS = 5
+_WORK = "work/"
+_SEND_WORK_S = 5.0  # between two looks for new checkpoints
 _UNSENT = ".unsent"  # in a stage of the copy that the URI does not have yet
 
 
@@ -126,10 +129,14 @@ class Remote:
 
     def stages(self) -> dict[str, str]:
         """The content of ``stage.json`` of every finished stage, by stage."""
+        folders = [name for name in self.folders_with(STAGE_FILE) if not name.startswith(_WORK)]
+        return {name: self.read(f"{name}/{STAGE_FILE}") for name in folders}
+
+    def folders_with(self, base_name: str, below: str = "") -> list[str]:
+        """Every folder that has a file of this name, by its path from the root."""
         with self._explained("list"):
-            found = self._files.get_file_info(FileSelector("", recursive=True, allow_not_found=True))
-            names = [file.path for file in found if file.base_name == STAGE_FILE and "/" in file.path]
-        return {name.rpartition("/")[0]: self.read(name) for name in sorted(names)}
+            found = self._files.get_file_info(FileSelector(below, recursive=True, allow_not_found=True))
+        return sorted(f.path.rpartition("/")[0] for f in found if f.base_name == base_name and "/" in f.path)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -148,26 +155,29 @@ class Remote:
             with self._files.open_output_stream(name) as stream:
                 stream.write(text.encode())
 
-    def send(self, folder: Path, name: str) -> None:
-        """Replace the folder ``name`` by ``folder``: without ``stage.json`` at first, and it comes last."""
-        self.remove(name)
+    def send(self, folder: Path, name: str, mark: str = STAGE_FILE) -> None:
+        """Replace the folder ``name`` by ``folder``: without the file ``mark`` at first, and it comes last."""
+        self.remove(name, mark)
         files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != _UNSENT]
-        for file in sorted(files, key=lambda file: file == folder / STAGE_FILE):
-            target = f"{name}/{file.relative_to(folder).as_posix()}"
-            with self._explained("write"):
-                self._make_folder_of(target)
-                copy_files(str(file), target, LocalFileSystem(), self._files)
+        for file in sorted(files, key=lambda file: file == folder / mark):
+            self.send_file(file, f"{name}/{file.relative_to(folder).as_posix()}")
+
+    def send_file(self, file: Path, name: str) -> None:
+        """Make or replace the file ``name``."""
+        with self._explained("write"):
+            self._make_folder_of(name)
+            copy_files(str(file), name, LocalFileSystem(), self._files)
 
     def fetch(self, name: str, folder: Path) -> None:
         """Fill ``folder`` with the files of ``name``."""
         with self._explained("read"):
             copy_files(name, str(folder), self._files, LocalFileSystem())
 
-    def remove(self, name: str) -> None:
-        """Remove the folder ``name``, its ``stage.json`` first."""
+    def remove(self, name: str, mark: str = STAGE_FILE) -> None:
+        """Remove the folder ``name``, its file ``mark`` first."""
         with self._explained("remove"):
-            if self._files.get_file_info(f"{name}/{STAGE_FILE}").type == FileType.File:
-                self._files.delete_file(f"{name}/{STAGE_FILE}")
+            if self._files.get_file_info(f"{name}/{mark}").type == FileType.File:
+                self._files.delete_file(f"{name}/{mark}")
             self._files.delete_dir_contents(name, missing_dir_ok=True)
 
     def remove_file(self, name: str) -> None:
@@ -317,13 +327,45 @@ class MirroredRun(RunDirectory):
             yield folder
             (folder / _UNSENT).touch()
         self._send(stage)
+        self._remote.remove(_WORK + stage)
+
+    @contextmanager
+    def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
+        """While the block makes ``stage``, send its checkpoints to the URI, from a thread.
+
+        One that cannot be sent is sent later, after a word to ``note``: the run goes on with the copy.
+        """
+        stop = threading.Event()
+
+        def send_for_ever() -> None:
+            reachable = True
+            while not stop.wait(_SEND_WORK_S):
+                try:
+                    self._send_work(stage)
+                    reachable = True
+                except RunError as error:
+                    if reachable:
+                        note(f"checkpoints of {stage} stay in {self.path} for now: {error}")
+                    reachable = False
+
+        thread = threading.Thread(target=send_for_ever, daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            with suppress(RunError):  # the reason why the block ended stays seen
+                self._send_work(stage)
+            raise
+        finally:
+            stop.set()
+            thread.join()
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
         """As in a directory, at the URI too."""
         super().forget_from(stage_order, stage)
         forgotten = set(stage_order[stage_order.index(stage) :])
-        for name in reversed(self._remote.stages()):
-            if name.partition("/")[0] in forgotten:
+        for name in reversed(self._remote.folders_with(STAGE_FILE)):
+            if name.removeprefix(_WORK).partition("/")[0] in forgotten:
                 self._remote.remove(name)
 
     def _fetch_and_send(self) -> None:
@@ -342,9 +384,67 @@ class MirroredRun(RunDirectory):
             if not (self.artefact(stage) / STAGE_FILE).exists():
                 with write_atomically(self.artefact(stage)) as folder:
                     self._remote.fetch(stage, folder)
+        for work in self._remote.folders_with(STAGE_FILE, _WORK):
+            if work.removeprefix(_WORK) not in theirs:
+                self._fetch_work(work)
+
+    def _fetch_work(self, work: str) -> None:
+        """Take the checkpoints of an unfinished stage where they are newer than what the copy has, or of another key.
+
+        A checkpoint without its last file was being sent or removed; it is left out.
+        """
+        whole = self._remote.folders_with(CHECKPOINT_FILE, work)
+        local = self.path / work
+        key = json.loads(self._remote.read(f"{work}/{STAGE_FILE}"))["key"]
+        same = (local / STAGE_FILE).exists() and _key(local) == key
+        if same and max(map(_step_of, whole), default=-1) <= max(map(_step_of, checkpoints_in(local)), default=-1):
+            return
+        with write_atomically(local) as folder:
+            self._remote.fetch(work, folder)
+            for checkpoint in folder.rglob("step_*"):
+                if checkpoint.is_dir() and not (checkpoint / CHECKPOINT_FILE).exists():
+                    shutil.rmtree(checkpoint)
+
+    def _send_work(self, stage: str) -> None:
+        """Send the checkpoints that the URI lacks, newest first, and what lies beside them; remove old ones there."""
+        local, work = self.path / _WORK / stage, _WORK + stage
+        ours = {f"{work}/{folder.relative_to(local).as_posix()}": folder for folder in checkpoints_in(local)}
+        theirs = set(self._remote.folders_with(CHECKPOINT_FILE, work))
+        lacking = sorted(ours.keys() - theirs, key=_step_of, reverse=True)
+        if not lacking:
+            return
+        assert self._remote_lock is not None, "a stage is made under the lock"
+        self._remote_lock.check()
+        for file in sorted(local.rglob("*")):
+            name = file.relative_to(local).as_posix()
+            if file.is_file() and file.suffix != ".tmp" and "step_" not in name:
+                self._remote.send_file(file, f"{work}/{name}")
+        for name in lacking:
+            try:
+                self._remote.send(ours[name], name, CHECKPOINT_FILE)
+            except RunError:
+                if ours[name].exists():
+                    raise
+                # It was removed meanwhile, since newer ones are there.
+        for name in theirs - ours.keys():
+            self._remote.remove(name, CHECKPOINT_FILE)
 
     def _send(self, stage: str) -> None:
         assert self._remote_lock is not None, "a stage is committed under the lock"
         self._remote_lock.check()
         self._remote.send(self.artefact(stage), stage)
         (self.artefact(stage) / _UNSENT).unlink()
+
+
+def checkpoints_in(work: Path) -> list[Path]:
+    """The whole checkpoints of an unfinished stage."""
+    found = [file.parent for file in work.rglob(f"step_*/{CHECKPOINT_FILE}")]
+    return [folder for folder in found if folder.suffix == ""]
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(str(checkpoint).rpartition("step_")[2])
+
+
+def _key(work: Path) -> str:
+    return json.loads((work / STAGE_FILE).read_text())["key"]

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.display import figures_of
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import is_validation, last_figures, read_metrics
 from bi_ray.mirror import Remote, RunPlace, is_fresh, read_lock
 from bi_ray.store import STAGE_FILE, RunError
+from bi_ray.validation import OUTCOME, best_step, compared_figure, scores_of
 
 
 def describe_status(place: RunPlace) -> list[str]:
@@ -27,9 +29,30 @@ def describe_status(place: RunPlace) -> list[str]:
         raise RunError(f"{place.name} holds no run")
     lines = [f"{place.name}: " + (f"in use by process {holder}" if holder else "nobody works in it now")]
     for stage, content in done.items():
-        seconds = json.loads(content)["seconds"]
-        lines.append(f"  done     {stage:<24} {seconds:.0f} s")
-    return lines + [f"  in work  {stage:<24} {figures}".rstrip() for stage, figures in in_work]
+        said = [f"{json.loads(content)['seconds']:.0f} s", *_validation(place.path, place.path / stage)]
+        lines.append(f"  done     {stage:<24} {'  '.join(said)}")
+    for stage, figures in in_work:
+        said = [figures, *_validation(place.path, place.path / "work" / stage)]
+        lines.append(f"  in work  {stage:<24} {'  '.join(said)}".rstrip())
+    return lines
+
+
+def _validation(run: Path, stage: Path) -> list[str]:
+    """What validations say of an RL, in work or done: the best step, and which step's policy was kept."""
+    rows = read_metrics(stage / "metrics.jsonl")
+    if not any(is_validation(name) for row in rows for name in row) or not (run / RUN_CONFIG_FILE).exists():
+        return []
+    rl = load_config(run / RUN_CONFIG_FILE, RunConfig).rl
+    scores = scores_of(rows, rl.validation)
+    if (best := best_step(scores)) is None or rl.validation is None:
+        return []
+    said = [
+        f"best {compared_figure(rl.validation)} {scores[best]:.3f} at step {best}, last {[*scores.values()][-1]:.3f}"
+    ]
+    if (stage / OUTCOME).exists():
+        outcome = json.loads((stage / OUTCOME).read_text())
+        said.append(f"kept step {outcome['step']} of {rl.steps}" + (", stopped early" if outcome["stopped"] else ""))
+    return said
 
 
 def _local_status(run: Path) -> tuple[dict[str, str], str | None]:
@@ -60,8 +83,8 @@ def lock_holder(run: Path) -> str | None:
 def _in_work(run: Path) -> Iterator[tuple[str, str]]:
     """Stages with something unfinished and their last figures; evaluations have a folder that is being filled."""
     for file in sorted(run.glob(f"work/*/*/{STAGE_FILE}")):
-        rows = read_metrics(file.parent / "metrics.jsonl")
-        figures = f"step {rows[-1]['step']}  {figures_of(rows[-1])}" if rows else "at its first step"
+        row = last_figures(read_metrics(file.parent / "metrics.jsonl"))
+        figures = f"step {row['step']}  {figures_of(row)}" if row else "at its first step"
         yield file.parent.relative_to(run / "work").as_posix(), figures
     for folder in sorted([*run.glob("*.tmp"), *run.glob("*/*.tmp")]):
         if folder.is_dir():

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +23,7 @@ from pydantic_core import to_jsonable_python
 from bi_ray.config import RUN_CONFIG_FILE, Config, save_config
 
 STAGE_FILE = "stage.json"
+CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
 CODE_VERSION_VARIABLE = "BI_RAY_CODE_VERSION"  # set for a job, whose copy of the code comes without .git
 _SHOWN_DIFFERENCES = 20
 
@@ -40,7 +41,7 @@ class StageChanged(RunError):
 
 
 class DiskFull(RunError):
-    """The disk filled while a stage was written; nothing of the stage stayed."""
+    """The disk filled while something was written; nothing half-written stayed."""
 
 
 def job_id() -> str | None:
@@ -247,18 +248,20 @@ class RunDirectory:
             DiskFull: the disk filled while the block ran.
         """
         began = time.monotonic() if began is None else began
-        try:
-            with write_atomically(self.artefact(stage)) as folder:
-                yield folder
-                _write_stage_file(folder, key, seconds=time.monotonic() - began)
-        except Exception as error:
-            if not _is_disk_full(error):
-                raise
-            raise DiskFull(
-                f"no space left on the disk of {self.path} while stage {stage} was written; nothing half-written "
-                f"stayed: free some space and run the same command again"
-            ) from error
+        with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artefact(stage)) as folder:
+            yield folder
+            _write_stage_file(folder, key, seconds=time.monotonic() - began)
         _discard(self.path / "work" / stage)
+
+    @contextmanager
+    def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
+        """While the block makes ``stage``, keep its checkpoints where the run lives; here they are there already.
+
+        Args:
+            stage: its name.
+            note: told, once in a row, why a checkpoint could not be kept.
+        """
+        yield
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
         """Remove the artefacts of ``stage`` and of every later one, all their arms, finished or not.
@@ -358,6 +361,20 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed)
+
+
+@contextmanager
+def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
+    """Raises DiskFull, which says what to do, where the block fails for want of space while it writes ``what``."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        raise DiskFull(
+            f"no space left on the disk of {folder} while {what} was written; nothing half-written stayed: free some "
+            "space and run the same command again"
+        ) from error
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -184,7 +184,7 @@ def _code_versions(runs: Sequence[Path]) -> list[str]:
 
 
 def _rewards(metrics: Path) -> list[float]:
-    return [row["reward"] for row in read_metrics(metrics)]
+    return [row["reward"] for row in read_metrics(metrics) if "reward" in row]  # step 0 has only been validated
 
 
 def findings(summary: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bi_ray.algorithm_config import AlgorithmConfig
-from bi_ray.data_config import Config, Fraction, Positive, Seconds
+from bi_ray.data_config import Config, Fraction, Positive, Seconds, SetName
 
 
 class LearnerConfig(Config):
@@ -24,7 +24,7 @@ class LearnerConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW or plain SGD, with a constant rate after a linear warm-up and an optional linear decay at the end."""
+    """AdamW or plain SGD, with a constant rate after a linear warm-up and an optional decay at the end."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
@@ -32,7 +32,8 @@ class OptimizerConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay_share: Fraction = 0.0  # share of the steps, at the end, over which the rate falls to 0
+    decay_share: Fraction = 0.0  # share of the steps, at the end, over which the rate falls to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the form of that fall
 
 
 class SFTConfig(Config):
@@ -67,6 +68,40 @@ class QueryFilterConfig(Config):
         return self.samples_per_prompt - 1 if self.most_right is None else self.most_right
 
 
+class ValidationConfig(Config):
+    """What is measured of the policy while RL trains it: at step 0, every few steps, and after the last one.
+
+    Nothing that is trained on may depend on it, but for where RL stops and which step's policy is kept.
+    """
+
+    sets: Annotated[tuple[SetName, ...], Field(min_length=1)] = ("val",)  # the first one tells which step is best
+    every_steps: Positive = 20
+    problems: Positive | None = None  # the first so many of each set; None: all
+    samples_per_prompt: Annotated[int, Field(ge=0)] = 0  # beside the greedy response, for pass@k; 0: greedy only
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of those samples
+    metric: Annotated[str, Field(pattern=r"^(greedy|pass_at_[1-9]\d*)$")] = "greedy"  # by which steps are compared
+    patience: Positive | None = None  # RL stops after so many validations in a row without a better one; None: never
+    min_gain: Annotated[float, Field(ge=0)] = 0.0  # what counts as better: the best one so far by more than this
+    use_best: bool = False  # the best step's policy is the result of RL; otherwise the last step's
+
+    @model_validator(mode="after")
+    def _the_metric_is_measured(self) -> Self:
+        if self.metric != "greedy" and int(self.metric.rpartition("_")[2]) not in self.pass_at:
+            measured = ", ".join(["greedy", *(f"pass_at_{k}" for k in self.pass_at)])
+            raise ValueError(f"metric: with {self.samples_per_prompt} samples_per_prompt, choose from {measured}")
+        return self
+
+    @property
+    def pass_at(self) -> tuple[int, ...]:
+        """The k of every pass@k that is measured: powers of two, and the number of samples."""
+        n = self.samples_per_prompt
+        return tuple(sorted({2**i for i in range(n.bit_length()) if 2**i <= n} | ({n} if n else set())))
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether the policy after ``step`` of ``steps`` is validated."""
+        return step % self.every_steps == 0 or step == steps
+
+
 class RLConfig(AlgorithmConfig):
     """Reinforcement learning: how much of it, and by which algorithm (GRPO of section 2 of arXiv:2505.18917)."""
 
@@ -79,5 +114,18 @@ class RLConfig(AlgorithmConfig):
     query_filter: QueryFilterConfig | None = None  # None: every query of the set rl
     incomplete_groups: Literal["drop", "keep"] = "drop"  # groups that lost a sample to an infrastructure failure
     checkpoint_every_steps: Positive = 10
-    validate_every_steps: Annotated[int, Field(ge=0)] = 0  # 0: never
+    keep_last: Positive = 2  # checkpoints
+    keep_best: Annotated[int, Field(ge=0)] = 1  # and so many with the best validation; then validated steps have one
+    validation: ValidationConfig | None = None  # None: never
     batch_timeout_s: Seconds = 600
+
+    @model_validator(mode="after")
+    def _the_best_step_is_kept(self) -> Self:
+        if self.validation and self.validation.use_best and not self.keep_best:
+            raise ValueError("keep_best: validation.use_best needs the best step's checkpoint; set it to 1 or more")
+        return self
+
+    def is_checkpointed(self, step: int) -> bool:
+        """Whether ``step`` gets a checkpoint, wherever training ends."""
+        validated = self.validation is not None and self.keep_best > 0 and self.validation.is_due(step, self.steps)
+        return step % self.checkpoint_every_steps == 0 or step == self.steps or validated

@@ -11,6 +11,7 @@ from typing import Literal
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
 from bi_ray.store import STAGE_FILE
+from bi_ray.validation import OUTCOME
 
 Kind = Literal["sft", "rl"]
 KINDS: tuple[Kind, ...] = ("sft", "rl")
@@ -75,13 +76,19 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if kind == "sft":
         return _policy(name, "sft", run / "sft" / arm / "policy")
     if (finished := run / "rl" / arm / STAGE_FILE).exists():
-        steps = json.loads(finished.read_text())["config"]["rl"]["steps"]
-        return _policy(name, f"rl-{steps}", finished.parent / "policy")
+        return _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
     work = run / "work" / "rl" / arm
     if not work.is_dir():
         return None
     steps = max((int(match[1]) for path in work.iterdir() if (match := _STEP.fullmatch(path.name))), default=0)
     return _policy(name, f"rl-{steps}", (work / f"step_{steps}" if steps else run / "sft" / arm) / "policy")
+
+
+def _kept_step(finished: Path) -> int:
+    """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early stop not the last."""
+    if (outcome := finished / OUTCOME).exists():
+        return json.loads(outcome.read_text())["step"]
+    return json.loads((finished / STAGE_FILE).read_text())["config"]["rl"]["steps"]
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:

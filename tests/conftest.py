@@ -69,3 +69,20 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server on loopback with a bucket called ``bucket``; gives the query that URIs need to find it."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()

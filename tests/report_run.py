@@ -72,11 +72,22 @@ def write_run(
 def _write_metrics(file: Path, steps: int, rng: random.Random, end: float) -> None:
     file.parent.mkdir(parents=True)
     with open(file, "w") as out:
+        out.write(json.dumps({"step": 0} | _validated(0.3)) + "\n")
         for step in range(1, steps + 1):
             reward = 0.3 + (end - 0.3) * step / steps + rng.gauss(0, 0.03)
             row = {"step": step, "reward": reward, "informative_share": 0.5, "entropy": 0.2 - 0.003 * step}
             row |= {"response_tokens_mean": 50 + step / 2, "mismatch_mean": 1e-6 * rng.random()}
+            if step % 10 == 0:
+                row |= _validated(reward)
             out.write(json.dumps(row) + "\n")
+
+
+def _validated(reward) -> dict:
+    return {
+        f"validation/{name}/{figure}": round(reward * share, 3)
+        for name, share in (("val", 1.0), ("val_ood", 0.5))
+        for figure in ("failures", "greedy", "truncated", "pass_at_2", "pass_at_16")
+    }
 
 
 def _sample(task, recipe, problem, mode, number, rng, rate) -> dict:

@@ -126,7 +126,7 @@ def test_the_paper_s_rates_of_bridge():
             ["arms.a.behaviors.0.probability"],
         ),
         (changed("task.sets", {"sft": {}, "rl": {}, "test_id": {}}), ["task.sets lacks test_ood"]),
-        (changed("rl.validate_every_steps", 5), ["task.sets lacks val"]),
+        (changed("rl.validation", {"sets": ["val"]}), ["task.sets lacks val"]),
         (changed("rollout.weight_sync", "nccl"), ["use shared_memory"]),
         ({"name": "run", "arms": ["vanilla"]}, ["task", "required"]),
         ("[1, 2]", ["wanted is the configuration of an experiment", "there is a list"]),

@@ -2,35 +2,22 @@
 
 import json
 import os
+import shutil
 import socket
 import time
+from contextlib import suppress
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from bi_ray import mirror
 from bi_ray.config import SFTConfig
 from bi_ray.mirror import LOCK, MirroredRun, Remote, RunPlace, read_lock
 from bi_ray.status import describe_status
-from bi_ray.store import RunDirectory, RunError, RunLocked, key_of
+from bi_ray.store import RunDirectory, RunError, RunLocked, StageChanged, key_of
 
 KEY = key_of({"sft": SFTConfig(epochs=5)}, {"data": "1a"})
 ORDER = ("data", "sft", "rl")
 LONG = "x" * 7_000_000  # longer than one part of an upload
-
-
-@pytest.fixture(scope="session")
-def s3():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -153,6 +140,100 @@ def test_a_killed_process_of_this_machine_is_in_nobodys_way(place):
     run._lock.close()  # as the kernel does; the lock at the URI stays
     with place.directory():
         pass
+
+
+def checkpoint(work, step, text="weights"):
+    folder = work / "checkpoints" / f"step_{step}"
+    (folder / "policy").mkdir(parents=True)
+    (folder / "policy" / "model").write_text(text)
+    (folder / "reference").write_text(text)
+    (folder / "state.json").write_text("{}")
+    with open(work / "metrics.jsonl", "a") as file:
+        file.write(f'{{"step": {step}}}\n')
+
+
+def steps_at(place):
+    return [int(name.rpartition("_")[2]) for name in Remote(place.uri).folders_with("state.json", "work")]
+
+
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_checkpoints_of_an_unfinished_stage_are_there_elsewhere(place, elsewhere, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+    with place.directory() as run, suppress(KeyboardInterrupt), run.keeping_work("rl/bridge", print):
+        work = run.work("rl/bridge", KEY)
+        for step in (2, 4):
+            checkpoint(work, step, f"of {step}")
+            wait_until(lambda step=step: step in steps_at(place))
+        shutil.rmtree(work / "checkpoints/step_2")
+        checkpoint(work, 6, LONG)
+        wait_until(lambda: steps_at(place) == [4, 6])
+        checkpoint(work, 8, "of 8")  # the last look, when the block ends with an error, sends it
+        raise KeyboardInterrupt
+    Remote(place.uri).write("work/rl/bridge/checkpoints/step_9/policy/model", "cut off")
+    with elsewhere.directory() as run:
+        assert not run.is_done("rl/bridge", KEY)
+        work = run.work("rl/bridge", KEY)
+        assert sorted(path.name for path in (work / "checkpoints").iterdir()) == ["step_4", "step_6", "step_8"]
+        assert (work / "checkpoints/step_6/policy/model").read_text() == LONG
+        assert (work / "checkpoints/step_8/reference").read_text() == "of 8"
+        assert (work / "metrics.jsonl").read_text().count("step") == 4
+        with pytest.raises(StageChanged):
+            run.work("rl/bridge", key_of({"sft": SFTConfig(epochs=6)}, {"data": "1a"}))
+        finish(run, "rl/bridge")
+    assert steps_at(place) == []
+    assert Remote(place.uri).stages().keys() == {"rl/bridge"}
+
+
+def test_the_newer_checkpoint_is_taken(place, elsewhere, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+
+    def train(at, step, text):
+        with at.directory() as run, run.keeping_work("rl/bridge", print):
+            checkpoint(run.work("rl/bridge", KEY), step, text)
+            wait_until(lambda: step in steps_at(place))
+
+    def newest(at):
+        with at.directory() as run:
+            return (run.path / "work/rl/bridge/checkpoints/step_4/policy/model").read_text()
+
+    train(place, 4, "here")
+    with elsewhere.directory() as run:
+        checkpoint(run.work("rl/bridge", KEY), 5, "there, not sent: killed")
+    assert newest(elsewhere) == "here"
+    with elsewhere.directory() as run:
+        assert (run.path / "work/rl/bridge/checkpoints/step_5").exists()
+    train(elsewhere, 7, "there")
+    with place.directory() as run:
+        assert sorted(path.name for path in (run.path / "work/rl/bridge/checkpoints").iterdir())[-1] == "step_7"
+        run.forget_from(ORDER, "rl")
+    assert steps_at(place) == []
+    with elsewhere.directory() as run:
+        assert not (run.path / "rl/bridge").exists()
+
+
+def test_a_checkpoint_that_cannot_be_sent_is_said_once_and_sent_later(place, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+    notes, real = [], mirror.copy_files
+
+    def copy_files(*_):
+        raise OSError("the line is down")
+
+    with place.directory() as run, run.keeping_work("sft/bridge", notes.append):
+        monkeypatch.setattr(mirror, "copy_files", copy_files)
+        checkpoint(run.work("sft/bridge", KEY), 1)
+        wait_until(lambda: notes)
+        time.sleep(0.3)
+        monkeypatch.setattr(mirror, "copy_files", real)
+        wait_until(lambda: steps_at(place) == [1])
+    assert len(notes) == 1
+    assert notes[0].startswith("checkpoints of sft/bridge stay in ")
+    assert "the line is down" in notes[0]
 
 
 def test_who_lost_the_lock_sends_nothing(place, elsewhere, monkeypatch):

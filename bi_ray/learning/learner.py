@@ -24,8 +24,9 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.checkpoint import is_tied, load_model, save_policy, save_weights
+from bi_ray.policy.checkpoint import CheckpointError, is_tied, load_model, save_policy, save_weights
 from bi_ray.policy.packing import MicroBatch, Row, pack
+from bi_ray.store import DiskFull
 
 
 class TrainingError(RuntimeError):
@@ -139,6 +140,10 @@ class Learner:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
+    def weight_norm(self) -> float:
+        """L2 norm of all weights together."""
+        return float(full_tensor(torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])))
+
     def gather_weights(self) -> dict[str, Tensor]:
         """See ``sharding.gather_weights``."""
         return gather_weights(self.model)
@@ -185,10 +190,11 @@ def save_checkpoint(
     """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
 
     ``more``: full weights of other models, on rank 0, by the name of the file for them.
+
+    Raises:
+        TrainingError: the disk is full.
     """
     weights, state = learner.gather_weights(), learner.gather_optimizer()
-    if learner.rank != 0:
-        return
 
     def fill(folder: Path) -> None:
         save_policy(weights, base, folder / "policy")
@@ -196,4 +202,21 @@ def save_checkpoint(
         for name, weights_of_another in (more or {}).items():
             save_weights(weights_of_another, folder / name, is_tied(base))
 
-    directories.write(step, fill)
+    write_once(lambda: directories.write(step, fill))
+
+
+def write_once(write: Callable[[], None]) -> None:
+    """Let rank 0 write what all have gathered. Every rank calls it, so that none waits for one that has given up.
+
+    Raises:
+        TrainingError: on every rank, when there is no room for it.
+    """
+    reason = [""]
+    if distributed.get_rank() == 0:
+        try:
+            write()
+        except (CheckpointError, DiskFull) as error:
+            reason = [str(error)]
+    distributed.broadcast_object_list(reason)
+    if reason[0]:
+        raise TrainingError(reason[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -20,14 +21,15 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of update ``step`` (from 1 on) of ``steps``.
 
-    A linear warm-up that reaches the full rate at step ``warmup_steps``, then the full rate, then a linear fall over
-    the last ``decay_share`` of the steps that would reach 0 one step after the end.
+    A linear warm-up that reaches the full rate at step ``warmup_steps``, then the full rate, then a fall over the last
+    ``decay_share`` of the steps, a line or half a cosine, that would reach 0 one step after the end.
     """
     factor = 1.0
     if config.warmup_steps:
         factor = min(factor, step / config.warmup_steps)
     if config.decay_share:
-        factor = min(factor, (steps - step + 1) / (config.decay_share * steps + 1))
+        left = min(1.0, (steps - step + 1) / (config.decay_share * steps + 1))
+        factor = min(factor, left if config.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
     return config.learning_rate * factor
 
 

@@ -17,15 +17,24 @@ from torch import Tensor, distributed, nn
 
 from bi_ray.config import ConfigError, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
-from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint
+from bi_ray.learning.learner import (
+    Learner,
+    Totals,
+    TrainingError,
+    load_checkpoint,
+    save_checkpoint,
+    write_once,
+)
 from bi_ray.learning.losses import policy_loss, token_weights
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
+from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import is_tied, save_weights
 from bi_ray.policy.logprobs import token_logprobs
 from bi_ray.policy.packing import MicroBatch, Row
+from bi_ray.validation import scores_of
 
 
 class Driver(Protocol):
@@ -34,8 +43,8 @@ class Driver(Protocol):
     def join(self, step: int) -> int:
         """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only."""
 
-    def lease(self, step: int, incarnation: int) -> LearnerBatch:
-        """Wait for the batch of ``step``. Every rank."""
+    def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
+        """Wait for the batch of ``step``; None: training is over with the step before. Every rank."""
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
         """Announce the weights after ``step``. Rank 0 only."""
@@ -123,7 +132,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         TrainingError: see ``Learner.update``; or the driver refused the group.
     """
     config = job.config
-    directories = StepDirectories(job.output)
+    directories = _directories(job)
     start, incarnation = _join(directories, driver)
     learner = load_checkpoint(job.base, directories, start, job.model, config.optimizer, job.microbatch_tokens, device)
     reference = None
@@ -138,6 +147,10 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
         batch = driver.lease(step, incarnation)
+        if batch is None:
+            if not config.is_checkpointed(step - 1):
+                _checkpoint(job, learner, reference, driver, directories, step - 1)
+            break
         metrics = {"wait_s": time.perf_counter() - began}
         rate = learning_rate(config.optimizer, step, config.steps)
         metrics |= {"learning_rate": rate, "learned_samples": len(batch.samples)}
@@ -146,12 +159,33 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
             metrics |= _shown(learner.update(step, rows, loss, rate))
         if reference:
             reference.follow(learner.model, step)
+        metrics["weight_norm"] = learner.weight_norm()
         _publish(job, learner, driver, incarnation, step, tied, metrics)
-        if step % config.checkpoint_every_steps == 0 or step == config.steps:
-            save_checkpoint(learner, job.base, directories, step, reference.gather() if reference else None)
-            if learner.rank == 0:
-                driver.checkpointed(step)
+        if config.is_checkpointed(step):
+            _checkpoint(job, learner, reference, driver, directories, step)
     distributed.barrier()  # nobody is done before the last checkpoint is there
+
+
+def _directories(job: RLJob) -> StepDirectories:
+    """Those of the newest steps and of the best ones: the driver writes what validations say of a step before that."""
+
+    def scores() -> dict[int, float]:
+        return scores_of(read_metrics(job.output / "metrics.jsonl"), job.config.validation)
+
+    return StepDirectories(job.output, job.config.keep_last, job.config.keep_best, scores)
+
+
+def _checkpoint(
+    job: RLJob,
+    learner: Learner,
+    reference: Reference | None,
+    driver: Driver,
+    directories: StepDirectories,
+    step: int,
+) -> None:
+    save_checkpoint(learner, job.base, directories, step, reference.gather() if reference else None)
+    if learner.rank == 0:
+        driver.checkpointed(step)
 
 
 def _shown(totals: dict[str, float]) -> dict[str, float]:
@@ -188,8 +222,7 @@ def _publish(
 ) -> None:
     began = time.perf_counter()
     weights = learner.gather_weights()
-    if learner.rank != 0:
-        return
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    save_weights(weights, path, tied)
-    driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
+    write_once(lambda: save_weights(weights, path, tied))
+    if learner.rank == 0:
+        driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})

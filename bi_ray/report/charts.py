@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bi_ray.metrics import is_validation
 from bi_ray.report.picture import COLOURS, moving_average
 from bi_ray.report.source import Source
 from bi_ray.report.wording import points, triple
@@ -38,7 +39,6 @@ METRICS = {
         "response_tokens_mean": "response length, tokens",
         "mismatch_mean": "mismatch of sampler and learner, mean |log-probability difference|",
         "mismatch_max": "the same, largest",
-        "validation_accuracy": "accuracy on the validation set",
         "reflections_per_sample": "reflections per response",
         "analyses_per_sample": "analyses per response",
         "format_rate": "share with the right format",
@@ -48,11 +48,22 @@ METRICS = {
         "kl": "KL to the SFT policy, nats per token",
         "clip_share": "share of tokens clipped",
         "grad_norm": "norm of the gradient",
+        "weight_norm": "norm of the weights",
+        "effective_sample_share": "effective sample size of the importance weights, share",
         "loss": "loss",
         "learning_rate": "learning rate",
         "step_s": "seconds per step",
     },
     "sft": {"loss": "loss, nats per token", "grad_norm": "norm of the gradient", "learning_rate": "learning rate"},
+}
+
+
+# Figures of a validation in words; the others are pass@k.
+_VALIDATION = {
+    "greedy": "greedy accuracy",
+    "truncated": "share of the greedy responses truncated",
+    "tokens": "length of the greedy responses, tokens",
+    "failures": "samples without a verdict",
 }
 
 
@@ -210,6 +221,57 @@ def curves(series: Sequence[Series]) -> tuple[Chart | None, dict[str, dict[str, 
                 x = f"{stage.upper()} step"
                 variants[f"{stage}.{name}"] = figure(data, x, words.partition(" (")[0].partition(", mean")[0])
     return ({"controls": ["metric"], "variants": variants} if variants else None), offered
+
+
+def validations(series: Sequence[Series]) -> tuple[Chart | None, dict[str, str]]:
+    """Curves of the validations while RL trained, a variant per figure with every set in it, and the figures in words.
+
+    A line per arm and set: the colour is the arm's, the dash the set's.
+    """
+    rows = {one: one.source.metrics("rl", one.arm) for one in series}
+    found = dict.fromkeys(name for runs in rows.values() for run in runs for row in run for name in row)
+    names = [name.split("/") for name in found if is_validation(name)]
+    words = {figure: _VALIDATION.get(figure) or f"pass@{figure.rpartition('_')[2]}" for _, _, figure in names}
+    order = sorted(words, key=lambda figure: (figure not in ("greedy",), figure in _VALIDATION, len(figure), figure))
+    sets = list(dict.fromkeys(name for _, name, _ in names))
+    variants = {
+        kind: figure(
+            [
+                line
+                for one in series
+                for number, name in enumerate(sets)
+                for line in _validation(one, rows[one], f"validation/{name}/{kind}", _DASHES[number % len(_DASHES)])
+            ],
+            "RL step",
+            words[kind].partition(",")[0],
+            **({} if kind in ("tokens", "failures") else {"yaxis": {"ticksuffix": " %", "rangemode": "tozero"}}),
+        )
+        for kind in order
+    }
+    chosen = {kind: words[kind] for kind in order}
+    return ({"controls": ["validation"], "variants": variants} if variants else None), chosen
+
+
+def _validation(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str, dash: str) -> list[dict[str, Any]]:
+    """One line: the mean over the seeds that have the step."""
+    at: dict[int, list[float]] = {}
+    for row in (row for rows in runs for row in rows if name in row):
+        at.setdefault(row["step"], []).append(row[name])
+    if not at:
+        return []
+    _, set_name, kind = name.split("/")
+    scale = 1 if kind in ("tokens", "failures") else 100
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{one.label}, {set_name}",
+            "x": sorted(at),
+            "y": [tidy(scale * float(np.mean(at[step]))) for step in sorted(at)],
+            "line": {"color": one.colour, "width": 2, "dash": dash},
+            "marker": {"color": one.colour, "symbol": one.symbol, "size": 7},
+        }
+    ]
 
 
 def _curve(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def render_page(sources: Sequence[Source]) -> str:
     sources = [_as_json(source) for source in sources]
     series = all_series(sources)
     curves, metrics = charts.curves(series)
+    validations, validated = charts.validations(series)
     panels: dict[str, dict[Series, Chart]] = {
         "histogram": charts.histograms(series),
         "pairs": influence.all_against_all(series),
@@ -59,6 +60,7 @@ def render_page(sources: Sequence[Source]) -> str:
         "behaviours": influence.by_behaviour(series),
         "during": influence.during_rl(series),
         "curves": curves,
+        "validation": validations,
     }
     found = {name: chart for name, chart in single.items() if chart}
     found |= {f"{name}-{one.number}": chart for name, panel in panels.items() for one, chart in panel.items()}
@@ -75,6 +77,7 @@ def render_page(sources: Sequence[Source]) -> str:
         charts=found,
         panels=panels,
         metrics=metrics,
+        validated=validated,
         rows=_rows(series),
         side_figures=_side_figures(series),
         offered=_offered(book),

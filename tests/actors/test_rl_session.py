@@ -16,6 +16,7 @@ class Recorder:
         self.made: list[int] = []
         self.synced: list[tuple[PolicyVersion, str]] = []
         self.fail_next = False
+        self.validated = {2}
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -31,7 +32,7 @@ class Recorder:
         self.synced.append((version, str(path)))
 
     async def validate(self, step):
-        return {"validation_accuracy": 0.5} if step == 2 else {}
+        return {"validation/val/greedy": 0.5} if step in self.validated else {}
 
 
 def session(recorder, folder, incarnation=0):
@@ -66,7 +67,35 @@ def test_every_rank_gets_one_batch_and_a_published_step_gets_one_row(tmp_path):
         assert recorder.made == [1, 2]
         assert recorder.synced == [((1, 0), "policy_0"), ((1, 1), "one"), ((1, 2), "two")]
         assert [(row["step"], row["reward"], row["loss"]) for row in rows(tmp_path)] == [(1, 0.1, 2.0), (2, 0.2, 1.0)]
-        assert [row.get("validation_accuracy") for row in rows(tmp_path)] == [None, 0.5]
+        assert [row.get("validation/val/greedy") for row in rows(tmp_path)] == [None, 0.5]
+
+    run(scenario())
+
+
+def test_step_0_is_validated_once_per_beginning_and_an_end_ends_the_leases(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        recorder.validated = {0, 1, 2}
+        rl = RLSession(
+            incarnation=0,
+            policy_of=lambda step: Path(f"policy_{step}"),
+            make_batch=recorder.make_batch,
+            sync=recorder.sync,
+            validate=recorder.validate,
+            metrics_file=tmp_path / "metrics.jsonl",
+            is_over=lambda step: step >= 2,
+        )
+        for _ in range(2):  # a group that starts again before its first checkpoint
+            incarnation = await rl.join(0)
+            assert rows(tmp_path) == [{"step": 0, "validation/val/greedy": 0.5}]
+        for step in (1, 2):
+            assert await rl.lease(step, incarnation) is not None
+            await rl.publish(incarnation, step, Path(str(step)), {})
+        assert await rl.lease(3, incarnation) is None
+        assert recorder.made == [1, 2]
+        back = await rl.join(2)
+        assert await rl.lease(3, back) is None
+        assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2]
 
     run(scenario())
 

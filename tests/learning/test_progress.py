@@ -4,6 +4,7 @@ import pytest
 
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.metrics import append_metrics, cut_metrics, read_metrics
+from bi_ray.store import DiskFull
 
 
 def fill(folder):
@@ -11,7 +12,7 @@ def fill(folder):
 
 
 def test_newest_steps_stay_and_leftovers_of_a_kill_go(tmp_path):
-    directories = StepDirectories(tmp_path / "steps", keep=2)
+    directories = StepDirectories(tmp_path / "steps", keep_last=2)
     assert directories.recover() == 0
     for step in (2, 10, 4):
         directories.write(step, fill)
@@ -34,6 +35,39 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         directories.write(1, fail)
     assert directories.recover() == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_the_best_steps_stay_beside_the_newest(tmp_path):
+    scores = {}
+    directories = StepDirectories(tmp_path, keep_last=1, keep_best=2, scores=lambda: scores)
+    left = {}
+    for step, score in ((10, 0.5), (20, 0.9), (25, None), (30, 0.9), (40, 0.1), (50, 0.95)):
+        if score is not None:
+            scores[step] = score  # as in a run: the validation is there before the checkpoint
+        directories.write(step, fill)
+        left[step] = {int(path.name.removeprefix("step_")) for path in tmp_path.iterdir()}
+    assert left == {
+        10: {10},
+        20: {10, 20},
+        25: {10, 20, 25},
+        30: {20, 30},
+        40: {20, 30, 40},
+        50: {20, 50},  # of equal ones the earlier
+    }
+
+
+def test_a_full_disk_is_said_and_older_steps_stay(tmp_path):
+    directories = StepDirectories(tmp_path)
+    directories.write(2, fill)
+
+    def fill_up(folder):
+        fill(folder)
+        with open("/dev/full", "w") as full:  # the kernel's own answer of a disk without space
+            full.write("w")
+
+    with pytest.raises(DiskFull, match=r"no space left on the disk of .* while the checkpoint of step 4 was written"):
+        directories.write(4, fill_up)
+    assert directories.recover() == 2
 
 
 def test_metrics_have_no_step_twice(tmp_path):

@@ -176,6 +176,30 @@ def test_curves_are_means_over_the_seeds_that_got_so_far(study, tmp_path):
     assert mean["y"] == pytest.approx([0.3, 0.4, 0.6])
 
 
+def test_validations_are_a_line_per_arm_and_set_and_a_variant_per_figure(study, tmp_path):
+    chart, offered = charts.validations(all_series([study]))
+    assert list(offered.items())[:3] == [
+        ("greedy", "greedy accuracy"),
+        ("pass_at_2", "pass@2"),
+        ("pass_at_16", "pass@16"),
+    ]
+    assert set(offered) == {"greedy", "pass_at_2", "pass_at_16", "truncated", "failures"}
+    lines = chart["variants"]["greedy"]["data"]
+    assert [line["name"] for line in lines] == [
+        f"{arm}, {name}" for arm in ("vanilla", "bridge") for name in ("val", "val_ood")
+    ]
+    runs = study.metrics("rl", "bridge")
+    expected = [[row["validation/val_ood/greedy"] for row in run if row["step"] in (0, 10, 20, 30)] for run in runs]
+    assert lines[3]["x"] == [0, 10, 20, 30]
+    assert lines[3]["y"] == pytest.approx([100 * sum(values) / len(runs) for values in zip(*expected, strict=True)])
+    assert lines[0]["line"]["dash"] != lines[1]["line"]["dash"]
+    assert lines[0]["line"]["color"] == lines[1]["line"]["color"] != lines[2]["line"]["color"]
+    file = tmp_path / "rl/bridge/metrics.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"step": 1, "reward": 0.5}\n')
+    assert charts.validations(all_series([replace(study, runs=(tmp_path,))])) == (None, {})
+
+
 class Elements(HTMLParser):
     """Tags of a page with their attributes."""
 
@@ -218,4 +242,4 @@ def test_a_run_without_any_measurement_says_so_in_every_section(tmp_path):
     text = render_page([Source("young", config, (tmp_path / "run",), summarise(config, [tmp_path / "run"])[0])])
     assert "No answer yet" in text
     assert "Not there yet: eval_sft/vanilla, rl/vanilla, eval_rl/vanilla" in text
-    assert text.count("Nothing to show.") == 8
+    assert text.count("Nothing to show.") == 9
