@@ -15,8 +15,11 @@ from tests.reasoning.openai_server import Endpoint, row, serving
 
 
 def inject(folder, out, *more):
-    arguments = ["inject", folder / "mine.jsonl", "--out", out, "--extract-config", folder / "model.yaml",
-                 "--extract-cache", folder / "cache", "--behavior", "reflection:1.0", *more]  # fmt: skip
+    return command("inject", folder / "mine.jsonl", "--out", out, "--extract-config", folder / "model.yaml",
+                   "--extract-cache", folder / "cache", "--behavior", "reflection:1.0", *more)  # fmt: skip
+
+
+def command(*arguments):
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     return result.output
@@ -49,3 +52,9 @@ def test_rows_of_free_text_are_read_proven_and_injected_into(tmp_path):
     assert [reject["line"] for reject in rejects] == [3, 7]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["made_from"]["extraction"]["model"] == "scripted"
+    # it says itself that it is free text: graded, and injected into again, without a configuration
+    assert "5 of 5" in command("check", tmp_path / "out", "--strict")
+    command("inject", tmp_path / "out", "--recipe", "subgoal", "--out", tmp_path / "more")
+    assert {one["chain_of_thought"] for _, one in rows_of(tmp_path / "more", Rejects())} == {
+        one["chain_of_thought"] for one in rows[:2] + rows[3:6]
+    }
