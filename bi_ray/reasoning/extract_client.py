@@ -206,7 +206,8 @@ class _Extractor:
                 f"{self.options.endpoint} failed for {self.failures} rows in a row, each tried "
                 f"{1 + self.options.retries} times: {_one_line(error)}; the same command goes on from here"
             )
-        return ExtractionFault(f"the endpoint failed {1 + self.options.retries} times: {_one_line(error)}")
+        times = f"{1 + self.options.retries} times" if self.options.retries else "once"
+        return ExtractionFault(f"the endpoint failed {times}: {_one_line(error)} ({self.options.endpoint})")
 
 
 def _is_extraction(content: str) -> bool:
