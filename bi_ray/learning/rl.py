@@ -17,14 +17,7 @@ from torch import Tensor, distributed, nn
 
 from bi_ray.config import ConfigError, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
-from bi_ray.learning.learner import (
-    Learner,
-    Totals,
-    TrainingError,
-    load_checkpoint,
-    save_checkpoint,
-    write_once,
-)
+from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint, write_once
 from bi_ray.learning.losses import policy_loss, token_weights
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories

@@ -1,12 +1,14 @@
 """The sharded learner on real gloo processes, against one plain transformers model and its own twin on one process."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
+from torch import distributed
 
 from bi_ray.config import KLConfig, ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
@@ -109,6 +111,30 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
     state = load_file(tmp_path / "a/step_4/optimizer.safetensors")
     assert {float(value) for name, value in state.items() if name.endswith("|step")} == {4.0}
     assert (tmp_path / "a/step_4/policy/tokenizer_config.json").exists()
+
+
+def fill_the_disk(policy: Path, folder: Path) -> None:
+    learner = Learner(policy, ModelConfig(), SGD, 64, CPU)
+    directories = StepDirectories(folder)
+    save_checkpoint(learner, policy, directories, 2)
+
+    class FullDisk(StepDirectories):
+        def write(self, step: int, fill: Callable[[Path], None]) -> None:
+            def fill_up(folder: Path) -> None:
+                fill(folder)
+                with open("/dev/full", "w") as full:  # the kernel's own answer of a disk without space
+                    full.write("w")
+
+            super().write(step, fill_up)
+
+    with pytest.raises(TrainingError, match=r"no space left on the disk of .* while the checkpoint of step 4"):
+        save_checkpoint(learner, policy, FullDisk(folder), 4)  # on every rank: none waits for the other
+    distributed.barrier()
+    assert directories.recover() == 2
+
+
+def test_a_disk_that_fills_ends_the_training_on_every_rank(tmp_path, policy):
+    on_ranks(2, fill_the_disk, policy, tmp_path)
 
 
 def refuse_nan(policy: Path) -> None:

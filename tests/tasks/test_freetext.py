@@ -291,7 +291,9 @@ def test_a_question_is_known_by_its_row():
 
 
 def test_sets_share_no_row_and_say_when_they_are_empty():
-    rows = {split: [] for split in ("pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target")}
+    rows = {
+        split: [] for split in ("pretrain", "sft", "rl", "val", "val_ood", "test_id", "test_ood", "influence_target")
+    }
     for split, found in rows.items():
         count = sum(in_split(row.graph.hash(), split) for row in ROWS)
         found.extend(OWN.problem(split, index).id for index in range(count))

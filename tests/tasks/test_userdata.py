@@ -15,7 +15,7 @@ from bi_ray.tasks.base import SPLIT_RANGES, ChecksAnswers, FiniteTask, text_hash
 from bi_ray.tasks.registry import build_task, data_files, target_config
 from bi_ray.tasks.userdata import UserDataTask
 
-SETS = ("sft", "rl", "val", "test_id", "test_ood", "influence_target")
+SETS = ("sft", "rl", "val", "val_ood", "test_id", "test_ood", "influence_target")
 
 
 def sums(count, first=0):
