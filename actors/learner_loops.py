@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.train.torch import get_device
 
-from bi_ray.config import LearnerConfig, ModelConfig, RLConfig, SFTConfig
+from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
@@ -98,6 +98,6 @@ def rl_loop(config: dict[str, Any]) -> str | None:
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
         rl.train(job, driver, get_device())
-    except TrainingError as error:
+    except (TrainingError, ConfigError) as error:
         return str(error)
     return None

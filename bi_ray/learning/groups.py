@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bi_ray.config import RLConfig, RunConfig
+from bi_ray.config import ConfigError, RLConfig, RunConfig
 from bi_ray.importing import load_object
 from bi_ray.learning.shaping import length_penalty, overlong_penalty
 from bi_ray.policy.advantages import step_advantages
@@ -102,6 +102,9 @@ def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[Learn
     Args:
         judged: the groups of the step, in the order in which they were asked for.
         config: the run.
+
+    Raises:
+        ConfigError: ``rl.advantage`` is an import path with nothing usable behind it.
     """
     rl = config.rl
     scored = score_groups(judged, rl)
@@ -153,7 +156,10 @@ def _shaped_rewards(group: ScoredGroup, config: RunConfig) -> list[float]:
 
 def _advantages(groups: list[list[float]], rl: RLConfig) -> list[list[float]]:
     if ":" in rl.advantage:
-        return load_object(rl.advantage, "rl.advantage")(groups)
+        found = load_object(rl.advantage, "rl.advantage")(groups)
+        if [len(values) for values in found] != [len(rewards) for rewards in groups]:
+            raise ConfigError(f"rl.advantage: {rl.advantage} must give every group as many advantages as rewards")
+        return [[float(value) for value in values] for values in found]
     return step_advantages(groups, rl.advantage, rl.advantage_std, rl.advantage_epsilon)
 
 

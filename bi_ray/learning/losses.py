@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bi_ray.algorithm_config import LossScale
-from bi_ray.config import ImportanceConfig, RLConfig
+from bi_ray.config import ConfigError, ImportanceConfig, RLConfig
 from bi_ray.learning.algorithms.base import Algorithm, LearnedTokens, ratio_of, sequence_sum
 
 
@@ -146,11 +146,19 @@ def policy_loss(
         weights: [tokens], see ``token_weights``.
         sequences: [tokens], int64: number of the token's sequence within the micro-batch, which holds all of it.
         reference_logprobs: [tokens], of the reference policy; needed where ``config.kl`` is measured.
+
+    Raises:
+        ConfigError: the algorithm does not give a loss per token.
     """
     corrected = importance(logprobs, sampler_logprobs, sequences, config.importance)
     base = sampler_logprobs if config.importance.base == "sampler" else logprobs.detach()
     tokens = LearnedTokens(logprobs, base, advantages, sequences)
     result = algorithm(tokens, config)
+    if result.values.shape != logprobs.shape:  # it would be spread over all tokens without a word
+        raise ConfigError(
+            f"rl.algorithm: {config.algorithm} gave losses of shape {list(result.values.shape)} for "
+            f"{len(logprobs)} tokens; it must give one per token, neither weighed nor summed"
+        )
     loss = (weights * corrected.factors * result.values).sum()
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None and config.kl.estimator != "none":

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from bi_ray.config import ConfigError, ModelConfig, RLConfig
+from bi_ray.config import ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint, write_once
 from bi_ray.learning.losses import policy_loss, token_weights
@@ -123,6 +123,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
 
     Raises:
         TrainingError: see ``Learner.update``; or the driver refused the group.
+        ConfigError: an algorithm by import path that cannot be loaded, or does not give a loss per token.
     """
     config = job.config
     directories = _directories(job)
@@ -132,10 +133,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     if config.kl.measured:
         checkpoint = directories.path(start) if start else None
         reference = Reference(job.base, checkpoint, config.kl, job.model, device)
-    try:
-        loss = microbatch_loss(learner.model, reference.model if reference else None, config)
-    except ConfigError as error:
-        raise TrainingError(str(error)) from error
+    loss = microbatch_loss(learner.model, reference.model if reference else None, config)
     tied = is_tied(job.base)
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()

@@ -47,6 +47,8 @@ METRICS = {
         "truncated_rate": "share truncated",
         "kl": "KL to the SFT policy, nats per token",
         "clip_share": "share of tokens clipped",
+        "effective_sample_share": "effective sample size of the importance weights, share of the tokens",
+        "importance_cut_share": "share of tokens whose importance weight was cut",
         "grad_norm": "norm of the gradient",
         "weight_norm": "norm of the weights",
         "effective_sample_share": "effective sample size of the importance weights, share",

@@ -1,5 +1,6 @@
 """Every algorithm against formulas by hand, and against exact expectations over a policy of two tokens."""
 
+import dataclasses
 import itertools
 import math
 
@@ -240,3 +241,14 @@ def test_a_far_off_token_does_not_break_the_gradient():
 def test_an_import_path_without_a_function_is_named():
     with pytest.raises(ConfigError, match=r"rl\.algorithm: math has no function 'lose'"):
         load_algorithm(RLConfig(algorithm="math:lose"))
+
+
+def summed(tokens, config):
+    result = load_algorithm(RLConfig())(tokens, config)
+    return dataclasses.replace(result, values=result.values.sum())
+
+
+def test_an_algorithm_that_sums_by_itself_is_told():
+    config, one = RLConfig(algorithm=f"{__name__}:summed"), torch.ones(3)
+    with pytest.raises(ConfigError, match=r"gave losses of shape \[\] for 3 tokens; it must give one per token"):
+        policy_loss(load_algorithm(config), config, -one, -one, one, one, torch.arange(3))

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from bi_ray.config import PromptBenchConfig, RLConfig, RunConfig
+from bi_ray.config import ConfigError, PromptBenchConfig, RLConfig, RunConfig
 from bi_ray.learning.groups import build_batch, refill
 from bi_ray.learning.sampler import refill_prompts, step_prompts
 from bi_ray.policy.rollout import Group, PolicyVersion, Sample
@@ -70,6 +70,15 @@ def advantages_of_mine(groups):
 def test_advantages_by_import_path():
     batch, _ = build_batch(MIXED, config(advantage=f"{__name__}:advantages_of_mine"))
     assert [(sample.key, sample.advantage) for sample in batch.samples] == [("a/0", 10.0), ("a/1", 10.0)]
+
+
+def one_too_few(groups):
+    return [[0.0] * (len(rewards) - 1) for rewards in groups]
+
+
+def test_advantages_of_ones_own_must_be_complete():
+    with pytest.raises(ConfigError, match="one_too_few must give every group as many advantages as rewards"):
+        build_batch(MIXED, config(advantage=f"{__name__}:one_too_few"))
 
 
 def test_a_data_failure_is_never_a_reward_of_zero():

@@ -4,6 +4,9 @@ Nothing of TRL is copied: the trainers are built as a user builds them, and ``co
 that they would have made themselves.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from ranks import TOKENS
@@ -212,3 +215,15 @@ def test_the_importance_correction_is_that_of_trl(policy, tmp_path, level, treat
     weight = weight.clamp(max=1.2) if treatment == "truncate" else weight * (weight <= 1.2)
     inputs["importance_sampling_ratio"] = weight
     assert_equal(our_gradient(policy, batch, config), trl_gradient(trainer, inputs))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_the_example_of_the_docs_is_trl_s_sapo(policy, tmp_path, monkeypatch, noise):
+    page = (Path(__file__).parents[2] / "docs/algorithms.md").read_text()
+    (tmp_path / "sapo_of_docs.py").write_text(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = {"tau_good": 1.0, "tau_bad": 1.05}
+    config = RLConfig(algorithm="sapo_of_docs:sapo", algorithm_options=options, **TRL_GRPO)
+    batch = make_batch(policy, config, noise)
+    trainer = make_trainer("grpo", policy, tmp_path, loss_type="sapo")
+    assert_equal(our_gradient(policy, batch, config), trl_gradient(trainer, trl_inputs(batch)))
