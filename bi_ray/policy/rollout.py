@@ -17,14 +17,31 @@ class PolicyVersion(NamedTuple):
         return f"{self.incarnation}.{self.step}"
 
 
+class VersionSpan(NamedTuple):
+    """A run of tokens that one policy made."""
+
+    version: PolicyVersion
+    tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How one group of samples is drawn. Temperature 0 is greedy decoding."""
+    """How one group of samples is drawn.
+
+    Attributes:
+        samples: of the group.
+        temperature: 0 is greedy decoding.
+        top_p: of the probability that is drawn from.
+        max_tokens: length at which a response is cut off.
+        stop: strings that end a response. They stay in its text and in its tokens, as with TRL and verl, which decode
+            the tokens: what ends an answer may be part of its format.
+    """
 
     samples: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 512
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +71,8 @@ class Sample:
             applied), same length as ``tokens``.
         text: the response as text, without the end token.
         truncated: whether it ended at the length limit.
-        version: the policy that made it.
+        version: the oldest policy that made a part of it.
+        spans: which policy made which tokens, in their order; more than one where weights were swapped in flight.
     """
 
     tokens: list[int]
@@ -62,6 +80,7 @@ class Sample:
     text: str
     truncated: bool
     version: PolicyVersion
+    spans: tuple[VersionSpan, ...] = ()
 
 
 @dataclass(slots=True)
