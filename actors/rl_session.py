@@ -112,9 +112,7 @@ class RLSession:
             await asyncio.wait({self._publishing})
         await self._quieten()
         # A kill in the middle of a batch leaves a failed or cancelled task behind: such a batch is made again.
-        self._kept = {
-            number: task for number, task in self._kept.items() if number > step and _is_whole(task)
-        }
+        self._kept = {number: task for number, task in self._kept.items() if number > step and _is_whole(task)}
         self._publishing = None
         cut_metrics(self._metrics_file, step)
         await self._sync(self.version, self._policy_of(step))

@@ -311,8 +311,9 @@ class RolloutPool:
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Bring every worker in service to the announced weights.
 
-        What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new weights. A worker that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just
-        coming up take the version before they are given work.
+        What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new weights. A worker
+        that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just coming up
+        take the version before they are given work.
 
         Raises:
             PoolError: the version is older than the current one, or no worker took it.
@@ -413,7 +414,9 @@ class RolloutPool:
         """Whether a worker other than this one could begin at once."""
         return not self._waiting and any(other is not member for other in self._free(self._serving()))
 
-    async def _attempts(self, request: GroupRequest, run: _Run, other_than: _Member | None = None) -> Group | FailedGroup:
+    async def _attempts(
+        self, request: GroupRequest, run: _Run, other_than: _Member | None = None
+    ) -> Group | FailedGroup:
         """Ask workers for a group, as often as the config allows."""
         avoid = frozenset({other_than.number} if other_than else ())
         reason = ""

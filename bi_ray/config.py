@@ -147,7 +147,7 @@ class RolloutConfig(Config):
     # worker with room, if it is out for `redispatch_least_s`; the first answer counts. None: never.
     redispatch_factor: Annotated[float, Field(ge=1)] | None = 3.0
     redispatch_least_s: Seconds = 10
-    keep_cache_in_flight: bool = False  # weights swapped in flight: keys and values of the old ones are kept, not redone
+    keep_cache_in_flight: bool = False  # a swap in flight keeps the keys and values that the old weights made
     start_timeout_s: Seconds = 300
     sync_timeout_s: Seconds = 120
     generate_timeout_s: Seconds = 600

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bi_ray.config import RunConfig
 
 
 class PolicyVersion(NamedTuple):
@@ -96,3 +100,33 @@ def seed_for(*parts: object) -> int:
     """A 31-bit seed that depends on every part: (run seed, stage, step, prompt)."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 2**31
+
+
+def rl_sampling(config: RunConfig, samples: int | None = None) -> SamplingConfig:
+    """How RL draws a group of so many samples, by default ``rl.samples_per_prompt``."""
+    rl, model = config.rl, config.model
+    return SamplingConfig(
+        samples or rl.samples_per_prompt, rl.temperature, rl.top_p, model.max_response_tokens, model.stop
+    )
+
+
+def version_metrics(samples: Sequence[Sample], step: int) -> dict[str, float]:
+    """How old the policies were that made the batch of ``step``, in versions.
+
+    Returns:
+        staleness_mean: over tokens, of the versions between the one that made it and the one that learns from it.
+        staleness_max: of any token.
+        mixed_version_share: of samples that more than one version made.
+    """
+    ages = [
+        (step - 1 - span.version.step, span.tokens)
+        for sample in samples
+        for span in sample.spans or (VersionSpan(sample.version, len(sample.tokens)),)
+        if span.tokens
+    ]
+    tokens = sum(count for _, count in ages)
+    return {
+        "staleness_mean": sum(age * count for age, count in ages) / max(1, tokens),
+        "staleness_max": max((age for age, _ in ages), default=0),
+        "mixed_version_share": sum(len(sample.spans) > 1 for sample in samples) / max(1, len(samples)),
+    }

@@ -41,6 +41,7 @@ class Worker:
         self.number, self.twists = number, twists
         self.version = PolicyVersion(0, 0)
         self.served: list[str] = []
+        self.swaps: list[bool] = []
         self.most = self.running = 0
         self.killed = self.closed = False
 
@@ -66,7 +67,8 @@ class Worker:
         samples = [Sample([request.seed + j], [0.0], "", False, self.version) for j in range(request.sampling.samples)]
         return Group(request.key, request.prompt_tokens, samples)
 
-    async def sync(self, announcement):
+    async def sync(self, announcement, in_flight=False):
+        self.swaps.append(in_flight)
         await self._twist("sync")
         self.version = announcement.version
 
