@@ -1,7 +1,7 @@
 """One vLLM engine: the class that owns it, and the Ray actor around that class as the pool sees it.
 
-The engine runs in a process of its own that vLLM spawns, so the actor answers pings while the engine computes. vLLM is
-imported when the engine starts: the pool, which needs only the names of this module, stays light.
+The engine runs in a process of its own that vLLM spawns; it answers a ping between two steps. vLLM is imported when
+the engine starts: the pool, which needs only the names of this module, stays light.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class RolloutWorker:
         self._open.set()
 
     async def ping(self) -> Ping:
-        """A sign of life.
+        """A sign of life, of the engine's process too: one that is stopped or hangs gives none.
 
         Raises:
             WorkerLost: the engine is gone.
@@ -213,6 +213,7 @@ class RolloutWorker:
         engine = self._running()
         if engine.errored:
             raise WorkerLost("the engine's process ended")
+        await engine.collective_rpc("engine_pid")
         return Ping(self.version, engine.get_num_unfinished_requests())
 
     async def close(self) -> None:
