@@ -180,6 +180,10 @@ class Driver:
         def policy_of(step: int) -> Path:
             return (out / f"step_{step}" / "policy" if step else sft_policy) / WEIGHTS
 
+        def settled_first(step: int) -> bool:
+            due = rl.validate_every_steps and step % rl.validate_every_steps == 0
+            return bool(due) or step % rl.checkpoint_every_steps == 0 or step == rl.steps
+
         self.session = RLSession(
             incarnation=self.version.incarnation,
             policy_of=policy_of,
@@ -188,11 +192,13 @@ class Driver:
             validate=validate,
             usage=self._usage,
             metrics_file=out / "metrics.jsonl",
-            schedule=Schedule(rl.steps, rl.max_staleness, rl.checkpoint_every_steps),
+            schedule=Schedule(rl.steps, rl.max_staleness, settled_first),
         )
 
     async def end_rl(self) -> None:
         """Close the RL session."""
+        if self.session:
+            await self.session.close()
         if self._monitor:
             await self._monitor.finish()
         self._monitor = self.session = None
@@ -208,7 +214,7 @@ class Driver:
         """See ``RLSession.join``."""
         return await self._open_session().join(step)
 
-    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """See ``RLSession.lease``."""
         return await self._open_session().lease(step, incarnation)
 

@@ -41,21 +41,25 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When batches may be made.
+    """When batches may be made, and when learners go on.
 
     Attributes:
         steps: of the run; no batch is made for a later one.
         max_staleness: see above.
-        checkpoint_every_steps: of the learners. What such a step tells the metrics is written before they go on.
+        is_settled_first: whether the learners go on after a step only when the engines have its weights, it is
+            validated and its row is written, although ``max_staleness`` would let them: before a checkpoint, which
+            must not know more than the metrics, and where a validation may end the run.
+        is_over: whether RL ends early, with the step given.
     """
 
     steps: int
     max_staleness: int = 0
-    checkpoint_every_steps: int = 1
+    is_settled_first: Callable[[int], bool] = lambda step: True
+    is_over: Callable[[int], bool] = lambda step: False
 
-    def checkpoint_follows(self, step: int) -> bool:
-        """Whether the learners write a checkpoint of ``step``."""
-        return step % self.checkpoint_every_steps == 0 or step == self.steps
+    def waits(self, step: int) -> bool:
+        """See ``is_settled_first``."""
+        return not self.max_staleness or self.is_settled_first(step)
 
 
 class RLSession:
@@ -93,6 +97,7 @@ class RLSession:
         self._schedule = schedule
         self._kept: dict[int, asyncio.Task[Kept]] = {}
         self._settled_step = 0  # the engines hold the weights of this step
+        self._finished_step = 0  # and this one is validated and has its row
         self._settled = asyncio.Condition()
         self._publishing: asyncio.Task[None] | None = None
         self._step_began = time.monotonic()
@@ -118,6 +123,7 @@ class RLSession:
         await self._sync(self.version, self._policy_of(step))
         self._usage(0)
         self._step_began = time.monotonic()
+        self._finished_step = step
         await self._settle(step)
         return self.version.incarnation
 
@@ -132,8 +138,8 @@ class RLSession:
                 log.warning("%d batches in the making are dropped: the learners go back", len(making))
         await asyncio.gather(*making, return_exceptions=True)
 
-    async def lease(self, step: int, incarnation: int) -> LearnerBatch:
-        """The batch of ``step``: made once, the same for every learner and after every restart.
+    async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
+        """The batch of ``step``: made once, the same for every learner and after every restart; None: RL is over.
 
         Raises:
             SessionError: the asking learner belongs to an incarnation that is gone, the step is not among the next, or
@@ -145,16 +151,24 @@ class RLSession:
             raise SessionError(f"step {step} was asked for while the policy is at step {self._settled_step}")
         async with self._settled:
             await self._settled.wait_for(
-                lambda: step in self._kept or incarnation != self.version.incarnation or self._fault() is not None
+                lambda: self._may_lease(step) or incarnation != self.version.incarnation or self._fault() is not None
             )
         self._refuse_old(incarnation)
-        if step not in self._kept:
+        if not self._may_lease(step):
             raise SessionError(f"no batch for step {step}: {self._fault()}") from self._fault()
+        if self._schedule.is_over(step - 1):
+            return None
         task = self._kept[step]
         await asyncio.wait({task})
         if task.cancelled():
             raise SessionError(f"the batch of step {step} was dropped: the learners were replaced")
         return task.result().batch
+
+    def _may_lease(self, step: int) -> bool:
+        before = step - 1
+        if self._schedule.waits(before) and self._finished_step < before:
+            return False
+        return step in self._kept or (self._finished_step >= before and self._schedule.is_over(before))
 
     async def _make(self, step: int) -> Kept:
         return Kept(*await self._make_batch(step))
@@ -162,7 +176,7 @@ class RLSession:
     async def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, Any]) -> None:
         """The learners finished ``step`` and wrote its weights to ``path``: engines take them, metrics get a row.
 
-        With ``max_staleness`` the learners need not wait for that, unless a checkpoint of the step comes next.
+        With ``max_staleness`` the learners need not wait for that, but where the schedule says so.
 
         Raises:
             SessionError: the learner belongs to an incarnation that is gone.
@@ -173,12 +187,11 @@ class RLSession:
             await asyncio.shield(self._publishing)
             self._refuse_old(incarnation)
         self.version = PolicyVersion(incarnation, step)
-        waits = not self._schedule.max_staleness or self._schedule.checkpoint_follows(step)
-        self._publishing = asyncio.ensure_future(self._take(self.version, path, metrics, waits))
-        if waits:
+        self._publishing = asyncio.ensure_future(self._take(self.version, path, metrics))
+        if self._schedule.waits(step):
             await asyncio.shield(self._publishing)
 
-    async def _take(self, version: PolicyVersion, path: Path, metrics: dict[str, Any], waits: bool) -> None:
+    async def _take(self, version: PolicyVersion, path: Path, metrics: dict[str, Any]) -> None:
         step = version.step
         try:
             began = time.monotonic()
@@ -190,20 +203,23 @@ class RLSession:
             now = time.monotonic()
             row = {"step": step} | (await self._kept[step]).metrics | metrics | validation
             row |= {"sync_s": synced - began, "validate_s": now - synced, "step_s": now - self._step_began}
-            row |= self._measured(step, row, waits)
+            row |= self._measured(step, row)
             self._step_began = now
             append_metrics(self._metrics_file, row)
             self.last_metrics = row
             if not self._schedule.max_staleness:
                 await self._settle(step)
+            self._finished_step = step
         finally:
             async with self._settled:
-                self._settled.notify_all()  # of a fault, should there be one
+                self._settled.notify_all()  # of a fault too
 
-    def _measured(self, step: int, row: dict[str, Any], waits: bool) -> dict[str, Any]:
+    def _measured(self, step: int, row: dict[str, Any]) -> dict[str, Any]:
         """What the session itself knows of a step: queue, dropped batches, and how long each actor had no work."""
         waiting = [number for number, task in self._kept.items() if number > step and task.done()]
-        idle_s = row.get("wait_s", 0.0) + (row["sync_s"] + row["validate_s"] if waits else 0.0)
+        idle_s = row.get("wait_s", 0.0)
+        if self._schedule.waits(step):
+            idle_s += row["sync_s"] + row["validate_s"]
         return {
             "queued_batches": len(waiting),
             "dropped_batches": self._dropped,
@@ -215,12 +231,21 @@ class RLSession:
         """The engines hold the weights of ``step``: begin every batch that may begin now."""
         async with self._settled:
             self._settled_step = step
+            if self._schedule.is_over(step):
+                return
             newest = min(self._schedule.steps, step + 1 + self._schedule.max_staleness)
             for number in range(step + 1, newest + 1):
                 if number not in self._kept:
                     self._kept[number] = asyncio.ensure_future(self._make(number))
                     self._kept[number].add_done_callback(_name_failure)
             self._settled.notify_all()
+
+    async def close(self) -> None:
+        """RL is over: end what was begun for steps that will not come."""
+        making = [task for task in self._kept.values() if not task.done()]
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
 
     def checkpointed(self, step: int) -> None:
         """A checkpoint of ``step`` is on disk: batches up to it are not needed any more."""

@@ -27,6 +27,8 @@ class World:
         self.made_by: dict[int, list[PolicyVersion]] = {}  # versions that made a batch, of its last making
         self.making: set[int] = set()
         self.trained: list[int] = []
+        self.stop_at = 0
+        self.last = STEPS  # where a validation ends the run
         self.rows = folder / "metrics.jsonl"
         self.session = RLSession(
             incarnation=0,
@@ -36,8 +38,12 @@ class World:
             validate=self.validate,
             usage=lambda step_s: {},
             metrics_file=self.rows,
-            schedule=Schedule(STEPS, max_staleness, EVERY),
+            schedule=Schedule(STEPS, max_staleness, self.checkpointed, lambda step: step >= self.last),
         )
+
+    @staticmethod
+    def checkpointed(step):
+        return step % EVERY == 0 or step == STEPS
 
     async def pause(self):
         await asyncio.sleep(self.random.choice([0, 0, 0.0005, 0.002]))
@@ -64,6 +70,8 @@ class World:
 
     async def validate(self, step):
         await self.pause()
+        if step == self.stop_at:
+            self.last = step
         return {}
 
     async def learn(self, start: int, until: int) -> None:
@@ -72,13 +80,15 @@ class World:
         self.trained = self.trained[:start]
         for step in range(start + 1, until + 1):
             batch = await self.session.lease(step, incarnation)
+            if batch is None:
+                return
             assert batch.groups_total == step
             oldest = min(version.step for version in self.made_by[step])
             assert step - 1 - self.max_staleness <= oldest <= step - 1
             self.trained.append(step)
             await self.pause()
             await self.session.publish(incarnation, step, Path(f"policy_{step}"), {"loss": 0.0})
-            if step % EVERY == 0 or step == STEPS:
+            if self.checkpointed(step):
                 self.session.checkpointed(step)
 
 
@@ -151,6 +161,19 @@ def test_a_sync_that_fails_reaches_the_learners_and_a_join_mends_it(tmp_path):
 
     async def fail(version, path):
         raise RuntimeError("no rollout worker took version")
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_a_validation_ends_the_run_for_every_rank_after_the_same_step(max_staleness, tmp_path):
+    async def scenario():
+        world = World(3, max_staleness, tmp_path)
+        world.stop_at = 2 * EVERY
+        await world.learn(0, STEPS)
+        assert world.trained == list(range(1, 2 * EVERY + 1))
+        assert await world.session.lease(2 * EVERY + 1, 1) is None  # a rank that is later
+        await world.session.close()
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
 
