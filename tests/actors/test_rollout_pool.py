@@ -489,6 +489,7 @@ def test_a_slow_worker_does_not_hold_the_batch():
         world = World({0: {"generate": hang}}, EAGER)
         await world.pool.start(2)
         work = await _answered(world, 20, 16)
+        world.clock.now = 0.9
         await asyncio.sleep(0.15)
         assert not work.done()  # nobody is late yet
         assert world.pool.redispatched == 0
