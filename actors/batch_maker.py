@@ -12,8 +12,8 @@ from actors.evaluate import judge
 from actors.rollout_pool import RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
-from bi_ray.learning.groups import build_batch
-from bi_ray.learning.sampler import step_prompts
+from bi_ray.learning.groups import build_batch, refill
+from bi_ray.learning.sampler import refill_prompts, step_prompts
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for, version_metrics
 from bi_ray.problems import ProblemRow
@@ -40,7 +40,7 @@ class Made:
 
 
 class BatchMaker:
-    """Makes the batches of one arm.
+    """Makes the batches of one arm: so many groups, or with ``rl.dynamic_sampling`` so many that teach something.
 
     Args:
         config: the run.
@@ -64,12 +64,10 @@ class BatchMaker:
 
         Which queries, and with which random numbers, depends on the seeds and the step alone.
         """
-        rl = self.config.rl
         began = time.monotonic()
         along = asyncio.ensure_future(self.pool.generate(watched))
         try:
-            chosen = step_prompts(len(self.queries), rl.prompts_per_step, step, self.config.seeds.training)
-            judged, generated = await self._judged(step, [self.queries[i] for i in chosen])
+            judged, asked, rounds, generated = await self._rounds(step)
             others = [group for group in await along if isinstance(group, Group)]
         finally:
             along.cancel()
@@ -77,7 +75,8 @@ class BatchMaker:
         samples = [sample for group, _ in judged for sample in group.samples]
         tokens = sum(len(sample.tokens) for sample in samples)
         metrics |= {
-            "failed_groups": rl.prompts_per_step - len(judged),
+            "failed_groups": asked - len(judged),
+            "rounds": rounds,
             "generate_s": generated - began,
             "verify_s": time.monotonic() - generated,  # what is left when the last group is there
             "generated_tokens": tokens,
@@ -85,6 +84,21 @@ class BatchMaker:
             **version_metrics(samples, step),
         }
         return Made(batch, metrics, judged, others)
+
+    async def _rounds(self, step: int) -> tuple[list[Judged], int, int, float]:
+        """The groups of a step, of as many rounds as dynamic sampling asks for.
+
+        Returns:
+            them, the number of groups that were asked for, that of rounds, and when the last group was generated.
+        """
+        rl, seed, problems = self.config.rl, self.config.seeds.training, len(self.queries)
+        asked = step_prompts(problems, rl.prompts_per_step, step, seed)
+        judged, generated = await self._judged(step, [self.queries[i] for i in asked])
+        rounds = 1
+        while more := refill_prompts(problems, asked, refill(judged, rounds, rl), step, seed):
+            found, generated = await self._judged(step, [self.queries[i] for i in more])
+            judged, rounds, asked = judged + found, rounds + 1, asked + more
+        return judged, len(asked), rounds, generated
 
     async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], float]:
         """The groups of these queries that did not fail, with their verdicts, and when the last one was generated."""
