@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from actors.batch_maker import BatchMaker
 from actors.evaluate import evaluate, evaluation_requests, group_rows, judge
 from actors.influence_monitor import InfluenceMonitor
 from actors.readiness import ReadinessMeter
-from actors.rl_session import RLSession, SessionError
+from actors.rl_session import RLSession, Schedule, SessionError
 from actors.rollout_pool import RolloutPool, make_ray_pool
 from actors.validation import Validator
 from actors.verifier import VerifierClient
 from actors.weight_sync import announce
 from bi_ray.config import EvaluationConfig, RunConfig
-from bi_ray.learning.groups import build_batch
-from bi_ray.learning.sampler import step_prompts
 from bi_ray.learning.selection import describe_selection, reject
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, SamplingConfig, seed_for
+from bi_ray.policy.rollout import Group, PolicyVersion
 from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
-from bi_ray.verification import VerificationItem
 
 QUERIES = "queries.jsonl"
 
@@ -58,6 +55,8 @@ class Driver:
         self._monitor: InfluenceMonitor | None = None
         self._weights = base / WEIGHTS  # the file from which the engines have their policy
         self._progress: dict[str, Any] = {}
+        self._busy_s: dict[int, float] = {}  # of each engine, and
+        self._redispatched = 0  # groups, when they were last looked at
 
     async def start(self) -> dict[str, Any]:
         """Start the engines; returns the state of each."""
@@ -156,17 +155,24 @@ class Driver:
         self._monitor = await self._make_monitor(sft_policy, target, out) if target else None
         validator = Validator(self.config.rl, data, out, self._evaluate)
 
+        maker = BatchMaker(self.config, arm, queries, self.pool, self.verifier)
+        rl = self.config.rl
+
         async def make_batch(step: int) -> tuple[LearnerBatch, dict[str, Any]]:
-            return await self._make_batch(arm, step, queries)
+            return await self._make_batch(maker, step)
 
         async def sync(version: PolicyVersion, path: Path) -> None:
             if self._monitor and version.incarnation != self.version.incarnation:
                 self._monitor.go_back(version.step)
             self.version = version
-            await self._sync(version, path)
+            await self._sync(version, path, in_flight=rl.max_staleness > 0)
 
         def policy_of(step: int) -> Path:
             return (out / f"step_{step}" / "policy" if step else sft_policy) / WEIGHTS
+
+        def settled_first(step: int) -> bool:
+            validated = rl.validation is not None and rl.validation.is_due(step, rl.steps)
+            return validated or rl.is_checkpointed(step)
 
         self.session = RLSession(
             incarnation=self.version.incarnation,
@@ -174,12 +180,15 @@ class Driver:
             make_batch=make_batch,
             sync=sync,
             validate=validator.validate,
-            is_over=validator.is_over,
+            usage=self._usage,
             metrics_file=out / "metrics.jsonl",
+            schedule=Schedule(rl.steps, rl.max_staleness, settled_first, validator.is_over),
         )
 
     async def end_rl(self) -> None:
         """Close the RL session."""
+        if self.session:
+            await self.session.close()
         if self._monitor:
             await self._monitor.finish()
         self._monitor = self.session = None
@@ -217,47 +226,26 @@ class Driver:
         self.version = PolicyVersion(self.version.incarnation + 1, 0)
         await self._sync(self.version, path)
 
-    async def _sync(self, version: PolicyVersion, path: Path) -> None:
-        await self.pool.sync(announce(version, path))
+    async def _sync(self, version: PolicyVersion, path: Path, in_flight: bool = False) -> None:
+        await self.pool.sync(announce(version, path), in_flight)
         self._weights = path
 
-    async def _make_batch(
-        self, arm: str, step: int, queries: Sequence[ProblemRow]
-    ) -> tuple[LearnerBatch, dict[str, Any]]:
-        """Generate, verify and weigh the groups of a step with the policy that the engines hold."""
-        rl, seeds = self.config.rl, self.config.seeds
-        chosen = [queries[i] for i in step_prompts(len(queries), rl.prompts_per_step, step, seeds.training)]
-        sampling = SamplingConfig(
-            rl.samples_per_prompt, rl.temperature, rl.top_p, self.config.model.max_response_tokens
-        )
-        requests = [
-            GroupRequest(query.id, query.prompt_tokens, sampling, seed_for(seeds.sampling, arm, step, query.id))
-            for query in chosen
-        ]
-        began = time.monotonic()
-        watched = self._monitor.requests(self.version.step) if self._monitor else []
-        answers = await self.pool.generate([*requests, *watched])
-        generated = time.monotonic()
-        own = answers[: len(chosen)]
-        pairs = [(query, group) for query, group in zip(chosen, own, strict=True) if isinstance(group, Group)]
-        items = [
-            VerificationItem.of(query, sample.text, sample.truncated)
-            for query, group in pairs
-            for sample in group.samples
-        ]
-        verdicts = iter(await self.verifier.score(items))
-        judged = [(group, [next(verdicts) for _ in group.samples]) for _, group in pairs]
-        batch, metrics = build_batch(judged, self.config)
-        if self._monitor and watched:
-            target = [group for group in answers[len(chosen) :] if isinstance(group, Group)]
-            rows = group_rows(await judge(self.verifier, self._monitor.target, target))
-            self._monitor.begin(self.version, self._weights, group_rows(judged), rows)
-        tokens = sum(len(sample.tokens) for _, group in pairs for sample in group.samples)
-        metrics |= {
-            "failed_groups": len(own) - len(pairs),
-            "generate_s": generated - began,
-            "verify_s": time.monotonic() - generated,
-            "generated_tokens": tokens,
-            "tokens_per_s": tokens / max(1e-9, generated - began),
+    async def _make_batch(self, maker: BatchMaker, step: int) -> tuple[LearnerBatch, dict[str, Any]]:
+        """The batch of a step; where influence is watched, its target is sampled along and analysed."""
+        monitor = self._monitor
+        made = await maker.make(step, monitor.requests(self.version.step) if monitor else [])
+        if monitor and made.watched:
+            target = group_rows(await judge(self.verifier, monitor.target, made.watched))
+            monitor.begin(self.version, self._weights, group_rows(made.judged), target)
+        return made.batch, made.metrics
+
+    def _usage(self, step_s: float) -> dict[str, Any]:
+        """What the pool did since this was last asked: for which share of a step each engine had nothing to do."""
+        busy_s, redispatched = self.pool.busy_s(), self.pool.redispatched
+        shares = {
+            f"idle_share_engine_{number}": max(0.0, 1 - (busy - self._busy_s.get(number, 0.0)) / max(1e-9, step_s))
+            for number, busy in busy_s.items()
         }
-        return batch, metrics
+        row = shares | {"redispatched_groups": redispatched - self._redispatched}
+        self._busy_s, self._redispatched = busy_s, redispatched
+        return row

@@ -67,14 +67,27 @@ def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
     }
 
 
-async def replace_weights(engine: AsyncLLM, version: str, load: Callable[[], Awaitable[None]]) -> None:
-    """Finish what is running, load other weights, and go on with them under the stamp ``version``.
+async def replace_weights(
+    engine: AsyncLLM,
+    version: str,
+    load: Callable[[], Awaitable[None]],
+    in_flight: bool = False,
+    keep_cache: bool = False,
+) -> None:
+    """Load other weights, and go on with them under the stamp ``version``.
 
-    Requests that come in meanwhile wait and see the new weights only. The prefix cache is emptied when the engine has
-    drained. After an error of ``load`` the engine stays paused: its weights are unknown, and the caller ends it.
+    Requests that come in meanwhile wait and see the new weights only. After an error of ``load`` the engine stays
+    paused: its weights are unknown, and the caller ends it.
+
+    Args:
+        engine: it generates, or is idle.
+        version: of the new weights.
+        load: loads them.
+        in_flight: requests that run are frozen and go on under the new weights; else they are finished first.
+        keep_cache: keys and values stay what the old weights made them. Else all are dropped, and those of requests
+            that run are computed again, so that their next tokens are drawn from the new policy and no other.
     """
-    # "wait" drains: with "keep" a sample would go on under weights that did not begin it.
-    await engine.pause_generation(mode="wait", clear_cache=True)
+    await engine.pause_generation(mode="keep" if in_flight else "wait", clear_cache=not keep_cache)
     await load()
     await engine.update_weight_version(version)
     await engine.resume_generation()

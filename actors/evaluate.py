@@ -24,7 +24,7 @@ def evaluation_requests(
 
     The seeds depend on the sampling seed and the problem alone: every policy is evaluated with the same random numbers.
     """
-    greedy = SamplingConfig(samples=1, temperature=0.0, max_tokens=model.max_response_tokens)
+    greedy = SamplingConfig(samples=1, temperature=0.0, max_tokens=model.max_response_tokens, stop=model.stop)
     requests = [
         GroupRequest(f"{GREEDY}/{row.id}", row.prompt_tokens, greedy, seed_for(seed, "evaluation", row.id))
         for row in problems
@@ -34,6 +34,7 @@ def evaluation_requests(
             samples=evaluation.samples_per_prompt,
             temperature=evaluation.temperature,
             max_tokens=model.max_response_tokens,
+            stop=model.stop,
         )
         requests += [
             GroupRequest(f"{SAMPLED}/{row.id}", row.prompt_tokens, sampled, seed_for(seed, "evaluation", row.id))

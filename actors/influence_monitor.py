@@ -17,7 +17,7 @@ from typing import Any
 from actors.influence_analyzer import GroupRow
 from bi_ray.config import RunConfig
 from bi_ray.metrics import append_metrics, cut_metrics
-from bi_ray.policy.rollout import GroupRequest, PolicyVersion, SamplingConfig, seed_for
+from bi_ray.policy.rollout import GroupRequest, PolicyVersion, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,7 @@ class InfluenceMonitor:
             self.skipped += 1
             log.warning("influence: step %d is left out, the analysis before it still runs", step)
             return []
-        rl, limit = self.config.rl, self.config.model.max_response_tokens
-        sampling = SamplingConfig(rl.samples_per_prompt, rl.temperature, rl.top_p, limit)
+        sampling = rl_sampling(self.config)
         # The same random numbers at every step: a change of the reward is less noisy than the reward itself.
         return [
             GroupRequest(row.id, row.prompt_tokens, sampling, seed_for(self.config.seeds.sampling, "target", row.id))

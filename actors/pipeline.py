@@ -365,7 +365,8 @@ class Pipeline:
 
     def _limits(self) -> dict[str, Any]:
         model = self.config.model
-        return {"max_prompt_tokens": model.max_prompt_tokens, "max_response_tokens": model.max_response_tokens}
+        limits = {"max_prompt_tokens": model.max_prompt_tokens, "max_response_tokens": model.max_response_tokens}
+        return limits | ({"stop": list(model.stop)} if model.stop else {})
 
     def _path(self, artefact: str) -> Path:
         return self.run_directory.path / artefact

@@ -16,7 +16,7 @@ from actors.rollout_pool import RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.policy.rollout import Group, GroupRequest, SamplingConfig, seed_for
+from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
 from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
 from bi_ray.readiness.realised import mean_and_error, realised_change
@@ -142,8 +142,7 @@ class ReadinessMeter:
 
     async def sample(self, problems: Sequence[ProblemRow], seed: str, samples: int) -> list[dict[str, Any]]:
         """Samples of each problem at RL's temperature, from the policy that the engines hold: ``group_rows``."""
-        rl, limit = self.config.rl, self.config.model.max_response_tokens
-        sampling = SamplingConfig(samples, rl.temperature, rl.top_p, limit)
+        sampling = rl_sampling(self.config, samples)
         requests = [
             GroupRequest(row.id, row.prompt_tokens, sampling, seed_for(self.config.seeds.sampling, seed, row.id))
             for row in problems

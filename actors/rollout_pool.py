@@ -2,7 +2,8 @@
 
 Work goes to the HEALTHY worker with the fewest sequences outstanding, at most ``max_sequences`` at a time; the rest
 waits here, first come, first served. What a worker fails to answer is asked again elsewhere; what a request itself does
-wrong is not. Results keep the order of the requests and, the seeds being in them, do not depend on who answered.
+wrong is not. A group that takes much longer than those it came with runs a second time on another worker, and the first
+answer counts. Results keep the order of the requests and, the seeds being in them, do not depend on who answered.
 
 One lock separates syncs from changes of membership: a new worker is admitted between two syncs, with current weights.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import statistics
 import time
 import uuid
 from collections import Counter, deque
@@ -71,6 +73,8 @@ class _Member:
     version: PolicyVersion | None = None
     outstanding: int = 0  # sequences
     generated_tokens: int = 0
+    busy_s: float = 0.0  # with anything outstanding, up to `busy_since` if that is set
+    busy_since: float | None = None
     restarts: int = 0
     task: asyncio.Task[None] | None = None  # brings the worker up, or drains it
 
@@ -86,6 +90,34 @@ class _Waiting:
     samples: int
     avoid: frozenset[int]
     member: asyncio.Future[_Member]
+    only_others: bool = False  # rather none than one of those
+
+
+@dataclass(eq=False, slots=True)
+class _Race:
+    """The groups of one ``generate``: how long those took that are finished.
+
+    Attributes:
+        groups: how many they are.
+        took_s: of each that is finished, from when a worker had it.
+    """
+
+    groups: int
+    took_s: list[float] = field(default_factory=list)
+
+    def limit_s(self, factor: float, least_s: float) -> float | None:
+        """How long a group may take before it is late; None while fewer than half of them are finished."""
+        if 2 * len(self.took_s) < self.groups:
+            return None
+        return max(least_s, factor * statistics.median(self.took_s))
+
+
+@dataclass(eq=False, slots=True)
+class _Run:
+    """One copy of a group: which worker has it, and since when."""
+
+    member: _Member | None = None
+    began: float = 0.0
 
 
 class RolloutPool:
@@ -108,6 +140,7 @@ class RolloutPool:
         self.config = config
         self.version = INITIAL_VERSION
         self.failures: Counter[str] = Counter()
+        self.redispatched = 0  # groups that were asked for a second time because the first took long
         self._make_worker = make_worker
         self._clock = clock
         self._files = files
@@ -275,11 +308,12 @@ class RolloutPool:
 
     # Weights
 
-    async def sync(self, announcement: Announcement) -> None:
-        """Bring every worker in service to the announced weights. What is in work is finished first, in that time.
+    async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
+        """Bring every worker in service to the announced weights.
 
-        A worker that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just
-        coming up take the version before they are given work.
+        What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new weights. A worker
+        that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just coming up
+        take the version before they are given work.
 
         Raises:
             PoolError: the version is older than the current one, or no worker took it.
@@ -290,7 +324,7 @@ class RolloutPool:
             self._announcement, self.version = announcement, announcement.version
             members = [member for member in self._members if member.state in _IN_SERVICE]
             taken = await asyncio.gather(
-                *(self._sync_member(member, announcement.for_worker(i)) for i, member in enumerate(members))
+                *(self._sync_member(member, announcement.for_worker(i), in_flight) for i, member in enumerate(members))
             )
             if not any(taken) and (members or not self._members):
                 raise PoolError(
@@ -300,11 +334,11 @@ class RolloutPool:
             if self._files is not None:
                 await self._files.release(announcement)
 
-    async def _sync_member(self, member: _Member, announcement: Announcement) -> bool:
+    async def _sync_member(self, member: _Member, announcement: Announcement, in_flight: bool) -> bool:
         handle = member.handle
         try:
             async with asyncio.timeout(self.config.sync_timeout_s):
-                await self._or_lost(member, handle.sync(announcement))
+                await self._or_lost(member, handle.sync(announcement, in_flight))
         except Exception as error:  # whatever it was, the weights of this worker are unknown
             if member.handle is handle and member.state in _IN_SERVICE:
                 self._lose(member, "sync", error)
@@ -331,24 +365,70 @@ class RolloutPool:
         Raises:
             PoolError: there is no worker left and none could be started.
         """
-        tasks = [asyncio.create_task(self._answer(request, on_group)) for request in requests]
+        race = _Race(len(requests))
+        tasks = [asyncio.create_task(self._answer(request, race, on_group)) for request in requests]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _answer(self, request: GroupRequest, on_group: Callable[[Group], None] | None) -> Group | FailedGroup:
-        avoid: frozenset[int] = frozenset()
+    async def _answer(
+        self, request: GroupRequest, race: _Race, on_group: Callable[[Group], None] | None
+    ) -> Group | FailedGroup:
+        run = _Run()
+        first = asyncio.create_task(self._attempts(request, run))
+        copies = {first}
+        try:
+            if await self._is_late(first, run, race):
+                self.redispatched += 1
+                assert run.member is not None
+                log.info("group %s takes long on worker %d; another one is asked", request.key, run.member.number)
+                copies.add(asyncio.create_task(self._attempts(request, _Run(), run.member)))
+            answer = await _first_group(copies)
+        finally:
+            for copy in copies:
+                copy.cancel()
+        if isinstance(answer, Group):
+            race.took_s.append(self._clock() - run.began)
+            if on_group is not None:
+                on_group(answer)
+        else:
+            self.failures[answer.kind] += 1
+        return answer
+
+    async def _is_late(self, first: asyncio.Task[Any], run: _Run, race: _Race) -> bool:
+        """Wait until a copy is finished, or has taken too long while another worker could do it."""
+        factor, least_s = self.config.redispatch_factor, self.config.redispatch_least_s
+        if factor is None:
+            await asyncio.wait({first})
+        while not first.done():
+            limit_s = race.limit_s(factor or 1.0, least_s)
+            out_s = self._clock() - run.began if run.member else 0.0
+            if limit_s is not None and out_s > limit_s and self._other_has_room(run.member):
+                return True
+            await asyncio.wait({first}, timeout=least_s / 10)
+        return False
+
+    def _other_has_room(self, member: _Member | None) -> bool:
+        """Whether a worker other than this one could begin at once."""
+        return not self._waiting and any(other is not member for other in self._free(self._serving()))
+
+    async def _attempts(
+        self, request: GroupRequest, run: _Run, other_than: _Member | None = None
+    ) -> Group | FailedGroup:
+        """Ask workers for a group, as often as the config allows."""
+        avoid = frozenset({other_than.number} if other_than else ())
         reason = ""
         for _ in range(self.config.group_attempts):
-            member = await self._acquire(request.sampling.samples, avoid)
+            run.member = None
+            member = await self._acquire(request.sampling.samples, avoid, only_others=other_than is not None)
             handle = member.handle
+            run.member, run.began = member, self._clock()
             try:
                 async with asyncio.timeout(self.config.generate_timeout_s):
                     group = await self._or_lost(member, handle.generate(request))
             except RequestError as error:
-                self.failures["data"] += 1
                 return FailedGroup(request.key, "data", str(error))
             except Exception as error:  # anything else is the worker's fault, not the request's
                 reason = f"worker {member.number}: {_name(error)}"
@@ -357,12 +437,9 @@ class RolloutPool:
                     self._blame(member, error)
             else:
                 member.generated_tokens += sum(len(sample.tokens) for sample in group.samples)
-                if on_group is not None:
-                    on_group(group)
                 return group
             finally:
                 self._release(member, request.sampling.samples)
-        self.failures["infrastructure"] += 1
         return FailedGroup(request.key, "infrastructure", f"given up after {self.config.group_attempts}; {reason}")
 
     def _blame(self, member: _Member, error: Exception) -> None:
@@ -385,11 +462,11 @@ class RolloutPool:
             answer.cancel()
             lost.cancel()
 
-    async def _acquire(self, samples: int, avoid: frozenset[int]) -> _Member:
+    async def _acquire(self, samples: int, avoid: frozenset[int], only_others: bool = False) -> _Member:
         """Wait for a worker with room; its room is taken when this returns."""
         if not self._members:
             raise PoolError("the pool has no rollout worker; start it first, or see the log for why they ended")
-        waiting = _Waiting(samples, avoid, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(samples, avoid, asyncio.get_running_loop().create_future(), only_others)
         self._waiting.append(waiting)
         self._dispatch()
         try:
@@ -401,6 +478,9 @@ class RolloutPool:
 
     def _release(self, member: _Member, samples: int) -> None:
         member.outstanding -= samples
+        if not member.outstanding and member.busy_since is not None:
+            member.busy_s += self._clock() - member.busy_since
+            member.busy_since = None
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -411,12 +491,14 @@ class RolloutPool:
             if waiting.member.done():  # its caller was cancelled
                 continue
             willing = [member for member in self._serving() if member.number not in waiting.avoid]
-            free = self._free(willing or self._serving())
+            free = self._free(willing if willing or waiting.only_others else self._serving())
             if not free:
                 held_back.append(waiting)
                 continue
             member = min(free, key=lambda member: (member.outstanding, member.number))
             member.outstanding += waiting.samples
+            if member.busy_since is None:
+                member.busy_since = self._clock()
             waiting.member.set_result(member)
         self._waiting.extendleft(reversed(held_back))
 
@@ -473,14 +555,34 @@ class RolloutPool:
         self.failures[kind] += 1
         log.warning("rollout worker %d, %s failure: %s", member.number, kind, _name(error))
 
+    def busy_s(self) -> dict[int, float]:
+        """For how long each worker had anything to do since it was added, in seconds, by its number."""
+        now = self._clock()
+        return {
+            member.number: member.busy_s + (0.0 if member.busy_since is None else now - member.busy_since)
+            for member in self._members
+        }
+
     def status(self) -> dict[str, Any]:
         """State of the pool in plain values: one row per worker, failures by kind, groups that wait for a worker."""
         return {
             "version": str(self.version),
             "waiting": len(self._waiting),
             "failures": dict(self.failures),
+            "redispatched": self.redispatched,
             "workers": [_row(member) for member in self._members],
         }
+
+
+async def _first_group(copies: set[asyncio.Task[Group | FailedGroup]]) -> Group | FailedGroup:
+    """The first answer that is a group; where none is, the last failure."""
+    left: set[asyncio.Task[Group | FailedGroup]] = set(copies)
+    while True:
+        done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+        answers = [task.result() for task in done]
+        groups = [answer for answer in answers if isinstance(answer, Group)]
+        if groups or not left:
+            return (groups or answers)[0]
 
 
 def _row(member: _Member) -> dict[str, Any]:

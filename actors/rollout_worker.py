@@ -1,7 +1,7 @@
 """One vLLM engine: the class that owns it, and the Ray actor around that class as the pool sees it.
 
-The engine runs in a process of its own that vLLM spawns, so the actor answers pings while the engine computes. vLLM is
-imported when the engine starts: the pool, which needs only the names of this module, stays light.
+The engine runs in a process of its own that vLLM spawns; it answers a ping between two steps. vLLM is imported when
+the engine starts: the pool, which needs only the names of this module, stays light.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from actors.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
 from actors.weight_sync import Announcement, make_weight_sync, parse_version
 from bi_ray.config import ModelConfig, RolloutConfig
-from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample
+from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, VersionSpan
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput, RequestOutput
@@ -64,8 +64,8 @@ class WorkerHandle(Protocol):
     async def generate(self, request: GroupRequest) -> Group:
         """Sample a group; raises ``RequestError`` where the request is at fault. Cancelling ends the work."""
 
-    async def sync(self, announcement: Announcement) -> None:
-        """Finish what is running, then take over the announced weights."""
+    async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
+        """Take over the announced weights; what is running goes on with them, or is finished first."""
 
     async def ping(self) -> Ping:
         """Give a sign of life."""
@@ -93,6 +93,8 @@ class RolloutWorker:
         self._weights = make_weight_sync(rollout, copies)
         self._engine: AsyncLLM | None = None
         self._requests = 0
+        self._open = asyncio.Event()  # new requests may go to the engine
+        self._open.set()
 
     async def start(self) -> WorkerInfo:
         """Build the engine, generate once to warm it, and say where everything runs.
@@ -135,6 +137,8 @@ class RolloutWorker:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 seed=request.seed,
+                stop=list(sampling.stop),
+                include_stop_str_in_output=True,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
                 skip_special_tokens=False,  # the text is what was said; the end token is left out all the same
@@ -158,28 +162,33 @@ class RolloutWorker:
         from vllm.sampling_params import RequestOutputKind
 
         params.output_kind = RequestOutputKind.FINAL_ONLY
+        await self._open.wait()
         self._requests += 1
-        name = f"request-{self._requests}"
-        outputs = [part async for part in self._running().generate({"prompt_token_ids": tokens}, params, name)]
-        return outputs[-1]
+        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
+        if self.rollout.keep_cache_in_flight:  # nor may a prompt find keys and values that other weights made
+            prompt["cache_salt"] = str(self.version)
+        running = self._running().generate(prompt, params, f"request-{self._requests}")  # type: ignore[arg-type]
+        return [part async for part in running][-1]
 
     def _sample(self, output: CompletionOutput) -> Sample:
-        """A response; one that spans two versions counts for the older one."""
-        spans = output.weight_versions or []
+        spans = tuple(
+            VersionSpan(parse_version(span.version), span.end - span.start) for span in output.weight_versions or []
+        )
         assert output.logprobs is not None
         return Sample(
             tokens=list(output.token_ids),
             logprobs=list(output.logprobs.logprobs),  # type: ignore[union-attr]
             text=output.text,
             truncated=output.finish_reason == "length",
-            version=min((parse_version(span.version) for span in spans), default=self.version),
+            version=min((span.version for span in spans), default=self.version),
+            spans=spans,
         )
 
-    async def sync(self, announcement: Announcement) -> None:
-        """Finish what is running, take over the announced weights, and go on with them.
+    async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
+        """Take over the announced weights, and go on with them.
 
-        Requests that come in meanwhile wait and see the new weights only. The prefix cache is emptied when the engine
-        has drained. After an error the engine stays paused: its weights are unknown, so the caller ends this worker.
+        What is running goes on with them, or is finished first. Requests that come in meanwhile wait and see the new
+        weights only. After an error the engine stays paused: its weights are unknown, so the caller ends this worker.
 
         Raises:
             WeightSyncError: the weights could not be loaded.
@@ -189,11 +198,14 @@ class RolloutWorker:
         async def load() -> None:
             await self._weights.load(engine, announcement, self.rollout.sync_timeout_s)
 
-        await replace_weights(engine, str(announcement.version), load)
+        keep_cache = in_flight and self.rollout.keep_cache_in_flight
+        self._open.clear()
+        await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
         self.version = announcement.version
+        self._open.set()
 
     async def ping(self) -> Ping:
-        """A sign of life.
+        """A sign of life, of the engine's process too: one that is stopped or hangs gives none.
 
         Raises:
             WorkerLost: the engine is gone.
@@ -201,6 +213,7 @@ class RolloutWorker:
         engine = self._running()
         if engine.errored:
             raise WorkerLost("the engine's process ended")
+        await engine.collective_rpc("engine_pid")
         return Ping(self.version, engine.get_num_unfinished_requests())
 
     async def close(self) -> None:
@@ -238,9 +251,9 @@ class RayWorker:
         """See ``WorkerHandle``."""
         return await _await(self._actor.generate.remote(request))
 
-    async def sync(self, announcement: Announcement) -> None:
+    async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """See ``WorkerHandle``."""
-        await _await(self._actor.sync.remote(announcement))
+        await _await(self._actor.sync.remote(announcement, in_flight))
 
     async def ping(self) -> Ping:
         """See ``WorkerHandle``."""

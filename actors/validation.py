@@ -60,6 +60,8 @@ class Validator:
 
     def is_over(self, step: int) -> bool:
         """Whether RL ends with ``step``, before its last one: the patience is at its end."""
+        if self._config.validation is None or self._config.validation.patience is None:
+            return False
         rows = read_metrics(self._out / "metrics.jsonl")
         last = stops_after(scores_of(rows, self._config.validation), self._config.validation)
         return last is not None and step >= last

@@ -38,6 +38,7 @@ class VerifierClient:
         # It asks for no CPU: it works while the engines wait.
         actor = ray.remote(Verifier).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
         self.handle: Any = actor.remote(task, config.verifier, config.rl.format_reward)
+        self._one_call = asyncio.Lock()  # what ends the process over one batch must not hit another
 
     def close(self) -> None:
         """End the actor."""
@@ -73,6 +74,10 @@ class VerifierClient:
         Raises:
             VerifierUnavailable: see ``ready``.
         """
+        async with self._one_call:
+            return await self._score(items)
+
+    async def _score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         try:
             return await self._within(self.config.batch_timeout_s, self.handle.score.remote(list(items)))
         except TimeoutError:

@@ -130,6 +130,7 @@ class ModelConfig(Config):
     path: str = "models/tiny-base"  # a directory with safetensors and a tokenizer, seen from the project's root
     max_prompt_tokens: Positive = 512
     max_response_tokens: Positive = 512
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # strings that end a response, and stay in it
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
@@ -151,6 +152,11 @@ class RolloutConfig(Config):
     max_sequences: Positive = 128  # that one engine decodes at a time
     enforce_eager: bool = True  # compilation takes minutes on a CPU
     group_attempts: Positive = 3  # before a group that meets infrastructure failures is given up
+    # A group that takes this many times as long as the median of those finished with it runs a second time on another
+    # worker with room, if it is out for `redispatch_least_s`; the first answer counts. None: never.
+    redispatch_factor: Annotated[float, Field(ge=1)] | None = 3.0
+    redispatch_least_s: Seconds = 10
+    keep_cache_in_flight: bool = False  # a swap in flight keeps the keys and values that the old weights made
     start_timeout_s: Seconds = 300
     sync_timeout_s: Seconds = 120
     generate_timeout_s: Seconds = 600
@@ -282,6 +288,15 @@ class RunConfig(Config):
         absent = sorted(wanted - set(self.task.sets))
         if absent:
             raise ValueError(f"task.sets lacks {', '.join(absent)}")
+        return self
+
+    @model_validator(mode="after")
+    def _influence_is_of_one_policy(self) -> Self:
+        if self.rl.max_staleness and self.readiness.queries and self.readiness.every_rl_steps:
+            raise ValueError(
+                "readiness.every_rl_steps measures rollouts of one policy, and with rl.max_staleness > 0 several make "
+                "a batch; set one of the two to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -108,6 +108,9 @@ class RLConfig(AlgorithmConfig):
     steps: Positive = 200
     prompts_per_step: Positive = 32
     samples_per_prompt: Annotated[int, Field(ge=2)] = 8
+    # 0: every batch is made by the policy that it trains. S > 0: engines and learners work at the same time, weights
+    # are swapped in flight, and no token is made by a policy more than S steps older than the one that it trains.
+    max_staleness: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)

@@ -51,7 +51,6 @@ METRICS = {
         "importance_cut_share": "share of tokens whose importance weight was cut",
         "grad_norm": "norm of the gradient",
         "weight_norm": "norm of the weights",
-        "effective_sample_share": "effective sample size of the importance weights, share",
         "loss": "loss",
         "learning_rate": "learning rate",
         "step_s": "seconds per step",

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.rl_session import RLSession, SessionError
+from actors.rl_session import RLSession, Schedule, SessionError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
+
+SYNCHRONOUS = Schedule(steps=100)
 
 
 class Recorder:
@@ -35,14 +37,16 @@ class Recorder:
         return {"validation/val/greedy": 0.5} if step in self.validated else {}
 
 
-def session(recorder, folder, incarnation=0):
+def session(recorder, folder, incarnation=0, schedule=SYNCHRONOUS):
     return RLSession(
         incarnation=incarnation,
         policy_of=lambda step: Path(f"policy_{step}"),
         make_batch=recorder.make_batch,
         sync=recorder.sync,
         validate=recorder.validate,
+        usage=lambda step_s: {"engines": "busy"},
         metrics_file=folder / "metrics.jsonl",
+        schedule=schedule,
     )
 
 
@@ -64,7 +68,7 @@ def test_every_rank_gets_one_batch_and_a_published_step_gets_one_row(tmp_path):
         await rl.publish(incarnation, 1, Path("one"), {"loss": 2.0})
         await rl.lease(2, incarnation)
         await rl.publish(incarnation, 2, Path("two"), {"loss": 1.0})
-        assert recorder.made == [1, 2]
+        assert recorder.made == [1, 2, 3]  # the next begins at once
         assert recorder.synced == [((1, 0), "policy_0"), ((1, 1), "one"), ((1, 2), "two")]
         assert [(row["step"], row["reward"], row["loss"]) for row in rows(tmp_path)] == [(1, 0.1, 2.0), (2, 0.2, 1.0)]
         assert [row.get("validation/val/greedy") for row in rows(tmp_path)] == [None, 0.5]
@@ -82,8 +86,9 @@ def test_step_0_is_validated_once_per_beginning_and_an_end_ends_the_leases(tmp_p
             make_batch=recorder.make_batch,
             sync=recorder.sync,
             validate=recorder.validate,
+            usage=lambda seconds: {},
             metrics_file=tmp_path / "metrics.jsonl",
-            is_over=lambda step: step >= 2,
+            schedule=Schedule(steps=10, is_over=lambda step: step >= 2),
         )
         for _ in range(2):  # a group that starts again before its first checkpoint
             incarnation = await rl.join(0)
@@ -119,7 +124,8 @@ def test_learners_that_come_back_get_the_same_batches_and_the_engines_go_back_fi
         await rl.publish(new, 2, Path("2"), {})
         assert await rl.lease(3, new) is kept[2]
         await rl.publish(new, 3, Path("3"), {})
-        assert recorder.made == [1, 2, 3]  # nothing was generated twice
+        await asyncio.sleep(0)
+        assert recorder.made == [1, 2, 3, 4]  # nothing was generated twice
         assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
 
     run(scenario())

@@ -41,6 +41,7 @@ class Worker:
         self.number, self.twists = number, twists
         self.version = PolicyVersion(0, 0)
         self.served: list[str] = []
+        self.swaps: list[bool] = []
         self.most = self.running = 0
         self.killed = self.closed = False
 
@@ -66,7 +67,8 @@ class Worker:
         samples = [Sample([request.seed + j], [0.0], "", False, self.version) for j in range(request.sampling.samples)]
         return Group(request.key, request.prompt_tokens, samples)
 
-    async def sync(self, announcement):
+    async def sync(self, announcement, in_flight=False):
+        self.swaps.append(in_flight)
         await self._twist("sync")
         self.version = announcement.version
 
@@ -466,6 +468,123 @@ def test_a_cancelled_generate_leaves_no_work_behind():
         status = world.pool.status()
         assert [row["outstanding"] for row in status["workers"]] == [0, 0]
         assert [worker.running for worker in world.workers] == [0, 0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+EAGER = CONFIG.model_copy(update={"redispatch_factor": 3.0, "redispatch_least_s": 1.0})
+
+
+async def _answered(world: World, count: int, least: int) -> asyncio.Task:
+    """A generate of which all but those of a stuck worker are answered; then a long time passes."""
+    work = asyncio.create_task(world.pool.generate(requests(count)))
+    await world.until(lambda: sum(len(worker.served) for worker in world.workers) >= least)
+    await asyncio.sleep(0.01)
+    return work
+
+
+def test_a_slow_worker_does_not_hold_the_batch():
+    async def scenario():
+        world = World({0: {"generate": hang}}, EAGER)
+        await world.pool.start(2)
+        work = await _answered(world, 20, 16)
+        world.clock.now = 0.9
+        await asyncio.sleep(0.15)
+        assert not work.done()  # nobody is late yet
+        assert world.pool.redispatched == 0
+        world.clock.now = 1.5
+        assert seeds(await work) == EXPECTED[:20]
+        status = world.pool.status()
+        assert status["redispatched"] == 4
+        assert status["failures"] == {}
+        assert world.states() == ["healthy", "healthy"]
+        await asyncio.sleep(0.02)
+        assert [row["outstanding"] for row in world.pool.status()["workers"]] == [0, 0]
+        assert world.workers[0].running == 0  # the copies that lost are cancelled
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_the_first_answer_wins_even_if_it_is_the_late_one():
+    async def scenario():
+        gate = asyncio.Event()
+        calls = []
+
+        async def slow_after_the_first_batch():
+            calls.append(1)
+            if len(calls) > 4:
+                await asyncio.sleep(1000)
+
+        world = World({0: {"generate": gate.wait}, 1: {"generate": slow_after_the_first_batch}}, EAGER)
+        await world.pool.start(2)
+        finished = []
+        work = asyncio.create_task(world.pool.generate(requests(8), lambda group: finished.append(group.key)))
+        await world.until(lambda: len(world.workers[1].served) == 4)
+        await asyncio.sleep(0.01)
+        world.clock.now = 1.5
+        await world.until(lambda: world.pool.redispatched == 4)
+        gate.set()
+        assert seeds(await work) == EXPECTED[:8]
+        assert sorted(finished) == sorted(f"q{i}" for i in range(8))  # each once
+        await asyncio.sleep(0.02)
+        assert [worker.running for worker in world.workers] == [0, 0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_no_second_copy_without_another_worker_or_where_it_is_switched_off():
+    async def scenario(config, workers, twists):
+        world = World(twists, config)
+        await world.pool.start(workers)
+        work = await _answered(world, 8, 4)
+        world.clock.now = 100.0
+        await asyncio.sleep(0.2)
+        assert not work.done()
+        assert world.pool.redispatched == 0
+        work.cancel()
+        await world.pool.close()
+
+    stuck = {0: {"generate": hang}}
+    run(scenario(EAGER.model_copy(update={"redispatch_factor": None}), 2, stuck))
+    calls = []
+
+    async def half():
+        calls.append(1)
+        if len(calls) > 4:
+            await hang()
+
+    run(scenario(EAGER, 1, {0: {"generate": half}}))
+
+
+def test_the_time_that_a_worker_had_work_is_counted():
+    async def scenario():
+        gate = asyncio.Event()
+        world = World({0: {"generate": gate.wait}})
+        await world.pool.start(2)
+        work = asyncio.create_task(world.pool.generate(requests(2)))
+        await world.until(lambda: len(world.workers[1].served) == 1)
+        await asyncio.sleep(0.01)
+        world.clock.now = 2.0
+        assert list(world.pool.busy_s().values()) == [2.0, 0.0]
+        gate.set()
+        await work
+        world.clock.now = 5.0
+        assert list(world.pool.busy_s().values()) == [2.0, 0.0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_workers_are_told_whether_to_finish_their_work_before_a_sync(in_flight):
+    async def scenario():
+        world = World()
+        await world.pool.start(2)
+        await world.pool.sync(announcement(V1), in_flight)
+        assert [worker.swaps for worker in world.workers] == [[in_flight], [in_flight]]
         await world.pool.close()
 
     run(scenario())

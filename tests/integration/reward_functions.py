@@ -29,3 +29,8 @@ def ends_the_process(question: str, answer: str, response: str) -> float:
     if "guilty" in response:
         os._exit(1)
     return 0.5
+
+
+def even(question: str, answer: str, response: str) -> float:
+    """Something that a model without any skill gets right half of the time."""
+    return float(len(response) % 2 == 0)
