@@ -4,10 +4,11 @@
 
 Counted are problems whose values are all within the limits, as a graph and as text; in CPU seconds of this process, so
 that what else the machine does matters little. Beside it, with the draws that fall into another set (the set sft owns
-a fifth of all hashes). Injection is the plan, its text, and the checker on every line of it; its ratio is against
-generation with the split, which is what a data set costs, and against generation without. Five rounds, medians. The
-authors' generator makes 375 problems a second at 15 to 20 operations, and 75 at 25. Ends with lines RATE <task>
-<problems a second> and RATIO inject_<task> <ratio>.
+a fifth of all hashes). A demonstration is the plan, its text, and the checker on every line of it, vanilla or with
+behaviours. What the behaviours cost, (injected - vanilla) / (drawn + vanilla), is against a problem with its solution,
+which is what the authors' generator makes: 375 a second at 15 to 20 operations, and 75 at 25. The further ratios are of
+whole injected demonstrations to that, to bare problems, and to those of a set. Five rounds, medians. Ends with lines
+RATE <task> <problems a second>.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ BEHAVIORS = RecipeConfig(
         for name, probability in (("reflection", 0.1), ("analysis", 0.3), ("subgoal", 1.0))
     ]
 )
+RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
+    "behaviours/demonstrated": lambda one: (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"]),
+    "injected/demonstrated": lambda one: one["injected"] / (one["drawn"] + one["vanilla"]),
+    "injected/drawn": lambda one: one["injected"] / one["drawn"],
+    "injected/in_set": lambda one: one["injected"] / one["in set"],
+}
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -48,9 +55,9 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list[float]]:
-    """Seconds a problem, of every round: drawing alone, problems of a set, injection."""
-    recipe = Recipe(BEHAVIORS, seed=0)
-    found: dict[str, list[float]] = {"drawn": [], "in set": [], "injected": []}
+    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and with behaviours."""
+    recipes = Recipe(RecipeConfig(), seed=0), Recipe(BEHAVIORS, seed=0)
+    found: dict[str, list[float]] = {"drawn": [], "in set": [], "vanilla": [], "injected": []}
     for number in range(ROUNDS + 1):  # the first round warms up
         task = build_task(config, seed=number)
         rng = random.Random(f"{name}/{number}")
@@ -62,33 +69,29 @@ def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list
 
         drawn, _ = seconds(draw)
         in_set, problems = seconds(lambda task=task: [task.problem("sft", index) for index in range(PROBLEMS)])
-        injected, _ = seconds(lambda task=task, problems=problems: [recipe.demonstrate(task, one) for one in problems])
+        demonstrated = [
+            seconds(lambda recipe=recipe: [recipe.demonstrate(task, one) for one in problems])[0]  # noqa: B023
+            for recipe in recipes
+        ]
         if number:
-            for key, took in zip(found, (drawn, in_set, injected), strict=True):
+            for key, took in zip(found, (drawn, in_set, *demonstrated), strict=True):
                 found[key].append(took / PROBLEMS)
     return found
 
 
 def main() -> None:
-    """Print the rates."""
+    """Print the ratios and rates."""
     lines: list[str] = []
     for name, config in TASKS.items():
         found = measure(name, config)
-        drawn, in_set, injected = (statistics.median(times) for times in found.values())
-        print(
-            f"{name:20s} {1e6 * drawn:.0f} us drawn, {1e6 * in_set:.0f} us in a set, {1e6 * injected:.0f} us injected"
-        )
-        lines.append(f"RATE {name} {1 / drawn:.0f}")
-        lines.append(f"RATE {name}_in_set {1 / in_set:.0f}")
-        lines.append(f"RATIO inject_{name} {statistics.median(map(_over, found['injected'], found['in set'])):.2f}")
-        lines.append(
-            f"RATIO inject_{name}_unsplit {statistics.median(map(_over, found['injected'], found['drawn'])):.2f}"
-        )
+        rounds = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
+        times = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        print(f"{name:20s} {', '.join(f'{1e6 * took:.0f} us {key}' for key, took in times.items())}")
+        for what, ratio in RATIOS.items():
+            print(f"RATIO {name} {what} {statistics.median(map(ratio, rounds)):.2f}")
+        lines.append(f"RATE {name} {1 / times['drawn']:.0f}")
+        lines.append(f"RATE {name}_in_set {1 / times['in set']:.0f}")
     print("\n".join(lines))
-
-
-def _over(a: float, b: float) -> float:
-    return a / b
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from bi_ray.tasks.registry import build_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 _BEHAVIOURS = pa.list_(pa.struct([("behaviour", pa.string()), ("lines", pa.int64())]))
 _GRADE_SCHEMA = pa.schema(
@@ -82,6 +84,7 @@ def inject(
     tokenizer: str | Path | None = None,
     strict: bool = False,
     rejects: Rejects | None = None,
+    processes: int = 1,
 ) -> Dataset:
     """Demonstrations with behaviours in them, each recomputed line by line before it is given back.
 
@@ -97,6 +100,7 @@ def inject(
         tokenizer: directory of one, for recipes with filler or a token budget.
         strict: whether the first bad row is an error; else it is left out, with a warning at the end.
         rejects: takes what was left out, without a warning; its own ``strict`` counts then.
+        processes: how many inject, where no ``extractor`` is given; see ``generate``.
 
     Returns:
         Columns id, question, answer, response, spans (start, end, behaviour: characters of the response) and graph;
@@ -112,7 +116,7 @@ def inject(
     rows = list(
         inject_rows(
             _numbered(dataset, left_out), worder, wanted, seed, left_out, extractor,
-            token_counter(tokenizer) if tokenizer else None,
+            token_counter(tokenizer) if tokenizer else None, processes,
         )
     )  # fmt: skip
     _warn(left_out, rejects)
@@ -122,14 +126,17 @@ def inject(
 
 
 def token_counter(tokenizer: str | Path) -> CountTokens:
-    """Counts the tokens of a text with the tokenizer of a directory."""
+    """Counts the tokens of a text with the tokenizer of a directory; other processes can be given it."""
     from bi_ray.policy.checkpoint import load_tokenizer
 
     try:
-        encode = load_tokenizer(str(tokenizer)).encode
+        return partial(_count_tokens, load_tokenizer(str(tokenizer)))
     except ValueError as error:
         raise ConfigError(f"tokenizer {tokenizer}: {error}") from error
-    return lambda text: len(encode(text, add_special_tokens=False))
+
+
+def _count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def check(

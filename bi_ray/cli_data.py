@@ -99,6 +99,10 @@ def inject(
     ] = None,
     seed: Annotated[int, typer.Option(help="What is injected into a row depends on it and the row's id")] = 0,
     strict: Strict = False,
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="How many inject (free text: one); the files do not depend on it"),
+    ] = 1,
     export: AsFormat = "arrow",
 ) -> None:
     """Turn rows into demonstrations with behaviours in them, each proven right before it is written."""
@@ -124,7 +128,8 @@ def inject(
             task = task_of(run, source)
             prompt = task.system_prompt
         count_tokens = token_counter(tokenizer) if tokenizer else None
-        rows = inject_rows(rows_of(source, rejects), task, wanted, seed, rejects, extractor, count_tokens)
+        read = rows_of(source, rejects)
+        rows = inject_rows(read, task, wanted, seed, rejects, extractor, count_tokens, processes)
         with _written_to(out):
             manifest = write_injected(rows, rejects, source, out, prompt, run, about, export, show)
     rates = ", ".join(f"{n:.2f} {name}" for name, n in manifest.get("behaviours_per_row", {}).items())

@@ -11,8 +11,8 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from multiprocessing import get_context, parent_process
@@ -27,6 +27,7 @@ from bi_ray.tasks.base import FiniteTask, Problem, Task
 from bi_ray.tasks.registry import build_task
 
 T = TypeVar("T")
+Job = TypeVar("Job")
 Row = dict[str, Any]
 Numbered = Generator[tuple[int, Row], None, None]
 _ITEMS_PER_CALL = 64  # that a process makes at a time
@@ -35,28 +36,38 @@ _RECENT = 4096  # hashes kept in a set before they join the sorted ones
 
 
 class Seen:
-    """Hashes met so far, for a million problems in 8 MB: a sorted array, and a small set of the newest ones."""
+    """Hashes met so far and where, for a million in 12 MB: sorted arrays, and a small mapping of the newest ones."""
 
     def __init__(self, hashes: ArrayLike = ()) -> None:
         self._sorted = np.unique(np.asarray(hashes, dtype=np.uint64))
-        self._recent: set[int] = set()
+        self._places = np.zeros(len(self._sorted), dtype=np.uint32)
+        self._recent: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._sorted) + len(self._recent)
 
     def add(self, number: int) -> bool:
         """Remember a hash; False where it was known."""
-        if number in self._recent:
-            return False
-        place = np.searchsorted(self._sorted, np.uint64(number))
-        if place < len(self._sorted) and self._sorted[place] == number:
-            return False
-        self._recent.add(number)
+        before = len(self)
+        self.first(number, before)
+        return len(self) > before
+
+    def first(self, number: int, place: int) -> int:
+        """Where a hash was met first, 0 of those given to the constructor; it is remembered with ``place`` if new."""
+        if (known := self._recent.get(number)) is not None:
+            return known
+        at = np.searchsorted(self._sorted, np.uint64(number))
+        if at < len(self._sorted) and self._sorted[at] == number:
+            return int(self._places[at])
+        self._recent[number] = place
         if len(self._recent) == _RECENT:
-            new = np.sort(np.fromiter(self._recent, dtype=np.uint64))
-            self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, new), new)
+            new = np.fromiter(sorted(self._recent), dtype=np.uint64)
+            places = np.fromiter((self._recent[int(one)] for one in new), dtype=np.uint32)
+            between = np.searchsorted(self._sorted, new)
+            self._sorted = np.insert(self._sorted, between, new)
+            self._places = np.insert(self._places, between, places)
             self._recent.clear()
-        return True
+        return place
 
 
 def problem_row(problem: Problem) -> Row:
@@ -101,18 +112,53 @@ def items_of_processes(config: Any, seed: int, name: SetName, processes: int, fi
         DataError: a process died.
         ValueError: the configuration yields no problem of this set.
     """
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, (config, seed)) as pool:
-        waiting: deque[tuple[int, Any]] = deque()
-        starts = itertools.count(first, _ITEMS_PER_CALL)
+    jobs = ((name, start) for start in itertools.count(first, _ITEMS_PER_CALL))
+    with closing(in_processes(_make, jobs, processes, _begin_making, (config, seed))) as batches:
+        for (_, start), made in batches:
+            yield from enumerate(made, start)
+
+
+def in_processes(
+    work: Callable[[Job], T],
+    jobs: Iterable[Job],
+    processes: int,
+    begin: Callable[..., None],
+    settings: tuple[Any, ...],
+) -> Generator[tuple[Job, T], None, None]:
+    """Every job with what ``work`` makes of it, in order; to be closed by who stops asking.
+
+    Args:
+        work: a function of a module, as ``begin`` is.
+        jobs: read as processes come free, some way ahead; an error of theirs comes in its turn.
+        processes: how many work, started afresh (spawn).
+        begin: called in each process first, with ``settings``.
+        settings: all that the processes know.
+
+    Raises:
+        DataError: a process died.
+    """
+    source: Iterator[Job] | None = iter(jobs)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, (begin, settings)) as pool:
+        waiting: deque[tuple[Any, Future[T]]] = deque()
         try:
             while True:
-                while len(waiting) < 2 * processes:  # enough that nobody waits for the next slice
-                    start = next(starts)
-                    waiting.append((start, pool.submit(_make, name, start)))
-                start, made = waiting.popleft()
-                yield from enumerate(made.result(), start)
+                while source is not None and len(waiting) < 2 * processes:  # enough that nobody waits for the next job
+                    try:
+                        job = next(source)
+                    except StopIteration:
+                        source = None
+                    except Exception as error:
+                        source, failed = None, Future[T]()
+                        failed.set_exception(error)
+                        waiting.append((None, failed))
+                    else:
+                        waiting.append((job, pool.submit(work, job)))
+                if not waiting:
+                    return
+                job, made = waiting.popleft()
+                yield job, made.result()
         except BrokenProcessPool as error:
-            raise DataError(f"a process that makes problems died; try fewer than {processes} processes") from error
+            raise DataError(f"one of the processes died; try fewer than {processes}") from error
         finally:
             for _, made in waiting:
                 made.cancel()
@@ -180,10 +226,18 @@ def distinct_problems(
 _task: Task  # of this process
 
 
-def _begin_process(config: Any, seed: int) -> None:
-    """Build the task, leave Ctrl-C to the parent, and end when the parent has ended in whatever way."""
+def _begin_making(config: Any, seed: int) -> None:
     global _task
     _task = build_task(config, seed)
+
+
+def _make(job: tuple[SetName, int]) -> list[Row]:
+    name, first = job
+    return [problem_row(_task.problem(name, index)) for index in range(first, first + _ITEMS_PER_CALL)]
+
+
+def _begin_process(begin: Callable[..., None], settings: tuple[Any, ...]) -> None:
+    """Leave Ctrl-C to the parent, end when the parent has ended in whatever way, and begin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
@@ -193,7 +247,4 @@ def _begin_process(config: Any, seed: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def _make(name: SetName, first: int) -> list[Row]:
-    return [problem_row(_task.problem(name, index)) for index in range(first, first + _ITEMS_PER_CALL)]
+    begin(*settings)

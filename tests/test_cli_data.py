@@ -72,6 +72,14 @@ def test_a_user_s_file_with_bad_rows(mine, tmp_path):
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rejected"] == 2
 
 
+def test_injected_files_do_not_depend_on_the_number_of_processes(made, mine, tmp_path):
+    for name, source in (("set", made), ("mine", mine)):
+        options = ["--recipe", "bridge", *(["--config", QUICKSTART] if source is mine else [])]
+        for processes in (1, 2):
+            call("inject", source, "--out", tmp_path / f"{name}-{processes}", "--processes", processes, *options)
+        assert files_of(tmp_path / f"{name}-1") == files_of(tmp_path / f"{name}-2")
+
+
 def test_strict_stops_at_the_first_bad_row_and_leaves_nothing(mine, tmp_path, monkeypatch, capsys):
     arguments = ["inject", mine, "--out", tmp_path / "out", "--recipe", "bridge", "--config", QUICKSTART, "--strict"]
     monkeypatch.setattr(sys, "argv", ["bi-ray", *map(str, arguments)])

@@ -23,6 +23,7 @@ from bi_ray.reasoning.graph import Graph, NodeState
 from bi_ray.reasoning.trace import Plan, Step, StepKind, another_way, mark
 
 Kind = Literal["explore", "exploit"]
+_SOLVE = StepKind.SOLVE  # looking a member up in its enumeration takes longer than anything else done with it here
 
 
 class Behavior(Protocol):
@@ -43,22 +44,27 @@ class Rate:
 
     def __init__(self, config: BehaviorConfig) -> None:
         self.config = config
+        self.constant = None if config.by_in_degree else config.probability
 
     def of(self, node: str, graph: Graph) -> float:
         """Probability for a step on ``node``."""
+        if self.constant is not None:
+            return self.constant
         by_in_degree = self.config.by_in_degree
-        if not by_in_degree:
-            return self.config.probability
         return by_in_degree[min(len(graph.nodes[node].parents), len(by_in_degree) - 1)]
 
     def draw(
         self, plan: Plan, graph: Graph, rng: random.Random, suits: Callable[[Step], bool] | None = None
     ) -> set[int]:
         """Positions of the computing steps that get the behaviour; where ``most`` is exceeded, ``most`` of them."""
+        nodes, uniform, constant = graph.nodes, rng.random, self.constant
         drawn = [
             place
             for place, step in enumerate(plan)
-            if _computes(step, graph) and (suits is None or suits(step)) and rng.random() < self.of(step.node, graph)
+            if step.kind is _SOLVE
+            and nodes[step.node].operator is not None
+            and (suits is None or suits(step))
+            and uniform() < (self.of(step.node, graph) if constant is None else constant)
         ]
         most = self.config.most
         return set(rng.sample(drawn, most) if most is not None and len(drawn) > most else drawn)
@@ -179,18 +185,18 @@ class Reflection:
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
         """Insert attempts, and move steps forward where an attempted node can be solved."""
         waiting, result = list(plan), Plan()
-        solved: list[str] = []
-        attempts, unsolved = 0, sum(step.kind is StepKind.SOLVE for step in plan)
+        solved: set[str] = set()
+        attempts, unsolved = 0, [step.kind for step in plan].count(_SOLVE)
         while waiting:
             step = waiting[0]
-            if step.kind is not StepKind.SOLVE:
+            if step.kind is not _SOLVE:
                 result.append(waiting.pop(0))
                 continue
             unsolved -= 1
             if solved and unsolved and rng.random() < self.rate.of(step.node, graph):
-                later = [other for other in waiting[1:] if other.kind is StepKind.SOLVE]
+                later = [other for other in waiting[1:] if other.kind is _SOLVE]
                 tried = self._try(later, graph, solved, rng)
-                if tried is not None and tried.kind is StepKind.SOLVE:
+                if tried is not None and tried.kind is _SOLVE:
                     step = tried
                 elif tried is not None and (self.most is None or attempts < self.most):
                     result.append(tried)
@@ -201,10 +207,10 @@ class Reflection:
             else:
                 result += [other for other in waiting if other.kind is StepKind.VERIFY and other.node == step.node]
                 waiting = [other for other in waiting if other.node != step.node]
-            solved.append(step.node)
+            solved.add(step.node)
         return result
 
-    def _try(self, later: Plan, graph: Graph, solved: list[str], rng: random.Random) -> Step | None:
+    def _try(self, later: Plan, graph: Graph, solved: set[str], rng: random.Random) -> Step | None:
         """A failed attempt, a later step that can be solved now, or None where nothing can be tried."""
         if rng.random() < self.redundant_share:
             locked = [
@@ -226,22 +232,19 @@ def settle(plan: Plan, graph: Graph) -> Plan:
     attempts may meet: of those the first stays. Nobody fails twice without solving something in between.
     """
     result: Plan = []
-    solved: list[str] = []
+    solved: set[str] = set()
     failed = False
     for step in plan:
-        if step.kind is StepKind.ATTEMPT:
+        kind = step.kind
+        if kind is _SOLVE:
+            solved.add(step.node)
+            failed = False
+        elif kind is StepKind.ATTEMPT:
             if failed or graph.state(step.node, solved) is not NodeState.LOCKED:
                 continue
             failed = True
-        elif step.kind is StepKind.SOLVE:
-            solved.append(step.node)
-            failed = False
         result.append(step)
     return result
-
-
-def _computes(step: Step, graph: Graph) -> bool:
-    return step.kind is StepKind.SOLVE and graph.nodes[step.node].operator is not None
 
 
 BEHAVIORS: dict[str, type[Behavior]] = {

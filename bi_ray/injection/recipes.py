@@ -11,7 +11,7 @@ from bi_ray.config import RecipeConfig
 from bi_ray.injection.behaviors import Behavior, make_behavior, settle
 from bi_ray.injection.filler import fill
 from bi_ray.reasoning.check import check_trace
-from bi_ray.reasoning.graph import Graph, NodeState
+from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.trace import Plan, Span, StepKind, join, mark, plan_in_order, vanilla_plan
 from bi_ray.tasks.base import Problem, Task
 
@@ -84,7 +84,9 @@ class Recipe:
         seen: set[str] = set()
         for copy in range(self.config.copies or 1):
             name = f"{self.config.seed}/{problem.id}/{copy}" if self.config.seed or copy else problem.id
-            varied, plan = self._vary(problem, graph, random.Random(f"{self.seed}/vary/{name}"), copy, seen)
+            varied, plan = problem, vanilla_plan(graph)
+            if self.config.vary:
+                varied, plan = self._vary(problem, graph, random.Random(f"{self.seed}/vary/{name}"), copy, seen)
             yield self._demonstrate(task, varied, graph, plan, name, copy)
 
     def _vary(
@@ -98,7 +100,7 @@ class Recipe:
             elif copy and self.config.vary == "order":
                 plan = plan_in_order(random_order(graph, rng))
             looks = "\n".join([problem.question, *(step.node for step in plan)])
-            if looks not in seen or draw == _DRAWS - 1 or not self.config.vary:
+            if looks not in seen or draw == _DRAWS - 1:
                 break
         seen.add(looks)
         return problem, plan
@@ -160,11 +162,12 @@ def without_last(plan: Plan) -> Plan | None:
 
 def random_order(graph: Graph, rng: random.Random) -> list[str]:
     """The needed nodes in a random topological order (RC-Aug): at each place one of those that can be solved."""
-    waiting, order = graph.needed_order, list[str]()
+    waiting, order = graph.needed_order, dict[str, None]()
     while waiting:
-        order.append(rng.choice([name for name in waiting if graph.state(name, order) is NodeState.UNLOCKED]))
-        waiting.remove(order[-1])
-    return order
+        name = rng.choice([name for name in waiting if not graph.missing_parents(name, order)])
+        order[name] = None
+        waiting.remove(name)
+    return list(order)
 
 
 _SENTENCE_END = re.compile(r"(?<=[.?!])(\s+)")

@@ -6,24 +6,27 @@ by a language model. Whatever does not come out right is a reject with its place
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from bi_ray.columns import extra_columns
 from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
+from bi_ray.generation import Seen, in_processes
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import CountTokens, Demonstration, InjectionError, Recipe
 from bi_ray.reading import Fields, NumberedRow, fields_of
 from bi_ray.reasoning.expression import value_of
 from bi_ray.reasoning.graph import Graph
-from bi_ray.rows import Place, Rejects, RowError, RowValues
+from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues
 from bi_ray.tasks.base import Problem, Task
 
 # For rows of free text: the task that words each one's chain of thought with its problem, or why there is none.
 Extractor = Callable[[Sequence[Fields]], list[tuple[Task, Problem] | RowError]]
 _ROWS_PER_EXTRACTION = 256  # asked for together
+_ROWS_PER_CALL = 64  # that a process injects at a time
 
 
 def recipe_of(
@@ -81,6 +84,7 @@ def inject_rows(
     rejects: Rejects,
     extractor: Extractor | None = None,
     count_tokens: CountTokens | None = None,
+    processes: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """The demonstrations of each good row, in the order of the rows, as they come.
 
@@ -92,6 +96,8 @@ def inject_rows(
         rejects: gets the bad rows.
         extractor: for the rows that the task does not know.
         count_tokens: length of a response in tokens, for recipes with filler or a budget.
+        processes: how many inject, where nothing is to be extracted; the outcome does not depend on it. They are
+            started afresh (spawn), and get the task and ``count_tokens`` pickled.
 
     Yields:
         id, question, answer, response, spans (start, end, behaviour) and graph (JSON); then the row's extra columns.
@@ -105,35 +111,102 @@ def inject_rows(
         maker = Recipe(recipe.for_task(task.kind if task else ""), seed, count_tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    waiting, first = iter(rows), dict[tuple[str, str], int]()
-    while block := list(islice(waiting, _ROWS_PER_EXTRACTION if extractor else 1)):
-        for place, row, problem in _problems(block, task, extractor):
-            try:
-                if isinstance(problem, RowError):
-                    raise problem
-                worder, one = problem
-                for what, value in (("question", one.question), ("id", one.id)):
-                    if (line := first.setdefault((what, value), place.line)) != place.line:
-                        raise RowError(f"duplicate {what}: line {line} has it too")
-                extra = extra_columns(row)
-                yield from [demonstration_row(made) | extra for made in maker.demonstrations(worder, one)]
-            except (RowError, InjectionError) as error:
-                name = "" if isinstance(problem, RowError) else problem[1].id  # the place says which row it is
-                rejects.add(place, str(error).removeprefix(f"{name}, "), dict(row))
+    done: Generator[tuple[list[NumberedRow], list[_Outcome]], None, None]
+    if processes == 1 or extractor:
+        blocks = _blocks(rows, _ROWS_PER_EXTRACTION if extractor else 1)
+        done = ((block, _inject(block, task, maker, extractor)) for block in blocks)
+    else:
+        done = in_processes(
+            _inject_here, _blocks(rows, _ROWS_PER_CALL), processes, _begin, (task, recipe, seed, count_tokens)
+        )
+    seen = Seen()
+    with closing(done):
+        for block, outcomes in done:
+            for (place, row), outcome in zip(block, outcomes, strict=True):
+                reason = outcome.fault
+                for what, key in outcome.keys:
+                    before, line = len(seen), seen.first(key, place.line)
+                    if len(seen) == before:
+                        reason = f"duplicate {what}: line {line} has it too"
+                        break
+                if reason is None:
+                    yield from outcome.made
+                else:
+                    rejects.add(place, reason, dict(row))
+    rejects.rows.sort(key=lambda reject: (reject.file, reject.line))  # lines that are no JSON were read ahead
+
+
+class _Outcome(NamedTuple):
+    """What became of a row: demonstrations, or a fault; and by what another row is known as the same."""
+
+    made: Sequence[dict[str, Any]] = ()
+    fault: str | None = None
+    keys: Sequence[tuple[str, int]] = ()
+
+
+def _inject(
+    block: Sequence[NumberedRow], task: Task | None, maker: Recipe, extractor: Extractor | None = None
+) -> list[_Outcome]:
+    return [
+        _Outcome(fault=str(problem)) if isinstance(problem, RowError) else _demonstrated(*problem, row, maker)
+        for (_, row), problem in zip(block, _problems(block, task, extractor), strict=True)
+    ]
+
+
+def _demonstrated(worder: Task, problem: Problem, row: RowValues, maker: Recipe) -> _Outcome:
+    keys = [
+        (what, int.from_bytes(hashlib.blake2b(f"{what} {value}".encode(), digest_size=8).digest()))
+        for what, value in (("question", problem.question), ("id", problem.id))
+    ]
+    try:
+        extra = extra_columns(row)
+        made = [demonstration_row(one) | extra for one in maker.demonstrations(worder, problem)]
+    except (RowError, InjectionError) as error:  # the place says which row it is
+        return _Outcome(fault=str(error).removeprefix(f"{problem.id}, "), keys=keys)
+    return _Outcome(made, keys=keys)
+
+
+_here: tuple[Task | None, Recipe]  # of this process
+
+
+def _begin(task: Task | None, recipe: RecipeConfig, seed: int, count_tokens: CountTokens | None) -> None:
+    global _here
+    _here = task, Recipe(recipe.for_task(task.kind if task else ""), seed, count_tokens)
+
+
+def _inject_here(block: Sequence[NumberedRow]) -> list[_Outcome]:
+    return _inject(block, *_here)
+
+
+def _blocks(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow]]:
+    """Rows by so many; where reading them fails, those before come first."""
+    block: list[NumberedRow] = []
+    try:
+        for row in rows:
+            block.append(row)
+            if len(block) == size:
+                yield block
+                block = []
+    except DataError:
+        if block:
+            yield block
+        raise
+    if block:
+        yield block
 
 
 def _problems(
     block: Sequence[NumberedRow], task: Task | None, extractor: Extractor | None
-) -> Iterator[tuple[Place, RowValues, tuple[Task, Problem] | RowError]]:
+) -> Iterator[tuple[Task, Problem] | RowError]:
     """The task and problem of each row, or why there is none; free text is extracted together."""
     found = [_templated(place, row, task, free_text=extractor is not None) for place, row in block]
     unread = [one for one in found if isinstance(one, Fields)]
     extracted = iter(extractor(unread) if extractor and unread else ())
-    for (place, row), one in zip(block, found, strict=True):
+    for (place, _), one in zip(block, found, strict=True):
         problem = next(extracted) if isinstance(one, Fields) else one
         if isinstance(one, Fields) and not isinstance(problem, RowError):
             problem = problem[0], replace(problem[1], id=one.id or f"row-{place.line}")
-        yield place, row, problem
+        yield problem
 
 
 def _templated(

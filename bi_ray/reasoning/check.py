@@ -15,12 +15,14 @@ from bi_ray.reasoning.expression import (
     compute,
     flatten,
     names_in,
+    reductions,
     substitute,
     value_of,
 )
 from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.trace import StepKind, is_filler
 
+_SOLVE, _ATTEMPT = StepKind.SOLVE, StepKind.ATTEMPT  # looking members up in their enumeration takes long
 _DRAWS = 8  # of values under which a verification has to hold; each lets a wrong one through once in hundreds
 _TRIAL_NUMBERS = (2, 997)
 _MAX_DIGITS = 100  # of a number that a line may come to on its way: squares of squares grow without end
@@ -117,8 +119,9 @@ def check_trace(steps: Sequence[ParsedStep], graph: Graph, notation: Notation) -
         if reason:
             report.valid, report.first_bad_step, report.reason = False, position, reason
             break
-        report.right_reflections += step.kind is StepKind.ATTEMPT
-        if step.kind is StepKind.SOLVE:
+        kind = step.kind
+        report.right_reflections += kind is _ATTEMPT
+        if kind is _SOLVE:
             assert step.node is not None  # a line without a node has a fault
             assert step.value is not None
             report.solved[step.node] = step.value
@@ -135,39 +138,41 @@ class _Checker:
         self.notation = notation
         self.solved = solved
         self.written: dict[str, str] = {}  # symbol of each node that has one
+        self.symbols: set[str] = set()  # all of them
 
     def fault(self, step: ParsedStep) -> str | None:
         """What is wrong with a line, or None."""
         if step.node is None:
             return f"no line of a known form: {step.text!r}"
-        if step.node not in self.graph.nodes:
+        node = self.graph.nodes.get(step.node)
+        if node is None:
             return f"{step.node} is no quantity of the problem"
-        if reason := self._symbol_fault(step):
+        if step.symbol is not None and (reason := self._symbol_fault(step.node, step.symbol)):
             return reason
-        if step.kind is StepKind.OUTLINE:
-            return self._outline_fault(step)
-        if step.kind is StepKind.VERIFY:
-            return self._verification_fault(step)
+        kind = step.kind
+        if kind is not _SOLVE:
+            if kind is StepKind.OUTLINE:
+                return self._outline_fault(step)
+            if kind is StepKind.VERIFY:
+                return self._verification_fault(step, node)
         if step.node in self.solved:
             return f"{step.node} is already solved"
         missing = self.graph.missing_parents(step.node, self.solved)
-        if step.kind is StepKind.ATTEMPT:
+        if kind is _ATTEMPT:
             return _attempt_fault(step, missing)
         if missing:
             return f"solves {step.node} before {', '.join(missing)}"
-        return self._solution_fault(step, self.graph.nodes[step.node])
+        return self._solution_fault(step, node)
 
-    def _symbol_fault(self, step: ParsedStep) -> str | None:
-        if step.symbol is None:
+    def _symbol_fault(self, name: str, symbol: str) -> str | None:
+        known = self.written.get(name)
+        if known is None:
+            if symbol in self.symbols:
+                return f"{symbol} stands for another quantity already"
+            self.written[name] = symbol
+            self.symbols.add(symbol)
             return None
-        assert step.node is not None
-        known = self.written.get(step.node)
-        if known is None and step.symbol in self.written.values():
-            return f"{step.symbol} stands for another quantity already"
-        if known is not None and known != step.symbol:
-            return f"{step.node} has been denoted as {known}, not {step.symbol}"
-        self.written[step.node] = step.symbol
-        return None
+        return None if known == symbol else f"{name} has been denoted as {known}, not {symbol}"
 
     def _outline_fault(self, step: ParsedStep) -> str | None:
         if self.solved:
@@ -188,8 +193,7 @@ class _Checker:
         lacking = [name for name in self.graph.needed_order if self.graph.nodes[name].parents and name not in planned]
         return f"plans without {', '.join(lacking)}" if lacking else None
 
-    def _verification_fault(self, step: ParsedStep) -> str | None:
-        node = self.graph.nodes[step.node or ""]
+    def _verification_fault(self, step: ParsedStep, node: Node) -> str | None:
         if node.name not in self.solved:
             return f"checks {node.name} before it is solved"
         written = self.notation.parse(step.symbols or "")
@@ -217,12 +221,12 @@ class _Checker:
             return f"{node.name} needs an equation"
         elif not self._is(step.symbols, formula, self.written):
             return f"{node.name}: {step.symbols} is not what the problem states"
-        elif reason := self._numbers_fault(step, substitute(formula, self.solved), node.value):
+        elif step.numbers and (reason := self._numbers_fault(step, substitute(formula, self.solved), node.value)):
             return reason
         for name, value in step.restated:
             if name not in node.parents or self.solved[name] != value:
                 return f"{node.name}: restates {name} as {value}"
-        if step.relation is not None and flatten(step.relation) != flatten(node.formula):
+        if step.relation is not None and step.relation != formula and flatten(step.relation) != flatten(formula):
             return f"{node.name}: restates a relation that the problem does not state"
         if step.mistake is not None and step.mistake == node.value:
             return f"{node.name}: takes back {step.mistake}, which was right"
@@ -232,15 +236,16 @@ class _Checker:
 
     def _numbers_fault(self, step: ParsedStep, expected: Expression, value: Value) -> str | None:
         """The first side has to be the equation with its numbers, and every one has to come to the same."""
+        known: set[str] = set()
         for place, text in enumerate(step.numbers):
             if " " not in text and value_of(text.strip("()")) is not None:
                 return f"{step.node}: repeats its result, {text}"
             if place == 0:
                 if not self._is(text, expected, {}):
                     return f"{step.node}: {text} is not {step.symbols} with its numbers"
-                continue
-            side = self.notation.parse(text)
-            if side is None or _worth(side) != value:
+                if len(step.numbers) > 1 and _worth(expected) == value:  # what we would write next needs no reading
+                    known = {self.notation.text(side) for side in reductions(expected)}
+            elif text not in known and ((side := self.notation.parse(text)) is None or _worth(side) != value):
                 return f"{step.node}: {text} is not {value}"
         return None
 

@@ -146,18 +146,23 @@ def _names(expression: Expression) -> Iterator[str]:
 def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expression:
     """The expression with names replaced; names without a value stay."""
     if isinstance(expression, tuple):
-        return (expression[0], *[substitute(operand, values) for operand in expression[1:]])
+        if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:  # most of them
+            operator, a, b = expression
+            return (operator, values.get(a, a), values.get(b, b))
+        parts = [substitute(part, values) if type(part) is tuple else part for part in expression]
+        return tuple([values.get(part, part) if type(part) is str else part for part in parts])
     return values.get(expression, expression) if type(expression) is str else expression
 
 
-def reductions(expression: Expression) -> list[Expression]:
+@lru_cache(maxsize=4096)  # whoever checks a line soon wants those of who wrote it
+def reductions(expression: Expression) -> tuple[Expression, ...]:
     """An expression over values and what it becomes by one operation at a time, down to its value (left out)."""
     found = [expression]
     if isinstance(expression, tuple) and len(expression) <= 3 and not any([isinstance(o, tuple) for o in expression]):
-        return found
+        return tuple(found)
     while isinstance(found[-1], tuple):
         found.append(_reduce(found[-1]))
-    return found[:-1]
+    return tuple(found[:-1])
 
 
 def _reduce(expression: tuple[Any, ...]) -> Expression:
@@ -190,15 +195,22 @@ class Notation:
         self._tokens = re.compile(rf"\s*(?:({_NUMBER})|({marks}|[()])|(N/A|\w+))")
         # What is written is soon checked or written again, and what is read is much the same as before.
         self.parse = lru_cache(maxsize=4096)(self._parse)
-        self.text = lru_cache(maxsize=4096)(self._text)
+        self._known_text = lru_cache(maxsize=4096)(self._text)
 
     def __reduce__(self) -> tuple[type[Notation], tuple[Any, ...]]:
         return Notation, (self.signs,)  # a cache does not travel
 
-    def _text(self, expression: Expression) -> str:
+    def text(self, expression: Expression) -> str:
         """The expression as it is written; names as they are."""
         if not isinstance(expression, tuple):
             return self.leaf(expression)
+        if len(expression) == 3:
+            operator, a, b = expression
+            if operator in _BINARY and type(a) is not tuple and type(b) is not tuple:
+                return f"{self.leaf(a)} {self.signs[operator]} {self.leaf(b)}"
+        return self._known_text(expression)
+
+    def _text(self, expression: tuple[Any, ...]) -> str:
         operator, operands = expression[0], expression[1:]
         if operator is Operator.SAME:
             return self.text(operands[0])
@@ -213,6 +225,10 @@ class Notation:
     @staticmethod
     def leaf(leaf: Any) -> str:
         """A name or a value as an operand: negative numbers and fractions in brackets, so that no signs touch."""
+        if type(leaf) is str:
+            return leaf
+        if type(leaf) is int:
+            return str(leaf) if leaf >= 0 else f"({leaf})"
         text = str(leaf)
         return f"({text})" if text[:1] == "-" or (isinstance(leaf, Fraction) and "/" in text) else text
 
@@ -336,7 +352,8 @@ def flatten(expression: Expression) -> Expression:
 
 def value_of(text: str) -> Value | None:
     """What a text writes: a whole or decimal number, a fraction, True, False or N/A; None for anything else."""
-    if _INTEGER.fullmatch(text):
+    digits = text.removeprefix("-")
+    if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
         return int(text)
     if text in _TRUTHS:
         return Truth(text)
@@ -348,7 +365,7 @@ def value_of(text: str) -> Value | None:
 
 _TRUTHS = frozenset(truth.value for truth in Truth)
 # ASCII digits, and no more of them than a model can mean: int() refuses thousands.
-_INTEGER = re.compile(r"-?[0-9]{1,30}")
+_MOST_DIGITS = 30
 _FRACTION = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30}|/[0-9]{1,30})")
 
 

@@ -81,6 +81,11 @@ class Node:
 class Graph:
     """An acyclic set of nodes in a topological order, and the node that the question asks for.
 
+    Attributes:
+        nodes, values: every node, and its value, by its name.
+        question: name of the node that is asked for.
+        needed: the nodes that its value depends on, itself among them.
+
     Args:
         nodes: every node after all its parents.
         question: name of the node whose value is asked for.
@@ -92,6 +97,7 @@ class Graph:
 
     def __init__(self, nodes: Iterable[Node], question: str) -> None:
         self.nodes: dict[str, Node] = {}
+        self.values: dict[str, Value] = {}
         for node in nodes:
             self._add(node)
         if question not in self.nodes:
@@ -107,6 +113,7 @@ class Graph:
             raise ValueError(f"node {node.name!r} needs {missing}, absent or later: not a topological order")
         self._check_formula(node)
         self.nodes[node.name] = node
+        self.values[node.name] = node.value
 
     def _check_formula(self, node: Node) -> None:
         operator = node.operator
@@ -122,9 +129,9 @@ class Graph:
             raise ValueError(f"node {node.name!r}: its parents {node.parents} are not those of its expression")
         try:
             if node.expression is None and operator is not None:
-                value = compute(operator, [self.nodes[parent].value for parent in node.parents])
+                value = compute(operator, [self.values[parent] for parent in node.parents])
             else:
-                value = evaluate(node.formula, {parent: self.nodes[parent].value for parent in node.parents})
+                value = evaluate(node.formula, self.values)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"node {node.name!r}: its parents give no value: {error!r}") from error
         if value != node.value:
@@ -156,7 +163,8 @@ class Graph:
         if not parents:
             return []
         have = solved if isinstance(solved, _QUICK) else set(solved)
-        return [parent for parent in dict.fromkeys(parents) if parent not in have]
+        missing = [parent for parent in parents if parent not in have]
+        return list(dict.fromkeys(missing)) if missing else missing
 
     def state(self, name: str, solved: Iterable[str]) -> NodeState:
         """Whether ``name`` is solved, unlocked or locked once ``solved`` is known."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from bi_ray.reasoning.expression import Expression, Operator, Value
@@ -20,8 +20,7 @@ class StepKind(StrEnum):
     OUTLINE = "outline"  # says, from the target backwards, what needs what
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):  # a behaviour copies many, and a frozen dataclass takes three times as long to make
     """One line of a chain of thought.
 
     Attributes:
@@ -44,7 +43,7 @@ Plan = list[Step]
 
 def plan_in_order(order: Iterable[str]) -> Plan:
     """The plain plan that solves the nodes of ``order`` one by one."""
-    return [Step(node) for node in order]
+    return list(map(_plain, order))
 
 
 def vanilla_plan(graph: Graph) -> Plan:
@@ -52,9 +51,13 @@ def vanilla_plan(graph: Graph) -> Plan:
     return plan_in_order(graph.needed_order)
 
 
+_plain = lru_cache(maxsize=4096)(Step)  # names come again in other problems
+
+
+@lru_cache(maxsize=4096)
 def mark(step: Step, **behaviours: Any) -> Step:
     """A copy of ``step`` with behaviours switched on or off."""
-    return Step(**({name: getattr(step, name) for name in Step.__slots__} | behaviours))
+    return step._replace(**behaviours)
 
 
 class Check(NamedTuple):

@@ -190,3 +190,47 @@ def test_recipes_by_name_and_by_behaviours():
 def test_recipes_that_are_none(name, behaviors, reason):
     with pytest.raises(ConfigError, match=reason):
         recipe_of(name, behaviors)
+
+
+@pytest.mark.parametrize("recipe", ["bridge", "rc_aug", "filler"])
+def test_any_number_of_processes_gives_the_same_rows_and_rejects(recipe):
+    rows = [*ROWS, ROWS[3], {"question": "Why?"}, ROWS[5] | {"answer": "123456"}, *({**row, "id": "0"} for row in ROWS)]
+    rows = [row | {"id": f"{number}-{row.get('id')}"} for number in range(3) for row in rows]  # more than one call
+    found = []
+    for processes in (1, 2, 3):
+        rejects = Rejects()
+        made = injected(rows, recipe_of(recipe), rejects=rejects, count_tokens=len, processes=processes)
+        found.append((made, rejects.rows))
+    assert found[0] == found[1] == found[2]
+    assert {reject.reason.partition(":")[0] for reject in found[0][1]} >= {
+        "duplicate question",
+        "its question cannot be read",
+    }
+
+
+def test_strict_stops_at_the_first_bad_row_also_where_others_are_read_ahead():
+    def read():
+        yield from numbered([ROWS[0], ROWS[0], *ROWS[1:]])
+        Rejects(strict=True).add(Place("mine.jsonl", 99), "no valid JSON")
+
+    for processes in (1, 2):
+        with pytest.raises(DataError, match="line 2: duplicate question: line 1 has it too"):
+            list(inject_rows(read(), TASK, BRIDGE, 0, Rejects(strict=True), processes=processes))
+
+
+def test_what_comes_before_a_line_that_cannot_be_read_is_injected():
+    def read():
+        yield from numbered(ROWS)
+        raise DataError("no such line")
+
+    whole = inject_rows(read(), TASK, BRIDGE, 0, Rejects(), processes=2)
+    assert [next(whole)["id"] for _ in ROWS] == [row["id"] for row in ROWS]
+    with pytest.raises(DataError, match="no such line"):
+        next(whole)
+
+
+def test_lines_of_one_number_in_two_files_are_two_lines():
+    places = [(Place("a.jsonl", 1), ROWS[0]), (Place("b.jsonl", 1), ROWS[0])]
+    rejects = Rejects()
+    assert len(list(inject_rows(places, TASK, BRIDGE, 0, rejects))) == 1
+    assert rejects.rows[0].file == "b.jsonl"

@@ -118,7 +118,7 @@ def test_reductions_do_one_operation_at_a_time(expression):
     assume(value is not None)
     sides = reductions(over_values)
     if not isinstance(over_values, tuple):
-        assert sides == []
+        assert sides == ()
         return
     assert sides[0] == over_values
     assert all(worth(side, {}) == value for side in sides)

@@ -18,7 +18,7 @@ from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator, flatten
 from bi_ray.reasoning.extract import prove, source_row
 from bi_ray.reasoning.graph import Graph, Node, NodeState
-from bi_ray.reasoning.trace import Span, Step, StepKind, another_way, join, vanilla_plan
+from bi_ray.reasoning.trace import Span, Step, StepKind, another_way, join, mark, vanilla_plan
 from bi_ray.tasks.base import in_split
 from bi_ray.tasks.freetext import NOTATION, FreeTextTask, parse_line
 
@@ -126,7 +126,7 @@ def test_numbers_are_written_as_the_user_has_them():
         ("a value that is no whole number", "So pizzas of each friend = 7 / 3 = 7/3."),
     ):
         graph = ROWS[[known["case"] for known in CASES].index(case)].graph
-        plan = [replace(step, subgoal=True) for step in vanilla_plan(graph)]
+        plan = [mark(step, subgoal=True) for step in vanilla_plan(graph)]
         assert line in join(PLAIN.render(plan, graph))[0].splitlines()
 
 

@@ -290,7 +290,7 @@ def behaviour_spans(response: str) -> list[Span]:
                 spans.append(Span(start + place, start + line.index(". ", place) + 2, "analysis"))
             end = len(line)
             if step.mistake is not None:
-                place = line.index(wording.MISTAKE)
+                place = line.rindex(wording.MISTAKE)  # the first may stand before the solution
                 end = line.rindex(" = ", 0, place)
                 correction = Span(start + end, start + line.rindex(" = "), "correction")
             else:

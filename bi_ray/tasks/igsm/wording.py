@@ -133,13 +133,13 @@ class _Writer:
             pieces.append(Piece(f"{RELATION}{relation(formula)}. ", "analysis"))
             start = ""
         text = f"{start}Then {letter} = {NOTATION.text(substitute(formula, self.letters))}"
-        sides = reductions(substitute(formula, self.values)) if node.operator is not Operator.SAME else []
-        if sides:
-            text = f"{text} = {NOTATION.text(sides[0])}"
-        if step.subgoal and len(sides) > 1:
-            pieces.append(Piece(text))
-            pieces.append(Piece("".join(f" = {NOTATION.text(side)}" for side in sides[1:]), "subgoal"))
-            text = ""
+        if node.operator is not Operator.SAME:
+            numbers = substitute(formula, self.values)
+            text = f"{text} = {NOTATION.text(numbers)}"
+            if step.subgoal and len(sides := reductions(numbers)) > 1:
+                pieces.append(Piece(text))
+                pieces.append(Piece("".join([f" = {NOTATION.text(side)}" for side in sides[1:]]), "subgoal"))
+                text = ""
         if step.mistake is not None:
             if text:
                 pieces.append(Piece(text))

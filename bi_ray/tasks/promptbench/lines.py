@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence, Set
 
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Value, reductions, substitute, value_of
@@ -27,72 +27,79 @@ _VERIFY = re.compile(
 )
 _OUTLINE = re.compile(r"Plan: (?P<needs>\w+ needs [^=\n]+)")
 _OPERAND = r"(?:[a-z]+|[0-9]{1,30}|\(-[0-9]{1,30}\)|True|False|N/A)"
-_PLAIN = re.compile(rf"{_OPERAND} (?:[-+*]|AND|OR) {_OPERAND}|{_OPERAND}\^2")  # most sides: parsing finds no fault
+_PLAIN_SIDE = rf"(?:{_OPERAND} (?:[-+*]|AND|OR) {_OPERAND}|{_OPERAND}\^2)"
+_PLAIN = re.compile(rf"{_PLAIN_SIDE}(?: = {_PLAIN_SIDE})*")  # most equations: parsing finds no fault in their sides
 _RESTATED = re.compile(rf"(\w+) is ({_VALUE})")
+_SOLVES = StepKind.SOLVE
 
 
-def _render_solution(step: Step, graph: Graph, solved: list[str]) -> Iterator[Piece]:
+def write_line(step: Step, graph: Graph, solved: Set[str], before: str, pieces: list[Piece]) -> str:
+    """Append the pieces of a step's line.
+
+    Args:
+        step: what the line is about.
+        graph: the problem.
+        solved: the nodes of the solving lines so far.
+        before: plain text that comes before the line and is not in ``pieces`` yet. Few long pieces are soon joined.
+        pieces: gets more.
+
+    Returns:
+        The plain text at the line's end; it is not in ``pieces``.
+    """
+    if step.kind is _SOLVES:
+        return _write_solution(step, graph, before, pieces)
+    if step.kind is StepKind.ATTEMPT:
+        whole = Piece(_attempt(step.node, graph.missing_parents(step.node, solved)), "reflection")
+    elif step.kind is StepKind.VERIFY:
+        whole = Piece(_verification(step.node, graph), "verification")
+    else:
+        needs = [f"{name} needs {' and '.join(dict.fromkeys(parents))}" for name, parents in outline(graph)]
+        whole = Piece(f"Plan: {', '.join(needs)}", "planning")
+    pieces += (Piece(before), whole)
+    return ""
+
+
+def _write_solution(step: Step, graph: Graph, before: str, pieces: list[Piece]) -> str:
     node = graph.nodes[step.node]
-    head = f"Let's solve {node.name}, "
+    name, value = node.name, node.value
     if node.operator is None:
-        yield Piece(f"{head}{node.name} is {node.value}")
-        return
+        return f"{before}Let's solve {name}, {name} is {value}"
+    text = f"{before}Let's solve {name}, "
     if step.analysis:
-        yield Piece(head)
-        known = [f"{name} is {graph.nodes[name].value}" for name in dict.fromkeys(node.parents)]
-        yield Piece(f"since {' and '.join(known)}, ", "analysis")
-        head = ""
+        known = " and ".join([f"{parent} is {graph.values[parent]}" for parent in dict.fromkeys(node.parents)])
+        pieces += (Piece(text), Piece(f"since {known}, ", "analysis"))
+        text = ""
     formula = node.formula
-    head = f"{head}{node.name} = {NOTATION.text(formula)}"
+    text = f"{text}{name} = {NOTATION.text(formula)}"
     if step.subgoal:
-        yield Piece(head)
-        numbers = substitute(formula, {name: graph.nodes[name].value for name in node.parents})
-        yield Piece("".join([f" = {NOTATION.text(side)}" for side in reductions(numbers)]), "subgoal")
-        head = ""
+        numbers = substitute(formula, graph.values)
+        sides = "".join([f" = {NOTATION.text(side)}" for side in reductions(numbers)])
+        pieces += (Piece(text), Piece(sides, "subgoal"))
+        text = ""
     if step.mistake is not None:
-        if head:
-            yield Piece(head)
-        yield Piece(f" = {step.mistake}, wait, that is wrong, {node.name}", "correction")
-        head = ""
-    yield Piece(f"{head} = {node.value}")
+        pieces += (Piece(text), Piece(f" = {step.mistake}, wait, that is wrong, {name}", "correction"))
+        text = ""
+    return f"{text} = {value}"
 
 
-def _render_attempt(step: Step, graph: Graph, solved: list[str]) -> Iterator[Piece]:
-    missing = graph.missing_parents(step.node, solved)
+def _attempt(name: str, missing: Sequence[str]) -> str:
     verb = "are" if len(missing) > 1 else "is"
-    yield Piece(
-        f"Let's solve {step.node}, {' and '.join(missing)} {verb} not known yet, "
-        f"wait, {step.node} seems to be not solvable yet, let's get back",
-        "reflection",
+    return (
+        f"Let's solve {name}, {' and '.join(missing)} {verb} not known yet, "
+        f"wait, {name} seems to be not solvable yet, let's get back"
     )
 
 
-def _render_verification(step: Step, graph: Graph, solved: list[str]) -> Iterator[Piece]:
-    node = graph.nodes[step.node]
+def _verification(name: str, graph: Graph) -> str:
+    node = graph.nodes[name]
     check = another_way(node)
     if check is None:
-        raise ValueError(f"{step.node} cannot be verified: there is no other equation for it")
-    known = {name: graph.nodes[name].value for name in (node.name, *node.parents)}
-    numbers = NOTATION.text(substitute(check.expression, known))
-    value = graph.nodes[check.target].value
-    yield Piece(
-        f"Let's check {step.node}, {NOTATION.text(check.expression)} = {numbers} = {value}, "
-        f"{check.target} is {value}, right",
-        "verification",
+        raise ValueError(f"{name} cannot be verified: there is no other equation for it")
+    numbers = NOTATION.text(substitute(check.expression, graph.values))
+    value = graph.values[check.target]
+    return (
+        f"Let's check {name}, {NOTATION.text(check.expression)} = {numbers} = {value}, {check.target} is {value}, right"
     )
-
-
-def _render_outline(step: Step, graph: Graph, solved: list[str]) -> Iterator[Piece]:
-    needs = [f"{name} needs {' and '.join(dict.fromkeys(parents))}" for name, parents in outline(graph)]
-    yield Piece(f"Plan: {', '.join(needs)}", "planning")
-
-
-RENDER: dict[StepKind, Callable[[Step, Graph, list[str]], Iterator[Piece]]] = {
-    StepKind.SOLVE: _render_solution,
-    StepKind.ATTEMPT: _render_attempt,
-    StepKind.VERIFY: _render_verification,
-    StepKind.OUTLINE: _render_outline,
-}
 
 
 def parse_line(line: str) -> ParsedStep:
@@ -139,7 +146,7 @@ def _parse_solution(line: str, match: re.Match[str]) -> ParsedStep:
     if not equation:
         return ParsedStep(text=line, node=node, value=_value(given), restated=facts)
     symbols, *numbers = equation.split(" = ")
-    if not all(_PLAIN.fullmatch(side) or NOTATION.parse(side) is not None for side in (symbols, *numbers)):
+    if not _PLAIN.fullmatch(equation) and any(NOTATION.parse(side) is None for side in (symbols, *numbers)):
         return ParsedStep(text=line)
     return ParsedStep(
         text=line,

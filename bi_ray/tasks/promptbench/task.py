@@ -19,10 +19,10 @@ from bi_ray.reasoning.trace import Piece, Plan, Span, StepKind
 from bi_ray.tasks.base import Problem, in_split, item_stream
 from bi_ray.tasks.promptbench import premises, wording
 from bi_ray.tasks.promptbench.drawing import Abduction, Arithmetic, Logic, Trees
-from bi_ray.tasks.promptbench.lines import RENDER, parse_line, spans_in
+from bi_ray.tasks.promptbench.lines import parse_line, spans_in, write_line
 
 _MAX_DRAWS = 100_000  # a set owns at least 5 % of the hashes: not to find one in so many draws is a wrong config
-_NEWLINE = Piece("\n")
+_SOLVE = StepKind.SOLVE
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANSWERS: dict[LogicName, str] = {
     "arithmetic": wording.INTEGER,
@@ -94,16 +94,15 @@ class PromptBenchTask:
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
         """The whole response: a line per step inside <think>, then the answer."""
-        pieces = [Piece(wording.THINK_START)]
-        solved: list[str] = []
-        for i, step in enumerate(plan):
-            if i:
-                pieces.append(_NEWLINE)
-            pieces.extend(RENDER[step.kind](step, graph, solved))
-            if step.kind is StepKind.SOLVE:
-                solved.append(step.node)
-        pieces.append(Piece(wording.THINK_END))
-        pieces.append(Piece(wording.ANSWER.format(answer=graph.answer)))
+        pieces: list[Piece] = []
+        solved: set[str] = set()
+        text = before = wording.THINK_START
+        for step in plan:
+            text = write_line(step, graph, solved, before, pieces)
+            before = f"{text}\n"
+            if step.kind is _SOLVE:
+                solved.add(step.node)
+        pieces.append(Piece(f"{text}{wording.THINK_END}{wording.ANSWER.format(answer=graph.answer)}"))
         return pieces
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
