@@ -52,7 +52,8 @@ def test_with_a_kl_term_every_sample_is_learned_from():
     batch, _ = build_batch(MIXED[1:], config(kl=kl))
     assert [sample.advantage for sample in batch.samples] == [0, 0, 0, 0]
     assert build_batch(MIXED[1:], config(kl=kl, zero_variance_groups="drop"))[0].samples == []
-    assert build_batch(MIXED[1:], config(kl=kl | {"coefficient": 0}))[0].samples == []
+    measured = config(kl=kl | {"coefficient": 0}, zero_variance_groups="keep")
+    assert build_batch(MIXED[1:], measured)[0].samples == []
 
 
 def test_reinforce_pp_learns_from_groups_without_variance():
