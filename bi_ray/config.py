@@ -50,6 +50,7 @@ from bi_ray.data_config import (
 )
 from bi_ray.training_config import (
     LearnerConfig,
+    LoRAConfig,
     OptimizerConfig,
     QueryFilterConfig,
     RLConfig,
@@ -83,6 +84,7 @@ __all__ = [
     "ImportanceConfig",
     "KLConfig",
     "LearnerConfig",
+    "LoRAConfig",
     "LogicName",
     "ModelConfig",
     "OperatorName",

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed
+from transformers import PreTrainedModel
 
-from bi_ray.config import ModelConfig, OptimizerConfig
+from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sharding import (
@@ -24,8 +26,10 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
+from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
 from bi_ray.policy.checkpoint import CheckpointError, is_tied, load_model, save_policy, save_weights
-from bi_ray.policy.packing import MicroBatch, Row, pack
+from bi_ray.policy.logprobs import TokenLogprobs
+from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
 from bi_ray.store import DiskFull
 
 
@@ -67,12 +71,13 @@ class Learner:
     Args:
         policy: directory of the checkpoint to start from.
         model: data type and attention kernel.
+        options: size and packing of micro-batches, and what spares memory or time.
         optimizer: kind, clipping and base rate.
-        microbatch_tokens: most padded tokens of one forward and backward pass.
         device: where this rank computes.
 
     Attributes:
-        model: the sharded policy.
+        policy: the sharded policy as a function to log-probabilities.
+        model: the language model in it.
         rank: of this process.
     """
 
@@ -80,16 +85,18 @@ class Learner:
         self,
         policy: Path,
         model: ModelConfig,
+        options: LearnerConfig,
         optimizer: OptimizerConfig,
-        microbatch_tokens: int,
         device: torch.device,
     ) -> None:
         self.rank = distributed.get_rank()
         self.device = device
-        self.model = load_sharded(policy, model, device)
+        self.policy = load_sharded(policy, model, options, device)
+        self.model = self.policy.model
         self._config = optimizer
         self._optimizer = make_optimizer(self.model.parameters(), optimizer)
-        self._microbatch_tokens = microbatch_tokens
+        self._options = options
+        self._packing = choose_packing(options.packing, self.model)
 
     def update(self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float) -> dict[str, float]:
         """One optimizer step on the rows of all ranks; every rank is given the same rows and takes its share.
@@ -127,12 +134,15 @@ class Learner:
         """Forward and backward over this rank's share; leaves the gradient of the whole step in the parameters."""
         ranks = distributed.get_world_size()
         totals = Totals()
-        for batch in pack(rows, self._microbatch_tokens, ranks)[self.rank]:
+        # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 * width^2.
+        pair_cost = 1 / (6 * self.model.config.hidden_size)
+        limit = self._options.microbatch_tokens
+        for batch in pack(rows, limit, self.rank, ranks, self._packing, pair_cost):
             value = loss(batch.to(self.device), totals)
             # FSDP averages gradients over ranks; the loss of a step is a sum over them.
             (value * ranks).backward()
             totals.add("loss", float(value.detach()))
-            totals.add("tokens", float(batch.learned.sum()))
+            totals.add("tokens", len(batch.targets))
         return totals
 
     def gradient_norm(self) -> float:
@@ -157,10 +167,45 @@ class Learner:
         load_optimizer(self.model, self._optimizer, path)
 
 
-def load_sharded(policy: Path, model: ModelConfig, device: torch.device) -> torch.nn.Module:
-    """The policy of a directory, float32 weights sharded over all ranks."""
+def load_sharded(
+    policy: Path, model: ModelConfig, options: LearnerConfig, device: torch.device, weights: Path | None = None
+) -> TokenLogprobs:
+    """The policy of a directory, or of other weights for it in a file, in float32 and sharded over all ranks."""
     full = load_model(policy, attention=model.attention)
-    return shard(full, device, getattr(torch, model.dtype))
+    if weights:
+        full.load_state_dict(load_file(weights))
+    if options.activation_checkpointing:
+        full.gradient_checkpointing_enable({"use_reentrant": False})
+    if can_share_prompts(full, device):
+        full.set_attn_implementation(PACKED_ATTENTION)
+    sharded = shard(TokenLogprobs(full), device, getattr(torch, model.dtype), options)
+    if options.compile:
+        for layer in full.get_decoder().layers:
+            layer.compile(dynamic=True)
+    return sharded
+
+
+def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
+    """The first of shared, flat and padded that is wanted and that the model's attention can do.
+
+    Raises:
+        ValueError: it cannot do what is wanted.
+    """
+    attention = model.config._attn_implementation
+    possible: list[Packing] = ["padded"]
+    if attention == PACKED_ATTENTION:
+        possible = ["shared", "flat", "padded"]
+    elif attention.startswith("flash_attention"):
+        possible = ["flat", "padded"]
+    if wanted == "auto":
+        return possible[0]
+    for packing in possible:
+        if packing == wanted:
+            return packing
+    raise ValueError(
+        f"learner.packing is {wanted}, which this model's attention ({attention}) cannot do here: set it to auto, or "
+        f"to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners"
+    )
 
 
 def load_checkpoint(
@@ -168,13 +213,13 @@ def load_checkpoint(
     directories: StepDirectories,
     step: int,
     model: ModelConfig,
+    options: LearnerConfig,
     optimizer: OptimizerConfig,
-    microbatch_tokens: int,
     device: torch.device,
 ) -> Learner:
     """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy ``base``."""
     folder = directories.path(step)
-    learner = Learner(folder / "policy" if step else base, model, optimizer, microbatch_tokens, device)
+    learner = Learner(folder / "policy" if step else base, model, options, optimizer, device)
     if step:
         learner.load_optimizer(folder / "optimizer.safetensors")
     return learner
