@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
+from bi_ray.learning.adapters import ADAPTERS, adapters_of, add_adapters, merged
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sharding import (
@@ -30,6 +31,7 @@ from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
 from bi_ray.policy.checkpoint import CheckpointError, is_tied, load_model, save_policy, save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
+from bi_ray.policy.rollout import seed_for
 from bi_ray.store import DiskFull
 
 
@@ -74,6 +76,7 @@ class Learner:
         options: size and packing of micro-batches, and what spares memory or time.
         optimizer: kind, clipping and base rate.
         device: where this rank computes.
+        adapters: file of LoRA's adapters to go on from.
 
     Attributes:
         policy: the sharded policy as a function to log-probabilities.
@@ -88,13 +91,15 @@ class Learner:
         options: LearnerConfig,
         optimizer: OptimizerConfig,
         device: torch.device,
+        adapters: Path | None = None,
     ) -> None:
         self.rank = distributed.get_rank()
         self.device = device
-        self.policy = load_sharded(policy, model, options, device)
+        self.policy = load_sharded(policy, model, options, device, adapters)
         self.model = self.policy.model
         self._config = optimizer
-        self._optimizer = make_optimizer(self.model.parameters(), optimizer)
+        self._learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = make_optimizer(self._learned, optimizer)
         self._options = options
         self._packing = choose_packing(options.packing, self.model)
 
@@ -115,6 +120,8 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; the weights are as before.
         """
         began = time.perf_counter()
+        if self._options.lora and self._options.lora.dropout:
+            torch.manual_seed(seed_for("dropout", step, self.rank))  # so that a resumed run draws what this one does
         totals = self.accumulate(rows, loss).reduce(self.device)
         norm = self.gradient_norm()
         if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
@@ -123,8 +130,7 @@ class Learner:
                 f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so nothing was updated; "
                 f"lower optimizer.learning_rate (now {rate:g}) and start from an earlier checkpoint"
             )
-        gradients = list(self.model.parameters())
-        torch.nn.utils.clip_grads_with_norm_(gradients, self._config.max_grad_norm, torch.tensor(norm))
+        torch.nn.utils.clip_grads_with_norm_(self._learned, self._config.max_grad_norm, torch.tensor(norm))
         set_learning_rate(self._optimizer, rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -147,7 +153,7 @@ class Learner:
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole gradient."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._learned if parameter.grad is not None]
         return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
     def weight_norm(self) -> float:
@@ -155,8 +161,12 @@ class Learner:
         return float(full_tensor(torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])))
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """See ``sharding.gather_weights``."""
-        return gather_weights(self.model)
+        """All weights as a plain checkpoint has them, adapters merged, on rank 0; an empty dict on other ranks."""
+        return self.plain(gather_weights(self.model))
+
+    def plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A gathered state with the adapters merged, if there are any."""
+        return merged(state, self._options.lora) if self._options.lora else state
 
     def gather_optimizer(self) -> dict[str, Tensor]:
         """See ``sharding.gather_optimizer``."""
@@ -170,9 +180,14 @@ class Learner:
 def load_sharded(
     policy: Path, model: ModelConfig, options: LearnerConfig, device: torch.device, weights: Path | None = None
 ) -> TokenLogprobs:
-    """The policy of a directory, or of other weights for it in a file, in float32 and sharded over all ranks."""
+    """The policy of a directory, in float32 and sharded over all ranks.
+
+    ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
+    """
     full = load_model(policy, attention=model.attention)
-    if weights:
+    if options.lora:
+        add_adapters(full, options.lora, weights)
+    elif weights:
         full.load_state_dict(load_file(weights))
     if options.activation_checkpointing:
         full.gradient_checkpointing_enable({"use_reentrant": False})
@@ -218,10 +233,12 @@ def load_checkpoint(
     device: torch.device,
 ) -> Learner:
     """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy ``base``."""
+    if not step:
+        return Learner(base, model, options, optimizer, device)
     folder = directories.path(step)
-    learner = Learner(folder / "policy" if step else base, model, options, optimizer, device)
-    if step:
-        learner.load_optimizer(folder / "optimizer.safetensors")
+    policy, adapters = (base, folder / ADAPTERS) if options.lora else (folder / "policy", None)
+    learner = Learner(policy, model, options, optimizer, device, adapters)
+    learner.load_optimizer(folder / "optimizer.safetensors")
     return learner
 
 
@@ -234,15 +251,18 @@ def save_checkpoint(
 ) -> None:
     """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
 
+    ``policy/`` is a plain model. A LoRA's adapters stand beside it, since they cannot be told from merged weights.
     ``more``: full weights of other models, on rank 0, by the name of the file for them.
 
     Raises:
         TrainingError: the disk is full.
     """
-    weights, state = learner.gather_weights(), learner.gather_optimizer()
+    weights, state = gather_weights(learner.model), learner.gather_optimizer()
 
     def fill(folder: Path) -> None:
-        save_policy(weights, base, folder / "policy")
+        save_policy(learner.plain(weights), base, folder / "policy")
+        if adapters := adapters_of(weights):
+            save_file(adapters, folder / ADAPTERS)
         save_optimizer(state, folder / "optimizer.safetensors")
         for name, weights_of_another in (more or {}).items():
             save_weights(weights_of_another, folder / name, is_tied(base))

@@ -24,7 +24,7 @@ class Reference:
         checkpoint: ``step_N`` from which the run goes on, or None at its start.
         config: whether it moves, when and how far.
         model: data type and attention kernel.
-        options: how it is sharded and what spares memory.
+        options: of the policy; adapters are none of the reference's.
         device: where this rank computes.
 
     Attributes:
@@ -42,7 +42,8 @@ class Reference:
     ) -> None:
         self._config = config
         weights = checkpoint / REFERENCE if self.moving and checkpoint else None
-        self.policy = load_sharded(base, model, options, device, weights).requires_grad_(False)
+        plain = options.model_copy(update={"lora": None})
+        self.policy = load_sharded(base, model, plain, device, weights).requires_grad_(False)
 
     @property
     def moving(self) -> bool:

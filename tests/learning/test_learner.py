@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
-from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
+from bi_ray.learning.learner import (
+    Learner,
+    TrainingError,
+    choose_packing,
+    load_checkpoint,
+    load_sharded,
+    save_checkpoint,
+)
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.rl import microbatch_loss
@@ -189,3 +196,38 @@ def refuse_nan(policy: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_changes_nothing(policy):
     on_ranks(2, refuse_nan, policy)
+
+
+def losses_of_a_training(policy: Path, out: Path, model: ModelConfig, options: dict) -> None:
+    learner = Learner(policy, model, options_of(64, **options), ADAMW, CPU)
+    rows = make_rows(6)
+    found = [learner.update(step, rows, loss_of("sft", learner.policy), 3e-3)["loss"] for step in range(1, 21)]
+    assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+    if learner.rank == 0:
+        save_file({"losses": torch.tensor(found)}, out)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bfloat16_learns_as_float32_does(tmp_path, policy, ranks):
+    for dtype in ("float32", "bfloat16"):
+        on_ranks(ranks, losses_of_a_training, policy, tmp_path / dtype, ModelConfig(dtype=dtype), {})
+    exact, rounded = (load_file(tmp_path / dtype)["losses"] for dtype in ("float32", "bfloat16"))
+    assert float(exact[-1]) < 0.5 * float(exact[0])
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, rtol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_layers_learn_the_same(tmp_path, policy):
+    for name, options in (("plain", {}), ("compiled", {"compile": True})):
+        on_ranks(1, losses_of_a_training, policy, tmp_path / name, ModelConfig(), options)
+    plain, compiled = (load_file(tmp_path / name)["losses"] for name in ("plain", "compiled"))
+    assert torch.allclose(plain, compiled, rtol=1e-4)
+
+
+def test_a_packing_that_the_attention_cannot_do_is_refused(policy):
+    model = load_model(policy, attention="eager")
+    assert choose_packing("auto", model) == "padded"
+    with pytest.raises(ValueError, match=r"learner.packing is shared, .* \(eager\) .* \['padded'\]"):
+        choose_packing("shared", model)
