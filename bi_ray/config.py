@@ -285,9 +285,7 @@ class RunConfig(Config):
         if self.rollout.weight_sync == "nccl":
             raise ValueError("rollout.weight_sync: the learners do not send by nccl yet; use shared_memory")
         if self.learner.lora and self.rl.kl.measured and self.rl.kl.reference == "moving":
-            raise ValueError(
-                "rl.kl.reference: moving follows all weights, and learner.lora trains adapters; use frozen"
-            )
+            raise ValueError("rl.kl.reference: moving follows all weights, learner.lora trains adapters; use frozen")
         wanted = {"rl", *self.evaluation.sets} | (set(self.rl.validation.sets) if self.rl.validation else set())
         if any(recipe.sft and not recipe.demonstrations for recipe in self.arms.values()):
             wanted.add("sft")

@@ -79,4 +79,4 @@ def _logprobs(
     if with_entropy:
         seen = logs.detach()
         entropy = -(seen.exp() * seen).sum(dim=-1)
-    return logs.gather(1, targets.unsqueeze(1)).squeeze(1), entropy
+    return -functional.nll_loss(logs, targets, reduction="none"), entropy

@@ -84,7 +84,6 @@ class MicroBatch:
         weights: [learned tokens], float32, as the next two.
         advantages: [learned tokens].
         sampler_logprobs: [learned tokens].
-        sequences: [learned tokens], int64: number of the token's row in this micro-batch; a row is never cut.
     """
 
     tokens: Tensor
@@ -96,7 +95,6 @@ class MicroBatch:
     weights: Tensor
     advantages: Tensor
     sampler_logprobs: Tensor
-    sequences: Tensor
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
