@@ -73,7 +73,7 @@ def sft_loop(config: dict[str, Any]) -> str | None:
         output=Path(config["output"]),
         config=SFTConfig.model_validate(config["sft"]),
         model=ModelConfig.model_validate(config["model"]),
-        microbatch_tokens=learner.microbatch_tokens,
+        learner=learner,
         seed=config["seed"],
     )
     try:
@@ -93,7 +93,7 @@ def rl_loop(config: dict[str, Any]) -> str | None:
         weights=Path(config["weights"]),
         config=RLConfig.model_validate(config["rl"]),
         model=ModelConfig.model_validate(config["model"]),
-        microbatch_tokens=learner.microbatch_tokens,
+        learner=learner,
     )
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:

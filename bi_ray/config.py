@@ -50,6 +50,7 @@ from bi_ray.data_config import (
 )
 from bi_ray.training_config import (
     LearnerConfig,
+    LoRAConfig,
     OptimizerConfig,
     QueryFilterConfig,
     RLConfig,
@@ -83,6 +84,7 @@ __all__ = [
     "ImportanceConfig",
     "KLConfig",
     "LearnerConfig",
+    "LoRAConfig",
     "LogicName",
     "ModelConfig",
     "OperatorName",
@@ -282,6 +284,8 @@ class RunConfig(Config):
             raise ValueError("arms: name at least one, for example [vanilla, bridge]")
         if self.rollout.weight_sync == "nccl":
             raise ValueError("rollout.weight_sync: the learners do not send by nccl yet; use shared_memory")
+        if self.learner.lora and self.rl.kl.measured and self.rl.kl.reference == "moving":
+            raise ValueError("rl.kl.reference: moving follows all weights, learner.lora trains adapters; use frozen")
         wanted = {"rl", *self.evaluation.sets} | (set(self.rl.validation.sets) if self.rl.validation else set())
         if any(recipe.sft and not recipe.demonstrations for recipe in self.arms.values()):
             wanted.add("sft")

@@ -10,6 +10,15 @@ from bi_ray.algorithm_config import AlgorithmConfig
 from bi_ray.data_config import Config, Fraction, Positive, Seconds, SetName
 
 
+class LoRAConfig(Config):
+    """Low-rank adapters (arXiv:2106.09685) instead of all weights; engines and checkpoints get them merged."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] = 128
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"  # names of linear layers, such as q_proj
+
+
 class LearnerConfig(Config):
     """The learner group: Ray Train workers that hold FSDP2 shards."""
 
@@ -17,7 +26,14 @@ class LearnerConfig(Config):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     threads_per_worker: Positive = 1
-    microbatch_tokens: Positive = 8192  # padded tokens of one forward and backward pass on one worker
+    microbatch_tokens: Positive = 8192  # of one forward and backward pass on one worker, padding counted
+    packing: Literal["auto", "shared", "flat", "padded"] = "auto"  # auto: the first of these that the model's attention
+    # allows. shared: no padding, a group's prompt computed once; flat: no padding; padded: rows of one length
+    activation_checkpointing: bool = False  # activations are computed again in the backward pass: less memory
+    cpu_offload: bool = False  # weights, gradients and optimizer state stay in the CPU's memory between uses
+    reshard_after_forward: bool = True  # false: gathered weights are kept for the backward pass: faster, more memory
+    compile: bool = False  # torch.compile of the decoder layers: minutes at the start
+    lora: LoRAConfig | None = None  # None: all weights are trained
     max_restarts: Annotated[int, Field(ge=0)] = 2
     start_timeout_s: Seconds = 180
     collective_timeout_s: Seconds = 600  # a learner that waits longer for another one fails, and the group starts again

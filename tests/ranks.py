@@ -1,4 +1,4 @@
-"""A way to run something on several gloo processes without Ray, and a distance between weights."""
+"""A way to run something on several gloo processes without Ray, a distance of weights, plain log-probabilities."""
 
 import multiprocessing
 import os
@@ -26,6 +26,12 @@ def on_ranks(ranks, function, *arguments):
         torch.multiprocessing.start_processes(
             _enter, (ranks, f"{folder}/rendezvous", function, arguments), nprocs=ranks, start_method="forkserver"
         )
+
+
+def logprobs_of(model, tokens, first, temperature=1.0):
+    """Log-probabilities of ``tokens[first:]``, from the model's plain logits for this one sequence."""
+    logs = (model(input_ids=torch.tensor([tokens])).logits[0] / temperature).log_softmax(-1)
+    return logs[torch.arange(first - 1, len(tokens) - 1), torch.tensor(tokens[first:])]
 
 
 def distance(left, right):

@@ -128,6 +128,10 @@ def test_the_paper_s_rates_of_bridge():
         (changed("task.sets", {"sft": {}, "rl": {}, "test_id": {}}), ["task.sets lacks test_ood"]),
         (changed("rl.validation", {"sets": ["val"]}), ["task.sets lacks val"]),
         (changed("rollout.weight_sync", "nccl"), ["use shared_memory"]),
+        (
+            changed("learner.lora", {}) | {"rl": {"kl": {"estimator": "k3", "reference": "moving"}}},
+            ["rl.kl.reference", "use frozen"],
+        ),
         ({"name": "run", "arms": ["vanilla"]}, ["task", "required"]),
         ("[1, 2]", ["wanted is the configuration of an experiment", "there is a list"]),
         ("", ["wanted is the configuration of an experiment", "there is nothing in it"]),

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
+from transformers import PreTrainedModel
 
-from bi_ray.config import ModelConfig, OptimizerConfig
+from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
+from bi_ray.learning.adapters import ADAPTERS, adapters_of, add_adapters, merged
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sharding import (
@@ -24,8 +27,11 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
+from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
 from bi_ray.policy.checkpoint import CheckpointError, is_tied, load_model, save_policy, save_weights
-from bi_ray.policy.packing import MicroBatch, Row, pack
+from bi_ray.policy.logprobs import TokenLogprobs
+from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
+from bi_ray.policy.rollout import seed_for
 from bi_ray.store import DiskFull
 
 
@@ -67,12 +73,14 @@ class Learner:
     Args:
         policy: directory of the checkpoint to start from.
         model: data type and attention kernel.
+        options: size and packing of micro-batches, and what spares memory or time.
         optimizer: kind, clipping and base rate.
-        microbatch_tokens: most padded tokens of one forward and backward pass.
         device: where this rank computes.
+        adapters: file of LoRA's adapters to go on from.
 
     Attributes:
-        model: the sharded policy.
+        policy: the sharded policy as a function to log-probabilities.
+        model: the language model in it.
         rank: of this process.
     """
 
@@ -80,16 +88,20 @@ class Learner:
         self,
         policy: Path,
         model: ModelConfig,
+        options: LearnerConfig,
         optimizer: OptimizerConfig,
-        microbatch_tokens: int,
         device: torch.device,
+        adapters: Path | None = None,
     ) -> None:
         self.rank = distributed.get_rank()
         self.device = device
-        self.model = load_sharded(policy, model, device)
+        self.policy = load_sharded(policy, model, options, device, adapters)
+        self.model = self.policy.model
         self._config = optimizer
-        self._optimizer = make_optimizer(self.model.parameters(), optimizer)
-        self._microbatch_tokens = microbatch_tokens
+        self._learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = make_optimizer(self._learned, optimizer)
+        self._options = options
+        self._packing = choose_packing(options.packing, self.model)
 
     def update(self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float) -> dict[str, float]:
         """One optimizer step on the rows of all ranks; every rank is given the same rows and takes its share.
@@ -108,6 +120,8 @@ class Learner:
             TrainingError: the loss or the gradient is not finite; the weights are as before.
         """
         began = time.perf_counter()
+        if self._options.lora and self._options.lora.dropout:
+            torch.manual_seed(seed_for("dropout", step, self.rank))  # so that a resumed run draws what this one does
         totals = self.accumulate(rows, loss).reduce(self.device)
         norm = self.gradient_norm()
         if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
@@ -116,8 +130,7 @@ class Learner:
                 f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so nothing was updated; "
                 f"lower optimizer.learning_rate (now {rate:g}) and start from an earlier checkpoint"
             )
-        gradients = list(self.model.parameters())
-        torch.nn.utils.clip_grads_with_norm_(gradients, self._config.max_grad_norm, torch.tensor(norm))
+        torch.nn.utils.clip_grads_with_norm_(self._learned, self._config.max_grad_norm, torch.tensor(norm))
         set_learning_rate(self._optimizer, rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -127,17 +140,20 @@ class Learner:
         """Forward and backward over this rank's share; leaves the gradient of the whole step in the parameters."""
         ranks = distributed.get_world_size()
         totals = Totals()
-        for batch in pack(rows, self._microbatch_tokens, ranks)[self.rank]:
+        # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 * width^2.
+        pair_cost = 1 / (6 * self.model.config.hidden_size)
+        limit = self._options.microbatch_tokens
+        for batch in pack(rows, limit, self.rank, ranks, self._packing, pair_cost):
             value = loss(batch.to(self.device), totals)
             # FSDP averages gradients over ranks; the loss of a step is a sum over them.
             (value * ranks).backward()
             totals.add("loss", float(value.detach()))
-            totals.add("tokens", float(batch.learned.sum()))
+            totals.add("tokens", len(batch.targets))
         return totals
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole gradient."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._learned if parameter.grad is not None]
         return float(full_tensor(torch.nn.utils.get_total_norm(gradients)))
 
     def weight_norm(self) -> float:
@@ -145,8 +161,12 @@ class Learner:
         return float(full_tensor(torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])))
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """See ``sharding.gather_weights``."""
-        return gather_weights(self.model)
+        """All weights as a plain checkpoint has them, adapters merged, on rank 0; an empty dict on other ranks."""
+        return self.plain(gather_weights(self.model))
+
+    def plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A gathered state with the adapters merged, if there are any."""
+        return merged(state, self._options.lora) if self._options.lora else state
 
     def gather_optimizer(self) -> dict[str, Tensor]:
         """See ``sharding.gather_optimizer``."""
@@ -157,10 +177,50 @@ class Learner:
         load_optimizer(self.model, self._optimizer, path)
 
 
-def load_sharded(policy: Path, model: ModelConfig, device: torch.device) -> torch.nn.Module:
-    """The policy of a directory, float32 weights sharded over all ranks."""
+def load_sharded(
+    policy: Path, model: ModelConfig, options: LearnerConfig, device: torch.device, weights: Path | None = None
+) -> TokenLogprobs:
+    """The policy of a directory, in float32 and sharded over all ranks.
+
+    ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
+    """
     full = load_model(policy, attention=model.attention)
-    return shard(full, device, getattr(torch, model.dtype))
+    if options.lora:
+        add_adapters(full, options.lora, weights)
+    elif weights:
+        full.load_state_dict(load_file(weights))
+    if options.activation_checkpointing:
+        full.gradient_checkpointing_enable({"use_reentrant": False})
+    if can_share_prompts(full, device):
+        full.set_attn_implementation(PACKED_ATTENTION)
+    sharded = shard(TokenLogprobs(full), device, getattr(torch, model.dtype), options)
+    if options.compile:
+        for layer in full.get_decoder().layers:
+            layer.compile(dynamic=True)
+    return sharded
+
+
+def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
+    """The first of shared, flat and padded that is wanted and that the model's attention can do.
+
+    Raises:
+        ValueError: it cannot do what is wanted.
+    """
+    attention = model.config._attn_implementation
+    possible: list[Packing] = ["padded"]
+    if attention == PACKED_ATTENTION:
+        possible = ["shared", "flat", "padded"]
+    elif attention.startswith("flash_attention"):
+        possible = ["flat", "padded"]
+    if wanted == "auto":
+        return possible[0]
+    for packing in possible:
+        if packing == wanted:
+            return packing
+    raise ValueError(
+        f"learner.packing is {wanted}, which this model's attention ({attention}) cannot do here: set it to auto, or "
+        f"to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners"
+    )
 
 
 def load_checkpoint(
@@ -168,15 +228,17 @@ def load_checkpoint(
     directories: StepDirectories,
     step: int,
     model: ModelConfig,
+    options: LearnerConfig,
     optimizer: OptimizerConfig,
-    microbatch_tokens: int,
     device: torch.device,
 ) -> Learner:
     """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy ``base``."""
+    if not step:
+        return Learner(base, model, options, optimizer, device)
     folder = directories.path(step)
-    learner = Learner(folder / "policy" if step else base, model, optimizer, microbatch_tokens, device)
-    if step:
-        learner.load_optimizer(folder / "optimizer.safetensors")
+    policy, adapters = (base, folder / ADAPTERS) if options.lora else (folder / "policy", None)
+    learner = Learner(policy, model, options, optimizer, device, adapters)
+    learner.load_optimizer(folder / "optimizer.safetensors")
     return learner
 
 
@@ -189,15 +251,18 @@ def save_checkpoint(
 ) -> None:
     """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
 
+    ``policy/`` is a plain model. A LoRA's adapters stand beside it, since they cannot be told from merged weights.
     ``more``: full weights of other models, on rank 0, by the name of the file for them.
 
     Raises:
         TrainingError: the disk is full.
     """
-    weights, state = learner.gather_weights(), learner.gather_optimizer()
+    weights, state = gather_weights(learner.model), learner.gather_optimizer()
 
     def fill(folder: Path) -> None:
-        save_policy(weights, base, folder / "policy")
+        save_policy(learner.plain(weights), base, folder / "policy")
+        if adapters := adapters_of(weights):
+            save_file(adapters, folder / ADAPTERS)
         save_optimizer(state, folder / "optimizer.safetensors")
         for name, weights_of_another in (more or {}).items():
             save_weights(weights_of_another, folder / name, is_tied(base))

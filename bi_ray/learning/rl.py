@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
-from bi_ray.config import ModelConfig, RLConfig
+from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint, write_once
 from bi_ray.learning.losses import policy_loss, token_weights
@@ -25,7 +25,7 @@ from bi_ray.learning.reference import Reference
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import is_tied, save_weights
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.validation import scores_of
 
@@ -56,7 +56,7 @@ class RLJob:
         weights: where published weights go, in shared memory of rank 0's node.
         config: how.
         model: data type and attention kernel.
-        microbatch_tokens: most padded tokens of one pass on one rank.
+        learner: size and packing of micro-batches, and what spares memory or time.
     """
 
     base: Path
@@ -64,7 +64,7 @@ class RLJob:
     weights: Path
     config: RLConfig
     model: ModelConfig
-    microbatch_tokens: int
+    learner: LearnerConfig
 
 
 def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) -> list[Row]:
@@ -85,7 +85,7 @@ def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) 
 
 
 def microbatch_loss(
-    policy: nn.Module, reference: nn.Module | None, config: RLConfig
+    policy: TokenLogprobs, reference: TokenLogprobs | None, config: RLConfig
 ) -> Callable[[MicroBatch, Totals], Tensor]:
     """The loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy, importance and mismatch per token.
 
@@ -95,12 +95,11 @@ def microbatch_loss(
     algorithm = load_algorithm(config)
 
     def loss(batch: MicroBatch, totals: Totals) -> Tensor:
-        place = batch.tokens, batch.learned, config.temperature
-        logprobs, entropy = token_logprobs(policy, *place, with_entropy=True)
+        logprobs, entropy = policy(batch, config.temperature, with_entropy=True)
         reference_logprobs = None
         if reference is not None:
             with torch.no_grad():
-                reference_logprobs = token_logprobs(reference, *place)[0]
+                reference_logprobs = reference(batch, config.temperature)[0]
         sampled = batch.sampler_logprobs, batch.advantages, batch.weights, batch.sequences
         result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)
         assert entropy is not None
@@ -128,12 +127,12 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     config = job.config
     directories = _directories(job)
     start, incarnation = _join(directories, driver)
-    learner = load_checkpoint(job.base, directories, start, job.model, config.optimizer, job.microbatch_tokens, device)
+    learner = load_checkpoint(job.base, directories, start, job.model, job.learner, config.optimizer, device)
     reference = None
     if config.kl.measured:
         checkpoint = directories.path(start) if start else None
-        reference = Reference(job.base, checkpoint, config.kl, job.model, device)
-    loss = microbatch_loss(learner.model, reference.model if reference else None, config)
+        reference = Reference(job.base, checkpoint, config.kl, job.model, job.learner, device)
+    loss = microbatch_loss(learner.policy, reference.policy if reference else None, config)
     tied = is_tied(job.base)
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
@@ -149,7 +148,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
             rows = batch_rows(batch, config, job.model.max_response_tokens)
             metrics |= _shown(learner.update(step, rows, loss, rate))
         if reference:
-            reference.follow(learner.model, step)
+            reference.follow(learner.policy, step)
         metrics["weight_norm"] = learner.weight_norm()
         _publish(job, learner, driver, incarnation, step, tied, metrics)
         if config.is_checkpointed(step):

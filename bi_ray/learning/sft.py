@@ -12,14 +12,13 @@ import torch
 from datasets import load_from_disk
 from torch import Tensor, distributed
 
-from bi_ray.config import ModelConfig, SFTConfig
+from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
 from bi_ray.learning.learner import Learner, Totals, load_checkpoint, save_checkpoint
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.metrics import append_metrics, cut_metrics
 from bi_ray.policy.checkpoint import save_policy
-from bi_ray.policy.logprobs import token_logprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.store import write_atomically
 
@@ -34,7 +33,7 @@ class SFTJob:
         output: gets ``policy/``, ``metrics.jsonl`` and ``checkpoints/``; seen by every rank.
         config: how.
         model: data type and attention kernel.
-        microbatch_tokens: most padded tokens of one pass on one rank.
+        learner: size and packing of micro-batches, and what spares memory or time.
         seed: orders the demonstrations.
     """
 
@@ -43,7 +42,7 @@ class SFTJob:
     output: Path
     config: SFTConfig
     model: ModelConfig
-    microbatch_tokens: int
+    learner: LearnerConfig
     seed: int
 
 
@@ -114,7 +113,7 @@ def train(job: SFTJob, device: torch.device) -> None:
     learner, start = _resume(job, directories, device)
 
     def loss(batch: MicroBatch, _: Totals) -> Tensor:
-        return nll_loss(token_logprobs(learner.model, batch.tokens, batch.learned)[0], batch.weights)
+        return nll_loss(learner.policy(batch)[0], batch.weights)
 
     for step in range(start + 1, steps + 1):
         began = time.perf_counter()
@@ -141,7 +140,4 @@ def _resume(job: SFTJob, directories: StepDirectories, device: torch.device) -> 
         cut_metrics(job.output / "metrics.jsonl", found[0])
     distributed.broadcast_object_list(found)
     step = found[0]
-    learner = load_checkpoint(
-        job.base, directories, step, job.model, job.config.optimizer, job.microbatch_tokens, device
-    )
-    return learner, step
+    return load_checkpoint(job.base, directories, step, job.model, job.learner, job.config.optimizer, device), step

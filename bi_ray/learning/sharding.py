@@ -18,27 +18,39 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+
+from bi_ray.config import LearnerConfig
+from bi_ray.policy.logprobs import TokenLogprobs
 
 _SEPARATOR = "|"  # between a parameter's name and a key of its optimizer state
 
 
-def shard(model: PreTrainedModel, device: torch.device, compute_dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def shard(
+    policy: TokenLogprobs, device: torch.device, compute_dtype: torch.dtype, options: LearnerConfig
+) -> TokenLogprobs:
     """Shard every decoder layer, and the rest as the root, over all ranks.
 
+    One rank that computes in float32 needs no shards: its weights stay plain tensors, and FSDP's copies are spared.
+
     Args:
-        model: a full model in float32; its weights stay float32 whatever ``compute_dtype`` is.
+        policy: a full model in float32; its weights stay float32 whatever ``compute_dtype`` is.
         device: where this rank computes.
         compute_dtype: of the forward and backward passes; gradients are summed over ranks in float32.
+        options: ``cpu_offload`` and ``reshard_after_forward``.
     """
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    for layer in model.get_decoder().layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(model, mesh=mesh, mp_policy=precision)
-    return model
+    ranks = torch.distributed.get_world_size()
+    if ranks == 1 and compute_dtype == torch.float32 and not options.cpu_offload:
+        return policy.to(device)
+    more: dict[str, Any] = {"mesh": init_device_mesh(device.type, (ranks,))}
+    more["mp_policy"] = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    if options.cpu_offload:
+        more["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type != "cpu")
+    for layer in policy.model.get_decoder().layers:
+        fully_shard(layer, reshard_after_forward=options.reshard_after_forward, **more)
+    fully_shard(policy, **more)
+    return policy
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -5,43 +5,78 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from bi_ray.policy.attention import PACKED_ATTENTION
+from bi_ray.policy.packing import MicroBatch
+
+CHUNK_LOGITS = (
+    2**26
+)  # most logits at a time, 256 MiB in float32; more are made in chunks, and again in the backward pass
+
+ALL_AT_ONCE = 2**62  # no chunks: forward mode does not go through recomputation
 
 
-def token_logprobs(
-    model: nn.Module, tokens: Tensor, learned: Tensor, temperature: float = 1.0, with_entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the marked tokens, given all tokens before them in their row.
+class TokenLogprobs(nn.Module):
+    """A causal language model of transformers as a function from micro-batches to log-probabilities.
 
-    The output matrix is applied from the first marked column on only, and the softmax to marked positions only, so
-    prompts and padding cost no logits in memory.
+    A module of its own, so that FSDP gathers the output matrix for it.
 
     Args:
-        model: a causal language model of transformers (called as one, so that FSDP gathers its shards).
-        tokens: [rows, length], int64, padded on the right.
-        learned: [rows, length], bool; the first column is never marked.
-        temperature: the logits are divided by it, as the sampler did.
-        with_entropy: also return the entropy of the distribution at each marked position, without gradient.
-
-    Returns:
-        Log-probabilities and entropies (or None), each [marked tokens] in row-major order, float32 or wider.
+        model: the language model; its logits must be its output matrix times its decoder's output.
+        chunk_logits: how many logits may exist at a time; more are made in chunks, and again in the backward pass.
     """
-    length = tokens.shape[1]
-    columns = learned.any(dim=0).nonzero()
-    first = int(columns[0]) if len(columns) else length - 1
-    # The logits at position t - 1 are about token t; those after the last token are about nothing.
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=length - first + 1).logits[:, :-1]
-    index = learned[:, first:].flatten().nonzero().squeeze(1)
-    logits = logits.flatten(0, 1).index_select(0, index)  # [marked tokens, vocabulary]
+
+    def __init__(self, model: PreTrainedModel, chunk_logits: int = CHUNK_LOGITS) -> None:
+        super().__init__()
+        self.model = model
+        self._chunk_logits = chunk_logits
+
+    def forward(
+        self, batch: MicroBatch, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the learned tokens, given all tokens before them in their sequence.
+
+        The output matrix is applied at learned places only, so prompts and padding cost no logits.
+
+        Args:
+            batch: the tokens.
+            temperature: the logits are divided by it, as the sampler did.
+            with_entropy: also return the entropy of the distribution of each learned token, without gradient.
+
+        Returns:
+            Log-probabilities and entropies (or None), each [learned tokens], float32 or wider.
+        """
+        # Flash attention reads from the positions where sequences begin.
+        more = {"layout": batch.layout} if self.model.config._attn_implementation == PACKED_ATTENTION else {}
+        decoder = self.model.get_decoder()
+        out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more)
+        hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.sources)
+        head = self.model.get_output_embeddings()
+        rows = max(1, self._chunk_logits // self.model.config.vocab_size)
+        if len(hidden) <= rows:
+            return _logprobs(head, hidden, batch.targets, temperature, with_entropy)
+        found = [
+            checkpoint(_logprobs, head, *part, temperature, with_entropy, use_reentrant=False, preserve_rng_state=False)
+            for part in zip(hidden.split(rows), batch.targets.split(rows), strict=True)
+        ]
+        logprobs, entropies = zip(*found, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+def _logprobs(
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of ``hidden`` [tokens, width] and ``targets`` [tokens]."""
+    logits = head(hidden)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
-    targets = tokens[:, first:].flatten().index_select(0, index)
-    logprobs = -functional.cross_entropy(logits, targets, reduction="none")
-    return logprobs, _entropy(logits.detach()) if with_entropy else None
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of each row of ``logits`` [rows, vocabulary]."""
     logs = functional.log_softmax(logits, dim=-1)
-    return -(logs.exp() * logs).sum(dim=-1)
+    entropy = None
+    if with_entropy:
+        seen = logs.detach()
+        entropy = -(seen.exp() * seen).sum(dim=-1)
+    return -functional.nll_loss(logs, targets, reduction="none"), entropy

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, in_batches
 from bi_ray.readiness.rollouts import ScoredGroup
 from bi_ray.verification import BEHAVIOUR_FIELDS
@@ -41,7 +41,7 @@ def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def entropies(
-    model: nn.Module, groups: Sequence[ScoredGroup], temperature: float, microbatch_tokens: int
+    model: PreTrainedModel, groups: Sequence[ScoredGroup], temperature: float, microbatch_tokens: int
 ) -> list[float]:
     """Entropy of the policy's next-token distribution in nats, averaged over the tokens of each group's rollouts."""
     rows = [row for group in groups for row in group.rows([1.0] * len(group.rollouts))]
@@ -54,7 +54,7 @@ def entropies(
 
 
 def perplexities(
-    model: nn.Module, demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], microbatch_tokens: int
+    model: PreTrainedModel, demonstrations: Sequence[tuple[Sequence[int], Sequence[int]]], microbatch_tokens: int
 ) -> list[float]:
     """The exponential of the mean negative log-probability of the tokens of each demonstration, at temperature 1.
 
@@ -68,17 +68,14 @@ def perplexities(
 
 
 def _token_values(
-    model: nn.Module, rows: Sequence[Row], temperature: float, microbatch_tokens: int, entropy: bool = False
+    model: PreTrainedModel, rows: Sequence[Row], temperature: float, microbatch_tokens: int, entropy: bool = False
 ) -> list[torch.Tensor]:
     """Log-probability, or entropy at its place, of every learned token: a tensor [learned tokens] per row."""
-    device = next(model.parameters()).device
+    device, policy = next(model.parameters()).device, TokenLogprobs(model)
     found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for numbers, batch in in_batches(rows, microbatch_tokens):
-            batch = batch.to(device)
-            logprobs, entropy_values = token_logprobs(
-                model, batch.tokens, batch.learned, temperature, with_entropy=entropy
-            )
+            logprobs, entropy_values = policy(batch.to(device), temperature, with_entropy=entropy)
             values = (logprobs if entropy_values is None else entropy_values).cpu()
             found |= dict(zip(numbers, values.split([rows[i].learned for i in numbers]), strict=True))
     return [found[i] for i in range(len(rows))]

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import ALL_AT_ONCE, TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row, in_batches
 from bi_ray.readiness.rollouts import ScoredGroup
 
@@ -66,13 +67,14 @@ class Differentiator:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         temperature: float = 1.0,
         microbatch_tokens: int = 4096,
         method: Method = "forward",
         shift_norm: float = 3e-3,
     ) -> None:
         self.model = model
+        self._policy = TokenLogprobs(model, ALL_AT_ONCE)
         self.temperature = temperature
         self.microbatch_tokens = microbatch_tokens
         self.method = method
@@ -107,7 +109,7 @@ class Differentiator:
             return torch.func.jvp(lambda weights: self._logprobs(weights, batch), (self.parameters,), (direction,))[1]
         length = norm(direction)
         if length == 0:
-            return torch.zeros(int(batch.learned.sum()), device=self.device)
+            return torch.zeros(len(batch.targets), device=self.device)
         size = self.shift_norm / length
         with torch.no_grad():
             ahead, behind = (
@@ -118,12 +120,10 @@ class Differentiator:
 
     def _logprobs(self, weights: Weights, batch: MicroBatch) -> Tensor:
         """Log-probabilities [learned tokens] under other weights than the model's own."""
-
-        def model(**arguments: object) -> object:
-            # tied parameters: the weights name the embedding once, and the head follows it
-            return torch.func.functional_call(self.model, weights, kwargs=arguments, tie_weights=True)
-
-        return token_logprobs(model, batch.tokens, batch.learned, self.temperature)[0]  # type: ignore[arg-type]
+        # tied parameters: the weights name the embedding once, and the head follows it
+        named = {f"model.{name}": value for name, value in weights.items()}
+        arguments = batch, self.temperature
+        return torch.func.functional_call(self._policy, named, arguments, tie_weights=True)[0]
 
 
 def norm(direction: Weights) -> float:

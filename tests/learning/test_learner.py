@@ -10,20 +10,28 @@ from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from bi_ray.config import KLConfig, ModelConfig, OptimizerConfig, RLConfig
-from bi_ray.learning.learner import Learner, TrainingError, load_checkpoint, load_sharded, save_checkpoint
+from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.learning.learner import (
+    Learner,
+    TrainingError,
+    choose_packing,
+    load_checkpoint,
+    load_sharded,
+    save_checkpoint,
+)
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.rl import microbatch_loss
 from bi_ray.learning.sharding import full_tensor
 from bi_ray.policy.checkpoint import load_model
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, pack
 
 CPU = torch.device("cpu")
 SGD = OptimizerConfig(kind="sgd", learning_rate=0.5, max_grad_norm=1e9)
 ADAMW = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
 GRPO = RLConfig(kl=KLConfig(estimator="k3", coefficient=0.1), temperature=0.7)
+NO_KL = RLConfig(temperature=0.7)
 
 
 def make_rows(count: int, seed: int = 0) -> list[Row]:
@@ -41,17 +49,21 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
+def options_of(microbatch_tokens: int, **options) -> LearnerConfig:
+    return LearnerConfig(microbatch_tokens=microbatch_tokens, **options)
+
+
 def loss_of(kind: str, model, reference=None):
     if kind == "grpo":
-        return microbatch_loss(model, reference, GRPO)
-    return lambda batch, _: nll_loss(token_logprobs(model, batch.tokens, batch.learned)[0], batch.weights)
+        return microbatch_loss(model, reference, GRPO if reference else NO_KL)
+    return lambda batch, _: nll_loss(model(batch)[0], batch.weights)
 
 
 def learn(policy: Path, out: Path, kind: str, rows: list[Row], limit: int) -> None:
     """Accumulate one gradient, then make one update; rank 0 writes both."""
-    learner = Learner(policy, ModelConfig(), SGD, limit, CPU)
-    reference = load_sharded(policy, ModelConfig(), CPU).requires_grad_(False)
-    loss = loss_of(kind, learner.model, reference)
+    learner = Learner(policy, ModelConfig(), options_of(limit), SGD, CPU)
+    reference = load_sharded(policy, ModelConfig(), options_of(limit), CPU).requires_grad_(False)
+    loss = loss_of(kind, learner.policy, reference)
     learner.accumulate(rows, loss)
     gradient = {name: full_tensor(p.grad) for name, p in learner.model.named_parameters()}
     learner.model.zero_grad()
@@ -75,13 +87,13 @@ def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind,
     """5 rows on 2 ranks in tiny micro-batches: uneven shares, so that one rank gets an empty micro-batch."""
     policy = tiny_model(tied=tied)
     rows = make_rows(5)
-    shares = pack(rows, 24, 2)
-    assert any(not batch.learned.any() for share in shares for batch in share), "the test wants an empty micro-batch"
+    shares = [pack(rows, 24, rank, 2) for rank in range(2)]
+    assert any(not len(batch.targets) for share in shares for batch in share), "the test wants an empty micro-batch"
     on_ranks(2, learn, policy, tmp_path / "two", kind, rows, 24)
     model, reference = load_model(policy), load_model(policy)
-    [[batch]] = pack(rows, 10**9)  # all rows in one pass of an unsharded model
+    [batch] = pack(rows, 10**9, packing="padded")  # all rows in one pass of an unsharded model
     totals = type("Ignored", (), {"add": lambda *_: None, "keep_largest": lambda *_: None})()
-    loss_of(kind, model, reference)(batch, totals).backward()
+    loss_of(kind, TokenLogprobs(model), TokenLogprobs(reference))(batch, totals).backward()
     gradient = {name: p.grad for name, p in model.named_parameters()}
     assert distance(load_file(tmp_path / "two" / "gradient"), gradient) <= 1e-5
     torch.optim.SGD(model.parameters(), lr=SGD.learning_rate).step()
@@ -92,12 +104,44 @@ def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind,
     assert float(load_file(tmp_path / "two" / "metrics")["grad_norm"]) == pytest.approx(norm, rel=1e-5)
 
 
+def write_gradients(policy: Path, out: Path, rows: list[Row], cases: list[tuple[int, dict]]) -> None:
+    """The gradient of every case (micro-batch tokens, options), in one file each; rank 0 writes."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (limit, options) in enumerate(cases):
+        learner = Learner(policy, ModelConfig(), options_of(limit, **options), SGD, CPU)
+        learner.accumulate(rows, loss_of("grpo", learner.policy))
+        gradient = {name: full_tensor(p.grad) for name, p in learner.model.named_parameters()}
+        if learner.rank == 0:
+            save_file(gradient, out / str(number))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_sizes_packing_and_options_give_one_gradient(tmp_path, tiny_model, ranks):
+    policy = tiny_model(tied=False)
+    prompts = [row.tokens[:10] for row in make_rows(20) if len(row.tokens) > 10][:4]
+    rows = [
+        dataclasses.replace(row, tokens=prompts[i % 4] + row.tokens[row.first_learned :], first_learned=10)
+        for i, row in enumerate(make_rows(14, seed=1))
+    ]
+    cases = [(limit, {"packing": packing}) for limit in (30, 10**6) for packing in ("shared", "flat", "padded")]
+    cases += [(100, {"activation_checkpointing": True}), (100, {"cpu_offload": True})]
+    cases += [(100, {"reshard_after_forward": False})]
+    on_ranks(ranks, write_gradients, policy, tmp_path, rows, cases)
+    model = load_model(policy)
+    [batch] = pack(rows, 10**9, packing="padded")
+    totals = type("Ignored", (), {"add": lambda *_: None, "keep_largest": lambda *_: None})()
+    loss_of("grpo", TokenLogprobs(model))(batch, totals).backward()
+    gradient = {name: p.grad for name, p in model.named_parameters()}
+    for number, case in enumerate(cases):
+        assert distance(load_file(tmp_path / str(number)), gradient) <= 1e-5, case
+
+
 def train_and_checkpoint(policy: Path, folder: Path, start: int, stop: int) -> None:
     directories = StepDirectories(folder)
     assert directories.recover() == start
-    learner = load_checkpoint(policy, directories, start, ModelConfig(), ADAMW, 64, CPU)
+    learner = load_checkpoint(policy, directories, start, ModelConfig(), options_of(64), ADAMW, CPU)
     for step in range(start + 1, stop + 1):
-        learner.update(step, make_rows(6, seed=step), loss_of("sft", learner.model), ADAMW.learning_rate)
+        learner.update(step, make_rows(6, seed=step), loss_of("sft", learner.policy), ADAMW.learning_rate)
     save_checkpoint(learner, policy, directories, stop)
 
 
@@ -114,7 +158,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
 
 
 def fill_the_disk(policy: Path, folder: Path) -> None:
-    learner = Learner(policy, ModelConfig(), SGD, 64, CPU)
+    learner = Learner(policy, ModelConfig(), options_of(64), SGD, CPU)
     directories = StepDirectories(folder)
     save_checkpoint(learner, policy, directories, 2)
 
@@ -138,17 +182,52 @@ def test_a_disk_that_fills_ends_the_training_on_every_rank(tmp_path, policy):
 
 
 def refuse_nan(policy: Path) -> None:
-    learner = Learner(policy, ModelConfig(), SGD, 64, CPU)
+    learner = Learner(policy, ModelConfig(), options_of(64), SGD, CPU)
     before = learner.gather_weights()
     rows = [dataclasses.replace(row, weight=float("nan")) for row in make_rows(4)]
     with pytest.raises(TrainingError, match=r"step 7: the loss is nan"):
-        learner.update(7, rows, loss_of("sft", learner.model), 0.1)
+        learner.update(7, rows, loss_of("sft", learner.policy), 0.1)
     after = learner.gather_weights()
     if learner.rank == 0:
         assert before
         assert all(torch.equal(before[name], after[name]) for name in before)
-    learner.update(8, make_rows(4), loss_of("sft", learner.model), 0.1)  # no trace of the bad gradient is left
+    learner.update(8, make_rows(4), loss_of("sft", learner.policy), 0.1)  # no trace of the bad gradient is left
 
 
 def test_a_loss_that_is_not_a_number_changes_nothing(policy):
     on_ranks(2, refuse_nan, policy)
+
+
+def losses_of_a_training(policy: Path, out: Path, model: ModelConfig, options: dict) -> None:
+    learner = Learner(policy, model, options_of(64, **options), ADAMW, CPU)
+    rows = make_rows(6)
+    found = [learner.update(step, rows, loss_of("sft", learner.policy), 3e-3)["loss"] for step in range(1, 21)]
+    assert all(p.dtype == torch.float32 for p in learner.model.parameters())
+    if learner.rank == 0:
+        save_file({"losses": torch.tensor(found)}, out)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bfloat16_learns_as_float32_does(tmp_path, policy, ranks):
+    for dtype in ("float32", "bfloat16"):
+        on_ranks(ranks, losses_of_a_training, policy, tmp_path / dtype, ModelConfig(dtype=dtype), {})
+    exact, rounded = (load_file(tmp_path / dtype)["losses"] for dtype in ("float32", "bfloat16"))
+    assert float(exact[-1]) < 0.5 * float(exact[0])
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, rtol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_layers_learn_the_same(tmp_path, policy):
+    for name, options in (("plain", {}), ("compiled", {"compile": True})):
+        on_ranks(1, losses_of_a_training, policy, tmp_path / name, ModelConfig(), options)
+    plain, compiled = (load_file(tmp_path / name)["losses"] for name in ("plain", "compiled"))
+    assert torch.allclose(plain, compiled, rtol=1e-4)
+
+
+def test_a_packing_that_the_attention_cannot_do_is_refused(policy):
+    model = load_model(policy, attention="eager")
+    assert choose_packing("auto", model) == "padded"
+    with pytest.raises(ValueError, match=r"learner.packing is shared, .* \(eager\) .* \['padded'\]"):
+        choose_packing("shared", model)

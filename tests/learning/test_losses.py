@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from ranks import TOKENS
+from ranks import TOKENS, logprobs_of
 
 from bi_ray.config import ALGORITHMS, ImportanceConfig, KLConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
@@ -12,7 +12,7 @@ from bi_ray.learning.rl import _shown, batch_rows, microbatch_loss
 from bi_ray.policy.advantages import group_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import load_model
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import pack
 
 
@@ -120,9 +120,7 @@ def sampled_groups(model, rewards, temperature=1.0):
         samples = []
         for sample, advantage in enumerate(group_advantages(group)):
             response = torch.randint(0, TOKENS, (3 + 2 * sample,), generator=generator)
-            tokens = torch.cat([prompt, response])[None]
-            learned = torch.arange(tokens.shape[1])[None] >= len(prompt)
-            logprobs = token_logprobs(model, tokens, learned, temperature)[0].tolist()
+            logprobs = logprobs_of(model, [*prompt.tolist(), *response.tolist()], len(prompt), temperature).tolist()
             samples.append(
                 TrainSample(
                     f"{number}/{sample}", tuple(prompt.tolist()), tuple(response.tolist()), tuple(logprobs), advantage
@@ -139,8 +137,9 @@ def make_batch(groups):
 
 def flat_gradient(model, batch, config, limit=10**9, ranks=1):
     model.zero_grad()
-    loss = microbatch_loss(model, None, config)
-    for micro in (micro for share in pack(batch_rows(batch, config, 20), limit, ranks) for micro in share):
+    loss = microbatch_loss(TokenLogprobs(model), None, config)
+    rows = batch_rows(batch, config, 20)
+    for micro in (micro for rank in range(ranks) for micro in pack(rows, limit, rank, ranks, "padded")):
         loss(micro, Ignored()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -218,8 +217,8 @@ def test_on_policy_ratio_is_one_at_any_temperature(model):
 
     config = RLConfig(temperature=0.5)
     batch = make_batch(sampled_groups(model, [[1, 0, 0]], temperature=0.5))
-    [[micro]] = pack(batch_rows(batch, config, 20), 10**9)
-    microbatch_loss(model, None, config)(micro, Counted())
+    [micro] = pack(batch_rows(batch, config, 20), 10**9, packing="padded")
+    microbatch_loss(TokenLogprobs(model), None, config)(micro, Counted())
     assert counted["mismatch_max"] < 1e-5
     assert counted["clip_low_share"] == counted["clip_high_share"] == counted["importance_cut_share"] == 0
     shown = _shown(counted | {"tokens": len(micro.weights)})

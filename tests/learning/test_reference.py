@@ -6,7 +6,7 @@ import torch
 from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file
 
-from bi_ray.config import KLConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.rl import RLJob, train
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 
@@ -37,7 +37,7 @@ class PlainDriver:
 def run(policy: Path, out: Path, steps: int, kl: KLConfig) -> None:
     optimizer = OptimizerConfig(kind="sgd", learning_rate=RATE, max_grad_norm=1e9)
     config = RLConfig(steps=steps, kl=kl, optimizer=optimizer, checkpoint_every_steps=3)
-    job = RLJob(policy, out / "rl", out / "weights", config, ModelConfig(), 64)
+    job = RLJob(policy, out / "rl", out / "weights", config, ModelConfig(), LearnerConfig(microbatch_tokens=64))
     train(job, PlainDriver(), torch.device("cpu"))
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import TOKENS
+from ranks import TOKENS, logprobs_of
 
 from bi_ray.config import RLConfig
 from bi_ray.learning.rl import batch_rows, microbatch_loss
 from bi_ray.policy.advantages import step_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import pack
 
 LIMIT = 12
@@ -45,9 +45,8 @@ def make_batch(policy, config, noise):
         prompt = torch.randint(0, TOKENS, (6,), generator=generator)
         for index, advantage in enumerate(group):
             response = torch.randint(0, TOKENS, (2 + 2 * index + number,), generator=generator)
-            tokens = torch.cat([prompt, response])[None]
             with torch.no_grad():
-                logprobs = token_logprobs(model, tokens, torch.arange(tokens.shape[1])[None] >= len(prompt))[0]
+                logprobs = logprobs_of(model, [*prompt.tolist(), *response.tolist()], len(prompt))
             logprobs = logprobs + noise * torch.randn(len(response), generator=generator)
             parts = tuple(prompt.tolist()), tuple(response.tolist()), tuple(logprobs.tolist())
             samples.append(TrainSample(f"{number}/{index}", *parts, advantage))
@@ -119,9 +118,9 @@ def trl_gradient(trainer, inputs):
 
 def our_gradient(policy, batch, config, reference=None, limit=40):
     model = load_model(policy)
-    loss = microbatch_loss(model, reference, config)
+    loss = microbatch_loss(TokenLogprobs(model), reference and TokenLogprobs(reference), config)
     total = 0.0
-    for micro in (micro for share in pack(batch_rows(batch, config, LIMIT), limit) for micro in share):
+    for micro in pack(batch_rows(batch, config, LIMIT), limit, packing="padded"):
         value = loss(micro, Ignored())
         value.backward()
         total += float(value.detach())

@@ -5,7 +5,8 @@ import torch
 from ranks import TOKENS
 
 from bi_ray.policy.checkpoint import load_model
-from bi_ray.policy.logprobs import token_logprobs
+from bi_ray.policy.logprobs import TokenLogprobs
+from bi_ray.policy.packing import Row, pack
 
 
 @pytest.fixture(scope="module")
@@ -14,30 +15,49 @@ def model(tiny_model):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_against_one_row_at_a_time_without_padding(model, temperature):
-    """The marked tokens start at column 3 in one row and 1 in the other; the second row is padded."""
+@pytest.mark.parametrize("chunk", [10**9, 7 * TOKENS])
+def test_against_one_row_at_a_time_without_padding(model, temperature, chunk):
+    """The learned tokens start at column 3 in one row and 1 in the other; the shorter row is padded."""
     torch.manual_seed(0)
-    rows = [torch.randint(0, TOKENS, (length,)) for length in (11, 6)]
-    firsts = [3, 1]
-    tokens, learned = torch.zeros(2, 11, dtype=torch.int64), torch.zeros(2, 11, dtype=torch.bool)
+    rows = [Row(tuple(torch.randint(0, TOKENS, (n,)).tolist()), first, 1.0) for n, first in ((6, 1), (11, 3))]
     wanted, entropies = [], []
-    for i, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        tokens[i, : len(row)], learned[i, first : len(row)] = row, True
-        probabilities = (model(input_ids=row[None]).logits[0].detach() / temperature).softmax(-1)
-        for t in range(first, len(row)):
-            wanted.append(math.log(probabilities[t - 1, row[t]]))
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row.tokens])).logits[0].detach()
+        probabilities = (logits / temperature).softmax(-1)
+        for t in range(row.first_learned, len(row.tokens)):
+            wanted.append(math.log(probabilities[t - 1, row.tokens[t]]))
             entropies.append(-float((probabilities[t - 1] * probabilities[t - 1].log()).sum()))
-    got, entropy = token_logprobs(model, tokens, learned, temperature, with_entropy=True)
+    [batch] = pack(rows, 10**9, packing="padded")
+    got, entropy = TokenLogprobs(model, chunk)(batch, temperature, with_entropy=True)
     assert got.tolist() == pytest.approx(wanted, abs=1e-9)
     assert entropy.tolist() == pytest.approx(entropies, abs=1e-9)
     assert got.requires_grad
     assert not entropy.requires_grad
 
 
-def test_nothing_marked_gives_nothing_but_keeps_the_graph(model):
-    tokens = torch.zeros(1, 2, dtype=torch.int64)
-    logprobs, entropy = token_logprobs(model, tokens, torch.zeros_like(tokens, dtype=torch.bool))
-    assert len(logprobs) == 0
-    assert entropy is None
-    logprobs.sum().backward()
-    assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters())
+@pytest.mark.parametrize("tied", [True, False])
+def test_chunks_change_no_gradient_and_hold_few_logits(tiny_model, tied):
+    model = load_model(tiny_model(tied=tied)).double()
+    [batch] = pack([Row(tuple(i % TOKENS for i in range(s, s + 40)), 5, 0.1 * s) for s in range(1, 6)], 10**9)
+    vocabulary = model.config.vocab_size
+    rows, gradients = [], []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, out: rows.append(len(out)))
+    for chunk in (10**9, 16 * vocabulary):
+        model.zero_grad()
+        (TokenLogprobs(model, chunk)(batch, 0.7)[0] * batch.weights).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert rows[0] == 5 * 35
+    assert max(rows[1:]) == 16
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-12
+
+
+def test_nothing_learned_gives_nothing_but_keeps_the_graph(model):
+    for packing in ("padded", "shared"):
+        shares = [pack([Row((1, 2), 1, 1.0)], 10, rank, 2, packing) for rank in range(2)]
+        [batch] = [batch for share in shares for batch in share if not len(batch.targets)]
+        model.zero_grad()
+        logprobs, entropy = TokenLogprobs(model)(batch)
+        assert len(logprobs) == 0
+        assert entropy is None
+        logprobs.sum().backward()
+        assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters())

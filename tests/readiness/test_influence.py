@@ -5,9 +5,9 @@ import random
 
 import pytest
 import torch
+from ranks import logprobs_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bi_ray.policy.logprobs import token_logprobs
 from bi_ray.readiness.influence import (
     Differentiator,
     direction_in_halves,
@@ -68,10 +68,7 @@ def target():
 
 def gradient_of(model, group, rollout, token_scale="sum"):
     """grad log pi(o|q) as one vector, by plain autograd over the one sequence."""
-    tokens = torch.tensor([[*group.prompt_tokens, *rollout.tokens]])
-    learned = torch.zeros_like(tokens, dtype=torch.bool)
-    learned[:, len(group.prompt_tokens) :] = True
-    logprobs = token_logprobs(model, tokens, learned, TEMPERATURE)[0]
+    logprobs = logprobs_of(model, (*group.prompt_tokens, *rollout.tokens), len(group.prompt_tokens), TEMPERATURE)
     value = logprobs.sum() if token_scale == "sum" else logprobs.mean()
     return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(model.parameters()))]).double()
 
@@ -199,8 +196,7 @@ def test_the_reward_direction_predicts_what_a_small_step_does_to_expected_reward
     reward = {response: float(response[0] == 1 or response == (2, 2)) for response in responses}
 
     def probability(response):
-        tokens = torch.tensor([[0, *response]])
-        return token_logprobs(model, tokens, tokens.new_tensor([[0, 1, 1]]).bool())[0].sum().exp()
+        return logprobs_of(model, (0, *response), 1).sum().exp()
 
     expected = sum(probability(response) * reward[response] for response in responses)
     exact = torch.cat([p.flatten() for p in torch.autograd.grad(expected, list(model.parameters()))])

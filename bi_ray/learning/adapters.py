@@ -1,0 +1,62 @@
+"""LoRA (arXiv:2106.09685) through peft: adapters learn, engines and checkpoints get plain weights with them merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bi_ray.config import LoRAConfig
+
+ADAPTERS = "adapters.safetensors"
+_BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."
+
+
+def add_adapters(model: PreTrainedModel, config: LoRAConfig, file: Path | None) -> None:
+    """Put adapters into the linear layers of ``model`` and freeze everything else.
+
+    Args:
+        model: a full model, not sharded yet.
+        config: their size and place.
+        file: what ``adapters_of`` gave, to go on from; None: new ones, the same in every process, which change nothing.
+
+    Raises:
+        ValueError: no layer is named in ``config.targets``, or the file is of other adapters.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # a second, which only a LoRA has to wait for
+
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inject_adapter_in_model(
+            LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets),  # type: ignore[arg-type]
+            model,
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    if file is None:
+        return
+    saved = load_file(file)
+    if saved.keys() != adapters_of(dict(model.state_dict())).keys():
+        raise ValueError(f"{file} has adapters of other layers than learner.lora.targets says: {config.targets}")
+    model.load_state_dict(saved, strict=False)
+
+
+def adapters_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters in a full state dict."""
+    return {name: tensor for name, tensor in state.items() if _DOWN in name or _UP in name}
+
+
+def merged(state: dict[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
+    """A full state dict with adapters as that of the plain model: W + alpha / rank * B A."""
+    plain = {}
+    for name, tensor in state.items():
+        if name.endswith(f"{_BASE}weight"):
+            down, up = (state[name.replace(_BASE, part)] for part in (_DOWN, _UP))
+            plain[name.replace(_BASE, ".")] = tensor + config.alpha / config.rank * (up @ down)
+        elif _DOWN not in name and _UP not in name:
+            plain[name.replace(_BASE, ".")] = tensor
+    return plain

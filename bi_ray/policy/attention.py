@@ -1,0 +1,124 @@
+"""Attention over packed rows whose prompts are shared: every prompt is computed once for all its responses.
+
+A response sees itself causally and its prompt as a whole. The two parts are attended to apart and joined by their
+log-sum-exps, as in ring attention (arXiv:2310.01889); a kernel's backward pass, given the joined output and the joined
+log-sum-exp, is the exact gradient of its part. Nothing is padded, copied per response or masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bi_ray.policy.packing import Layout
+
+PACKED_ATTENTION = "bi_ray_packed"
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Inputs and output [1, heads, tokens, head size]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+        rows, heads, tokens, size = query.shape
+        out = query.new_empty(rows, tokens, heads, size).transpose(1, 2)
+        logsumexp = query.new_empty(rows, heads, tokens, dtype=_accumulated(query.dtype))
+        for queries, keys, causal in _parts(layout):
+            part = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            found, found_logsumexp = _forward(*part, 0.0, causal, scale=scale)
+            if causal:
+                out[:, :, queries], logsumexp[:, :, queries] = found, found_logsumexp
+                continue
+            before = logsumexp[:, :, queries]
+            share = torch.sigmoid(found_logsumexp - before).unsqueeze(-1)
+            out[:, :, queries].lerp_(found, share.to(found.dtype))
+            torch.logaddexp(before, found_logsumexp, out=before)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        query, key, value, out, logsumexp = ctx.saved_tensors
+        results = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        for queries, keys, causal in _parts(ctx.layout):
+            found = _backward(
+                gradient[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys],
+                out[:, :, queries], logsumexp[:, :, queries], 0.0, causal, scale=ctx.scale,
+            )  # fmt: skip
+            for result, place, part in zip(results, (queries, keys, keys), found, strict=True):
+                if causal:  # every token is in one segment, and segments come first
+                    result[:, :, place] = part
+                else:
+                    result[:, :, place] += part
+        return *results, None, None
+
+
+def _parts(layout: Layout) -> Iterator[tuple[slice, slice, bool]]:
+    """Queries, the keys that they see, and whether causally."""
+    for start, length in layout.segments:
+        yield slice(start, start + length), slice(start, start + length), True
+    for start, length, prompt, prompt_length in layout.blocks:
+        yield slice(start, start + length), slice(prompt, prompt + prompt_length), False
+
+
+def _accumulated(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    layout: Layout | None = None,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: SDPA's, unless the model was called with a ``layout``.
+
+    Args:
+        module: the attention module.
+        query: [1, heads, tokens, head size].
+        key: [1, key heads, tokens, head size], as ``value``; the number of heads is a multiple of that of key heads.
+        value: see ``key``.
+        attention_mask: only for SDPA.
+        scaling: what the scores are multiplied by.
+        dropout: must be 0 with a layout.
+        layout: who attends to whom.
+        arguments: others that transformers hands over.
+
+    Returns:
+        [1, tokens, heads, head size], and no attention weights.
+    """
+    if layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **arguments
+        )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    out: Tensor = _PackedAttention.apply(query, key, value, layout, scaling)
+    return out.transpose(1, 2), None
+
+
+def can_share_prompts(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether ``PACKED_ATTENTION`` gives what the model's own attention gives: full, causal, softmax and on a CPU."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    windowed = kinds - {"full_attention"} if kinds else getattr(config, "sliding_window", None)
+    other = getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_logit_softcapping", None)
+    return device.type == "cpu" and config._attn_implementation == "sdpa" and not windowed and not other
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
