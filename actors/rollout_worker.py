@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INITIAL_VERSION = PolicyVersion(0, 0)  # the checkpoint that an engine was built from
 _CLOSE_TIMEOUT_S = 20.0
+_CONTEXT_TOKENS = 4  # of the prompt, enough for a character that spans tokens
 
 
 class RequestError(ValueError):
@@ -137,14 +138,14 @@ class RolloutWorker:
                 seed=request.seed,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
-                skip_special_tokens=False,  # the text is what was said; the end token is left out all the same
+                detokenize=False,  # vLLM does it token by token, in the process that also answers
             )
             output = await self._final(list(request.prompt_tokens), params)
         except VLLMClientError as error:
             raise RequestError(f"{request.key}: {error}") from error
         except EngineDeadError as error:
             raise WorkerLost("the engine's process ended") from error
-        return Group(request.key, request.prompt_tokens, [self._sample(part) for part in output.outputs])
+        return Group(request.key, request.prompt_tokens, [self._sample(request, part) for part in output.outputs])
 
     def _check_prompt(self, request: GroupRequest) -> None:
         tokens, limit = len(request.prompt_tokens), self.model.max_prompt_tokens
@@ -163,17 +164,29 @@ class RolloutWorker:
         outputs = [part async for part in self._running().generate({"prompt_token_ids": tokens}, params, name)]
         return outputs[-1]
 
-    def _sample(self, output: CompletionOutput) -> Sample:
+    def _sample(self, request: GroupRequest, output: CompletionOutput) -> Sample:
         """A response; one that spans two versions counts for the older one."""
         spans = output.weight_versions or []
         assert output.logprobs is not None
         return Sample(
             tokens=list(output.token_ids),
             logprobs=list(output.logprobs.logprobs),  # type: ignore[union-attr]
-            text=output.text,
+            text=self._text(request.prompt_tokens, output),
             truncated=output.finish_reason == "length",
             version=min((parse_version(span.version) for span in spans), default=self.version),
         )
+
+    def _text(self, prompt: Sequence[int], output: CompletionOutput) -> str:
+        """What was said, special tokens too, but for the end token; a last character that was cut in two is left out.
+
+        It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
+        """
+        tokens, context = list(output.token_ids), list(prompt[-_CONTEXT_TOKENS:])
+        if output.finish_reason == "stop":
+            tokens.pop()
+        tokenizer = self._running().get_tokenizer()
+        text = tokenizer.decode([*context, *tokens], skip_special_tokens=False)
+        return text.removeprefix(tokenizer.decode(context, skip_special_tokens=False)).rstrip("\ufffd")
 
     async def sync(self, announcement: Announcement) -> None:
         """Finish what is running, take over the announced weights, and go on with them.
