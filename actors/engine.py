@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # On a CPU vLLM puts its worker into a third process, to bind threads to cores. We bind none, so the engine's process
 # does it all: a start is a process and an import of vLLM shorter, and a kill leaves no message queue in /dev/shm.
 _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+_SCHEDULER = "actors.engine_scheduler.WholeResponses"
+# Only whole blocks of a prompt are shared by the samples of a group; vLLM's 128 on a CPU is longer than many a prompt.
+_CPU_BLOCK_TOKENS = 32
 WARM_UP_TOKENS = 4
 
 
@@ -48,6 +51,8 @@ def engine_arguments(path: str | Path, model: ModelConfig, rollout: RolloutConfi
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
         distributed_executor_backend=_IN_PROCESS if on_cpu else None,
+        block_size=_CPU_BLOCK_TOKENS if on_cpu else None,
+        scheduler_cls=_SCHEDULER if on_cpu else None,  # on a GPU it would end vLLM's asynchronous scheduling
         # vLLM takes back the random draw of a prompt that it cut in two by the generator's offset; generators on a
         # CPU have none, and the engine dies of it. So a prompt waits for a step that has room for all of it.
         enable_chunked_prefill=False if on_cpu else None,

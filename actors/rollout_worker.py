@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INITIAL_VERSION = PolicyVersion(0, 0)  # the checkpoint that an engine was built from
 _CLOSE_TIMEOUT_S = 20.0
+_CONTEXT_TOKENS = 4  # of the prompt, enough for a character that spans tokens
 
 
 class RequestError(ValueError):
@@ -141,14 +142,15 @@ class RolloutWorker:
                 include_stop_str_in_output=True,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
-                skip_special_tokens=False,  # the text is what was said; the end token is left out all the same
+                detokenize=bool(sampling.stop),  # vLLM does it token by token, in the process that also answers
+                skip_special_tokens=False,
             )
             output = await self._final(list(request.prompt_tokens), params)
         except VLLMClientError as error:
             raise RequestError(f"{request.key}: {error}") from error
         except EngineDeadError as error:
             raise WorkerLost("the engine's process ended") from error
-        return Group(request.key, request.prompt_tokens, [self._sample(part) for part in output.outputs])
+        return Group(request.key, request.prompt_tokens, [self._sample(request, part) for part in output.outputs])
 
     def _check_prompt(self, request: GroupRequest) -> None:
         tokens, limit = len(request.prompt_tokens), self.model.max_prompt_tokens
@@ -170,7 +172,7 @@ class RolloutWorker:
         running = self._running().generate(prompt, params, f"request-{self._requests}")  # type: ignore[arg-type]
         return [part async for part in running][-1]
 
-    def _sample(self, output: CompletionOutput) -> Sample:
+    def _sample(self, request: GroupRequest, output: CompletionOutput) -> Sample:
         spans = tuple(
             VersionSpan(parse_version(span.version), span.end - span.start) for span in output.weight_versions or []
         )
@@ -178,11 +180,25 @@ class RolloutWorker:
         return Sample(
             tokens=list(output.token_ids),
             logprobs=list(output.logprobs.logprobs),  # type: ignore[union-attr]
-            text=output.text,
+            text=self._text(request, output),
             truncated=output.finish_reason == "length",
             version=min((span.version for span in spans), default=self.version),
             spans=spans,
         )
+
+    def _text(self, request: GroupRequest, output: CompletionOutput) -> str:
+        """What was said, special tokens too, but for the end token; a last character that was cut in two is left out.
+
+        It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
+        """
+        if request.sampling.stop:
+            return output.text
+        tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
+        if output.finish_reason == "stop":
+            tokens.pop()
+        tokenizer = self._running().get_tokenizer()
+        text = tokenizer.decode([*context, *tokens], skip_special_tokens=False)
+        return text.removeprefix(tokenizer.decode(context, skip_special_tokens=False)).rstrip("\ufffd")
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Take over the announced weights, and go on with them.

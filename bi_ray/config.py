@@ -151,7 +151,7 @@ class RolloutConfig(Config):
     threads_per_worker: Positive = 1
     weight_sync: Literal["shared_memory", "nccl"] = "shared_memory"  # nccl: the engines' side only, so far
     kv_cache_mib: Positive = 512
-    max_sequences: Positive = 128  # that one engine decodes at a time
+    max_sequences: Positive = 256  # that one engine decodes at a time
     enforce_eager: bool = True  # compilation takes minutes on a CPU
     group_attempts: Positive = 3  # before a group that meets infrastructure failures is given up
     # A group that takes this many times as long as the median of those finished with it runs a second time on another

@@ -1,0 +1,136 @@
+"""RL of this project with its real parts (driver, engines, learners, verifier), a step whenever it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import ray
+
+from actors.cluster import connect
+from actors.driver import Driver
+from actors.learner_group import LearnerGroup
+from actors.weight_sync import weights_directory
+from bi_ray.config import RunConfig
+from bi_ray.policy.chat import messages
+from bi_ray.policy.checkpoint import load_tokenizer
+from bi_ray.problems import read_problems, write_problems
+from bi_ray.tasks.registry import build_task
+from bi_ray.verification import Verdict, VerificationItem
+
+DEADLINE_S = 900
+
+
+class DrawnVerdicts:
+    """Stands in for the verifier at fixed length, where nothing ends by itself: 0 or 1 by a hash of the response."""
+
+    async def score(self, items: Sequence[VerificationItem]) -> list[Verdict]:
+        """A verdict for each."""
+        return [Verdict(float(crc32(item.response.encode()) % 2), False, False, False, None) for item in items]
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class GatedDriver(Driver):
+    """A driver that makes a step's batch only when the benchmark says so."""
+
+    def __init__(self, config: RunConfig, run_id: str, base: Path, drawn_rewards: bool) -> None:
+        super().__init__(config, run_id, base)
+        if drawn_rewards:
+            self.verifier: Any = DrawnVerdicts()
+        self._allowed = self._waited_for = self._published = 0
+        self._changed = asyncio.Condition()
+
+    async def lease(self, step: int, incarnation: int) -> Any:
+        """See ``Driver.lease``; waits for ``make_step``."""
+        async with self._changed:
+            self._waited_for = max(self._waited_for, step)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: step <= self._allowed)
+        return await super().lease(step, incarnation)
+
+    async def publish(self, incarnation: int, step: int, path: str, metrics: dict[str, Any]) -> None:
+        """See ``Driver.publish``: with it a step is over, and the engines have its weights."""
+        await super().publish(incarnation, step, path, metrics)
+        async with self._changed:
+            self._published = step
+            self._changed.notify_all()
+
+    async def make_step(self, step: int) -> tuple[float, dict[str, Any]]:
+        """Wait until the learners ask for the step; then how long it takes in seconds, and its row of metrics."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._waited_for >= step)
+            began = time.perf_counter()
+            self._allowed = step
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._published >= step)
+        assert self.session is not None
+        return time.perf_counter() - began, self.session.last_metrics
+
+
+@dataclass
+class OwnSide:
+    """The project's side of the race, between ``start`` and ``close``.
+
+    Attributes:
+        config: the run; its model is what RL starts from.
+        folder: for data, checkpoints and metrics; made anew.
+        drawn_rewards: see ``DrawnVerdicts``.
+    """
+
+    config: RunConfig
+    folder: Path
+    drawn_rewards: bool
+    step: int = 0
+
+    def write_prompts(self) -> Path:
+        """Make the queries, and the same ones for TRL: rows with a conversation and its answer, in our order."""
+        config = self.config
+        shutil.rmtree(self.folder, ignore_errors=True)
+        task, tokenizer = build_task(config.task, config.seeds.data), load_tokenizer(config.model.path)
+        problems = config.rl.prompts_per_step * config.rl.steps
+        write_problems(task, "rl", problems, tokenizer, config.model, self.folder / "data" / "rl")
+        rows = [
+            {"prompt": messages(task.system_prompt, problem.question), "answer": problem.answer}
+            for problem in read_problems(self.folder / "data" / "rl")
+        ]
+        file = self.folder / "prompts.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    def start(self) -> None:
+        """Bring up engines and learners."""
+        connect(self.config.ray)
+        base = Path(self.config.model.path).absolute()
+        run_id = f"bench-{self.folder.name}"
+        driver = ray.remote(GatedDriver).options(num_cpus=0, max_concurrency=64)
+        self._driver: Any = driver.remote(self.config, run_id, base, self.drawn_rewards)
+        ray.get(self._driver.start.remote(), timeout=self.config.rollout.start_timeout_s)
+        work = self.folder / "rl"
+        ray.get(self._driver.begin_rl.remote("bench", base, work, self.folder / "data", None, None), timeout=60)
+        learners = LearnerGroup(self.folder, self.config.learner, self.config.model, self.config.ray)
+        job = (base, work, weights_directory(run_id), self.config.rl, self._driver)
+        self._learners = threading.Thread(target=learners.run_rl, args=job)
+        self._learners.start()
+
+    def make_step(self) -> tuple[float, dict[str, Any]]:
+        """Seconds of the next step, and its metrics."""
+        self.step += 1
+        return ray.get(self._driver.make_step.remote(self.step), timeout=DEADLINE_S)
+
+    def close(self) -> None:
+        """Run what is left of the steps, and end everything."""
+        while self.step < self.config.rl.steps:
+            self.make_step()
+        self._learners.join()
+        ray.get(self._driver.close.remote(), timeout=60)
+        ray.shutdown()
