@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bi_ray.metrics import read_metrics
 from bi_ray.mirror import LOCK, Remote, RunPlace
@@ -49,6 +50,7 @@ def config(tiny_model):
         "evaluation": {"sets": ["test_id"], "samples_per_prompt": 2, "bootstrap_draws": 200},
         "readiness": {"queries": 0},
         "ray": {"local_cpus": 4},
+        "trackers": ["tensorboard"],
     }
 
 
@@ -126,7 +128,7 @@ def undisturbed(config, tmp_path_factory):
 def before_rl(whole, run):
     """A copy of the run without RL and what comes after it."""
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("ray_train", ".lock"))
-    for stage in ("rl", "eval_rl", "report", "work"):
+    for stage in ("rl", "eval_rl", "report", "work", "trackers"):
         shutil.rmtree(run / stage, ignore_errors=True)
 
 
@@ -135,9 +137,9 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     before_rl(undisturbed, run)
     metrics = run / "work/rl/base/metrics.jsonl"
     kills = []
-    for _ in range(4):
+    for _ in range(3):
         process = start(config, tmp_path, run)
-        rows, pause = chance.randrange(STEPS + 1), chance.uniform(0, 1.5)
+        rows, pause = chance.randrange(STEPS), chance.uniform(0, 1.5)
 
         def due(rows=rows):
             return metrics.exists() and len(read_metrics(metrics)) > rows
@@ -154,6 +156,11 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     assert kills
     finish(start(config, tmp_path, run))
     assert_same(run, undisturbed)
+    events = EventAccumulator(str(run / "trackers/tensorboard/rl/base"))
+    events.Reload()
+    tracked = [event.step for event in events.Scalars("reward")]
+    assert sorted(set(tracked)) == list(range(1, STEPS + 1))
+    assert len(tracked) <= STEPS + len(kills)  # a kill may come between a figure and the note that it was sent
 
 
 def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):
