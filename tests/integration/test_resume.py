@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ from bi_ray.status import describe_status
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BI_RAY = Path(sys.executable).parent / "bi-ray"
 STEPS = 6
+KILLS = 2  # a start takes a minute
 DEADLINE_S = 900
 
 
@@ -135,25 +137,23 @@ def before_rl(whole, run):
 
 
 def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, tmp_path):
-    run, chance = tmp_path / "run", random.Random(os.environ.get("KILL_SEED", "1"))
+    run, chance = tmp_path / "run", random.Random(int(os.environ.get("KILL_SEED", "1")))
     before_rl(undisturbed, run)
-    metrics = run / "work/rl/base/metrics.jsonl"
-    kills = []
-    for _ in range(3):
-        process = start(config, tmp_path, run)
-        rows, pause = chance.randrange(STEPS), chance.uniform(0, 1.5)
+    metrics, kills = run / "work/rl/base/metrics.jsonl", []
 
-        def due(rows=rows):
-            return metrics.exists() and len(read_metrics(metrics)) > rows
+    def due(before, step, pause):
+        """This start has cut the rows that it makes again, and has come behind ``step``: a moment later, anywhere."""
+        if not metrics.exists() or metrics.stat().st_ino == before or len(read_metrics(metrics)) <= step:
+            return False
+        time.sleep(pause)
+        return True
 
-        def after_a_pause(due=due, pause=pause):
-            return due() and (time.sleep(pause) or True)
-
-        if not kill_when(process, after_a_pause):
-            break
-        kills.append(
-            (rows, round(pause, 2), len(read_metrics(metrics)), sorted(p.name for p in metrics.parent.iterdir()))
-        )
+    for _ in range(KILLS):
+        before = metrics.stat().st_ino if metrics.exists() else None
+        newest = max((int(path.name.removeprefix("step_")) for path in metrics.parent.glob("step_?")), default=0)
+        step, pause = chance.randrange(newest, STEPS), chance.uniform(0, 1.5)
+        if kill_when(start(config, tmp_path, run), partial(due, before, step, pause)):
+            kills.append((step, round(pause, 2), len(read_metrics(metrics)), sorted(os.listdir(metrics.parent))))
     print("killed at", kills)
     assert kills
     finish(start(config, tmp_path, run))
