@@ -141,18 +141,18 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     before_rl(undisturbed, run)
     metrics, kills = run / "work/rl/base/metrics.jsonl", []
 
-    def due(before, step, pause):
+    def due(began, step, pause):
         """This start has cut the rows that it makes again, and has come behind ``step``: a moment later, anywhere."""
-        if not metrics.exists() or metrics.stat().st_ino == before or len(read_metrics(metrics)) <= step:
+        if not metrics.exists() or metrics.stat().st_mtime < began or len(read_metrics(metrics)) <= step:
             return False
         time.sleep(pause)
         return True
 
     for _ in range(KILLS):
-        before = metrics.stat().st_ino if metrics.exists() else None
+        began = time.time()
         newest = max((int(path.name.removeprefix("step_")) for path in metrics.parent.glob("step_?")), default=0)
         step, pause = chance.randrange(newest, STEPS), chance.uniform(0, 1.5)
-        if kill_when(start(config, tmp_path, run), partial(due, before, step, pause)):
+        if kill_when(start(config, tmp_path, run), partial(due, began, step, pause)):
             kills.append((step, round(pause, 2), len(read_metrics(metrics)), sorted(os.listdir(metrics.parent))))
     print("killed at", kills)
     assert kills
