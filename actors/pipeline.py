@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ class Pipeline:
     run_directory: RunDirectory
     display: Display
     _driver: Any = None
+    _warned: set[str] = field(default_factory=set)
 
     def run(self, until: str | None = None) -> None:
         """Every stage that the run directory does not have yet, up to RL or to the end. The caller holds its lock.
@@ -395,6 +396,12 @@ class Pipeline:
             if (validation := metrics.with_name(VALIDATION)).exists():
                 shutil.copytree(validation, folder / VALIDATION)
 
+    def _warn(self, text: str) -> None:
+        """A note that every training would repeat is shown once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.display.note(text)
+
     @contextmanager
     def _training(self, stage: str, title: str, steps: int, work: Path) -> Iterator[None]:
         """What goes on beside a training: its figures are shown and tracked, its checkpoints are kept at the URI."""
@@ -410,7 +417,7 @@ class Pipeline:
         )
         with (
             self.run_directory.keeping_work(stage, note),
-            Tracking(make_trackers(self.config, note), tracked, metrics, note),
+            Tracking(make_trackers(self.config, self._warn), tracked, metrics, self._warn),
             self.display.training(title, steps, metrics),
         ):
             yield

@@ -17,9 +17,12 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a metrics file, none if it does not exist; a line that is being written is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return parse_metrics(path.read_text()) if path.exists() else []
+
+
+def parse_metrics(text: str) -> list[dict[str, Any]]:
+    """All whole rows of the text of a metrics file."""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def last_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

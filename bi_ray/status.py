@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.display import figures_of
-from bi_ray.metrics import is_validation, last_figures, read_metrics
+from bi_ray.metrics import is_validation, last_figures, parse_metrics, read_metrics
 from bi_ray.mirror import Remote, RunPlace, is_fresh, read_lock
 from bi_ray.store import STAGE_FILE, RunError
 from bi_ray.validation import OUTCOME, best_step, compared_figure, scores_of
@@ -24,14 +25,14 @@ def describe_status(place: RunPlace) -> list[str]:
     if seeds := sorted(folder.name for folder in place.path.glob("seed_*")):
         return [line for seed in seeds for line in describe_status(place / seed)]
     done, holder = _remote_status(place.uri) if place.uri else _local_status(place.path)
-    in_work = list(_in_work(place.path))
+    in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(_in_work(place.path))
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
     lines = [f"{place.name}: " + (f"in use by process {holder}" if holder else "nobody works in it now")]
     for stage, content in done.items():
         said = [f"{json.loads(content)['seconds']:.0f} s", *_validation(place.path, place.path / stage)]
         lines.append(f"  done     {stage:<24} {'  '.join(said)}")
-    for stage, figures in in_work:
+    for stage, figures in in_work.items():
         said = [figures, *_validation(place.path, place.path / "work" / stage)]
         lines.append(f"  in work  {stage:<24} {'  '.join(said)}".rstrip())
     return lines
@@ -83,9 +84,22 @@ def lock_holder(run: Path) -> str | None:
 def _in_work(run: Path) -> Iterator[tuple[str, str]]:
     """Stages with something unfinished and their last figures; evaluations have a folder that is being filled."""
     for file in sorted(run.glob(f"work/*/*/{STAGE_FILE}")):
-        row = last_figures(read_metrics(file.parent / "metrics.jsonl"))
-        figures = f"step {row['step']}  {figures_of(row)}" if row else "at its first step"
+        figures = _last_step(read_metrics(file.parent / "metrics.jsonl"))
         yield file.parent.relative_to(run / "work").as_posix(), figures
     for folder in sorted([*run.glob("*.tmp"), *run.glob("*/*.tmp")]):
         if folder.is_dir():
             yield folder.relative_to(run).as_posix().removesuffix(".tmp").rpartition(".")[0], ""
+
+
+def _in_work_elsewhere(uri: str, done: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Stages whose checkpoints are at the URI, with their figures as of the newest one."""
+    remote = Remote(uri)
+    for work in remote.folders_with(STAGE_FILE, "work"):
+        stage, metrics = work.removeprefix("work/"), f"{work}/metrics.jsonl"
+        if stage not in done:
+            yield stage, _last_step(parse_metrics(remote.read(metrics)) if remote.exists(metrics) else [])
+
+
+def _last_step(rows: Sequence[Mapping[str, Any]]) -> str:
+    row = last_figures(rows)
+    return f"step {row['step']}  {figures_of(row)}" if row else "at its first step"

@@ -176,6 +176,9 @@ def test_checkpoints_of_an_unfinished_stage_are_there_elsewhere(place, elsewhere
         checkpoint(work, 8, "of 8")  # the last look, when the block ends with an error, sends it
         raise KeyboardInterrupt
     Remote(place.uri).write("work/rl/bridge/checkpoints/step_9/policy/model", "cut off")
+    assert describe_status(elsewhere)[1:] == [
+        "  in work  rl/bridge                step 8"
+    ]  # before anything is fetched
     with elsewhere.directory() as run:
         assert not run.is_done("rl/bridge", KEY)
         work = run.work("rl/bridge", KEY)

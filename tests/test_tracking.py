@@ -74,6 +74,10 @@ def test_wandb_offline(tmp_path):
     assert follow(tmp_path, {"wandb": {"mode": "offline", "project": "mine"}}) == []
     read, ids = {}, set()
     for file in sorted((tmp_path / "trackers/wandb").glob("offline-run-*/*.wandb")):
+        deadline = time.monotonic() + 30  # wandb's service may still be writing when the run has been finished
+        while not any(record.HasField("exit") for record in wandb_records(file)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         for record in wandb_records(file):
             if record.WhichOneof("record_type") == "run":
                 ids.add((record.run.project, record.run.display_name, record.run.run_id))

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bi_ray.metrics import read_metrics
 from bi_ray.mirror import LOCK, Remote, RunPlace
@@ -23,6 +25,7 @@ from bi_ray.status import describe_status
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BI_RAY = Path(sys.executable).parent / "bi-ray"
 STEPS = 6
+KILLS = 2  # a start takes a minute
 DEADLINE_S = 900
 
 
@@ -49,6 +52,7 @@ def config(tiny_model):
         "evaluation": {"sets": ["test_id"], "samples_per_prompt": 2, "bootstrap_draws": 200},
         "readiness": {"queries": 0},
         "ray": {"local_cpus": 4},
+        "trackers": ["tensorboard"],
     }
 
 
@@ -91,7 +95,9 @@ def kill_when(process, due):
 
 
 def without_times(row):
-    return {name: value for name, value in row.items() if not name.endswith(("_s", "_per_s"))}
+    """A metrics row but for what the clock decides."""
+    timed = ("_s", "_per_s", "redispatched_groups", "dropped_batches", "queued_batches")
+    return {name: value for name, value in row.items() if not name.endswith(timed) and "idle_share" not in name}
 
 
 def validations(folder):
@@ -126,34 +132,37 @@ def undisturbed(config, tmp_path_factory):
 def before_rl(whole, run):
     """A copy of the run without RL and what comes after it."""
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("ray_train", ".lock"))
-    for stage in ("rl", "eval_rl", "report", "work"):
+    for stage in ("rl", "eval_rl", "report", "work", "trackers"):
         shutil.rmtree(run / stage, ignore_errors=True)
 
 
 def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, tmp_path):
-    run, chance = tmp_path / "run", random.Random(os.environ.get("KILL_SEED", "1"))
+    run, chance = tmp_path / "run", random.Random(int(os.environ.get("KILL_SEED", "1")))
     before_rl(undisturbed, run)
-    metrics = run / "work/rl/base/metrics.jsonl"
-    kills = []
-    for _ in range(4):
-        process = start(config, tmp_path, run)
-        rows, pause = chance.randrange(STEPS + 1), chance.uniform(0, 1.5)
+    metrics, kills = run / "work/rl/base/metrics.jsonl", []
 
-        def due(rows=rows):
-            return metrics.exists() and len(read_metrics(metrics)) > rows
+    def due(began, step, pause):
+        """This start has cut the rows that it makes again, and has come behind ``step``: a moment later, anywhere."""
+        if not metrics.exists() or metrics.stat().st_mtime < began or len(read_metrics(metrics)) <= step:
+            return False
+        time.sleep(pause)
+        return True
 
-        def after_a_pause(due=due, pause=pause):
-            return due() and (time.sleep(pause) or True)
-
-        if not kill_when(process, after_a_pause):
-            break
-        kills.append(
-            (rows, round(pause, 2), len(read_metrics(metrics)), sorted(p.name for p in metrics.parent.iterdir()))
-        )
+    for _ in range(KILLS):
+        began = time.time()
+        newest = max((int(path.name.removeprefix("step_")) for path in metrics.parent.glob("step_?")), default=0)
+        step, pause = chance.randrange(newest, STEPS), chance.uniform(0, 1.5)
+        if kill_when(start(config, tmp_path, run), partial(due, began, step, pause)):
+            kills.append((step, round(pause, 2), len(read_metrics(metrics)), sorted(os.listdir(metrics.parent))))
     print("killed at", kills)
     assert kills
     finish(start(config, tmp_path, run))
     assert_same(run, undisturbed)
+    events = EventAccumulator(str(run / "trackers/tensorboard/rl/base"))
+    events.Reload()
+    tracked = [event.step for event in events.Scalars("reward")]
+    assert sorted(set(tracked)) == list(range(1, STEPS + 1))
+    assert len(tracked) <= STEPS + len(kills)  # a kill may come between a figure and the note that it was sent
 
 
 def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):

@@ -18,12 +18,13 @@ from bi_ray.learning.learner import (
     load_checkpoint,
     load_sharded,
     save_checkpoint,
+    write_once,
 )
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.rl import microbatch_loss
 from bi_ray.learning.sharding import full_tensor
-from bi_ray.policy.checkpoint import load_model
+from bi_ray.policy.checkpoint import load_model, save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, pack
 
@@ -175,6 +176,10 @@ def fill_the_disk(policy: Path, folder: Path) -> None:
         save_checkpoint(learner, policy, FullDisk(folder), 4)  # on every rank: none waits for the other
     distributed.barrier()
     assert directories.recover() == 2
+    weights = learner.gather_weights()
+    (folder / "1.4.safetensors").mkdir(exist_ok=True)  # cannot be replaced by a file
+    with pytest.raises(TrainingError, match=r"1\.4\.safetensors was not written: .* MiB are free"):  # as in a publish
+        write_once(lambda: save_weights(weights, folder / "1.4.safetensors", tied=True))
 
 
 def test_a_disk_that_fills_ends_the_training_on_every_rank(tmp_path, policy):
