@@ -95,6 +95,16 @@ def work_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def start_ray(config: RunConfig) -> None:
+    """A Ray of this benchmark alone; a loaded machine may need more than one attempt."""
+    for attempt in range(3):
+        try:
+            return connect(config.ray)
+        except Exception as error:  # Ray raises a bare one when a node is late
+            print(f"Ray did not start (attempt {attempt + 1}): {str(error).splitlines()[0]}")
+    raise SystemExit("Ray did not start")
+
+
 class LenientVerifier(VerifierClient):
     """Takes a response that is cut off for a whole one: then all can be of one length and groups teach all the same."""
 
@@ -155,7 +165,7 @@ def run_rl(config: RunConfig, folder: Path, pins: tuple[set[int], set[int]] | No
     model = Path(config.model.path)
     tokenizer = load_tokenizer(model)
     write_problems(build_task(config.task, 0), "rl", QUERIES, tokenizer, config.model, folder / "data/rl")
-    connect(config.ray)
+    start_ray(config)
     driver: Any = ray.remote(PinnedDriver).options(num_cpus=0, max_concurrency=64).remote(config, RUN_ID, model, pins)
     try:
         ray.get(driver.start.remote(), timeout=config.rollout.start_timeout_s + 60)

@@ -1,7 +1,7 @@
 """Whole weight sync, from a learner's shards to 2 engines, against vLLM's own `reload_weights` in one engine's process.
 
-The learner gathers, writes the file, and the pool's engines pause, load and go on. vLLM reloads the same tensors from its
-own memory. A random Llama of 135 M parameters in float32; everything has 1 thread; both in turn.
+The learner gathers, writes the file, and the pool's engines pause, load and go on. vLLM reloads the same tensors from
+its own memory. A random Llama of 135 M parameters in float32; everything has 1 thread; both in turn.
 
     python benchmarks/weight_sync_vs_reload.py
 """
@@ -20,10 +20,9 @@ from typing import Any
 
 import ray
 import torch
-from rl_runs import RUN_ID, random_model, run_config, work_folder
+from rl_runs import RUN_ID, random_model, run_config, start_ray, work_folder
 from torch import distributed
 
-from actors.cluster import connect
 from actors.engine import engine_arguments, engine_environment
 from actors.rollout_pool import make_ray_pool
 from actors.weight_sync import announce, weights_directory
@@ -100,7 +99,7 @@ def main() -> None:
             raise SystemExit("vLLM did not start")
         here.recv()
         distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
-        connect(config.ray)
+        start_ray(config)
         ours, theirs = asyncio.run(_sync(config, arguments.repeats, here))
         ray.shutdown()
         here.send(False)

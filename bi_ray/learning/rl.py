@@ -24,7 +24,7 @@ from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
-from bi_ray.policy.checkpoint import is_tied, save_weights
+from bi_ray.policy.checkpoint import save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.validation import scores_of
@@ -133,7 +133,6 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         checkpoint = directories.path(start) if start else None
         reference = Reference(job.base, checkpoint, config.kl, job.model, job.learner, device)
     loss = microbatch_loss(learner.policy, reference.policy if reference else None, config)
-    tied = is_tied(job.base)
     for step in range(start + 1, config.steps + 1):
         began = time.perf_counter()
         batch = driver.lease(step, incarnation)
@@ -150,7 +149,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
         if reference:
             reference.follow(learner.policy, step)
         metrics["weight_norm"] = learner.weight_norm()
-        _publish(job, learner, driver, incarnation, step, tied, metrics)
+        _publish(job, learner, driver, incarnation, step, metrics)
         if config.is_checkpointed(step):
             _checkpoint(job, learner, reference, driver, directories, step)
     distributed.barrier()  # nobody is done before the last checkpoint is there
@@ -208,11 +207,11 @@ def _join(directories: StepDirectories, driver: Driver) -> tuple[int, int]:
 
 
 def _publish(
-    job: RLJob, learner: Learner, driver: Driver, incarnation: int, step: int, tied: bool, metrics: dict[str, float]
+    job: RLJob, learner: Learner, driver: Driver, incarnation: int, step: int, metrics: dict[str, float]
 ) -> None:
     began = time.perf_counter()
     weights = learner.gather_weights()
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    write_once(lambda: save_weights(weights, path, tied))
+    write_once(lambda: save_weights(weights, path, tied=False))  # engines put a tied head in themselves
     if learner.rank == 0:
         driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})

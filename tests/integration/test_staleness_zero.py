@@ -120,7 +120,7 @@ async def learn(config: RunConfig, base: Path, out: Path, driver: Any) -> dict[s
         weights=weights_directory(RUN),
         config=config.rl,
         model=config.model,
-        microbatch_tokens=2048,
+        learner=config.learner,
     )
     await asyncio.to_thread(train, job, driver, torch.device("cpu"))
     return load_file(out / f"step_{STEPS}" / "policy" / WEIGHTS)
