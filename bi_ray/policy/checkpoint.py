@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 WEIGHTS = "model.safetensors"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 disable_progress_bar()  # a run shows its own
 
 
@@ -68,15 +69,19 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
     Args:
         state: parameters by name, on the CPU.
         path: the file.
-        tied: the output matrix is the embedding. It is written out all the same: vLLM's ``reload_weights`` leaves a
-            tied head as it was when the file does not name it.
+        tied: the output matrix is the embedding, and is written out all the same: vLLM's ``reload_weights`` leaves a
+            tied head as it was when the file does not name it. Without this, a head that shares the embedding's memory
+            is left out, for readers that put it in themselves (``WeightExtension``).
 
     Raises:
         CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
     if tied:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors[_HEAD] = tensors[_EMBEDDING].clone()
+    elif head is not None and embedding is not None and head.data_ptr() == embedding.data_ptr():
+        del tensors[_HEAD]
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,3 +84,12 @@ def test_a_copied_policy_is_the_checkpoint_in_one_file(tiny_model, tmp_path, tie
         tensor.dtype == torch.bfloat16 and torch.equal(tensor, copy[n]) for n, tensor in model.state_dict().items()
     )
     assert load_tokenizer(tmp_path / "copy").chat_template
+
+
+def test_a_tied_head_is_written_out_or_left_out_and_a_head_of_its_own_always_written(tmp_path):
+    embedding = torch.ones(4, 2)
+    shared = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
+    own = {"model.embed_tokens.weight": embedding, "lm_head.weight": torch.zeros(4, 2)}
+    for name, state, tied, names in (("a", shared, True, 2), ("b", shared, False, 1), ("c", own, False, 2)):
+        save_weights(state, tmp_path / name, tied)
+        assert len(load_file(tmp_path / name)) == names
