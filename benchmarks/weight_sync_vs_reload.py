@@ -27,7 +27,7 @@ from actors.engine import engine_arguments, engine_environment
 from actors.rollout_pool import make_ray_pool
 from actors.weight_sync import announce, weights_directory
 from bi_ray.config import RunConfig
-from bi_ray.learning.sharding import gather_weights, shard
+from bi_ray.learning.learner import Learner
 from bi_ray.policy.checkpoint import load_model, save_weights
 from bi_ray.policy.rollout import PolicyVersion
 
@@ -61,15 +61,16 @@ def _shared(ours: Any, default: Any) -> list[str]:
 
 
 async def _sync(config: RunConfig, repeats: int, pipe: Connection) -> tuple[list[dict[str, float]], list[float]]:
-    model = shard(load_model(config.model.path), torch.device("cpu"))
-    pool = make_ray_pool(config, RUN_ID, Path(config.model.path))
+    model = Path(config.model.path)
+    learner = Learner(model, config.model, config.learner, config.rl.optimizer, torch.device("cpu"))
+    pool = make_ray_pool(config, RUN_ID, model)
     await pool.start(config.rollout.workers)
     ours, theirs = [], []
     for step in range(1, repeats + 2):  # the first round warms both up
         version = PolicyVersion(1, step)
         path = weights_directory(RUN_ID) / f"{version}.safetensors"
         began = time.perf_counter()
-        weights = gather_weights(model)
+        weights = learner.gather_weights()
         gathered = time.perf_counter()
         save_weights(weights, path, tied=False)
         written = time.perf_counter()
