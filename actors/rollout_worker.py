@@ -191,7 +191,7 @@ class RolloutWorker:
 
         It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
         """
-        if request.sampling.stop:
+        if output.stop_reason is not None:  # a stop string, which vLLM leaves in
             return output.text
         tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
         if output.finish_reason == "stop":

@@ -8,23 +8,20 @@ Answers each step with one line of JSON on stdout: seconds, tokens and reward of
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from typing import Any
 from zlib import crc32
 
+_ANSWER = re.compile(r"<answer> The final answer is (-?\d+) </answer>")  # as promptbench asks for it
 SETTING = json.loads(sys.argv[1])
 
 
 def exact(prompts: list, completions: list, answer: list[str], **_: Any) -> list[float]:
-    """1 where the text between the answer marks is the answer."""
-    texts = [completion[-1]["content"] for completion in completions]
-    return [float(_answer_of(text) == right) for text, right in zip(texts, answer, strict=True)]
-
-
-def _answer_of(text: str) -> str:
-    _, mark, tail = text.rpartition("<answer>")
-    return tail.split("</answer>")[0].strip() if mark else ""
+    """1 where the last answer of a response is the right number."""
+    found = [_ANSWER.findall(completion[-1]["content"]) for completion in completions]
+    return [float(bool(values) and values[-1] == right) for values, right in zip(found, answer, strict=True)]
 
 
 def drawn(prompts: list, completions: list, **_: Any) -> list[float]:
