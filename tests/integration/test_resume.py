@@ -81,14 +81,14 @@ def finish(process):
     return output
 
 
-def kill_when(process, due):
+def kill_when(process, due, pause_s=0.02):
     """SIGKILL of the command once ``due()``; False if it ended before."""
     deadline = time.monotonic() + DEADLINE_S
     while not due():
         if process.poll() is not None:
             return False
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(pause_s)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=DEADLINE_S)
     return True
@@ -204,7 +204,7 @@ def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path,
     for file in [*place.path.glob("*/stage.json"), *place.path.glob("*/*/stage.json")]:
         (file.parent / ".unsent").touch()  # the command sends them first
     process = start(config, tmp_path, uri, **here)
-    assert kill_when(process, lambda: remote.folders_with("state.json", "work/"))
+    assert kill_when(process, lambda: remote.folders_with("state.json", "work/"), pause_s=0.2)
     shutil.rmtree(place.path)
     remote.remove_file(LOCK)  # whose machine is gone; it would be free after some minutes
     finish(start(config, tmp_path, uri, **there))
