@@ -210,5 +210,5 @@ def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path,
     finish(start(config, tmp_path, uri, **there))
     run = RunPlace.of(uri, tmp_path / "there").path
     assert_same(run, undisturbed)
-    assert not remote.folders_with("state.json")
+    assert not remote.folders_with("state.json", "work")  # data sets have files of that name too
     assert json.loads(remote.read("rl/base/outcome.json"))["step"] == STEPS
