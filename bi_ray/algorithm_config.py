@@ -77,6 +77,8 @@ class ImportanceConfig(Config):
     treatment: Literal["none", "truncate", "mask"] = "truncate"  # of weights above the cap; mask: also below the floor
     cap: Annotated[float, Field(gt=0)] = 2.0
     floor: Annotated[float, Field(ge=0)] = 0.0
+    tolerance: Annotated[float, Field(ge=0)] = 1e-4  # nats; smaller differences of a token are rounding: none is made
+    # of them, and the gradient does not depend on which engine drew a token beside which others
 
     @model_validator(mode="after")
     def _cap_and_floor(self) -> Self:

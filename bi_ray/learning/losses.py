@@ -73,6 +73,16 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal
     return difference.exp() - difference - 1
 
 
+def without_rounding(logprobs: Tensor, sampler_logprobs: Tensor, tolerance: float) -> Tensor:
+    """The sampler's log-probabilities, with the learner's own where they differ by less than ``tolerance``.
+
+    The last bits of the sampler's depend on which sequences were in a batch with a token. What is left depends on
+    them only where a difference happens to be at the tolerance itself.
+    """
+    own = logprobs.detach()
+    return torch.where((own - sampler_logprobs).abs() < tolerance, own, sampler_logprobs)
+
+
 @dataclass(frozen=True, slots=True)
 class Importance:
     """How the learner's policy weighs what the sampler drew. All [tokens], without gradient.

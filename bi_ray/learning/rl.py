@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint, write_once
-from bi_ray.learning.losses import policy_loss, token_weights
+from bi_ray.learning.losses import policy_loss, token_weights, without_rounding
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
@@ -100,7 +100,8 @@ def microbatch_loss(
         if reference is not None:
             with torch.no_grad():
                 reference_logprobs = reference(batch, config.temperature)[0]
-        sampled = batch.sampler_logprobs, batch.advantages, batch.weights, batch.sequences
+        sampler_logprobs = without_rounding(logprobs, batch.sampler_logprobs, config.importance.tolerance)
+        sampled = sampler_logprobs, batch.advantages, batch.weights, batch.sequences
         result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)
         assert entropy is not None
         mismatch = (logprobs.detach() - batch.sampler_logprobs).abs()

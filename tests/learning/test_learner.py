@@ -10,7 +10,7 @@ from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config import ImportanceConfig, KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import (
     Learner,
     TrainingError,
@@ -156,6 +156,42 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
     state = load_file(tmp_path / "a/step_4/optimizer.safetensors")
     assert {float(value) for name, value in state.items() if name.endswith("|step")} == {4.0}
     assert (tmp_path / "a/step_4/policy/tokenizer_config.json").exists()
+
+
+def perturb_the_sampler(policy: Path) -> None:
+    """The gradient, to the last bit, with the learner's own log-probabilities for the sampler's, and with noise."""
+    learner = Learner(policy, ModelConfig(), options_of(256), SGD, CPU)
+    rows, model = make_rows(8), load_model(policy)
+    for row_number, row in enumerate(rows):
+        tokens = torch.tensor([row.tokens])
+        with torch.no_grad():
+            every = model(tokens).logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+        own = tuple(every[row.first_learned - 1 :].tolist())
+        rows[row_number] = dataclasses.replace(row, sampler_logprobs=own)
+    gradients = {}
+    for tolerance in (1e-4, 0.0):
+        config = RLConfig(importance=ImportanceConfig(tolerance=tolerance))
+        for noise in (0.0, 1e-6, -3e-6):
+            noisy = [
+                dataclasses.replace(row, sampler_logprobs=tuple(value + noise for value in row.sampler_logprobs))
+                for row in rows
+            ]
+            learner.model.zero_grad()
+            learner.accumulate(noisy, microbatch_loss(learner.policy, None, config))
+            found = [full_tensor(p.grad).clone() for p in learner.model.parameters()]
+            gradients.setdefault(tolerance, []).append(found)
+
+    def same(one, other):
+        return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+    first, second, third = gradients[1e-4]
+    assert same(first, second)
+    assert same(first, third)
+    assert not same(gradients[0.0][1], gradients[0.0][2])
+
+
+def test_the_gradient_does_not_depend_on_the_last_bits_of_the_sampler(policy):
+    on_ranks(1, perturb_the_sampler, policy)
 
 
 def fill_the_disk(policy: Path, folder: Path) -> None:
