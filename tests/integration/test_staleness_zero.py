@@ -18,7 +18,7 @@ from torch import distributed
 from actors.batch_maker import BatchMaker
 from actors.driver import Driver
 from actors.weight_sync import announce, weights_directory
-from bi_ray.config import OptimizerConfig, RunConfig
+from bi_ray.config import LearnerConfig, OptimizerConfig, RunConfig
 from bi_ray.learning.rl import RLJob, train
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
@@ -120,7 +120,7 @@ async def learn(config: RunConfig, base: Path, out: Path, driver: Any) -> dict[s
         weights=weights_directory(RUN),
         config=config.rl,
         model=config.model,
-        microbatch_tokens=2048,
+        learner=LearnerConfig(microbatch_tokens=2048),
     )
     await asyncio.to_thread(train, job, driver, torch.device("cpu"))
     return load_file(out / f"step_{STEPS}" / "policy" / WEIGHTS)
