@@ -26,7 +26,8 @@ class LearnerConfig(Config):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     threads_per_worker: Positive = 1
-    microbatch_tokens: Positive = 8192  # of one forward and backward pass on one worker, padding counted
+    microbatch_tokens: Positive = 4096  # of one forward and backward pass on one worker, padding counted; about what
+    # a CPU's cache likes, GPUs want more
     packing: Literal["auto", "shared", "flat", "padded"] = "auto"  # auto: the first of these that the model's attention
     # allows. shared: no padding, a group's prompt computed once; flat: no padding; padded: rows of one length
     activation_checkpointing: bool = False  # activations are computed again in the backward pass: less memory

@@ -185,6 +185,7 @@ def load_sharded(
     ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
     """
     full = load_model(policy, attention=model.attention)
+    log_probabilities = TokenLogprobs(full)
     if options.lora:
         add_adapters(full, options.lora, weights)
     elif weights:
@@ -193,7 +194,7 @@ def load_sharded(
         full.gradient_checkpointing_enable({"use_reentrant": False})
     if can_share_prompts(full, device):
         full.set_attn_implementation(PACKED_ATTENTION)
-    sharded = shard(TokenLogprobs(full), device, getattr(torch, model.dtype), options)
+    sharded = shard(log_probabilities, device, getattr(torch, model.dtype), options)
     if options.compile:
         for layer in full.get_decoder().layers:
             layer.compile(dynamic=True)

@@ -62,6 +62,9 @@ class _PackedAttention(torch.autograd.Function):
         return *results, None, None
 
 
+_attend = torch.compiler.disable(_PackedAttention.apply)  # else every layout would be compiled anew
+
+
 def _parts(layout: Layout) -> Iterator[tuple[slice, slice, bool]]:
     """Queries, the keys that they see, and whether causally."""
     for start, length in layout.segments:
@@ -108,7 +111,7 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    out: Tensor = _PackedAttention.apply(query, key, value, layout, scaling)
+    out: Tensor = _attend(query, key, value, layout, scaling)
     return out.transpose(1, 2), None
 
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from bi_ray.policy.attention import PACKED_ATTENTION
+from bi_ray.policy.checkpoint import CheckpointError
 from bi_ray.policy.packing import MicroBatch
 
 CHUNK_LOGITS = (
@@ -24,12 +25,17 @@ class TokenLogprobs(nn.Module):
     A module of its own, so that FSDP gathers the output matrix for it.
 
     Args:
-        model: the language model; its logits must be its output matrix times its decoder's output.
+        model: the language model.
         chunk_logits: how many logits may exist at a time; more are made in chunks, and again in the backward pass.
+
+    Raises:
+        CheckpointError: the model's logits are not its output matrix times its decoder's output (they are scaled or
+            capped, as in Gemma 2).
     """
 
     def __init__(self, model: PreTrainedModel, chunk_logits: int = CHUNK_LOGITS) -> None:
         super().__init__()
+        _check_head(model)
         self.model = model
         self._chunk_logits = chunk_logits
 
@@ -63,6 +69,18 @@ class TokenLogprobs(nn.Module):
         ]
         logprobs, entropies = zip(*found, strict=True)
         return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    logits = model(input_ids=tokens, use_cache=False).logits
+    if not torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits):
+        kind = type(model).__name__
+        raise CheckpointError(
+            f"{kind} scales or caps its logits, which is not supported: set model.path to another model"
+        )
 
 
 def _logprobs(

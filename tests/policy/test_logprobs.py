@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from ranks import TOKENS
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from bi_ray.policy.checkpoint import load_model
+from bi_ray.policy.checkpoint import CheckpointError, load_model
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, pack
 
@@ -44,10 +45,12 @@ def test_chunks_change_no_gradient_and_hold_few_logits(tiny_model, tied):
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: rows.append(len(out)))
     for chunk in (10**9, 16 * vocabulary):
         model.zero_grad()
-        (TokenLogprobs(model, chunk)(batch, 0.7)[0] * batch.weights).sum().backward()
+        policy = TokenLogprobs(model, chunk)
+        seen = len(rows)
+        (policy(batch, 0.7)[0] * batch.weights).sum().backward()
+        del rows[:seen]
+        assert max(rows) == min(5 * 35, chunk // vocabulary)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert rows[0] == 5 * 35
-    assert max(rows[1:]) == 16
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) <= 1e-12
 
 
@@ -61,3 +64,14 @@ def test_nothing_learned_gives_nothing_but_keeps_the_graph(model):
         assert entropy is None
         logprobs.sum().backward()
         assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters())
+
+
+def test_a_model_that_caps_its_logits_is_refused():
+    config = Gemma2Config(
+        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, final_logit_softcapping=1.0,
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="Gemma2ForCausalLM scales or caps its logits"):
+        TokenLogprobs(Gemma2ForCausalLM(config))
+    config.final_logit_softcapping = None
+    TokenLogprobs(Gemma2ForCausalLM(config))

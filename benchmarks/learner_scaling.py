@@ -1,0 +1,80 @@
+"""Updates per second of two learners of one thread, and of one learner of two, over those of one learner of one thread.
+
+    python benchmarks/learner_scaling.py [--parameters 5]
+
+The batch and the model are those of ``learner_vs_torch.py``, of 5 million parameters. The groups of learners are
+started once (gloo, FSDP2 where there are two) and take turns: while one makes an update, the others wait on a lock.
+Medians of six rounds without the first. Ends with lines RATIO <name> <value>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from learner_vs_torch import OPTIMIZER, ROUNDS, SIZES, make_rows, write_model
+from torch import distributed
+
+GROUPS = {"1 x 1 thread": (1, 1), "1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1)}
+
+
+def learn(base: Path, rendezvous: str, rank: int, ranks: int, threads: int, orders: Connection) -> None:
+    """One learner: an update for every order, then the seconds that it took."""
+    from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
+    from bi_ray.learning.learner import Learner
+    from bi_ray.learning.rl import microbatch_loss
+
+    torch.set_num_threads(threads)
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    learner = Learner(base, ModelConfig(), LearnerConfig(), OPTIMIZER, torch.device("cpu"))
+    loss = microbatch_loss(learner.policy, None, RLConfig())
+    rows = make_rows(learner.model.config.vocab_size)
+    orders.send(0.0)
+    while orders.recv():
+        distributed.barrier()
+        began = time.perf_counter()
+        learner.update(1, rows, loss, OPTIMIZER.learning_rate)
+        orders.send(time.perf_counter() - began)
+    distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Print the seconds of an update."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--parameters", type=int, choices=SIZES, default=5, help="millions")
+    folder = Path(tempfile.mkdtemp())
+    base = write_model(parser.parse_args().parameters, folder / "model")
+    spawn = multiprocessing.get_context("spawn")
+    orders: dict[str, list[Connection]] = {}
+    for name, (ranks, threads) in GROUPS.items():
+        ours, theirs = zip(*(spawn.Pipe() for _ in range(ranks)), strict=True)
+        for rank in range(ranks):
+            arguments = base, f"{folder}/{ranks}-{threads}", rank, ranks, threads, theirs[rank]
+            spawn.Process(target=learn, args=arguments, daemon=True).start()
+        orders[name] = list(ours)
+    for pipe in (pipe for pipes in orders.values() for pipe in pipes):
+        pipe.recv()
+    seconds: dict[str, list[float]] = {name: [] for name in orders}
+    for _ in range(ROUNDS):
+        for name, pipes in orders.items():
+            for pipe in pipes:
+                pipe.send(True)
+            seconds[name].append(max(pipe.recv() for pipe in pipes))
+    for pipe in (pipe for pipes in orders.values() for pipe in pipes):
+        pipe.send(False)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name:14s} {median:.2f} s an update")
+    one = medians["1 x 1 thread"]
+    print(f"RATIO learner_scaling_threads {one / medians['1 x 2 threads']:.2f}")
+    print(f"RATIO learner_scaling {one / medians['2 x 1 thread']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
