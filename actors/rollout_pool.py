@@ -1,9 +1,8 @@
 """The rollout engines as one: routing, health, weight versions, membership. A plain asyncio class inside the driver.
 
-Work goes to the HEALTHY worker with the fewest sequences outstanding, at most ``max_sequences`` at a time; the rest
-waits here, first come, first served. What a worker fails to answer is asked again elsewhere; what a request itself does
-wrong is not. A group that takes much longer than those it came with runs a second time on another worker, and the first
-answer counts. Results keep the order of the requests and, the seeds being in them, do not depend on who answered.
+What a worker fails to answer is asked again elsewhere; what a request itself does wrong is not. A group that takes much
+longer than those it came with runs a second time on another worker, and the first answer counts. Results keep the order
+of the requests and, the seeds being in them, do not depend on who answered.
 
 One lock separates syncs from changes of membership: a new worker is admitted between two syncs, with current weights.
 """
@@ -15,25 +14,22 @@ import logging
 import statistics
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from actors.health import Clock, WorkerHealth, WorkerState
-from actors.rollout_worker import INITIAL_VERSION, RayWorker, RequestError, WorkerHandle, WorkerInfo, WorkerLost
+from actors.rollout_worker import INITIAL_VERSION, RayWorker, RequestError, WorkerHandle, WorkerLost
 from actors.weight_sync import Announcement, RunWeightFiles, WeightSyncError, weights_directory
+from actors.worker_queue import Member, PoolError, WorkerQueue
 from bi_ray.config import RolloutConfig, RunConfig
-from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion
+from bi_ray.policy.rollout import Group, GroupRequest
 
 log = logging.getLogger(__name__)
 _START_ATTEMPTS = 3  # of a worker in a row, before its place is given up
 _IN_SERVICE = (WorkerState.HEALTHY, WorkerState.SUSPECT)
-
-
-class PoolError(RuntimeError):
-    """The pool cannot do its work any more; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +58,6 @@ class WeightFiles(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Member:
-    """A place in the pool. Its worker may be replaced by a successor; ``lost`` then belongs to the successor."""
-
-    number: int
-    handle: WorkerHandle
-    health: WorkerHealth
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
-    info: WorkerInfo | None = None
-    version: PolicyVersion | None = None
-    outstanding: int = 0  # sequences
-    generated_tokens: int = 0
-    busy_s: float = 0.0  # with anything outstanding, up to `busy_since` if that is set
-    busy_since: float | None = None
-    restarts: int = 0
-    task: asyncio.Task[None] | None = None  # brings the worker up, or drains it
-
-    @property
-    def state(self) -> WorkerState:
-        return self.health.state
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A group that wants a worker, preferably none of those that failed on it."""
-
-    samples: int
-    avoid: frozenset[int]
-    member: asyncio.Future[_Member]
-    only_others: bool = False  # rather none than one of those
-
-
-@dataclass(eq=False, slots=True)
 class _Race:
     """The groups of one ``generate``: how long those took that are finished.
 
@@ -116,7 +80,7 @@ class _Race:
 class _Run:
     """One copy of a group: which worker has it, and since when."""
 
-    member: _Member | None = None
+    member: Member | None = None
     began: float = 0.0
 
 
@@ -145,8 +109,8 @@ class RolloutPool:
         self._clock = clock
         self._files = files
         self._announcement: Announcement | None = None
-        self._members: list[_Member] = []
-        self._waiting: deque[_Waiting] = deque()
+        self._queue = WorkerQueue(config.max_sequences, clock)
+        self._members = self._queue.members
         self._numbers = 0
         self._start_fault = ""
         self._lock = asyncio.Lock()
@@ -192,23 +156,24 @@ class RolloutPool:
         """End all workers and everything that waits for them."""
         if self._heart is not None:
             self._heart.cancel()
-        members, self._members = self._members, []
+        members = list(self._members)
+        self._members.clear()
         for member in members:
             if member.task is not None:
                 member.task.cancel()
         await asyncio.gather(*(self._end(member) for member in members))
-        self._fail_waiting("the pool was closed")
+        self._queue.fail("the pool was closed")
         if self._files is not None:
             await self._files.clear()
 
     def _add(self) -> None:
         self._numbers += 1
         health = WorkerHealth(self.config.suspect_after_s, self.config.dead_after_s, self._clock)
-        member = _Member(self._numbers, self._make_worker(), health)
+        member = Member(self._numbers, self._make_worker(), health)
         self._members.append(member)
         member.task = asyncio.create_task(self._bring_up(member))
 
-    async def _bring_up(self, member: _Member) -> None:
+    async def _bring_up(self, member: Member) -> None:
         """Start a worker and admit it; after failures start successors, then give the place up."""
         for attempt in range(1, _START_ATTEMPTS + 1):
             try:
@@ -225,7 +190,7 @@ class RolloutPool:
                     break
                 self._succeed(member)
             else:
-                self._dispatch()
+                self._queue.dispatch()
                 return
         self._forget(member)
 
@@ -238,7 +203,7 @@ class RolloutPool:
             "not got them, raise rollout.start_timeout_s if it is only slow"
         )
 
-    async def _admit(self, member: _Member) -> None:
+    async def _admit(self, member: Member) -> None:
         """Between two syncs, give a STALE worker the current weights; then it is HEALTHY."""
         async with self._lock:
             if self._announcement is not None:
@@ -247,7 +212,7 @@ class RolloutPool:
             member.version = self.version
             member.health.synced()
 
-    def _dismiss(self, member: _Member) -> None:
+    def _dismiss(self, member: Member) -> None:
         if member.state is WorkerState.HEALTHY:
             member.health.drain()
             member.task = asyncio.create_task(self._drain(member))
@@ -258,7 +223,7 @@ class RolloutPool:
             self._bury(member)
         self._forget(member)
 
-    async def _drain(self, member: _Member) -> None:
+    async def _drain(self, member: Member) -> None:
         # Every attempt has a deadline, so this ends.
         while member.outstanding:
             await asyncio.sleep(0.05)
@@ -266,7 +231,7 @@ class RolloutPool:
         self._forget(member)
         await self._end(member)
 
-    async def _end(self, member: _Member) -> None:
+    async def _end(self, member: Member) -> None:
         member.lost.set()
         try:
             await member.handle.close()
@@ -274,37 +239,37 @@ class RolloutPool:
             log.debug("worker %d was killed: %s", member.number, error)
             member.handle.kill()
 
-    def _bury(self, member: _Member) -> None:
+    def _bury(self, member: Member) -> None:
         """A worker is DEAD: end it, and let go of what waits for its answers."""
         member.health.lost()
         self._end_dead(member)
 
-    def _end_dead(self, member: _Member) -> None:
+    def _end_dead(self, member: Member) -> None:
         member.lost.set()
         member.handle.kill()
 
-    def _succeed(self, member: _Member) -> None:
+    def _succeed(self, member: Member) -> None:
         """Put a new worker in the place of a DEAD one."""
         member.health.restarted()
         member.handle, member.lost = self._make_worker(), asyncio.Event()
         member.info = member.version = None
         member.restarts += 1
 
-    def _lose(self, member: _Member, kind: str, error: BaseException | str) -> None:
+    def _lose(self, member: Member, kind: str, error: BaseException | str) -> None:
         """A worker in service is DEAD; its successor comes up in the background."""
         self._count(kind, member, error)
         self._bury(member)
         self._replace(member)
 
-    def _replace(self, member: _Member) -> None:
+    def _replace(self, member: Member) -> None:
         self._succeed(member)
         member.task = asyncio.create_task(self._bring_up(member))
 
-    def _forget(self, member: _Member) -> None:
+    def _forget(self, member: Member) -> None:
         if member in self._members:
             self._members.remove(member)
         if not any(other.state is not WorkerState.DRAINING for other in self._members):
-            self._fail_waiting(f"no rollout worker is left, and none could be started: {self._start_fault}")
+            self._queue.fail(f"no rollout worker is left, and none could be started: {self._start_fault}")
 
     # Weights
 
@@ -334,7 +299,7 @@ class RolloutPool:
             if self._files is not None:
                 await self._files.release(announcement)
 
-    async def _sync_member(self, member: _Member, announcement: Announcement, in_flight: bool) -> bool:
+    async def _sync_member(self, member: Member, announcement: Announcement, in_flight: bool) -> bool:
         handle = member.handle
         try:
             async with asyncio.timeout(self.config.sync_timeout_s):
@@ -345,7 +310,7 @@ class RolloutPool:
             return False
         member.version = announcement.version
         member.health.heartbeat()
-        self._dispatch()
+        self._queue.dispatch()
         return True
 
     # Work
@@ -405,24 +370,20 @@ class RolloutPool:
         while not first.done():
             limit_s = race.limit_s(factor or 1.0, least_s)
             out_s = self._clock() - run.began if run.member else 0.0
-            if limit_s is not None and out_s > limit_s and self._other_has_room(run.member):
+            if limit_s is not None and out_s > limit_s and self._queue.other_has_room(run.member):
                 return True
             await asyncio.wait({first}, timeout=least_s / 10)
         return False
 
-    def _other_has_room(self, member: _Member | None) -> bool:
-        """Whether a worker other than this one could begin at once."""
-        return not self._waiting and any(other is not member for other in self._free(self._serving()))
-
     async def _attempts(
-        self, request: GroupRequest, run: _Run, other_than: _Member | None = None
+        self, request: GroupRequest, run: _Run, other_than: Member | None = None
     ) -> Group | FailedGroup:
         """Ask workers for a group, as often as the config allows."""
         avoid = frozenset({other_than.number} if other_than else ())
         reason = ""
         for _ in range(self.config.group_attempts):
             run.member = None
-            member = await self._acquire(request.sampling.samples, avoid, only_others=other_than is not None)
+            member = await self._queue.acquire(request.sampling.samples, avoid, only_others=other_than is not None)
             handle = member.handle
             run.member, run.began = member, self._clock()
             try:
@@ -439,10 +400,10 @@ class RolloutPool:
                 member.generated_tokens += sum(len(sample.tokens) for sample in group.samples)
                 return group
             finally:
-                self._release(member, request.sampling.samples)
+                self._queue.release(member, request.sampling.samples)
         return FailedGroup(request.key, "infrastructure", f"given up after {self.config.group_attempts}; {reason}")
 
-    def _blame(self, member: _Member, error: Exception) -> None:
+    def _blame(self, member: Member, error: Exception) -> None:
         """A call failed: a lost worker is DEAD, any other has to answer a ping before it gets more work."""
         if isinstance(error, WorkerLost) and member.state in _IN_SERVICE:
             self._lose(member, "lost", error)
@@ -450,7 +411,7 @@ class RolloutPool:
         self._count("generate", member, error)
         member.health.failed()
 
-    async def _or_lost(self, member: _Member, call: Coroutine[Any, Any, Any]) -> Any:
+    async def _or_lost(self, member: Member, call: Coroutine[Any, Any, Any]) -> Any:
         """The answer of a worker, or ``WorkerLost`` as soon as it is known that there will be none."""
         answer, lost = asyncio.ensure_future(call), asyncio.ensure_future(member.lost.wait())
         try:
@@ -462,58 +423,6 @@ class RolloutPool:
             answer.cancel()
             lost.cancel()
 
-    async def _acquire(self, samples: int, avoid: frozenset[int], only_others: bool = False) -> _Member:
-        """Wait for a worker with room; its room is taken when this returns."""
-        if not self._members:
-            raise PoolError("the pool has no rollout worker; start it first, or see the log for why they ended")
-        waiting = _Waiting(samples, avoid, asyncio.get_running_loop().create_future(), only_others)
-        self._waiting.append(waiting)
-        self._dispatch()
-        try:
-            return await waiting.member
-        except asyncio.CancelledError:
-            if waiting.member.done() and not waiting.member.cancelled() and waiting.member.exception() is None:
-                self._release(waiting.member.result(), samples)
-            raise
-
-    def _release(self, member: _Member, samples: int) -> None:
-        member.outstanding -= samples
-        if not member.outstanding and member.busy_since is not None:
-            member.busy_s += self._clock() - member.busy_since
-            member.busy_since = None
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Give waiting groups to workers with room, the oldest group first."""
-        held_back: list[_Waiting] = []  # only workers that failed on it have room
-        while self._waiting and self._free(self._serving()):
-            waiting = self._waiting.popleft()
-            if waiting.member.done():  # its caller was cancelled
-                continue
-            willing = [member for member in self._serving() if member.number not in waiting.avoid]
-            free = self._free(willing if willing or waiting.only_others else self._serving())
-            if not free:
-                held_back.append(waiting)
-                continue
-            member = min(free, key=lambda member: (member.outstanding, member.number))
-            member.outstanding += waiting.samples
-            if member.busy_since is None:
-                member.busy_since = self._clock()
-            waiting.member.set_result(member)
-        self._waiting.extendleft(reversed(held_back))
-
-    def _serving(self) -> list[_Member]:
-        return [member for member in self._members if member.state is WorkerState.HEALTHY]
-
-    def _free(self, members: list[_Member]) -> list[_Member]:
-        return [member for member in members if member.outstanding < self.config.max_sequences]
-
-    def _fail_waiting(self, reason: str) -> None:
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.member.done():
-                waiting.member.set_exception(PoolError(reason))
-
     # Health
 
     async def _beat_for_ever(self) -> None:
@@ -524,9 +433,9 @@ class RolloutPool:
     async def beat(self) -> None:
         """Ping the workers in service once and act on their silence."""
         await asyncio.gather(*(self._ping(member) for member in self._members if member.state in _IN_SERVICE))
-        self._dispatch()
+        self._queue.dispatch()
 
-    async def _ping(self, member: _Member) -> None:
+    async def _ping(self, member: Member) -> None:
         handle = member.handle
         try:
             # Shorter than what makes others suspect, so that one silent worker does not hold up the round for them.
@@ -542,7 +451,7 @@ class RolloutPool:
                 member.health.heartbeat()
         self._act_on_silence(member)
 
-    def _act_on_silence(self, member: _Member) -> None:
+    def _act_on_silence(self, member: Member) -> None:
         if member.state not in _IN_SERVICE:
             return
         member.health.tick()
@@ -551,26 +460,22 @@ class RolloutPool:
             self._end_dead(member)
             self._replace(member)
 
-    def _count(self, kind: str, member: _Member, error: BaseException | str) -> None:
+    def _count(self, kind: str, member: Member, error: BaseException | str) -> None:
         self.failures[kind] += 1
         log.warning("rollout worker %d, %s failure: %s", member.number, kind, _name(error))
 
     def busy_s(self) -> dict[int, float]:
         """For how long each worker had anything to do since it was added, in seconds, by its number."""
-        now = self._clock()
-        return {
-            member.number: member.busy_s + (0.0 if member.busy_since is None else now - member.busy_since)
-            for member in self._members
-        }
+        return self._queue.busy_s()
 
     def status(self) -> dict[str, Any]:
         """State of the pool in plain values: one row per worker, failures by kind, groups that wait for a worker."""
         return {
             "version": str(self.version),
-            "waiting": len(self._waiting),
+            "waiting": len(self._queue),
             "failures": dict(self.failures),
             "redispatched": self.redispatched,
-            "workers": [_row(member) for member in self._members],
+            "workers": [member.row() for member in self._members],
         }
 
 
@@ -583,21 +488,6 @@ async def _first_group(copies: set[asyncio.Task[Group | FailedGroup]]) -> Group 
         groups = [answer for answer in answers if isinstance(answer, Group)]
         if groups or not left:
             return (groups or answers)[0]
-
-
-def _row(member: _Member) -> dict[str, Any]:
-    info = member.info
-    return {
-        "worker": member.number,
-        "state": str(member.state),
-        "version": str(member.version) if member.version else None,
-        "outstanding": member.outstanding,
-        "generated_tokens": member.generated_tokens,
-        "restarts": member.restarts,
-        "node": info.node_id if info else None,
-        "pid": info.pid if info else None,
-        "engine_pid": info.engine_pid if info else None,
-    }
 
 
 def _name(error: BaseException | str) -> str:
