@@ -113,8 +113,9 @@ class Learner:
             rate: learning rate.
 
         Returns:
-            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``compute_s``, and what ``loss``
-            counted; the same on every rank, but for the seconds.
+            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``pack_s`` (the slowest rank's),
+            ``compute_s`` (all of it, this rank's), and what ``loss`` counted; all but ``compute_s`` the same
+            on every rank.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are as before.
@@ -142,8 +143,10 @@ class Learner:
         totals = Totals()
         # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 * width^2.
         pair_cost = 1 / (6 * self.model.config.hidden_size)
-        limit = self._options.microbatch_tokens
-        for batch in pack(rows, limit, self.rank, ranks, self._packing, pair_cost):
+        began = time.perf_counter()
+        batches = pack(rows, self._options.microbatch_tokens, self.rank, ranks, self._packing, pair_cost)
+        totals.keep_largest("pack_s", time.perf_counter() - began)
+        for batch in batches:
             value = loss(batch.to(self.device), totals)
             # FSDP averages gradients over ranks; the loss of a step is a sum over them.
             (value * ranks).backward()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
@@ -132,15 +132,17 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Any:
 
 def names_in(expression: Expression) -> tuple[str, ...]:
     """The names of an expression, each once, in the order in which they come."""
-    return tuple(dict.fromkeys(_names(expression)))
+    found: dict[str, None] = {}
+    _collect_names((expression,), found)
+    return tuple(found)
 
 
-def _names(expression: Expression) -> Iterator[str]:
-    if isinstance(expression, tuple):
-        for operand in expression[1:]:
-            yield from _names(operand)
-    elif type(expression) is str:
-        yield expression
+def _collect_names(parts: tuple[Any, ...], found: dict[str, None]) -> None:
+    for part in parts:
+        if type(part) is str:
+            found[part] = None
+        elif isinstance(part, tuple):
+            _collect_names(part[1:], found)
 
 
 def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expression:
