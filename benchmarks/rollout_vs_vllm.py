@@ -65,6 +65,7 @@ def bare(config: RunConfig, defaults: bool, pipe: Connection) -> None:
         prompts = [{"prompt_token_ids": list(group.prompt_tokens)} for group in groups]
         answers = llm.generate(prompts, params, use_tqdm=False)
         pipe.send(sum(len(sample.token_ids) for answer in answers for sample in answer.outputs))
+    llm.llm_engine.engine_core.shutdown()  # its process outlives this one otherwise
 
 
 class BareVLLM:
@@ -91,6 +92,7 @@ class BareVLLM:
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
             process.join(30)
+            process.kill()
 
 
 async def measure(config: RunConfig, rounds: int) -> dict[str, list[float]]:

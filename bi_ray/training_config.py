@@ -33,6 +33,8 @@ class LearnerConfig(Config):
     activation_checkpointing: bool = False  # activations are computed again in the backward pass: less memory
     cpu_offload: bool = False  # weights, gradients and optimizer state stay in the CPU's memory between uses
     reshard_after_forward: bool = True  # false: gathered weights are kept for the backward pass: faster, more memory
+    gradient_sync: Literal["microbatch", "step"] = "microbatch"  # when learners sum their gradients; step: once, so
+    # that less is sent, and every learner holds a whole gradient
     compile: bool = False  # torch.compile of the decoder layers: minutes at the start
     lora: LoRAConfig | None = None  # None: all weights are trained
     max_restarts: Annotated[int, Field(ge=0)] = 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
@@ -20,6 +21,7 @@ from bi_ray.learning.adapters import ADAPTERS, adapters_of, add_adapters, merged
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sharding import (
+    fill_shards,
     full_tensor,
     gather_optimizer,
     gather_weights,
@@ -28,7 +30,7 @@ from bi_ray.learning.sharding import (
     shard,
 )
 from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
-from bi_ray.policy.checkpoint import CheckpointError, is_tied, load_model, save_policy, save_weights
+from bi_ray.policy.checkpoint import CheckpointError, empty_model, is_tied, load_model, save_policy, save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
 from bi_ray.policy.rollout import seed_for
@@ -146,7 +148,9 @@ class Learner:
         began = time.perf_counter()
         batches = pack(rows, self._options.microbatch_tokens, self.rank, ranks, self._packing, pair_cost)
         totals.keep_largest("pack_s", time.perf_counter() - began)
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
+            if self._options.gradient_sync == "step" and isinstance(self.policy, FSDPModule):
+                self.policy.set_requires_gradient_sync(number == len(batches))
             value = loss(batch.to(self.device), totals)
             # FSDP averages gradients over ranks; the loss of a step is a sum over them.
             (value * ranks).backward()
@@ -183,21 +187,25 @@ class Learner:
 def load_sharded(
     policy: Path, model: ModelConfig, options: LearnerConfig, device: torch.device, weights: Path | None = None
 ) -> TokenLogprobs:
-    """The policy of a directory, in float32 and sharded over all ranks.
+    """The policy of a directory, in float32 and sharded over all ranks. Rank 0 alone reads it and holds it whole.
 
     ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
     """
-    full = load_model(policy, attention=model.attention)
+    reads = distributed.get_rank() == 0
+    full = (load_model if reads else empty_model)(policy, attention=model.attention)
     log_probabilities = TokenLogprobs(full)
     if options.lora:
-        add_adapters(full, options.lora, weights)
-    elif weights:
+        add_adapters(full, options.lora, weights if reads else None)
+    elif weights and reads:
         full.load_state_dict(load_file(weights))
+    state = full.state_dict() if reads else {}
     if options.activation_checkpointing:
         full.gradient_checkpointing_enable({"use_reentrant": False})
     if can_share_prompts(full, device):
         full.set_attn_implementation(PACKED_ATTENTION)
     sharded = shard(log_probabilities, device, getattr(torch, model.dtype), options)
+    if distributed.get_world_size() > 1:
+        fill_shards(full, state, torch.device("cpu") if options.cpu_offload else device)
     if options.compile:
         for layer in full.get_decoder().layers:
             layer.compile(dynamic=True)

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,6 +52,19 @@ def shard(
         fully_shard(layer, reshard_after_forward=options.reshard_after_forward, **more)
     fully_shard(policy, **more)
     return policy
+
+
+def fill_shards(model: nn.Module, state: dict[str, Any], device: torch.device) -> None:
+    """Give every rank its part of the full state that rank 0 has; those without memory for it get that first.
+
+    Args:
+        model: sharded; of ranks but 0 on the device meta.
+        state: on rank 0, of the model before it was sharded.
+        device: where the shards are to be.
+    """
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, state, options=options)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

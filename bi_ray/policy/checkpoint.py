@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -63,6 +64,19 @@ def load_model(path: str | Path, dtype: str = "float32", attention: str = "sdpa"
     ).train()
 
 
+def empty_model(path: str | Path, attention: str = "sdpa") -> PreTrainedModel:
+    """The checkpoint's model with buffers but without memory for its weights (on the device meta), in training mode.
+
+    Raises:
+        CheckpointError: see ``check_directory``.
+    """
+    config = AutoConfig.from_pretrained(check_directory(path))
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    model.tie_weights()
+    return model.train()
+
+
 def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
     """Write a full state dict as one safetensors file, by atomic rename.
 
@@ -70,8 +84,8 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
         state: parameters by name, on the CPU.
         path: the file.
         tied: the output matrix is the embedding, and is written out all the same: vLLM's ``reload_weights`` leaves a
-            tied head as it was when the file does not name it. Without this, a head that shares the embedding's memory
-            is left out, for readers that put it in themselves (``WeightExtension``).
+            tied head as it was when the file does not name it. Without this, a head that equals the embedding is left
+            out, for readers that put it in themselves (``WeightExtension``).
 
     Raises:
         CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
@@ -80,7 +94,7 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
     head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
     if tied:
         tensors[_HEAD] = tensors[_EMBEDDING].clone()
-    elif head is not None and embedding is not None and head.data_ptr() == embedding.data_ptr():
+    elif head is not None and embedding is not None and torch.equal(head, embedding):
         del tensors[_HEAD]
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -12,10 +12,7 @@ from bi_ray.policy.attention import PACKED_ATTENTION
 from bi_ray.policy.checkpoint import CheckpointError
 from bi_ray.policy.packing import MicroBatch
 
-CHUNK_LOGITS = (
-    2**26
-)  # most logits at a time, 256 MiB in float32; more are made in chunks, and again in the backward pass
-
+CHUNK_LOGITS = 2**26  # 256 MiB in float32
 ALL_AT_ONCE = 2**62  # no chunks: forward mode does not go through recomputation
 
 
@@ -35,7 +32,8 @@ class TokenLogprobs(nn.Module):
 
     def __init__(self, model: PreTrainedModel, chunk_logits: int = CHUNK_LOGITS) -> None:
         super().__init__()
-        _check_head(model)
+        if model.device.type != "meta":  # rank 0 has checked it
+            _check_head(model)
         self.model = model
         self._chunk_logits = chunk_logits
 
@@ -71,6 +69,7 @@ class TokenLogprobs(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
 
 
+@torch.no_grad()
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
     tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0

@@ -126,7 +126,7 @@ def test_ranks_sizes_packing_and_options_give_one_gradient(tmp_path, tiny_model,
     ]
     cases = [(limit, {"packing": packing}) for limit in (30, 10**6) for packing in ("shared", "flat", "padded")]
     cases += [(100, {"activation_checkpointing": True}), (100, {"cpu_offload": True})]
-    cases += [(100, {"reshard_after_forward": False})]
+    cases += [(100, {"reshard_after_forward": False}), (30, {"gradient_sync": "step"})]
     on_ranks(ranks, write_gradients, policy, tmp_path, rows, cases)
     model = load_model(policy)
     [batch] = pack(rows, 10**9, packing="padded")
