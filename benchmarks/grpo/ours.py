@@ -51,12 +51,17 @@ class GatedDriver(Driver):
         self._changed = asyncio.Condition()
 
     async def lease(self, step: int, incarnation: int) -> Any:
-        """See ``Driver.lease``; waits for ``make_step``."""
+        """See ``Driver.lease``; the learners are ready for the step."""
         async with self._changed:
             self._waited_for = max(self._waited_for, step)
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: step <= self._allowed)
         return await super().lease(step, incarnation)
+
+    async def _make_batch(self, maker: Any, step: int) -> Any:
+        """The engines rest until ``make_step``, while the other side has the machine."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: step <= self._allowed)
+        return await super()._make_batch(maker, step)
 
     async def publish(self, incarnation: int, step: int, path: str, metrics: dict[str, Any]) -> None:
         """See ``Driver.publish``: with it a step is over, and the engines have its weights."""
