@@ -3,8 +3,10 @@
     python benchmarks/learner_scaling.py [--parameters 5]
 
 The batch and the model are those of ``learner_vs_torch.py``, of 5 million parameters. The groups of learners are
-started once (gloo, FSDP2 where there are two) and take turns: while one makes an update, the others wait on a lock.
-Medians of six rounds without the first. Ends with lines RATIO <name> <value>.
+started once (gloo, FSDP2 where there are two) and take turns: while one makes an update, the others wait on a pipe.
+Two learners with ``gradient_sync: step`` and ``reshard_after_forward: false``, which send least and suit a model that
+fits each of them; and with the defaults, which spare memory. Medians of six rounds without the first. Ends with lines
+RATIO <name> <value>.
 """
 
 from __future__ import annotations
@@ -16,15 +18,24 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from learner_vs_torch import OPTIMIZER, ROUNDS, SIZES, make_rows, write_model
 from torch import distributed
 
-GROUPS = {"1 x 1 thread": (1, 1), "1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1)}
+SEND_LEAST = {"gradient_sync": "step", "reshard_after_forward": False}
+GROUPS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "1 x 1 thread": (1, 1, {}),
+    "1 x 2 threads": (1, 2, {}),
+    "2 x 1 thread": (2, 1, SEND_LEAST),
+    "2 x 1 thread, defaults": (2, 1, {}),
+}
 
 
-def learn(base: Path, rendezvous: str, rank: int, ranks: int, threads: int, orders: Connection) -> None:
+def learn(
+    base: Path, rendezvous: str, rank: int, ranks: int, threads: int, options: dict[str, Any], orders: Connection
+) -> None:
     """One learner: an update for every order, then the seconds that it took."""
     from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
     from bi_ray.learning.learner import Learner
@@ -32,7 +43,7 @@ def learn(base: Path, rendezvous: str, rank: int, ranks: int, threads: int, orde
 
     torch.set_num_threads(threads)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
-    learner = Learner(base, ModelConfig(), LearnerConfig(), OPTIMIZER, torch.device("cpu"))
+    learner = Learner(base, ModelConfig(), LearnerConfig(**options), OPTIMIZER, torch.device("cpu"))
     loss = microbatch_loss(learner.policy, None, RLConfig())
     rows = make_rows(learner.model.config.vocab_size)
     orders.send(0.0)
@@ -52,10 +63,10 @@ def main() -> None:
     base = write_model(parser.parse_args().parameters, folder / "model")
     spawn = multiprocessing.get_context("spawn")
     orders: dict[str, list[Connection]] = {}
-    for name, (ranks, threads) in GROUPS.items():
+    for name, (ranks, threads, options) in GROUPS.items():
         ours, theirs = zip(*(spawn.Pipe() for _ in range(ranks)), strict=True)
         for rank in range(ranks):
-            arguments = base, f"{folder}/{ranks}-{threads}", rank, ranks, threads, theirs[rank]
+            arguments = base, f"{folder}/{len(orders)}", rank, ranks, threads, options, theirs[rank]
             spawn.Process(target=learn, args=arguments, daemon=True).start()
         orders[name] = list(ours)
     for pipe in (pipe for pipes in orders.values() for pipe in pipes):
@@ -70,9 +81,10 @@ def main() -> None:
         pipe.send(False)
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     for name, median in medians.items():
-        print(f"{name:14s} {median:.2f} s an update")
+        print(f"{name:23s} {median:.2f} s an update")
     one = medians["1 x 1 thread"]
     print(f"RATIO learner_scaling_threads {one / medians['1 x 2 threads']:.2f}")
+    print(f"RATIO learner_scaling_defaults {one / medians['2 x 1 thread, defaults']:.2f}")
     print(f"RATIO learner_scaling {one / medians['2 x 1 thread']:.2f}")
 
 
