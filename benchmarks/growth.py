@@ -41,17 +41,17 @@ class Setting:
     tokens: int = 128
     engines: int = 2
     learners: int = 1
-    steps: int = 6
+    steps: int = 4
 
 
 CENTRE = Setting()
 VARIED: dict[str, list[Setting]] = {
     "parameters": [
         *(replace(CENTRE, size=size) for size in ("1m", "5m", "30m")),
-        replace(CENTRE, size="135m", prompts=4, steps=2),
+        replace(CENTRE, size="135m", prompts=2, steps=2),
     ],
-    "samples per prompt": [replace(CENTRE, samples=samples) for samples in (2, 4, 8, 16, 32)],
-    "response tokens": [replace(CENTRE, tokens=tokens) for tokens in (32, 64, 128, 256, 512)],
+    "samples per prompt": [replace(CENTRE, samples=samples) for samples in (2, 8, 32)],
+    "response tokens": [replace(CENTRE, tokens=tokens) for tokens in (32, 128, 512)],
     "engines x learners": [replace(CENTRE, engines=e, learners=n) for e, n in ((1, 1), (1, 2), (2, 1), (2, 2))],
 }
 

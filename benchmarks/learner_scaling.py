@@ -5,8 +5,9 @@
 The batch and the model are those of ``learner_vs_torch.py``, of 5 million parameters. The groups of learners are
 started once (gloo, FSDP2 where there are two) and take turns: while one makes an update, the others wait on a pipe.
 Two learners with ``gradient_sync: step`` and ``reshard_after_forward: false``, which send least and suit a model that
-fits each of them; and with the defaults, which spare memory. Medians of six rounds without the first. Ends with lines
-RATIO <name> <value>.
+fits each of them; and with the defaults, which spare memory. ``2 apart`` is what the machine allows: two learners that
+know nothing of each other, each with every second group. Medians of six rounds without the first. Ends with lines RATIO
+<name> <value>.
 """
 
 from __future__ import annotations
@@ -21,22 +22,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learner_vs_torch import OPTIMIZER, ROUNDS, SIZES, make_rows, write_model
+from learner_vs_torch import OPTIMIZER, ROUNDS, SAMPLES, SIZES, make_rows, write_model
 from torch import distributed
 
+APART = "2 apart"
 SEND_LEAST = {"gradient_sync": "step", "reshard_after_forward": False}
 GROUPS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "1 x 1 thread": (1, 1, {}),
     "1 x 2 threads": (1, 2, {}),
     "2 x 1 thread": (2, 1, SEND_LEAST),
     "2 x 1 thread, defaults": (2, 1, {}),
+    APART: (2, 1, {}),
 }
 
 
 def learn(
-    base: Path, rendezvous: str, rank: int, ranks: int, threads: int, options: dict[str, Any], orders: Connection
+    base: Path,
+    rendezvous: str,
+    rank: int,
+    ranks: int,
+    half: int | None,
+    threads: int,
+    options: dict[str, Any],
+    orders: Connection,
 ) -> None:
-    """One learner: an update for every order, then the seconds that it took."""
+    """One learner: an update for every order, then the seconds that it took; of all rows, or of one half of them."""
     from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
     from bi_ray.learning.learner import Learner
     from bi_ray.learning.rl import microbatch_loss
@@ -46,6 +56,8 @@ def learn(
     learner = Learner(base, ModelConfig(), LearnerConfig(**options), OPTIMIZER, torch.device("cpu"))
     loss = microbatch_loss(learner.policy, None, RLConfig())
     rows = make_rows(learner.model.config.vocab_size)
+    if half is not None:
+        rows = [row for number, row in enumerate(rows) if number // SAMPLES % 2 == half]
     orders.send(0.0)
     while orders.recv():
         distributed.barrier()
@@ -66,7 +78,9 @@ def main() -> None:
     for name, (ranks, threads, options) in GROUPS.items():
         ours, theirs = zip(*(spawn.Pipe() for _ in range(ranks)), strict=True)
         for rank in range(ranks):
-            arguments = base, f"{folder}/{len(orders)}", rank, ranks, threads, options, theirs[rank]
+            rendezvous = f"{folder}/{len(orders)}"
+            group = (f"{rendezvous}-{rank}", 0, 1, rank) if name == APART else (rendezvous, rank, ranks, None)
+            arguments = base, *group, threads, options, theirs[rank]
             spawn.Process(target=learn, args=arguments, daemon=True).start()
         orders[name] = list(ours)
     for pipe in (pipe for pipes in orders.values() for pipe in pipes):
@@ -84,6 +98,7 @@ def main() -> None:
         print(f"{name:23s} {median:.2f} s an update")
     one = medians["1 x 1 thread"]
     print(f"RATIO learner_scaling_threads {one / medians['1 x 2 threads']:.2f}")
+    print(f"RATIO learner_scaling_apart {one / medians[APART]:.2f}")
     print(f"RATIO learner_scaling_defaults {one / medians['2 x 1 thread, defaults']:.2f}")
     print(f"RATIO learner_scaling {one / medians['2 x 1 thread']:.2f}")
 
