@@ -35,7 +35,9 @@ from bi_ray.verification import DataFailure, Verdict, VerificationItem
 QUERIES = 256
 SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads, vocabulary (None: the tokenizer's)
     "1m": (128, 344, 5, 4, 4, None),
+    "2m": (192, 512, 6, 6, 6, None),
     "5m": (256, 704, 6, 4, 4, None),
+    "15m": (384, 1056, 8, 6, 6, None),
     "30m": (512, 1408, 9, 8, 8, None),
     "135m": (576, 1536, 30, 9, 3, 49152),
 }

@@ -19,6 +19,7 @@ from bi_ray.cli_data import ConfigFile
 from bi_ray.cli_data import add_commands as add_data_commands
 from bi_ray.cli_jobs import Local, RunText
 from bi_ray.cli_jobs import add_commands as add_job_commands
+from bi_ray.cli_plan import add_commands as add_plan_commands
 from bi_ray.config import RUN_CONFIG_FILE, ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
 from bi_ray.mirror import RunPlace
 
@@ -216,6 +217,7 @@ def _finish(config: RunConfig, runs: list[RunPlace], place: RunPlace) -> None:
 
 add_job_commands(app)
 add_data_commands(app)
+add_plan_commands(app)
 
 
 def main() -> None:

@@ -1,0 +1,194 @@
+"""Memory of a learner, of an engine and of a node against what there is, and which option would make it fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bi_ray.planning.job import CHUNK_LOGITS, Job
+
+USABLE = 0.9  # of a device: the rest is its context, and what an allocator cannot use
+_BYTES_PER_LOGIT = 16  # logits, their float32 copy, log-softmax, and its gradient or the entropy's product
+_ENGINE_WORKSPACE_BYTES = 2 * 2**30  # of an engine on a GPU
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What one thing needs.
+
+    Attributes:
+        name: whose memory it is.
+        parts: bytes by what they are for.
+        available: bytes.
+        advice: options that would make it fit; empty where it fits.
+    """
+
+    name: str
+    parts: dict[str, float]
+    available: float
+    advice: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether they go into what can be used."""
+        return self.needed <= USABLE * self.available
+
+
+def memory_uses(job: Job) -> list[MemoryUse]:
+    """Of a learner, an engine and the node with the most of them."""
+    uses = [_learner(job), _engine(job)]
+    uses = [replace(use, advice=() if use.fits else tuple(_advice(job, use))) for use in uses]
+    return [*uses, _node(job)]
+
+
+def learner_parts(job: Job) -> dict[str, float]:
+    """Bytes on the device of a learner. Master weights, gradients and AdamW's moments are float32 in every type."""
+    options, shape, width = job.config.learner, job.shape, job.bytes_per_number
+    on_device = 0 if options.cpu_offload and job.on_gpu else 1 / options.workers
+    moments = 8 if job.config.rl.optimizer.kind == "adamw" else 0
+    tokens = _microbatch_tokens(job)
+    parts = {
+        "weights": 4 * job.held_parameters * on_device,
+        "gradients": 4 * job.learned_parameters * on_device,
+        "optimizer": moments * job.learned_parameters * on_device,
+    }
+    if job.config.rl.kl.measured:
+        parts["reference"] = 4 * shape.parameters * on_device
+    if job.sharded:
+        parts["gathered"] = _gathered_bytes(job)
+    layer = shape.activation_bytes_per_token(width) * tokens
+    stored = shape.hidden * width * tokens * shape.layers + layer
+    parts["activations"] = stored if options.activation_checkpointing else layer * shape.layers
+    parts["logits"] = _BYTES_PER_LOGIT * shape.vocabulary * _logit_rows(job, tokens)
+    return parts
+
+
+def _microbatch_tokens(job: Job) -> float:
+    """Of the largest one: what is allowed, or one sequence of the greatest length."""
+    limit, longest = job.config.learner.microbatch_tokens, job.config.model.max_model_tokens
+    return max(min(limit, job.learner_tokens), longest)
+
+
+def _logit_rows(job: Job, tokens: float) -> float:
+    learned = tokens * job.response_tokens / (job.prompt_tokens + job.response_tokens)
+    return min(learned, max(1, CHUNK_LOGITS // job.shape.vocabulary))
+
+
+def _gathered_bytes(job: Job) -> float:
+    """Whole weights that FSDP makes for the time of a layer, the next layer's beside them, and their gradients.
+
+    The root (embedding and output matrix) stays whole from the forward to the end of the backward pass. A gradient is
+    summed over ranks in float32.
+    """
+    options, shape, width = job.config.learner, job.shape, job.bytes_per_number
+    layers = 2 if options.reshard_after_forward else shape.layers
+    weights = width * (layers * shape.layer_parameters + shape.root_parameters)
+    if options.lora:
+        return weights
+    return weights + (width + 4) * max(shape.root_parameters, shape.layer_parameters)
+
+
+def _learner(job: Job) -> MemoryUse:
+    return MemoryUse("learner", learner_parts(job), job.hardware.memory_bytes * max(1, job.learner_devices))
+
+
+def _engine(job: Job) -> MemoryUse:
+    """All devices of an engine together."""
+    parts = {
+        "weights": float(job.bytes_per_number * job.shape.parameters),
+        "KV cache": float(job.config.rollout.kv_cache_mib * 2**20),
+    }
+    if job.on_gpu:
+        parts["workspace"] = _ENGINE_WORKSPACE_BYTES * max(1.0, job.engine_devices)
+    return MemoryUse("engine", parts, job.hardware.memory_bytes * job.engine_devices)
+
+
+def _node(job: Job) -> MemoryUse:
+    """Memory of a node: on a CPU all of the run, else what passes through it.
+
+    Every learner builds the whole model in float32 before it keeps its shard. Rank 0 gathers all weights for a
+    publication, into a file in shared memory that stays until every engine has taken the next one.
+    """
+    learner, shape = job.config.learner, job.shape
+    model = 4.0 * shape.parameters
+    if not job.on_gpu:
+        parts = {f"learner: {name}": size * learner.workers for name, size in learner_parts(job).items()}
+        engines = sum(_engine(job).parts.values()) * job.config.rollout.workers
+        return MemoryUse(
+            "machine", parts | {"engines": engines, "publication": 3 * model}, job.hardware.host_memory_bytes
+        )
+    beside = min(learner.workers, math.floor(job.hardware.devices_per_node / job.learner_devices))
+    held = 4 * job.held_parameters + 12 * job.learned_parameters
+    parts = {"models as they are loaded": model * beside}
+    if learner.cpu_offload:
+        parts["offloaded"] = held * beside / learner.workers
+    publication = 3 * model  # gathered, written, and the file before it
+    parts["publication, beyond that"] = max(0.0, publication - parts["models as they are loaded"])
+    use = MemoryUse("node", parts, job.hardware.host_memory_bytes)
+    if use.fits:
+        return use
+    room = int(USABLE * use.available / model)
+    spread = f"at most {room} learners fit on a node, each of which loads the whole model: spread them over more nodes"
+    return replace(use, advice=(spread if room else "no node holds the model in float32",))
+
+
+def _advice(job: Job, use: MemoryUse) -> Iterator[str]:
+    """The options that make it fit by themselves; else all of the first that spare something together."""
+    changes = list(_learner_changes(job) if use.name == "learner" else _engine_changes(job))
+    kind = _learner if use.name == "learner" else _engine
+    found = False
+    for section, update in changes:
+        after = kind(_changed(job, section, update))
+        if after.fits:
+            found = True
+            yield f"{_named(section, update)}: then {after.needed / 1e9:.0f} GB"
+    if not found:
+        together = job
+        for section, update in changes:
+            together = _changed(together, section, update)
+        names = ", ".join(_named(section, update) for section, update in changes)
+        verdict = "fits" if kind(together).fits else "still does not fit: take a smaller model or larger devices"
+        yield f"all of {names} together {verdict} ({kind(together).needed / 1e9:.0f} GB)" if names else verdict
+
+
+def _learner_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+    learner = job.config.learner
+    if not learner.activation_checkpointing:
+        yield "learner", {"activation_checkpointing": True}
+    if not learner.reshard_after_forward:
+        yield "learner", {"reshard_after_forward": True}
+    if learner.microbatch_tokens > job.config.model.max_model_tokens:
+        yield "learner", {"microbatch_tokens": job.config.model.max_model_tokens}
+    yield "learner", {"workers": 2 * learner.workers}
+    if job.on_gpu and not learner.cpu_offload:
+        yield "learner", {"cpu_offload": True}
+    if not learner.lora:
+        yield "learner", {"lora": {"rank": 64}}
+
+
+def _engine_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+    room = USABLE * job.hardware.memory_bytes * job.engine_devices - _engine(job).needed
+    left = job.config.rollout.kv_cache_mib + math.floor(room / 2**20)
+    if left > 0:
+        yield "rollout", {"kv_cache_mib": left}
+    if job.bytes_per_number == 4:
+        yield "model", {"dtype": "bfloat16"}
+    if job.on_gpu:
+        yield "rollout", {"gpus_per_worker": 2 * max(1.0, job.engine_devices)}
+
+
+def _named(section: str, update: dict[str, Any]) -> str:
+    return ", ".join(f"{section}.{name}: {str(value).lower()}" for name, value in update.items())
+
+
+def _changed(job: Job, section: str, update: dict[str, Any]) -> Job:
+    part = getattr(job.config, section)
+    changed = type(part).model_validate(part.model_dump() | update)
+    return replace(job, config=job.config.model_copy(update={section: changed}))

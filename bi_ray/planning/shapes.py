@@ -1,0 +1,151 @@
+"""The shape of a decoder: parameters, operations, cache and activations in closed form, from its config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from bi_ray.config import ConfigError, LoRAConfig
+
+_KINDS = ("llama", "mistral", "qwen2", "qwen3")  # decoders of RMS norms, rotary attention and a gated MLP
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder's sizes.
+
+    Attributes:
+        hidden: width.
+        intermediate: width of the MLP.
+        layers: their number.
+        query: width of all heads' queries together.
+        key: width of all heads' keys, and of their values.
+        head: width of one head.
+        vocabulary: tokens.
+        tied: the output matrix is the embedding.
+        qkv_bias: the projections of queries, keys and values have biases.
+        output_bias: the attention's output projection has one.
+        mlp_bias: the three matrices of the MLP have.
+        head_norms: queries and keys are normalised by head.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    query: int
+    key: int
+    head: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_norms: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a checkpoint's directory, or from its config.json.
+
+        Raises:
+            ConfigError: no such file, or a model whose sizes follow other formulas.
+        """
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{file}: {error.strerror}; --model-config takes the model's config.json") from error
+        except ValueError as error:
+            raise ConfigError(f"{file} is no valid JSON: {error}") from error
+        kind = values.get("model_type") if isinstance(values, dict) else None
+        if kind not in _KINDS:
+            raise ConfigError(f"{file}: model_type is {kind!r}; plans are made for {', '.join(_KINDS)}")
+        try:
+            return cls._of(kind, values)
+        except KeyError as error:
+            raise ConfigError(f"{file} lacks {error.args[0]}") from error
+
+    @classmethod
+    def _of(cls, kind: str, values: dict[str, Any]) -> Self:
+        heads = values["num_attention_heads"]
+        size = values.get("head_dim") or (128 if kind == "qwen3" else values["hidden_size"] // heads)
+        bias = bool(values.get("attention_bias", False))
+        return cls(
+            hidden=values["hidden_size"],
+            intermediate=values["intermediate_size"],
+            layers=values["num_hidden_layers"],
+            query=heads * size,
+            key=(values.get("num_key_value_heads") or heads) * size,
+            head=size,
+            vocabulary=values["vocab_size"],
+            tied=bool(values.get("tie_word_embeddings", False)),
+            qkv_bias=kind == "qwen2" or bias,
+            output_bias=kind != "qwen2" and bias,
+            mlp_bias=bool(values.get("mlp_bias", False)),
+            head_norms=kind == "qwen3",
+        )
+
+    @property
+    def layer_matrices(self) -> int:
+        """Entries of a layer's matrices: each is multiplied by and added once for every token."""
+        return 2 * self.hidden * (self.query + self.key) + 3 * self.hidden * self.intermediate
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer."""
+        biases = self.qkv_bias * (self.query + 2 * self.key) + self.output_bias * self.hidden
+        biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
+        return self.layer_matrices + biases + 2 * self.hidden + self.head_norms * 2 * self.head
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the output matrix."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def root_parameters(self) -> int:
+        """Of what is outside the layers: embedding, output matrix, last norm."""
+        return self.head_parameters * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model; a tied head counts once."""
+        return self.layers * self.layer_parameters + self.root_parameters
+
+    def adapter_parameters(self, lora: LoRAConfig) -> int:
+        """Of LoRA's adapters: rank times the two widths of every adapted matrix."""
+        own = {"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "o_proj": self.query}
+        widths = {name: self.hidden + width for name, width in own.items()}
+        widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + self.intermediate)
+        targets = widths if lora.targets == "all-linear" else [name for name in lora.targets if name in widths]
+        return self.layers * lora.rank * sum(widths[name] for name in targets)
+
+    def cache_bytes_per_token(self, bytes_per_number: int) -> int:
+        """Keys and values of all layers."""
+        return 2 * self.layers * self.key * bytes_per_number
+
+    def forward_flops(self, tokens: float, pairs: float, predicted: float) -> float:
+        """Of a forward pass, a multiplication and an addition as two.
+
+        Args:
+            tokens: that pass through the layers.
+            pairs: of a query and a key that it sees.
+            predicted: tokens whose logits are made.
+        """
+        return self.layer_flops(tokens, pairs) + 2 * self.head_parameters * predicted
+
+    def layer_flops(self, tokens: float, pairs: float) -> float:
+        """The same of the layers alone."""
+        return self.layers * (2 * self.layer_matrices * tokens + 4 * self.query * pairs)
+
+    def activation_bytes_per_token(self, bytes_per_number: int) -> int:
+        """What one layer of transformers keeps of a token for its backward pass.
+
+        Two RMS norms keep their input in float32 and what they give, before and after its weight; attention its
+        queries, keys, values and output; the gated MLP four vectors of its width.
+        """
+        upcast = 4 if bytes_per_number < 4 else bytes_per_number
+        norms = 2 * self.hidden * (upcast + 2 * bytes_per_number)
+        attention = (2 * self.query + 2 * self.key) * bytes_per_number
+        return norms + attention + 4 * self.intermediate * bytes_per_number
