@@ -7,7 +7,7 @@ Random models, 2 engines of 1 thread, 1 learner of 2 threads; medians of the ste
 No figure of a predicted size goes into its prediction but these: the shape, what the step has to do (mean lengths of
 prompts and responses, the share of groups that teach something) and the rate of bare matrix products of that shape.
 What an engine's step, a sequence in it, a learner's layer and a sync cost comes from the probed sizes, by least
-squares with no negative cost. Hardware with these costs is left in build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
+squares with no negative cost. The result is left in build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
 
 Ends with a line RATIO plan_check <whole step, predicted / measured, of the size that is furthest off>.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import statistics
 from dataclasses import dataclass
 from itertools import combinations
@@ -37,8 +36,9 @@ from bi_ray.planning.shapes import Shape
 from bi_ray.planning.times import decode, prefill, publish, take, train, update
 
 WARM_UP, STEPS = 2, 4
-PROBES = {"2m": ((16, 8, 128), (4, 4, 64)), "15m": ((16, 8, 96), (4, 8, 64))}  # prompts, samples, longest response
-PREDICTED = {"1m": (16, 8, 128), "5m": (16, 8, 128), "30m": (16, 8, 128)}
+# prompts, samples, longest response
+PROBES = [("2m", (8, 8, 128)), ("2m", (4, 4, 64)), ("15m", (8, 8, 64)), ("15m", (2, 8, 64))]
+PREDICTED = {"1m": (16, 8, 128), "5m": (8, 8, 128), "30m": (8, 4, 64)}
 PHASES = ("rollout", "learner", "publish", "sync", "else")
 HARDWARE_FILE = BUILD / "plan_hardware.json"
 
@@ -182,14 +182,12 @@ def main() -> None:
     arguments = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     if arguments.probe:
-        runs = [(size, geometry) for size, geometries in PROBES.items() for geometry in geometries]
-        probes = [run_steps(*run) for run in runs]
-        (BUILD / "plan_probes.pickle").write_bytes(pickle.dumps(probes))
+        probes = [run_steps(*run) for run in PROBES]
         costs = fitted(probes)
         hardware = probes[0].hardware.model_copy(update=costs)
         HARDWARE_FILE.write_text(hardware.model_dump_json(indent=1))
         print(json.dumps(costs, indent=1))
-        for (size, geometry), probe in zip(runs, probes, strict=True):
+        for (size, geometry), probe in zip(PROBES, probes, strict=True):
             show(f"probe {size} {geometry}", probe, costs)
         return
     if not Path(HARDWARE_FILE).exists():

@@ -17,6 +17,7 @@ from bi_ray.planning.job import Job
 from bi_ray.planning.memory import USABLE
 from bi_ray.planning.plan import Plan, make_plan
 from bi_ray.planning.shapes import Shape
+from bi_ray.planning.times import short
 
 console = Console()
 HardwareName = Annotated[
@@ -91,12 +92,12 @@ def show(made: Plan, to: Console) -> None:
     _say(to, "\n".join(lines))
     to.print(_phases(made))
     to.print(_memory(made))
-    way = "one phase after the other" if not rl.max_staleness else "the longer of {:.3g} s engines, {:.3g} s learners"
-    _say(
-        to,
-        f"A step takes {made.step_s:.3g} s ({way.format(*made.sides)}): {made.samples_per_s:.3g} samples/s, "
-        f"{made.tokens_per_s:,.0f} tokens/s",
+    engines, learners = map(short, made.sides)
+    way = (
+        f"the longer of engines {engines} s, learners {learners} s" if rl.max_staleness else "one phase after the other"
     )
+    rates = f"{short(made.samples_per_s)} samples/s, {short(made.tokens_per_s)} tokens/s"
+    _say(to, f"A step takes {short(made.step_s)} s ({way}): {rates}")
     _say(to, "It fits." if made.fits else "It does NOT fit.")
     for problem in made.problems:
         _say(to, f"- {problem}")
@@ -109,13 +110,11 @@ def _phases(made: Plan) -> Table:
     total = sum(phase.seconds for phase in made.phases) + made.job.hardware.step_s
     for phase in made.phases:
         figures = (phase.flops / 1e12, phase.memory_bytes / 1e9, phase.network_bytes / 1e9)
-        shown = [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" if value else "" for value in figures]
-        shown = [text if value else "" for text, value in zip(shown, figures, strict=True)]
-        table.add_row(
-            phase.name, f"{phase.seconds:.3g}", f"{phase.seconds / total:.0%}", *shown, phase.limit, phase.detail
-        )
+        shown = [short(value) if value else "" for value in figures]
+        share = f"{phase.seconds / total:.0%}"
+        table.add_row(phase.name, short(phase.seconds), share, *shown, phase.limit, phase.detail)
     fixed = made.job.hardware.step_s
-    table.add_row("else", f"{fixed:.3g}", f"{fixed / total:.0%}", "", "", "", "calls", "transport, verification")
+    table.add_row("else", short(fixed), f"{fixed / total:.0%}", "", "", "", "calls", "transport, verification")
     return table
 
 
@@ -124,9 +123,9 @@ def _memory(made: Plan) -> Table:
     for name in ("of", "GB", "of GB", "fits", "made of (GB)"):
         table.add_column(name, justify="right" if "GB" in name and name != "made of (GB)" else "left")
     for use in made.memory:
-        parts = ", ".join(f"{name} {size / 1e9:.3g}" for name, size in use.parts.items() if size)
+        parts = ", ".join(f"{name} {short(size / 1e9)}" for name, size in use.parts.items() if size)
         verdict = "yes" if use.fits else f"no: over {USABLE:.0%}"
-        table.add_row(use.name, f"{use.needed / 1e9:,.3g}", f"{use.available / 1e9:,.0f}", verdict, parts)
+        table.add_row(use.name, short(use.needed / 1e9), short(use.available / 1e9), verdict, parts)
     return table
 
 

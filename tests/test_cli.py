@@ -21,7 +21,20 @@ def call(*arguments):
     return result.output
 
 
-_COMMANDS = ["run", "study", "readiness", "report", "pretrain", "show", "serve", "options", "submit", "status", "scale"]
+_COMMANDS = [
+    "run",
+    "plan",
+    "study",
+    "readiness",
+    "report",
+    "pretrain",
+    "show",
+    "serve",
+    "options",
+    "submit",
+    "status",
+    "scale",
+]
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

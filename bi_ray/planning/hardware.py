@@ -47,7 +47,8 @@ class Hardware(Config):
 
     activation_passes: Cost = 0.0  # times that the activations are moved, where training_mfu does not hold it
     engine_step_s: Cost = 1e-3  # of one step of an engine: scheduling and sampling
-    engine_layer_s: Cost = 8e-5  # of each layer in it: launches of an engine without CUDA graphs
+    engine_layer_s: Cost = 8e-5  # of each layer in it: launches
+    engine_graph_layer_s: Cost = 1e-5  # the same on a GPU with CUDA graphs (rollout.enforce_eager: false)
     engine_sequence_s: Cost = 1e-5  # of each sequence in it
     learner_layer_s: Cost = 3e-4  # of each layer in a forward and backward pass: launches
     sync_s: Cost = 0.1  # of a weight sync of no bytes: calls, a drained engine

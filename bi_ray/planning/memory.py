@@ -61,6 +61,8 @@ def learner_parts(job: Job) -> dict[str, float]:
     }
     if job.config.rl.kl.measured:
         parts["reference"] = 4 * shape.parameters * on_device
+        if job.sharded:  # whose root stays whole
+            parts["reference"] += width * shape.root_parameters
     if job.sharded:
         parts["gathered"] = _gathered_bytes(job)
     layer = shape.activation_bytes_per_token(width) * tokens

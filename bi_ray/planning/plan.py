@@ -10,7 +10,7 @@ from bi_ray.planning.hardware import Hardware
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import MemoryUse, memory_uses
 from bi_ray.planning.shapes import Shape
-from bi_ray.planning.times import Phase, decode, prefill, publish, reference, take, train, update
+from bi_ray.planning.times import Phase, decode, prefill, publish, reference, short, take, train, update
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,14 @@ def _problems(job: Job, phases: tuple[Phase, ...], memory: tuple[MemoryUse, ...]
             f"{job.engine_sequences}: with more the weights are read less often"
         )
     seconds = {phase.name: phase for phase in phases}
+    direct_s = (
+        job.bytes_per_number * job.shape.parameters / (job.hardware.link_bytes_per_s * job.hardware.network_share)
+    )
     if (took := seconds["sync: engines"].seconds) > config.rollout.sync_timeout_s:
         found.append(
             f"engines need {took:.0f} s for new weights, rollout.sync_timeout_s is {config.rollout.sync_timeout_s:g}: "
-            "raise it, or put engines on fewer nodes beside rank 0"
+            f"raise it, or put engines on fewer nodes. From GPU to GPU, which learners cannot send yet, it would take "
+            f"{short(direct_s)} s"
         )
     if seconds["learner: forward and backward"].limit == "network":
         found.append("learners wait for the network: raise learner.microbatch_tokens, each micro-batch gathers anew")

@@ -55,7 +55,9 @@ def decode(job: Job) -> Phase:
     rate = hardware.decode_flops or job.flops_per_s
     memory_s = moved / (hardware.memory_bytes_per_s * hardware.decode_bandwidth_share * devices)
     compute_s = flops / (rate * hardware.prefill_mfu * devices)
-    calls_s = steps * (hardware.engine_step_s + shape.layers * hardware.engine_layer_s)
+    graphs = job.on_gpu and not job.config.rollout.enforce_eager
+    layer_s = hardware.engine_graph_layer_s if graphs else hardware.engine_layer_s
+    calls_s = steps * (hardware.engine_step_s + shape.layers * layer_s)
     calls_s += tokens * hardware.engine_sequence_s
     parts = {"memory": memory_s, "compute": compute_s, "calls": calls_s}
     between = _between_engine_devices(job, tokens)
@@ -85,7 +87,9 @@ def reference(job: Job) -> Phase | None:
     if not job.config.rl.kl.measured:
         return None
     flops = job.shape.forward_flops(job.learner_tokens, job.learner_pairs, job.sequences * job.response_tokens)
-    gathered = job.microbatches * job.bytes_per_number * job.shape.parameters
+    layers = job.shape.layers * job.shape.layer_parameters
+    # without a backward pass the root stays whole after the first micro-batch
+    gathered = job.bytes_per_number * (job.microbatches * layers + job.shape.root_parameters)
     return _passes(job, "learner: reference", flops, gathered, passes=1)
 
 
@@ -101,9 +105,15 @@ def train(job: Job) -> Phase:
         again += head  # chunks of logits are made twice
     backward = forward * (1 if options.lora else 2)  # frozen matrices get no gradient of their own
     adapters = 6 * job.learned_parameters * job.learner_tokens if options.lora else 0.0
-    gathers = (2 if options.reshard_after_forward else 1) * job.bytes_per_number * shape.parameters
+    layers_gathered = (2 if options.reshard_after_forward else 1) * shape.layers * shape.layer_parameters
+    # the root is gathered once: it stays whole until its backward pass, which comes last
+    gathers = job.bytes_per_number * (layers_gathered + shape.root_parameters + _adapters_gathered(job))
     traffic = job.microbatches * (gathers + 4 * job.learned_parameters)
     return _passes(job, "learner: forward and backward", forward + backward + again + adapters, traffic, passes=3)
+
+
+def _adapters_gathered(job: Job) -> int:
+    return (2 if job.config.learner.reshard_after_forward else 1) * (job.held_parameters - job.shape.parameters)
 
 
 def _passes(job: Job, name: str, flops: float, traffic: float, passes: int) -> Phase:
@@ -184,4 +194,9 @@ def remote_nodes(job: Job) -> int:
 
 
 def _parts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds)
+    return ", ".join(f"{name} {short(seconds)} s" for name, seconds in parts.items() if seconds)
+
+
+def short(value: float) -> str:
+    """Three figures, and no exponent where the number is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
