@@ -85,8 +85,9 @@ def run_steps(size: str, geometry: tuple[int, int, int]) -> Measured:
     def median(name: str) -> float:
         return statistics.median(column(rows, name))
 
-    seconds = dict(zip(PHASES, map(median, ("generate_s", "compute_s", "write_s", "sync_s")), strict=False))
-    seconds["else"] = median("step_s") - sum(seconds.values())
+    names = ("generate_s", "compute_s", "write_s", "sync_s")
+    seconds = dict(zip(PHASES, map(median, names), strict=False))
+    seconds["else"] = statistics.median(row["step_s"] - sum(row[name] for name in names) for row in rows)
     share = min(1.0, median("learned_samples") / (prompts * samples))
     return Measured(config, shape, hardware, statistics.mean(lengths), median("response_tokens_mean"), share, seconds)
 

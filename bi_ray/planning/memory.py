@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import yaml
+
 from bi_ray.planning.job import CHUNK_LOGITS, Job
 
 USABLE = 0.9  # of a device: the rest is its context, and what an allocator cannot use
@@ -187,7 +189,11 @@ def _engine_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _named(section: str, update: dict[str, Any]) -> str:
-    return ", ".join(f"{section}.{name}: {str(value).lower()}" for name, value in update.items())
+    return ", ".join(f"{section}.{name}: {_yaml(value)}" for name, value in update.items())
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
 
 
 def _changed(job: Job, section: str, update: dict[str, Any]) -> Job:

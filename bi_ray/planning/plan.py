@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,57 +107,62 @@ def make_plan(
     Raises:
         ConfigError: see ``Job.check``.
     """
-    prompt, response = (
-        prompt_tokens or config.model.max_prompt_tokens,
-        response_tokens or config.model.max_response_tokens,
-    )
+    prompt: float = config.model.max_prompt_tokens
+    response: float = config.model.max_response_tokens
+    if prompt_tokens is not None:
+        prompt = prompt_tokens
+    if response_tokens is not None:
+        response = response_tokens
     job = Job(config, shape, hardware, prompt, response, informative_share, nodes or 0)
     job.check()
-    phases = [prefill(job), decode(job), reference(job), train(job), update(job), publish(job), take(job)]
-    there = tuple(phase for phase in phases if phase is not None)
+    found = [prefill(job), decode(job), reference(job), train(job), update(job), publish(job), take(job)]
+    phases = {phase.name: phase for phase in found if phase is not None}
     memory = tuple(memory_uses(job))
-    return Plan(job, there, memory, tuple(_problems(job, there, memory)))
+    return Plan(job, tuple(phases.values()), memory, tuple(_problems(job, phases, memory)))
 
 
-def _problems(job: Job, phases: tuple[Phase, ...], memory: tuple[MemoryUse, ...]) -> list[str]:
-    found = [f"{use.name}: {use.needed / 1e9:.0f} GB of {use.available / 1e9:.0f} GB. {'; '.join(use.advice)}"
-             for use in memory if not use.fits]  # fmt: skip
-    config, per_node = job.config, job.hardware.devices_per_node
-    if job.nodes and job.devices > job.nodes * per_node:
-        found.append(
-            f"the run wants {job.devices:g} devices, {job.nodes} nodes have {job.nodes * per_node}: lower "
-            "learner.workers or rollout.workers"
+def _problems(job: Job, phases: dict[str, Phase], memory: tuple[MemoryUse, ...]) -> Iterator[str]:
+    for use in memory:
+        if not use.fits:
+            yield f"{use.name}: {short(use.needed / 1e9)} of {short(use.available / 1e9)} GB. {'; '.join(use.advice)}"
+    there = job.nodes * job.hardware.devices_per_node
+    if there and job.devices > there:
+        yield (
+            f"the run wants {job.devices:g} devices, {job.nodes} nodes have {there}: lower learner.workers or "
+            "rollout.workers"
         )
     if job.on_gpu and job.engine_devices > 1:
-        found.append(
-            "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines are not built with yet"
+        yield "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines are not built with yet"
+    yield from _cache_problems(job)
+    yield from _slow_phases(job, phases)
+
+
+def _cache_problems(job: Job) -> Iterator[str]:
+    longest, wanted = job.config.model.max_model_tokens, min(job.engine_sequences, job.config.rollout.max_sequences)
+    if job.cache_tokens < longest:
+        yield (
+            f"rollout.kv_cache_mib holds {job.cache_tokens} tokens, less than one sequence of {longest}: the engine "
+            "would not start; raise it"
         )
-    if job.cache_tokens < config.model.max_model_tokens:
-        found.append(
-            f"rollout.kv_cache_mib holds {job.cache_tokens} tokens, less than one sequence of "
-            f"{config.model.max_model_tokens}: the engine would not start; raise it"
+    elif job.concurrent_sequences < wanted:
+        yield (
+            f"rollout.kv_cache_mib has room for {job.concurrent_sequences} of {wanted} sequences: with more the "
+            "weights are read less often"
         )
-    elif job.concurrent_sequences < min(job.engine_sequences, config.rollout.max_sequences):
-        found.append(
-            f"rollout.kv_cache_mib has room for {job.concurrent_sequences} sequences, and an engine gets "
-            f"{job.engine_sequences}: with more the weights are read less often"
-        )
-    seconds = {phase.name: phase for phase in phases}
-    direct_s = (
-        job.bytes_per_number * job.shape.parameters / (job.hardware.link_bytes_per_s * job.hardware.network_share)
-    )
-    if (took := seconds["sync: engines"].seconds) > config.rollout.sync_timeout_s:
-        found.append(
-            f"engines need {took:.0f} s for new weights, rollout.sync_timeout_s is {config.rollout.sync_timeout_s:g}: "
-            f"raise it, or put engines on fewer nodes. From GPU to GPU, which learners cannot send yet, it would take "
+
+
+def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
+    rollout, hardware = job.config.rollout, job.hardware
+    if phases["learner: forward and backward"].limit == "network":
+        yield "learners wait for the network: raise learner.microbatch_tokens, each micro-batch gathers anew"
+    sync_s = phases["sync: engines"].seconds
+    if sync_s > rollout.sync_timeout_s:
+        direct_s = job.bytes_per_number * job.shape.parameters / (hardware.network_bytes_per_s * hardware.network_share)
+        yield (
+            f"engines need {short(sync_s)} s for new weights, rollout.sync_timeout_s is {rollout.sync_timeout_s:g}: "
+            "raise it, or put engines on fewer nodes. From GPU to GPU, which learners cannot send yet, it would take "
             f"{short(direct_s)} s"
         )
-    if seconds["learner: forward and backward"].limit == "network":
-        found.append("learners wait for the network: raise learner.microbatch_tokens, each micro-batch gathers anew")
-    if (total := sum(seconds[name].seconds for name in seconds if name.startswith("rollout"))) > (
-        config.rollout.generate_timeout_s
-    ):
-        found.append(
-            f"rollouts take {total:.0f} s, rollout.generate_timeout_s is {config.rollout.generate_timeout_s:g}"
-        )
-    return found
+    rollout_s = phases["rollout: prefill"].seconds + phases["rollout: decode"].seconds
+    if rollout_s > rollout.generate_timeout_s:
+        yield f"rollouts take {short(rollout_s)} s, rollout.generate_timeout_s is {rollout.generate_timeout_s:g}"
