@@ -62,7 +62,7 @@ def test_micro_batches_are_those_that_the_learners_make(packing, limit):
     job = job_of(config, SMALL, prompt=prompt, response=response)
     batches = pack(rows, limit, 0, 2, packing)
     assert job.microbatches == pytest.approx(len(batches), abs=max(1, 0.15 * len(batches)))
-    assert job.learner_tokens == pytest.approx(sum(batch.tokens.numel() for batch in batches), rel=0.1)
+    assert job.learner_tokens == pytest.approx(sum(batch.tokens.numel() for batch in batches), rel=0.03)
 
 
 @pytest.mark.parametrize(("sequences", "limit"), [(7, 256), (40, 8), (64, 7)])
@@ -164,14 +164,13 @@ def test_the_shipped_plan_of_7_b_fits_on_8_gpus():
 def test_what_does_not_fit_says_which_option_would_help_and_it_does(options, expected):
     plan = plan_of(changed(**options))
     assert not plan.fits
-    advice = [text for use in plan.memory for text in use.advice]
-    helpful = next(text for text in advice if text.startswith(expected))
-    section, _, rest = helpful.partition(": then")[0].partition(".")
-    option, _, value = rest.partition(": ")
-    options = options | {section: options.get(section, {}) | {option: yaml.safe_load(value)}}
-    kind = "learner" if expected.startswith("learner") else "engine"
-    after = next(use for use in plan_of(changed(**options)).memory if use.name == kind)
-    assert after.fits
+    use = next(use for use in plan.memory if not use.fits)
+    assert any(text.startswith(expected) for text in use.advice)
+    for text in use.advice:
+        section, _, rest = text.partition(": then")[0].partition(".")
+        option, _, value = rest.partition(": ")
+        better = options | {section: options.get(section, {}) | {option: yaml.safe_load(value)}}
+        assert next(again for again in plan_of(changed(**better)).memory if again.name == use.name).fits
 
 
 def test_problems_that_are_no_memory_are_told():
