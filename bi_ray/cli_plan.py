@@ -22,9 +22,10 @@ from bi_ray.planning.times import short
 console = Console()
 HardwareName = Annotated[
     str | None,
-    typer.Option("--hardware", help="cpu, a100, h100, h200, or a JSON file [default: h100 for GPUs, else cpu]"),
+    typer.Option(
+        "--hardware", help="cpu, a100, h100, h200, or a JSON file; without it h100 where learners have GPUs, else cpu"
+    ),
 ]
-ShareOption = Annotated[float | None, typer.Option(min=0.01, max=1, help="Else the hardware's own")]
 
 
 def plan(
@@ -33,18 +34,26 @@ def plan(
         Path | None, typer.Option(help="config.json of the model; without it, that in model.path")
     ] = None,
     hardware: HardwareName = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="How many there are [default: what the run needs]")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a node [default: the hardware's, 8]")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="How many there are; without it as many as the run needs")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a node, where they are not 8")] = None,
     measured: Annotated[
         bool, typer.Option("--measure", help="Time this machine's matrix products and memory first; for CPUs")
     ] = False,
-    prompt_tokens: Annotated[float | None, typer.Option(help="Mean length [default: the longest]")] = None,
-    response_tokens: Annotated[float | None, typer.Option(help="Mean length [default: the longest]")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="Mean length; without it the longest")] = None,
+    response_tokens: Annotated[float | None, typer.Option(help="Mean length; without it the longest")] = None,
     informative_share: Annotated[float, typer.Option(help="Share of the groups that the learners see")] = 1.0,
-    training_mfu: ShareOption = None,
-    prefill_mfu: ShareOption = None,
-    decode_bandwidth_share: ShareOption = None,
-    network_share: ShareOption = None,
+    training_mfu: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of the peak in training passes")
+    ] = None,
+    prefill_mfu: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the peak in engines")] = None,
+    decode_bandwidth_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of the memory bandwidth in decoding")
+    ] = None,
+    network_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of links and network in collectives")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: bytes, FLOP and seconds")] = False,
 ) -> None:
     """Plan an RL step on paper: memory, traffic and time per phase, and which option to change where it does not fit.
