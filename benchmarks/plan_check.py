@@ -1,13 +1,15 @@
 """What `bi-ray plan` predicts for this machine against real RL steps.
 
-    python benchmarks/plan_check.py --probe       # minutes: real steps at the sizes 2m and 15m, and what they cost
-    python benchmarks/plan_check.py               # predicts 1m, 5m and 30m, then runs them
+    python benchmarks/plan_check.py [2m] [15m] [1m] [5m] [30m]
+
+The sizes 2m and 15m are probed: what an engine's step, a sequence in it, a learner's layer and a sync cost comes from
+their real steps, by least squares with no negative cost. The sizes 1m, 5m and 30m are predicted. No figure of a
+predicted size goes into its prediction but these: the shape, what the step has to do (mean lengths of prompts and
+responses, the share of groups that teach something), and the rates of bare products of that shape and of copies.
 
 Random models, 2 engines of 1 thread, 1 learner of 2 threads; medians of the steps after two that warm everything up.
-No figure of a predicted size goes into its prediction but these: the shape, what the step has to do (mean lengths of
-prompts and responses, the share of groups that teach something) and the rate of bare matrix products of that shape.
-What an engine's step, a sequence in it, a learner's layer and a sync cost comes from the probed sizes, by least
-squares with no negative cost. The result is left in build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
+Sizes can be run one by one: each leaves its figures in build/bench/plan_steps/, and as soon as the probes are there the
+rest is shown. The costs are left in build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
 
 Ends with a line RATIO plan_check <whole step, predicted / measured, of the size that is furthest off>.
 """
@@ -15,12 +17,9 @@ Ends with a line RATIO plan_check <whole step, predicted / measured, of the size
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import BUILD
@@ -28,26 +27,26 @@ from datasets import load_from_disk
 from rl_runs import column, random_model, run_config, run_rl, work_folder
 
 from bi_ray.cli_plan import measure_for
-from bi_ray.config import RunConfig
-from bi_ray.planning.hardware import HARDWARE, Hardware, load_hardware
+from bi_ray.config import Config, RunConfig
+from bi_ray.planning.hardware import HARDWARE, Hardware
 from bi_ray.planning.job import Job
 from bi_ray.planning.plan import make_plan
 from bi_ray.planning.shapes import Shape
 from bi_ray.planning.times import decode, prefill, publish, take, train, update
 
 WARM_UP, STEPS = 2, 4
-# prompts, samples, longest response
-PROBES = [("2m", (8, 8, 128)), ("2m", (4, 4, 64)), ("15m", (8, 8, 64)), ("15m", (2, 8, 64))]
-PREDICTED = {"1m": (16, 8, 128), "5m": (8, 8, 128), "30m": (8, 4, 64)}
+# size, prompts, samples, longest response
+PROBES = [("2m", 8, 8, 128), ("2m", 4, 4, 64), ("15m", 2, 8, 64)]
+PREDICTED = [("1m", 16, 8, 128), ("5m", 8, 8, 128), ("30m", 8, 4, 64)]
 PHASES = ("rollout", "learner", "publish", "sync", "else")
+STEPS_FOLDER = BUILD / "plan_steps"
 HARDWARE_FILE = BUILD / "plan_hardware.json"
+Run = tuple[str, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Config):
     """Real steps of one size: what they had to do, and the seconds of each phase."""
 
-    config: RunConfig
     shape: Shape
     hardware: Hardware
     prompt_tokens: float
@@ -55,28 +54,35 @@ class Measured:
     informative_share: float
     seconds: dict[str, float]
 
-    def job(self, hardware: Hardware) -> Job:
-        """The same step for the planner."""
-        return Job(
-            self.config, self.shape, hardware, self.prompt_tokens, self.response_tokens, self.informative_share, 0
-        )
+
+def file_of(run: Run) -> Path:
+    """Where the figures of a run are kept."""
+    return STEPS_FOLDER / f"{'_'.join(map(str, run))}.json"
 
 
-def run_steps(size: str, geometry: tuple[int, int, int]) -> Measured:
-    """Real steps, and the rates of this machine at that shape."""
-    prompts, samples, tokens = geometry
+def config_of(run: Run, model: Path) -> RunConfig:
+    """Of its steps."""
+    _, prompts, samples, tokens = run
+    rl = {"prompts_per_step": prompts, "samples_per_prompt": samples}
+    options = {
+        "model": {"max_response_tokens": tokens},
+        "learner": {"threads_per_worker": 2},
+        "rl": rl | {"steps": WARM_UP + STEPS, "checkpoint_every_steps": WARM_UP + STEPS},
+    }
+    return run_config(model, options)
+
+
+def job_of(run: Run, one: Measured, hardware: Hardware) -> Job:
+    """The same step for the planner."""
+    lengths = one.prompt_tokens, one.response_tokens
+    return Job(config_of(run, Path("model")), one.shape, hardware, *lengths, one.informative_share, 0)
+
+
+def run_steps(run: Run) -> None:
+    """Take real steps, and the rates of this machine at that shape."""
+    size, prompts, samples, _ = run
     with work_folder() as folder:
-        options = {
-            "model": {"max_response_tokens": tokens},
-            "learner": {"threads_per_worker": 2},
-            "rl": {
-                "steps": WARM_UP + STEPS,
-                "prompts_per_step": prompts,
-                "samples_per_prompt": samples,
-                "checkpoint_every_steps": WARM_UP + STEPS,
-            },
-        }
-        config = run_config(random_model(folder / "model", size), options)
+        config = config_of(run, random_model(folder / "model", size))
         shape = Shape.read(folder / "model")
         hardware = measure_for(config, shape, HARDWARE["cpu"])
         rows = run_rl(config, folder)[WARM_UP:-1]  # the last one waits for a checkpoint
@@ -88,16 +94,24 @@ def run_steps(size: str, geometry: tuple[int, int, int]) -> Measured:
     names = ("generate_s", "compute_s", "write_s", "sync_s")
     seconds = dict(zip(PHASES, map(median, names), strict=False))
     seconds["else"] = statistics.median(row["step_s"] - sum(row[name] for name in names) for row in rows)
-    share = min(1.0, median("learned_samples") / (prompts * samples))
-    return Measured(config, shape, hardware, statistics.mean(lengths), median("response_tokens_mean"), share, seconds)
+    found = Measured(
+        shape=shape,
+        hardware=hardware,
+        prompt_tokens=statistics.mean(lengths),
+        response_tokens=median("response_tokens_mean"),
+        informative_share=min(1.0, median("learned_samples") / (prompts * samples)),
+        seconds=seconds,
+    )
+    file_of(run).write_text(found.model_dump_json(indent=1))
 
 
-def fitted(probes: list[Measured]) -> dict[str, float]:
+def fitted(measured: dict[Run, Measured]) -> dict[str, float]:
     """The costs that explain the probes, fields of ``Hardware``."""
     free = {name: 0.0 for name in ("engine_step_s", "engine_layer_s", "engine_sequence_s", "learner_layer_s", "sync_s")}
     free |= {"activation_passes": 0.0, "step_s": 0.0, "training_mfu": 1.0, "prefill_mfu": 1.0}
     free |= {"decode_bandwidth_share": 1.0}
-    jobs = [probe.job(probe.hardware.model_copy(update=free)) for probe in probes]
+    probes = [measured[run] for run in PROBES]
+    jobs = [job_of(run, measured[run], measured[run].hardware.model_copy(update=free)) for run in PROBES]
     rollout = [probe.seconds["rollout"] for probe in probes]
     engines = _costs(
         [
@@ -148,56 +162,52 @@ def _costs(features: list[list[float]], seconds: list[float]) -> list[float]:
     return [1 + float(best[0]), *map(float, best[1:])]
 
 
-def predicted(one: Measured, costs: dict[str, Any]) -> dict[str, float]:
-    """Seconds of each phase by the planner, and of the step."""
-    hardware = one.hardware.model_copy(update=costs)
-    plan = make_plan(one.config, one.shape, hardware, one.prompt_tokens, one.response_tokens, one.informative_share)
+def predicted(run: Run, one: Measured, costs: dict[str, float]) -> dict[str, float]:
+    """Seconds of each phase by the planner."""
+    job = job_of(run, one, one.hardware.model_copy(update=costs))
+    plan = make_plan(job.config, job.shape, job.hardware, job.prompt_tokens, job.response_tokens, job.informative_share)
     found = {"rollout": 0.0, "learner": 0.0, "sync: publish": 0.0, "sync: engines": 0.0}
     for phase in plan.phases:
         name = phase.name if phase.name in found else phase.name.partition(":")[0]
         found[name] += phase.seconds
-    return dict(zip(PHASES, [*found.values(), plan.job.hardware.step_s], strict=True))
+    return dict(zip(PHASES, [*found.values(), job.hardware.step_s], strict=True))
 
 
-def show(name: str, one: Measured, costs: dict[str, Any]) -> float:
-    """Print a size; returns predicted / measured of the step."""
-    ours, real = predicted(one, costs), one.seconds
-    whole = sum(ours.values()) / sum(real.values())
+def show(run: Run, one: Measured, costs: dict[str, float]) -> float:
+    """Print a run; returns predicted / measured of the step."""
+    ours, real = predicted(run, one, costs), one.seconds
+    kind, (size, prompts, samples, _) = "probed" if run in PROBES else "predicted", run
+    rates = one.hardware.flops_float32 / 1e9, (one.hardware.decode_flops or 0) / 1e9
     print(
-        f"{name}: {one.shape.parameters / 1e6:.2f} M, prompts of {one.prompt_tokens:.0f} tokens, responses of "
-        f"{one.response_tokens:.0f}, {one.informative_share:.0%} learned from; "
-        f"{one.hardware.flops_float32 / 1e9:.0f} and {(one.hardware.decode_flops or 0) / 1e9:.0f} GFLOP/s a core"
+        f"{kind} {size}: {one.shape.parameters / 1e6:.2f} M, {prompts} prompts of {one.prompt_tokens:.0f} tokens x "
+        f"{samples} responses of {one.response_tokens:.0f}; {rates[0]:.0f} and {rates[1]:.0f} GFLOP/s a core"
     )
-    for phase in PHASES:
-        ratio = ours[phase] / real[phase]
-        print(f"  {phase:8s} predicted {ours[phase]:7.3f} s  measured {real[phase]:7.3f} s  {ratio:.2f}")
-    print(f"  {'step':8s} predicted {sum(ours.values()):7.3f} s  measured {sum(real.values()):7.3f} s  {whole:.2f}")
-    return whole
+    whole = {"step": (sum(ours.values()), sum(real.values()))}
+    for phase, (plan_s, real_s) in ({phase: (ours[phase], real[phase]) for phase in PHASES} | whole).items():
+        ratio = f"{plan_s / real_s:.2f}" if real_s > 0 else ""
+        print(f"  {phase:8s} predicted {plan_s:7.3f} s  measured {real_s:7.3f} s  {ratio}")
+    return whole["step"][0] / whole["step"][1]
 
 
 def main() -> None:
-    """Probe, or predict and measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--probe", action="store_true")
-    parser.add_argument("--sizes", nargs="*", default=list(PREDICTED), choices=list(PREDICTED))
-    arguments = parser.parse_args()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    if arguments.probe:
-        probes = [run_steps(*run) for run in PROBES]
-        costs = fitted(probes)
-        hardware = probes[0].hardware.model_copy(update=costs)
-        HARDWARE_FILE.write_text(hardware.model_dump_json(indent=1))
-        print(json.dumps(costs, indent=1))
-        for (size, geometry), probe in zip(PROBES, probes, strict=True):
-            show(f"probe {size} {geometry}", probe, costs)
-        return
-    if not Path(HARDWARE_FILE).exists():
-        raise SystemExit("run it with --probe first")
-    hardware = load_hardware(str(HARDWARE_FILE))
-    measured = {"name", "flops_float32", "flops_bfloat16", "decode_flops", "memory_bytes_per_s", "memory_bytes"}
-    costs = {name: value for name, value in hardware.model_dump().items() if name not in measured}
-    ratios = [show(size, run_steps(size, PREDICTED[size]), costs) for size in arguments.sizes]
-    print(f"RATIO plan_check {max(ratios, key=lambda ratio: max(ratio, 1 / ratio)):.2f}")
+    """Run the sizes, and show what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", default=["2m", "15m", "1m", "5m", "30m"])
+    sizes = parser.parse_args().sizes
+    STEPS_FOLDER.mkdir(parents=True, exist_ok=True)
+    for run in PROBES + PREDICTED:
+        if run[0] in sizes:
+            run_steps(run)
+    there = [run for run in PROBES + PREDICTED if file_of(run).exists()]
+    measured = {run: Measured.model_validate_json(file_of(run).read_text()) for run in there}
+    if missing := [run[0] for run in PROBES if run not in measured]:
+        raise SystemExit(f"not probed yet: {', '.join(missing)}")
+    costs = fitted(measured)
+    HARDWARE_FILE.write_text(measured[PROBES[0]].hardware.model_copy(update=costs).model_dump_json(indent=1))
+    print("  ".join(f"{name} {cost:.3g}" for name, cost in costs.items()))
+    ratios = {run: show(run, one, costs) for run, one in measured.items()}
+    if checked := [ratio for run, ratio in ratios.items() if run in PREDICTED]:
+        print(f"RATIO plan_check {max(checked, key=lambda ratio: max(ratio, 1 / ratio)):.2f}")
 
 
 if __name__ == "__main__":
