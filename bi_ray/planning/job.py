@@ -144,12 +144,18 @@ class Job:
 
     @property
     def learner_tokens(self) -> float:
-        """Through one learner's layers: with shared prompts one per group, and again where a group is cut."""
-        responses = self.sequences * self.response_tokens
+        """Through one learner's layers: with shared prompts one per group, and again where a group is cut.
+
+        The last token of a response predicts nothing, and only a row of a padded matrix has it.
+        """
+        prompts, responses = self.sequences, self.sequences * self.response_tokens
+        if self.packing != "padded":
+            responses -= self.sequences
         if self.packing == "shared":
-            prompts = self.sequences / self.config.rl.samples_per_prompt + self.microbatches - 1
-            return responses + min(prompts, self.sequences) * self.prompt_tokens
-        return responses + self.sequences * self.prompt_tokens
+            samples = self.config.rl.samples_per_prompt
+            cuts = (self.microbatches - 1) * (1 - 1 / samples)
+            prompts = min(self.sequences / samples + cuts, self.sequences)
+        return responses + prompts * self.prompt_tokens
 
     @property
     def learner_pairs(self) -> float:

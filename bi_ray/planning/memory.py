@@ -67,6 +67,8 @@ def learner_parts(job: Job) -> dict[str, float]:
             parts["reference"] += width * shape.root_parameters
     if job.sharded:
         parts["gathered"] = _gathered_bytes(job)
+        if options.gradient_sync == "step":
+            parts["whole gradient"] = 4.0 * job.learned_parameters
     layer = shape.activation_bytes_per_token(width) * tokens
     stored = shape.hidden * width * tokens * shape.layers + layer
     parts["activations"] = stored if options.activation_checkpointing else layer * shape.layers
@@ -115,32 +117,26 @@ def _engine(job: Job) -> MemoryUse:
 
 
 def _node(job: Job) -> MemoryUse:
-    """Memory of a node: on a CPU all of the run, else what passes through it.
+    """Memory of a node: on a CPU all of the run, else that of rank 0's node.
 
-    Every learner builds the whole model in float32 before it keeps its shard. Rank 0 gathers all weights for a
-    publication, into a file in shared memory that stays until every engine has taken the next one.
+    Rank 0 reads the whole model in float32 before it keeps its shard. Later it gathers all weights for a publication,
+    into a file in shared memory that stays until every engine has taken the next one.
     """
-    learner, shape = job.config.learner, job.shape
-    model = 4.0 * shape.parameters
+    learner, hardware = job.config.learner, job.hardware
+    publication = 3 * 4.0 * job.shape.parameters  # gathered, written, and the file before it
     if not job.on_gpu:
         parts = {f"learner: {name}": size * learner.workers for name, size in learner_parts(job).items()}
         engines = sum(_engine(job).parts.values()) * job.config.rollout.workers
-        return MemoryUse(
-            "machine", parts | {"engines": engines, "publication": 3 * model}, job.hardware.host_memory_bytes
-        )
-    beside = min(learner.workers, math.floor(job.hardware.devices_per_node / job.learner_devices))
-    held = 4 * job.held_parameters + 12 * job.learned_parameters
-    parts = {"models as they are loaded": model * beside}
+        parts |= {"engines": engines, "publication": publication}
+        return MemoryUse("machine", parts, hardware.host_memory_bytes)
+    parts = {"publication": publication}
     if learner.cpu_offload:
+        beside = min(learner.workers, hardware.devices_per_node // job.learner_devices)
+        held = 4 * job.held_parameters + 12 * job.learned_parameters
         parts["offloaded"] = held * beside / learner.workers
-    publication = 3 * model  # gathered, written, and the file before it
-    parts["publication, beyond that"] = max(0.0, publication - parts["models as they are loaded"])
-    use = MemoryUse("node", parts, job.hardware.host_memory_bytes)
-    if use.fits:
-        return use
-    room = int(USABLE * use.available / model)
-    spread = f"at most {room} learners fit on a node, each of which loads the whole model: spread them over more nodes"
-    return replace(use, advice=(spread if room else "no node holds the model in float32",))
+    use = MemoryUse("node", parts, hardware.host_memory_bytes)
+    advice = "turn learner.cpu_offload off, or use more learners" if learner.cpu_offload else "take a smaller model"
+    return use if use.fits else replace(use, advice=(advice,))
 
 
 def _advice(job: Job, use: MemoryUse) -> Iterator[str]:
@@ -166,6 +162,8 @@ def _learner_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
     learner = job.config.learner
     if not learner.activation_checkpointing:
         yield "learner", {"activation_checkpointing": True}
+    if learner.gradient_sync == "step":
+        yield "learner", {"gradient_sync": "microbatch"}
     if not learner.reshard_after_forward:
         yield "learner", {"reshard_after_forward": True}
     if learner.microbatch_tokens > job.config.model.max_model_tokens:

@@ -154,7 +154,10 @@ def _cache_problems(job: Job) -> Iterator[str]:
 def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
     rollout, hardware = job.config.rollout, job.hardware
     if phases["learner: forward and backward"].limit == "network":
-        yield "learners wait for the network: raise learner.microbatch_tokens, each micro-batch gathers anew"
+        yield (
+            "learners wait for the network: raise learner.microbatch_tokens, since each micro-batch gathers anew, or "
+            "set learner.gradient_sync: step where memory allows it"
+        )
     sync_s = phases["sync: engines"].seconds
     if sync_s > rollout.sync_timeout_s:
         direct_s = job.bytes_per_number * job.shape.parameters / (hardware.network_bytes_per_s * hardware.network_share)

@@ -108,7 +108,8 @@ def train(job: Job) -> Phase:
     layers_gathered = (2 if options.reshard_after_forward else 1) * shape.layers * shape.layer_parameters
     # the root is gathered once: it stays whole until its backward pass, which comes last
     gathers = job.bytes_per_number * (layers_gathered + shape.root_parameters + _adapters_gathered(job))
-    traffic = job.microbatches * (gathers + 4 * job.learned_parameters)
+    sums = job.microbatches if options.gradient_sync == "microbatch" else 1
+    traffic = job.microbatches * gathers + sums * 4 * job.learned_parameters
     return _passes(job, "learner: forward and backward", forward + backward + again + adapters, traffic, passes=3)
 
 

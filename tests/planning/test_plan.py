@@ -62,7 +62,7 @@ def test_micro_batches_are_those_that_the_learners_make(packing, limit):
     job = job_of(config, SMALL, prompt=prompt, response=response)
     batches = pack(rows, limit, 0, 2, packing)
     assert job.microbatches == pytest.approx(len(batches), abs=max(1, 0.15 * len(batches)))
-    assert job.learner_tokens == pytest.approx(sum(batch.tokens.numel() for batch in batches), rel=0.03)
+    assert job.learner_tokens == pytest.approx(sum(batch.tokens.numel() for batch in batches), rel=0.05)
 
 
 @pytest.mark.parametrize(("sequences", "limit"), [(7, 256), (40, 8), (64, 7)])
@@ -127,7 +127,11 @@ def _count_traffic(folder, policy, options, file):
         file.write_text(json.dumps(moved))
 
 
-@pytest.mark.parametrize("options", [{}, {"reshard_after_forward": False}], ids=["resharded", "kept"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reshard_after_forward": False}, {"gradient_sync": "step"}],
+    ids=["resharded", "kept", "summed once"],
+)
 def test_traffic_and_state_are_those_of_two_real_learners(tmp_path, tiny_model, options):
     policy = tiny_model(tied=False)
     learner = {"workers": 2, "microbatch_tokens": 80, "packing": "padded"} | options
