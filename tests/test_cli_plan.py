@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 PLANS = [("plan_7b", "qwen2.5-7b"), ("plan_70b", "llama-3-70b")]
 
 
-def call(*arguments):
-    result = CliRunner().invoke(cli.app, ["plan", *map(str, arguments)], env={"COLUMNS": "240"})
+def call(*arguments, columns=240):
+    result = CliRunner().invoke(cli.app, ["plan", *map(str, arguments)], env={"COLUMNS": str(columns)})
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -30,6 +30,15 @@ def test_the_shipped_plans_are_printed(config, model):
     assert f"{'It fits.' if plan['fits'] else 'It does NOT fit.'}" in shown
     for problem in plan["problems"]:
         assert problem in shown
+
+
+@pytest.mark.parametrize(("config", "model", "hardware"), [(*PLANS[0], "h100"), (*PLANS[1], "h200")])
+def test_the_docs_show_what_is_printed(monkeypatch, config, model, hardware):
+    monkeypatch.chdir(ROOT)
+    command = f"configs/{config}.yaml --model-config configs/models/{model} --hardware {hardware}"
+    command += " --prompt-tokens 300 --response-tokens 1500"
+    shown = "\n".join(line.rstrip() for line in call(*command.split(), columns=130).rstrip().splitlines())
+    assert f"$ bi-ray plan {command}\n{shown}\n" in Path("docs/performance.md").read_text()
 
 
 def test_a_plan_for_a_cpu_reads_the_models_own_directory(monkeypatch):
