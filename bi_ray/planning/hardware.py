@@ -74,8 +74,11 @@ HARDWARE = {
     ),
     # Measured by benchmarks/plan_check.py on two cores of an AMD EPYC (Zen 4); --measure replaces what it can.
     "cpu": Hardware(
-        name="cpu", kind="cpu", flops_bfloat16=50e9, flops_float32=50e9, memory_bytes=12e9, memory_bytes_per_s=10e9,
-        link_bytes_per_s=1e9, network_bytes_per_s=1e9, host_link_bytes_per_s=10e9, host_memory_bytes=24e9,
+        name="cpu", kind="cpu", flops_bfloat16=94e9, flops_float32=94e9, decode_flops=75e9, memory_bytes=12e9,
+        memory_bytes_per_s=15e9, link_bytes_per_s=1e9, network_bytes_per_s=1e9, host_link_bytes_per_s=15e9,
+        host_memory_bytes=24e9, file_write_bytes_per_s=1.8e9, training_mfu=1.0, prefill_mfu=0.88,
+        decode_bandwidth_share=0.88, activation_passes=31, engine_step_s=0, engine_layer_s=8e-4,
+        engine_sequence_s=1.8e-4, learner_layer_s=5.7e-3, sync_s=0.08, step_s=0.045,
         devices_per_node=2,
     ),
 }  # fmt: skip
