@@ -80,12 +80,13 @@ class _Handles:
 class DoorDeployment:
     """The application of ``make_app`` over the deployments."""
 
-    def __init__(self, handles: dict[str, DeploymentHandle], key_digests: Sequence[str]) -> None:
+    def __init__(self, handles: dict[str, DeploymentHandle], key_digests: Sequence[str], stop: Sequence[str]) -> None:
         self._servers = _Handles(handles)
         self._key_digests = key_digests
+        self._stop = stop
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._servers, self._key_digests)
+        return make_app(self._servers, self._key_digests, self._stop)
 
 
 def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
@@ -123,7 +124,7 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
     door = deploy_door.options(
         name="door", max_ongoing_requests=_DOOR_REQUESTS, logging_config=_QUIET, ray_actor_options={"num_cpus": 0}
     )
-    return door.bind(models, [*args.api_key_digests, *map(key_digest, environment_keys())])
+    return door.bind(models, [*args.api_key_digests, *map(key_digest, environment_keys())], model.stop)
 
 
 def environment_keys() -> list[str]:

@@ -67,12 +67,13 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def make_app(servers: Servers, key_digests: Sequence[str]) -> FastAPI:
+def make_app(servers: Servers, key_digests: Sequence[str], stop: Sequence[str] = ()) -> FastAPI:
     """The application that clients see.
 
     Args:
         servers: who answers.
         key_digests: of the API keys that open the door (``key_digest``); none: open, but for this machine only.
+        stop: strings that end an answer in a chat, and stay in it, where the request does not say.
     """
 
     def authorise(request: Request) -> None:
@@ -108,6 +109,8 @@ def make_app(servers: Servers, key_digests: Sequence[str]) -> FastAPI:
         name = _require_model(servers, content.get("model"))
         # As in rollouts and evaluations: the text is what was said. The end token is left out all the same.
         content.setdefault("skip_special_tokens", False)
+        if stop and request.url.path.endswith("/chat/completions") and content.get("stop") is None:
+            content |= {"stop": list(stop), "include_stop_str_in_output": True}
         pieces = servers.answer(name, request.url.path, json.dumps(content).encode())
         return await _respond(name, pieces)
 

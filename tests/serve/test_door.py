@@ -56,6 +56,17 @@ def test_requests_go_to_the_server_of_their_model():
     assert told["body"]["skip_special_tokens"] is True
 
 
+def test_a_chat_ends_at_the_strings_that_end_a_response_of_training():
+    app = TestClient(make_app(Servers(), [], ["</answer>"]), client=HERE)
+    chat = {"model": "bridge-sft", "messages": []}
+    body = app.post("/v1/chat/completions", json=chat).json()["body"]
+    assert (body["stop"], body["include_stop_str_in_output"]) == (["</answer>"], True)
+    own = app.post("/v1/chat/completions", json=chat | {"stop": ["x"]}).json()["body"]
+    assert own["stop"] == ["x"]
+    assert "include_stop_str_in_output" not in own
+    assert "stop" not in app.post("/v1/completions", json=REQUEST).json()["body"]
+
+
 def test_a_stream_is_passed_on_as_one():
     answer = client(Servers(stream=True)).post("/v1/completions", json=REQUEST | {"stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
