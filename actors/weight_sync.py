@@ -22,6 +22,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bi_ray.config import RolloutConfig
+from bi_ray.policy.checkpoint import SPARE
 from bi_ray.policy.rollout import PolicyVersion
 
 if TYPE_CHECKING:
@@ -114,11 +115,18 @@ class WeightOwner:
         """Remove everything, also what a crashed earlier command of the same run left behind."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def release(self, oldest: PolicyVersion) -> None:
-        """Remove the files of versions before ``oldest``: no engine needs them any more."""
+    def release(self, oldest: PolicyVersion, spare: bool = True) -> None:
+        """Remove the files of versions before ``oldest``: no engine needs them any more.
+
+        ``spare``: one is kept, under another name, so that the next version is written over it. A file that somebody
+        holds by a link of his own (``InfluenceMonitor``) is never that one.
+        """
         for file in self.directory.glob(f"*{_SUFFIX}"):
             if parse_version(file.name.removesuffix(_SUFFIX)) < oldest:
-                file.unlink(missing_ok=True)
+                if spare and file.stat().st_nlink == 1:
+                    file.replace(self.directory / SPARE)
+                else:
+                    file.unlink(missing_ok=True)
 
     def read(self, path: str, offset: int) -> bytes:
         """At most 64 MiB of a file from ``offset`` on; nothing at its end."""
@@ -201,7 +209,7 @@ class SharedMemorySync:
             await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
             if not target.exists():
                 await self._fetch(announcement, target)
-                WeightOwner(self.copies).release(announcement.version)
+                WeightOwner(self.copies).release(announcement.version, spare=False)
         return str(target)
 
     async def _fetch(self, announcement: FileAnnouncement, target: Path) -> None:

@@ -28,7 +28,7 @@ from actors.rollout_pool import make_ray_pool
 from actors.weight_sync import announce, weights_directory
 from bi_ray.config import RunConfig
 from bi_ray.learning.learner import Learner
-from bi_ray.policy.checkpoint import load_model, save_weights
+from bi_ray.policy.checkpoint import load_model, publish_weights
 from bi_ray.policy.rollout import PolicyVersion
 
 _WAIT_S = 300
@@ -72,7 +72,7 @@ async def _sync(config: RunConfig, repeats: int, pipe: Connection) -> tuple[list
         began = time.perf_counter()
         weights = learner.gather_weights()
         gathered = time.perf_counter()
-        save_weights(weights, path, tied=False)
+        publish_weights(weights, path)
         written = time.perf_counter()
         await pool.sync(announce(version, path))
         done = time.perf_counter()

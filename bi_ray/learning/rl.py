@@ -24,7 +24,7 @@ from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.batch import LearnerBatch
-from bi_ray.policy.checkpoint import save_weights
+from bi_ray.policy.checkpoint import publish_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.validation import scores_of
@@ -213,6 +213,6 @@ def _publish(
     began = time.perf_counter()
     weights = learner.gather_weights()
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    write_once(lambda: save_weights(weights, path, tied=False))  # engines put a tied head in themselves
+    write_once(lambda: publish_weights(weights, path))
     if learner.rank == 0:
         driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})

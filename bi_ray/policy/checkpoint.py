@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -15,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 WEIGHTS = "model.safetensors"
+SPARE = "spare"  # in a folder of published weights: a file that nobody needs any more, but for its memory
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 disable_progress_bar()  # a run shows its own
 
 
@@ -84,22 +90,62 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
         state: parameters by name, on the CPU.
         path: the file.
         tied: the output matrix is the embedding, and is written out all the same: vLLM's ``reload_weights`` leaves a
-            tied head as it was when the file does not name it. Without this, a head that equals the embedding is left
-            out, for readers that put it in themselves (``WeightExtension``).
+            tied head as it was when the file does not name it.
 
     Raises:
         CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
     if tied:
         tensors[_HEAD] = tensors[_EMBEDDING].clone()
-    elif head is not None and embedding is not None and torch.equal(head, embedding):
+    _write(tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+
+
+def publish_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write a full state dict for engines, by atomic rename, over the file ``SPARE`` of the same folder if it is there.
+
+    New pages of shared memory cost several times what copying into old ones does. A head that equals the embedding is
+    left out: engines put it in themselves (``WeightExtension``).
+
+    Raises:
+        CheckpointError: see ``save_weights``.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    if head is not None and embedding is not None and torch.equal(head, embedding):
         del tensors[_HEAD]
+
+    def write(file: Path) -> None:
+        with suppress(FileNotFoundError):
+            path.with_name(SPARE).rename(file)
+        with file.open("r+b" if file.exists() else "wb") as content:
+            content.write(_header(tensors))
+            for tensor in tensors.values():
+                content.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            content.truncate()
+
+    _write(tensors, path, write)
+
+
+def _header(tensors: dict[str, Tensor]) -> bytes:
+    """What stands before the tensors in a safetensors file: its own length, and where each of them is."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        write(temporary)
         temporary.rename(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from actors.weight_sync import (
     weights_directory,
 )
 from bi_ray.config import ModelConfig, RolloutConfig
-from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
+from bi_ray.policy.checkpoint import SPARE, load_model, load_tokenizer, save_weights
 from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, SamplingConfig
 
 RUN = f"test-{os.getpid()}"
@@ -165,7 +165,13 @@ def test_old_files_are_released_and_crashed_runs_cleared(directory):
     files = RunWeightFiles(RUN, "here", 10)
     announcement = announce(PolicyVersion(1, 10), directory / "1.10.safetensors", node_id="here")
     asyncio.run(files.release(announcement))
-    assert sorted(file.name for file in directory.iterdir()) == ["1.10.safetensors", "2.3.safetensors"]
+    assert sorted(file.name for file in directory.iterdir()) == ["1.10.safetensors", "2.3.safetensors", SPARE]
+    (directory / "held").hardlink_to(directory / "1.10.safetensors")
+    asyncio.run(files.release(announce(PolicyVersion(2, 3), directory / "2.3.safetensors", node_id="here")))
+    assert load_file(directory / "held").keys() == state.keys() | {"lm_head.weight"}
+    assert (directory / "held").stat().st_nlink == 1  # not kept to be written over
+    (directory / "held").unlink()
+    assert sorted(file.name for file in directory.iterdir()) == ["2.3.safetensors", SPARE]
     assert set(load_file(directory / "2.3.safetensors")) == {"model.embed_tokens.weight", "lm_head.weight"}
     asyncio.run(files.clear())
     assert not directory.exists()

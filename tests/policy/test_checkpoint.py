@@ -7,12 +7,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bi_ray.policy.checkpoint import (
+    SPARE,
     WEIGHTS,
     CheckpointError,
     check_directory,
     copy_policy,
     digest,
     load_tokenizer,
+    publish_weights,
     save_policy,
     save_weights,
 )
@@ -86,12 +88,43 @@ def test_a_copied_policy_is_the_checkpoint_in_one_file(tiny_model, tmp_path, tie
     assert load_tokenizer(tmp_path / "copy").chat_template
 
 
-def test_a_tied_head_is_written_out_or_left_out_and_a_head_of_its_own_always_written(tmp_path):
+def test_a_tied_head_is_left_out_of_published_weights_alone_and_a_head_of_its_own_never(tmp_path):
     embedding = torch.ones(4, 2)
     shared = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
     own = {"model.embed_tokens.weight": embedding, "lm_head.weight": torch.zeros(4, 2)}
     copied = shared | {"lm_head.weight": embedding.clone()}  # as shards are gathered
-    cases = (("a", shared, True, 2), ("b", shared, False, 1), ("c", own, False, 2), ("d", copied, False, 1))
-    for name, state, tied, names in cases:
-        save_weights(state, tmp_path / name, tied)
+    for name, state, names in (("b", shared, 1), ("c", own, 2), ("d", copied, 1)):
+        publish_weights(state, tmp_path / name)
         assert len(load_file(tmp_path / name)) == names
+    save_weights(shared, tmp_path / "a", tied=True)
+    assert len(load_file(tmp_path / "a")) == 2
+
+
+def random_state(seed, rows):
+    generator = torch.Generator().manual_seed(seed)
+    state = {f"layer {i}": torch.randn(rows, 7, generator=generator) for i in range(3)}
+    state |= {dtype: state["layer 0"].to(getattr(torch, dtype)) for dtype in ("bfloat16", "float16", "float64")}
+    return state | {"scalar": torch.tensor(seed + 0.5), "turned": state["layer 1"].T}
+
+
+def same(found, state):
+    return found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_published_weights_are_written_over_a_spare_file_of_any_size(tmp_path):
+    first, larger, smaller = random_state(0, 50), random_state(1, 90), random_state(2, 10)
+    publish_weights(first, tmp_path / "1.1.safetensors")
+    inode = (tmp_path / "1.1.safetensors").stat().st_ino
+    for version, state in (("1.2", larger), ("1.3", smaller), ("1.4", first)):
+        next(tmp_path.iterdir()).rename(tmp_path / SPARE)
+        publish_weights(state, tmp_path / f"{version}.safetensors")
+        [file] = tmp_path.iterdir()
+        assert file.stat().st_ino == inode
+        assert same(load_file(file), state)
+
+
+def test_a_spare_file_that_is_too_small_for_a_full_disk_leaves_nothing(tmp_path, small_files):
+    (tmp_path / SPARE).write_bytes(b"x" * 1000)
+    with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB"):
+        publish_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors")
+    assert list(tmp_path.iterdir()) == []
