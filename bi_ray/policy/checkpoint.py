@@ -121,7 +121,8 @@ def publish_weights(state: dict[str, Tensor], path: Path) -> None:
         with file.open("r+b" if file.exists() else "wb") as content:
             content.write(_header(tensors))
             for tensor in tensors.values():
-                content.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+                numbers: Any = tensor.flatten().view(torch.uint8).numpy()  # no copy
+                content.write(numbers)
             content.truncate()
 
     _write(tensors, path, write)
