@@ -189,6 +189,7 @@ def test_weights_reach_another_node(tiny_model, directory):
     import ray
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()  # the tests before may have started one by asking for this node's id
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
