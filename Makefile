@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   set up, then inject, SFT and RL on a CPU, ending with the table (about 14 minutes)"
+	@echo "make quickstart   set up, then inject, SFT and RL on a CPU, ending with the table (about 10 minutes)"
 	@echo "make serve        serve the quickstart's policies on http://127.0.0.1:8000 (RUN=... for another run)"
 	@echo "make test         set up, then the quick tests"
 	@echo "make test-slow    every test, the long ones too"
