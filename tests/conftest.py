@@ -22,7 +22,9 @@ def ray_local() -> Iterator[None]:
     """A Ray of this test file alone, with ``LOCAL_CPUS`` logical CPUs."""
     import ray
 
-    ray.init(num_cpus=LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        "local", num_cpus=LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     yield
     ray.shutdown()
 

@@ -191,8 +191,6 @@ def test_weights_reach_another_node(tiny_model, directory):
 
     ray.shutdown()  # the tests before may have started one by asking for this node's id
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False)
     path = tiny_model(True)
     model = load_model(path).eval()
     version = PolicyVersion(1, 1)
@@ -211,6 +209,8 @@ def test_weights_reach_another_node(tiny_model, directory):
         await worker.close()
 
     try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
         asyncio.run(scenario())
     finally:
         ray.shutdown()
