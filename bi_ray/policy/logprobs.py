@@ -70,7 +70,6 @@ class TokenLogprobs(nn.Module):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
     tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
     hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
