@@ -20,6 +20,7 @@ from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
 from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
 from bi_ray.readiness.realised import mean_and_error, realised_change
+from bi_ray.rows import parse_lines
 
 ROLLOUTS = "rollouts.jsonl"
 REALISED = "realised.json"
@@ -100,7 +101,7 @@ class ReadinessMeter:
             target: the problems of the target.
             out: an existing folder.
         """
-        lines = [json.loads(line) for line in (readiness / ROLLOUTS).read_text().splitlines()]
+        lines = parse_lines((readiness / ROLLOUTS).read_text(encoding="utf-8"))
         settings, seed = self.config.readiness, "realised"
         queries = [row for row in lines if row["kind"] == "query" and _informative(row)][: settings.realised_queries]
         goal = [row for row in lines if row["kind"] == "target"]

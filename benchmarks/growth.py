@@ -173,7 +173,7 @@ def main() -> None:
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = out.with_suffix(".jsonl")
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    lines = [json.loads(line) for line in kept.read_text().split("\n") if line] if kept.exists() else []
     if not lines:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
         lines = [{"machine": machine(), "commit": commit.stdout.strip()}]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from bi_ray.answer_forms import readings, same_text, without_prefix, without_special_tokens
+from bi_ray.characters import one_form
 from bi_ray.config import AnswerConfig
 from bi_ray.importing import load_object
+from bi_ray.quantity import read_quantity, same_quantity
 
 Extract = Literal["tag", "boxed", "hashes", "response"]
 
@@ -25,12 +25,16 @@ SYSTEM_PROMPTS: dict[Extract, str] = {
     "hashes": "Think step by step, then write the final answer on a line of its own, after ####.",
     "response": "Answer with the answer alone.",
 }
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_TAGGED = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_PREFIX = re.compile(r"^(?:the )?(?:final )?answer(?: is|:)\s*", re.IGNORECASE)
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_BOXED = "\\boxed{"
+_TAGGED = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+# A box that opens, a number or letter behind \boxed without braces, and the braces that are not escaped.
+_OPENS = r"\\(?:boxed|fbox)(?![A-Za-z])"
+_WORD = r"(?P<word>[^\s{}$\\]*[0-9][^\s{}$\\]*|[A-Za-z](?![^\s{}$\\.,]))"
+_BOX = rf"(?P<box>{_OPENS}[ \t]*\{{)|{_OPENS}[ \t]*{_WORD}"
+_BOXES = re.compile(rf"{_BOX}|\\(?!{_OPENS}).|(?P<brace>[{{}}])", re.DOTALL)
+_FIRST_BOX = re.compile(_BOX)
+# Of an answer: on longer ones, and on deeply nested ones, math-verify can take many seconds.
+_MOST_MATH_CHARACTERS, _MOST_BRACKETS = 1000, 300
 
 
 class AnswerError(ValueError):
@@ -38,35 +42,55 @@ class AnswerError(ValueError):
 
 
 def find_answer(response: str, extract: Extract) -> str | None:
-    """What a response gives as its answer, without spaces around it; None where there is none, or an empty one."""
+    """What a response gives as its answer, without spaces around it; None where there is none, or an empty one.
+
+    It is as it was written but for a sentence around it: "The final answer is 5." gives 5.
+    """
+    found = without_special_tokens(_content(response, extract))
+    if (rest := without_prefix(found)) != found:
+        found = rest.removesuffix(".").rstrip()
+    return found or None
+
+
+def find_readings(response: str, extract: Extract) -> list[str]:
+    """What a response gives as its answer, in every form in which it can be taken (``answer_forms.readings``)."""
+    return readings(_content(response, extract))
+
+
+def _content(response: str, extract: Extract) -> str:
+    """The place of the answer: what is there, "" where there is none. The time grows with the length alone."""
     if extract == "tag":
-        tags = _TAG.findall(response)
-        found = _PREFIX.sub("", tags[-1].strip()).removesuffix(".") if tags else ""
-    elif extract == "boxed":
-        found = _last_boxed(response)
-    elif extract == "hashes":
-        lines = _HASHES.findall(response)
-        found = lines[-1] if lines else ""
-    else:
-        found = response
-    return found.strip() or None
+        start = response.rfind("<answer>", 0, max(0, response.rfind("</answer>")))
+        if start < 0:
+            return ""
+        start += len("<answer>")
+        return response[start : response.find("</answer>", start)]
+    if extract == "boxed":
+        return _last_boxed(response)
+    if extract == "hashes":
+        start = response.rfind("####")
+        return response[start + 4 :].partition("\n")[0] if start >= 0 else ""
+    return response
 
 
 def _last_boxed(response: str) -> str:
-    r"""Content of the last \boxed{...} that ends; braces inside it are in pairs, escaped ones do not count."""
-    start = response.rfind(_BOXED)
-    while start >= 0:
-        depth, place = 1, start + len(_BOXED)
-        while place < len(response) and depth:
-            if response[place] == "\\":
-                place += 1
-            elif response[place] in "{}":
-                depth += 1 if response[place] == "{" else -1
-            place += 1
-        if not depth:
-            return response[start + len(_BOXED) : place - 1]
-        start = response.rfind(_BOXED, 0, start)
-    return ""
+    r"""Content of the last \boxed{...} or \fbox{...} that ends, or the word behind the last \boxed without braces."""
+    if not (first := _FIRST_BOX.search(response)):
+        return ""
+    last = (-1, -1)  # start and end of the content
+    opened: list[int | None] = []  # where the content of each open brace starts, if it is a box's
+    for match in _BOXES.finditer(response, first.start()):
+        if match["box"]:
+            opened.append(match.end())
+        elif match["brace"] == "{":
+            opened.append(None)
+        elif match["brace"]:
+            start = opened.pop() if opened else None
+            if start is not None:
+                last = max(last, (start, match.start()))
+        elif match["word"]:
+            last = max(last, match.span("word"))
+    return response[slice(*last)] if last[0] >= 0 else ""
 
 
 def write_response(chain_of_thought: str, answer: str, extract: Extract) -> str:
@@ -75,7 +99,7 @@ def write_response(chain_of_thought: str, answer: str, extract: Extract) -> str:
     if extract == "tag":
         return f"<think>\n{thought}\n</think>\n<answer> The final answer is {answer} </answer>"
     if extract == "boxed":
-        return f"{thought}\nThe answer is {_BOXED}{answer}}}."
+        return f"{thought}\nThe answer is \\boxed{{{answer}}}."
     return f"{thought}\n#### {answer}" if extract == "hashes" else f"{thought}\n{answer}"
 
 
@@ -84,8 +108,18 @@ def format_is_right(response: str, extract: Extract) -> bool:
     if find_answer(response, extract) is None:
         return False
     if extract == "tag":
-        return _TAGGED.fullmatch(response) is not None and all(response.count(tag) == 1 for tag in _TAGS)
-    return extract == "response" or response.count(_BOXED if extract == "boxed" else "####") == 1
+        return has_each_tag_once(response) and _TAGGED.fullmatch(response) is not None
+    if extract == "boxed":
+        return len(_FIRST_BOX.findall(response)) == 1
+    return extract == "response" or response.count("####") == 1
+
+
+def has_each_tag_once(response: str) -> bool:
+    """Whether <think> and <answer> open and close once each.
+
+    To be asked before a pattern looks for them: with many tags it would try all pairs of them.
+    """
+    return all(response.count(tag) == 1 for tag in _TAGS)
 
 
 class AnswerChecker:
@@ -119,6 +153,8 @@ class AnswerChecker:
         checker = self.config.checker
         if checker == "numeric" and read_quantity(answer) is None:
             return "the answer is no number, which checker numeric needs"
+        if checker == "math" and _too_long_for_math(answer):
+            return "the answer is too long for checker math; try checker exact"
         if checker == "math" and all(isinstance(part, str) for part in _parse_math(answer)):
             return "math-verify cannot read the answer; try checker exact"
         if checker == "function":
@@ -135,19 +171,25 @@ class AnswerChecker:
         config = self.config
         if config.checker == "function":
             return self._ask(response, question, answer)
-        found = find_answer(response, config.extract)
-        if found is None:
+        found = without_special_tokens(_content(response, config.extract))
+        if not found:
             return False
         if config.checker == "numeric":
             return same_quantity(found, answer, config.tolerance)
         if config.checker == "math":
             return same_mathematics(found, answer)
         if config.checker == "regex":
-            matches = list(re.finditer(config.pattern or "", found))
-            if not matches or matches[-1][1] is None:
-                return False
-            found = matches[-1][1]
-        return _plain(found, config.ignore_case) == _plain(answer, config.ignore_case)
+            return self._matches(found, answer)
+        return same_text(found, answer, config.ignore_case)
+
+    def _matches(self, found: str, answer: str) -> bool:
+        """Whether the group of the pattern's last match is the right answer, in any form of what was found."""
+        for reading in readings(found):
+            matches = list(re.finditer(self.config.pattern or "", reading))
+            group = matches[-1][1] if matches else None
+            if group is not None and same_text(group, answer, self.config.ignore_case):
+                return True
+        return False
 
     def _ask(self, response: str, question: str, answer: str) -> bool:
         verdict = self._load()(question=question, answer=answer, response=response)
@@ -164,100 +206,39 @@ class AnswerChecker:
         return self._function
 
 
-def _plain(text: str, ignore_case: bool) -> str:
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
-    return text.casefold() if ignore_case else text
-
-
-class Quantity(NamedTuple):
-    """A number as an answer writes it.
-
-    Attributes:
-        value: of the digits, exact: 12 for "12 %".
-        percent: whether a percent sign follows.
-        unit: in small letters and singular, "" where there is none.
-    """
-
-    value: Fraction
-    percent: bool
-    unit: str
-
-
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-_SPELLINGS = {"usd": "dollar", "eur": "euro", "gbp": "pound", "jpy": "yen", "inr": "rupee"}
-_DIGITS = r"(?:\d{1,3}(?:[, _]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
-_QUANTITY = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]?)\s*(?P<sign2>[+-]?)\s*"
-    rf"(?:(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    rf"|(?P<number>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d{{1,3}}))?(?:\s*/\s*(?P<divisor>{_DIGITS}))?)"
-    rf"\s*(?P<percent>%|percent\b)?\s*(?P<unit>(?:[^\W\d_]|°)(?:[^\d,;:!?=]|(?<=[a-z^])[23]){{0,30}})?",
-    re.IGNORECASE,
-)
-_NO_UNITS = {"or", "and", "to", "not", "is", "x"}  # "5 or six" is no number of "or six"
-_MOST_CHARACTERS = 200  # of a number: longer ones cost more than they can be worth
-
-
-def read_quantity(text: str) -> Quantity | None:
-    """The one number that a text is, None where it is anything else.
-
-    Read: signs, thousands separators (comma, space or underscore between groups of three), decimals, powers of ten up
-    to 999 ("1.5e3"), fractions ("3/4"), mixed numbers ("1 1/2"), percent, currencies before and units after it.
-    """
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("\N{MINUS SIGN}", "-")
-    text = "".join(f" {c}" if unicodedata.decomposition(c).startswith("<fraction>") else c for c in text)  # 1½
-    text = unicodedata.normalize("NFKC", text).replace("\N{FRACTION SLASH}", "/").strip()
-    text = (text.strip("$") if text.count("$") == 2 else text).strip().removesuffix(".")
-    match = _QUANTITY.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
-    if not match or (match["sign"] and match["sign2"]) or _NO_UNITS & set((match["unit"] or "").casefold().split()):
-        return None
-    try:
-        if match["whole"]:
-            value = Fraction(match["whole"]) + Fraction(int(match["over"]), int(match["under"]))
-        else:
-            value = _fraction(match["number"]) * Fraction(10) ** int(match["exponent"] or 0)
-            value /= _fraction(match["divisor"]) if match["divisor"] else 1
-    except (ZeroDivisionError, InvalidOperation):
-        return None
-    negative = "-" in (match["sign"], match["sign2"])
-    unit = _unit(match["unit"] or "") or _CURRENCIES.get(match["currency"], "")
-    return Quantity(-value if negative else value, match["percent"] is not None, unit)
-
-
-def _fraction(digits: str) -> Fraction:
-    return Fraction(Decimal(re.sub(r"[, _]", "", digits)))
-
-
-def _unit(text: str) -> str:
-    name = " ".join(text.casefold().replace("^", "").split()).rstrip(".")
-    name = name[:-1] if len(name) > 2 and name.endswith("s") and not name.endswith("ss") else name
-    return _SPELLINGS.get(name, name)
-
-
-def same_quantity(given: str, answer: str, tolerance: float) -> bool:
-    """Whether two texts are the same number, within ``tolerance`` of the right one (of 1 where that is 0).
-
-    Two units have to be the same one; one unit is as good as none. "12 %" is both 12 and 0.12 to a number without a
-    percent sign: data sets write the answer to "what percentage?" either way.
-    """
-    found, right = read_quantity(given), read_quantity(answer)
-    if found is None or right is None or (found.unit and right.unit and found.unit != right.unit):
-        return False
-    values = [found.value, found.value * (Fraction(1, 100) if found.percent else 100)]
-    if found.percent == right.percent:
-        del values[1]
-    room = Fraction(tolerance) * (abs(right.value) or 1)
-    return any(abs(value - right.value) <= room for value in values)
-
-
 def same_mathematics(given: str, answer: str) -> bool:
-    """Whether two texts, LaTeX or plain, mean the same by math-verify.
+    """Whether two texts, LaTeX or plain, mean the same by math-verify, or are the same.
 
     It sets no timer of its own here: its timers are alarm signals of whole seconds, which would take the place of the
     verifier's. Whoever calls this limits its time.
     """
     from math_verify import verify
 
+    if same_text(given, answer):
+        return True
+    if _too_long_for_math(given) or _too_long_for_math(answer) or _differ_in_base(given, answer):
+        return False
     return bool(verify(_parse_math(answer), _parse_math(given), timeout_seconds=None))
+
+
+def _too_long_for_math(text: str) -> bool:
+    return len(text) > _MOST_MATH_CHARACTERS or sum(map(text.count, "{[(")) > _MOST_BRACKETS
+
+
+_BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?")  # 2516_8
+# What math-verify reads as something else: it sees 1 in 1 1/2, 2.5 in 2.5e3, and 10^1 2 in 10^12.
+_FOR_MATH_VERIFY = (
+    (re.compile(r"(?<![\w/.^_})])([0-9]+) ([0-9]+)/([0-9]+)(?![\w/])"), r"\1\\frac{\2}{\3}"),
+    (re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"), r"\1 \\times 10^{\2}"),
+    (re.compile(r"([\^_])([+-]?[0-9]{2,}|[+-][0-9])"), r"\1{\2}"),
+)
+_SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+")
+
+
+def _differ_in_base(given: str, answer: str) -> bool:
+    """Whether both are numbers that name their base, and not the same one; math-verify overlooks it."""
+    found, right = (_BASED.fullmatch(readings(text)[-1]) if readings(text) else None for text in (given, answer))
+    return bool(found and right and found[2] != right[2])
 
 
 def _parse_math(text: str) -> list[Any]:
@@ -265,4 +246,9 @@ def _parse_math(text: str) -> list[Any]:
     from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the timers that it does not set
+    forms = readings(text)
+    text = one_form(forms[-1]) if forms else ""
+    for pattern, plain in _FOR_MATH_VERIFY:
+        text = pattern.sub(plain, text)
+    text = text.replace(" ", "") if _SPACED.fullmatch(text) else text
     return parse(f"${text.strip().strip('$')}$", parsing_timeout=None)

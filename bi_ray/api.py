@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
+from bi_ray.cells import plain_row
 from bi_ray.columns import ExtraColumns
 from bi_ray.config import BehaviorConfig, Config, ConfigError, RecipeConfig, RunConfig, SetName, TaskConfig, load_config
 from bi_ray.dataset import read_manifest
@@ -23,7 +24,7 @@ from bi_ray.grading import grade_rows
 from bi_ray.injection.recipes import CountTokens
 from bi_ray.injection.rows import Extractor, inject_rows, recipe_of
 from bi_ray.reading import NumberedRow, rows_of
-from bi_ray.rows import DataError, Place, Rejects
+from bi_ray.rows import DataError, Place, Rejects, RowError
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.freetext import FreeTextTask
 from bi_ray.tasks.registry import build_task
@@ -229,10 +230,15 @@ def _numbered(dataset: Any, rejects: Rejects) -> Iterator[NumberedRow]:
         raise ConfigError(f"rows are a list of mappings, a Dataset or a path, not a {type(dataset).__name__}")
     for number, row in enumerate(dataset, 1):
         place = Place("the dataset", number)
-        if isinstance(row, Mapping):
-            yield place, row
-        else:
+        if not isinstance(row, Mapping):
             rejects.add(place, f"a row has to be a mapping, found {type(row).__name__}", row)
+            continue
+        try:
+            plain = plain_row(row)
+        except RowError as error:
+            rejects.add(place, str(error), dict(row))
+            continue
+        yield place, plain
 
 
 def _dataset(rows: list[dict[str, Any]], schema: pa.Schema) -> Dataset:

@@ -19,7 +19,7 @@ from bi_ray.config import ConfigError, ExtractConfig, RunConfig, SetName, load_c
 from bi_ray.display import Display
 from bi_ray.export import Format
 from bi_ray.reading import fields_of, rows_of
-from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError
+from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError, parse_lines
 from bi_ray.store import in_words
 
 console = Console()
@@ -259,7 +259,7 @@ def _found_row(source: Path, index: int, row_id: str | None) -> dict[str, Any]:
 
 
 def _read_rejects(file: Path) -> list[Reject]:
-    return [Reject(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Reject(**row) for row in parse_lines(file.read_text(encoding="utf-8"))]
 
 
 def _require_spans(spans: Any, response: str, place: Place) -> None:

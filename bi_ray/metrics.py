@@ -22,7 +22,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def parse_metrics(text: str) -> list[dict[str, Any]]:
     """All whole rows of the text of a metrics file."""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def last_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

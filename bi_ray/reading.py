@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bi_ray.cells import cell_text, is_missing, text_cell
 from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues, read_rows
 
 MANIFEST = "manifest.json"
@@ -60,43 +61,40 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
     Raises:
         RowError: no question, or a column of the wrong kind.
     """
-    messages = row.get("messages") or row.get("prompt")
-    question = row.get("question") or (messages if isinstance(messages, str) else _last(messages, "user"))
-    if question is None or (isinstance(question, str) and not question.strip()):
+    messages = _first(row, "messages", "prompt")
+    question = _first(row, "question")
+    if question is None:
+        question = messages if isinstance(messages, str) else _last(messages, "user")
+    if isinstance(question, str) and not question.strip():
+        question = None
+    if question is None:
         raise RowError(f"no question: name the column question, prompt or messages (there {_columns_of(row)})")
-    if not isinstance(question, str):
-        raise RowError(f"question has to be text, found {_told(question)}")
-    response = row.get("response")
+    response = text_cell(row.get("response"), "response")
     if response is None:
-        written = row.get("completion") or row.get("messages")
+        written = _first(row, "completion", "messages")
         response = written if isinstance(written, str) else _last(written, "assistant")
-    answer = row.get("answer")
+    answer = cell_text(_first(row, "answer"), "answer")
     if answer is None and isinstance(row.get("reward_model"), Mapping):
-        answer = row["reward_model"].get("ground_truth")
+        answer = cell_text(row["reward_model"].get("ground_truth"), "reward_model.ground_truth")
     extra = row.get("extra_info")
     more = extra if isinstance(extra, Mapping) else {}
-    graph, name = row.get("graph") or more.get("graph"), row.get("id", more.get("id"))
-    thought = row.get("chain_of_thought")
-    for column, value in (("response", response), ("graph", graph), ("chain_of_thought", thought)):
-        if value is not None and not isinstance(value, str):
-            raise RowError(f"{column} has to be text, found {_told(value)}")
-    if isinstance(answer, Mapping | list):
-        raise RowError(f"answer has to be text or a number, found {_told(answer)}")
     return Fields(
-        question=question,
-        answer=None if answer is None or answer == "" else str(answer),
-        response=response,
-        graph=graph,
-        id=None if name is None else str(name),
-        chain_of_thought=thought,
+        question=text_cell(question, "question") or "",
+        answer=answer or None,
+        response=text_cell(response, "response"),
+        graph=text_cell(_first(row, "graph") or more.get("graph"), "graph"),
+        id=cell_text(row.get("id", more.get("id")), "id"),
+        chain_of_thought=text_cell(row.get("chain_of_thought"), "chain_of_thought"),
     )
 
 
-def _told(value: object) -> str:
-    """A value of the wrong kind, in the words of JSON, and its start."""
-    names = {list: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
-    kind = "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
-    return f"{kind}: {value!r:.40}"
+def _first(row: Mapping[str, Any], *names: str) -> Any:
+    """The first of these columns that has something in it; None where none has."""
+    for name in names:
+        value = row.get(name)
+        if not is_missing(value) and value != "" and value != []:
+            return value
+    return None
 
 
 def _columns_of(row: Mapping[str, Any]) -> str:

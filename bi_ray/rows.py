@@ -15,7 +15,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
+
+from bi_ray.cells import RowError, plain_row
+
+__all__ = [
+    "REJECTS",
+    "DataError",
+    "Place",
+    "Reject",
+    "Rejects",
+    "RowError",
+    "RowValues",
+    "file_digest",
+    "parse_lines",
+    "read_rows",
+]
 
 REJECTS = "rejects.jsonl"
 _SHOWN = 200  # characters of a bad row that are kept: enough to find it
@@ -28,10 +44,6 @@ T = TypeVar("T")
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the row and says what to change."""
-
-
-class RowError(ValueError):
-    """A row that cannot be used; the message is the reason, without file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +93,7 @@ class Rejects:
         reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]} ..."
         if self.strict:
             raise DataError(f"{place}: {reason} (strict stops at the first bad row)")
-        shown = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-        self.rows.append(Reject(place.file, place.line, reason, shown[:_SHOWN]))
+        self.rows.append(Reject(place.file, place.line, _writable(reason), _writable(_start_of(row))))
 
     def write(self, path: Path) -> None:
         """A JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
@@ -107,6 +118,26 @@ class Rejects:
         return "\n".join([f"no row of {source} could be used; {what}", *told, f"line {first.line}: {first.reason}"])
 
 
+def _start_of(row: object) -> str:
+    """The start of a row's content, whatever it holds."""
+    if isinstance(row, str):
+        return row[:_SHOWN]
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str)[:_SHOWN]
+    except (ValueError, TypeError, RecursionError):  # JSON has no form for it
+        return f"({type(row).__name__})"
+
+
+def _writable(text: str) -> str:
+    """The same with half surrogate pairs escaped, which no file takes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def parse_lines(text: str) -> list[Any]:
+    """The values of lines of JSON; only a line feed ends one, since texts in them may hold U+2028 and U+0085."""
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: Rejects) -> Iterator[T]:
     """What ``read`` makes of every good row of a file, in order; one row is in memory at a time, a thousand in Parquet.
 
@@ -123,7 +154,7 @@ def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: 
         place = Place(str(path), line)
         try:
             values = _parse(content) if isinstance(content, bytes) else content
-            made = read(values, place)
+            made = read(plain_row(values), place)
         except RowError as error:
             row = content.decode("utf-8", "replace").strip() if isinstance(content, bytes) else dict(content)
             rejects.add(place, str(error), row)
@@ -142,7 +173,8 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
                 raise DataError(
                     f"{path} holds several splits ({', '.join(data)}): name one, as in {path}/{next(iter(data))}"
                 )
-            yield from enumerate(data, start=1)
+            tables = data.with_format("arrow").iter(batch_size=_BATCH_ROWS)
+            yield from enumerate((row for table in tables for row in _python_rows(table)), start=1)
         elif path.suffix in (".jsonl", ".ndjson"):
             # Not by datasets: it gives a whole file up for one bad line, and does not say which.
             with open(path, "rb") as lines:
@@ -152,7 +184,7 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
         elif path.suffix == ".parquet":
             with parquet.ParquetFile(path) as file:
                 batches = file.iter_batches(batch_size=_BATCH_ROWS)
-                yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+                yield from enumerate((row for batch in batches for row in _python_rows(batch)), start=1)
         elif path.exists():
             raise DataError(
                 f"{path}: give .jsonl (one JSON object a line), .parquet, or a directory that datasets saved; "
@@ -170,6 +202,16 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
         raise
     except (OSError, ValueError, KeyError) as error:  # pyarrow's and those of a broken JSON file are ValueErrors
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
+    """Rows of Arrow; 0.1 of a column of 32 bits stays 0.1, which as a Python float has further digits."""
+    for position, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type):
+            digits = batch.column(position).cast(pa.string())
+            batch = batch.set_column(position, field.name, digits.cast(pa.float64()))
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows
 
 
 def file_digest(path: str | Path) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-import unicodedata
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from bi_ray.characters import one_form
 from bi_ray.config import SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation
@@ -148,7 +148,7 @@ def in_split(problem_hash: str, split: SetName) -> bool:
 
 def text_hash(question: str) -> str:
     """Canonical hash of a text (64 bits, hexadecimal): letter case, spacing and forms of one character count as one."""
-    canonical = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+    canonical = " ".join(one_form(question).casefold().split())
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from bi_ray.answers import has_each_tag_once
 from bi_ray.config import SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation, Value, names_in, reductions, substitute, value_of
@@ -73,7 +74,6 @@ _OUTLINE = re.compile(rf"Plan: {re.sub(r'[?]P<[a-z]+>', '', _NEED)}(?:; {re.sub(
 _LINES = {"reflection": _ATTEMPT, "verification": _VERIFY, "planning": _OUTLINE}
 _ANSWER_TAG = re.compile(rf"<answer> The final answer is ({_NUMBER}) </answer>")
 _RESPONSE = re.compile(rf"\s*<think>.*?</think>\s*{_ANSWER_TAG.pattern}\s*", re.DOTALL)
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 class FreeTextTask:
@@ -165,7 +165,7 @@ class FreeTextTask:
 
     def format_is_right(self, response: str) -> bool:
         """Whether the response is exactly one <think> part and one <answer> part."""
-        return _RESPONSE.fullmatch(response) is not None and all(response.count(tag) == 1 for tag in _TAGS)
+        return has_each_tag_once(response) and _RESPONSE.fullmatch(response) is not None
 
 
 def _text(value: Value) -> str:

@@ -10,6 +10,7 @@ import json
 from functools import lru_cache
 from typing import Any, cast
 
+from bi_ray.answers import find_readings
 from bi_ray.config import ConfigError, ReasoningGymConfig, SetName
 from bi_ray.rows import RowError
 from bi_ray.tasks.base import Problem, in_split, item_stream, text_hash
@@ -91,13 +92,11 @@ class ReasoningGymTask(TextTask):
             _takes_seeds(self.config.task, _options(self.config.options | settings.options))
 
     def answer_is_right(self, response: str, question: str, answer: str, reference: str) -> bool:
-        """Whether reasoning-gym's scorer gives the answer its full score."""
-        found = self.parse_answer(response)
-        if found is None:
-            return False
+        """Whether reasoning-gym's scorer gives the answer, in one of its forms (``find_readings``), its full score."""
         source = json.loads(reference)
         entry = _entry(self.config.task, source["options"], source["seed"])
-        return float(_shared(self.config.task, source["options"]).score_answer(found, entry)) >= 1.0
+        score = _shared(self.config.task, source["options"]).score_answer
+        return any(float(score(reading, entry)) >= 1.0 for reading in find_readings(response, self.extract))
 
 
 def _options(options: dict[str, Any]) -> str:

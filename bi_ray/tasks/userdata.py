@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bi_ray.answers import AnswerChecker, write_response
+from bi_ray.cells import cell_text
 from bi_ray.config import ConfigError, FieldsConfig, SetName, UserDataConfig, UserSetConfig
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues, read_rows
@@ -195,17 +196,12 @@ def _has_response(row: UserRow, rejects: Rejects) -> bool:
 
 
 def _text(values: RowValues, field: str) -> str:
-    """A field as text without spaces around it, "" where it is absent or null.
+    """A field as text without spaces around it, "" where it is absent or empty (NULL, NaN).
 
     Raises:
-        RowError: it is a list or an object.
+        RowError: it is neither text nor a number.
     """
-    value = values.get(field)
-    if value is None:
-        return ""
-    if not isinstance(value, (str, int, float)):
-        raise RowError(f"field {field!r} is no text and no number: found {type(value).__name__}")
-    return str(value).strip()
+    return (cell_text(values.get(field), f"field {field!r}") or "").strip()
 
 
 def _fields_of(values: Mapping[str, Any]) -> str:

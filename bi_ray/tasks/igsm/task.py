@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 
+from bi_ray.answers import has_each_tag_once
 from bi_ray.config import IGSMConfig, IGSMDifficultyConfig, SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Expression, names_in
@@ -23,7 +24,6 @@ _MAX_DRAFTS = 2000
 _TRIES = 8  # of the values of one draft in mode clean, before it is given up: some sums of sums are always too large
 _MAX_VALUE_DRAWS = 100  # for one draft; the smallest ones have no values at all for some sets
 _INTEGER = r"-?[0-9]{1,30}"
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _RESPONSE = re.compile(rf"\s*<think>.*?</think>\s*<answer> The final answer is {_INTEGER} </answer>\s*", re.DOTALL)
 _ANSWER_TAG = re.compile(rf"<answer> The final answer is ({_INTEGER}) </answer>")
 
@@ -136,7 +136,7 @@ class IGSMTask:
 
     def format_is_right(self, response: str) -> bool:
         """Whether the response is exactly one <think> part and one <answer> part."""
-        return _RESPONSE.fullmatch(response) is not None and all(response.count(tag) == 1 for tag in _TAGS)
+        return has_each_tag_once(response) and _RESPONSE.fullmatch(response) is not None
 
 
 def is_abstract(name: str) -> bool:

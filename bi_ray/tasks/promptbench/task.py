@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import re
 
+from bi_ray.answers import has_each_tag_once
 from bi_ray.config import DifficultyConfig, LogicName, PromptBenchConfig, SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import value_of
@@ -23,7 +24,6 @@ from bi_ray.tasks.promptbench.lines import parse_line, spans_in, write_line
 
 _MAX_DRAWS = 100_000  # a set owns at least 5 % of the hashes: not to find one in so many draws is a wrong config
 _SOLVE = StepKind.SOLVE
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANSWERS: dict[LogicName, str] = {
     "arithmetic": wording.INTEGER,
     "boolean": "True|False",
@@ -123,4 +123,4 @@ class PromptBenchTask:
 
     def format_is_right(self, response: str) -> bool:
         """Whether the response is exactly one <think> part and one <answer> part."""
-        return self._response.fullmatch(response) is not None and all(response.count(tag) == 1 for tag in _TAGS)
+        return has_each_tag_once(response) and self._response.fullmatch(response) is not None
