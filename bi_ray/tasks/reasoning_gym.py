@@ -96,7 +96,17 @@ class ReasoningGymTask(TextTask):
         source = json.loads(reference)
         entry = _entry(self.config.task, source["options"], source["seed"])
         score = _shared(self.config.task, source["options"]).score_answer
-        return any(float(score(reading, entry)) >= 1.0 for reading in find_readings(response, self.extract))
+        fault: Exception | None = None
+        for reading in find_readings(response, self.extract):
+            try:
+                if float(score(reading, entry)) >= 1.0:
+                    return True
+                fault = None
+            except Exception as error:  # of "The final answer is 3" a scorer may say that it is not a number
+                fault = error
+        if fault is not None:
+            raise fault
+        return False
 
 
 def _options(options: dict[str, Any]) -> str:
