@@ -55,9 +55,10 @@ class PlainWords(Notation):
 
 NOTATION = PlainWords()
 
+_SAID = r"\b(?:So|The question says)\b"  # what begins the equation of a line
 _SOLVE = re.compile(
     rf"(?P<analysis>We know that (?P<restated>{_NAME} = {_NUMBER}(?:, {_NAME} = {_NUMBER})*)\. )?"
-    rf"(?P<own>[^\n]*?[.!?] )??"
+    rf"(?P<own>(?:(?!{_SAID})[^\n])*?[.!?] )??"  # no more than one place where an equation can begin
     rf"(?:The question says (?P<told>{_NAME}) = (?P<given>{_NUMBER})"
     rf"|So (?P<node>{_NAME}) = (?P<symbols>{_SIDE})(?P<numbers>(?: = {_SIDE})*)"
     rf"(?P<mistake> = {_NUMBER}\? No, that is wrong: (?P<mended>{_NAME}))? = (?P<value>{_NUMBER}))\.",
@@ -200,7 +201,7 @@ def _sides_of(node: Node, graph: Graph) -> list[str]:
 
 def _sentence(text: str) -> str:
     """A user's words as a sentence that the reader of traces can set apart; "" where it could not."""
-    if not text or re.search(r"<\w|</|\b(?:So|The question says|We know that)\b", text):
+    if not text or re.search(rf"<\w|</|{_SAID}|\bWe know that\b", text):
         return ""
     return text if text[-1] in ".!?" else f"{text}."
 

@@ -19,9 +19,7 @@ from bi_ray.reasoning.trace import Span, StepKind
 from bi_ray.tasks.igsm import wording
 from bi_ray.tasks.igsm.vocabulary import WORLDS, World
 
-_SENTENCE = re.compile(r"[^.?]+[.?]")
-_PREMISE = re.compile(r"The number of each (.+'s .+) equals (.+)\.")
-_QUESTION = re.compile(r"How many (.+) does each (.+) have\?")
+_SENTENCE = re.compile(r"[^.?]+[.?]?")
 _NUMBERED = re.compile(r"(-?[0-9]{1,30}) (more than|times)(?: as (?:much|many) as)? (.+)")
 _JOINT = re.compile(r",? and each |, each ")
 
@@ -76,20 +74,29 @@ def parse_question(text: str, world: World | None = None) -> Graph:
     stated: dict[str, Expression] = {}
     asked: list[str] = []
     for sentence in map(str.strip, _SENTENCE.findall(text)):
-        if match := _PREMISE.fullmatch(sentence):
-            formula = parse_relation(match[2])
-            if formula is None:
-                raise ParseError(f"not understood: {match[2]!r} in {sentence!r}")
-            if match[1] in stated:
-                raise ParseError(f"{match[1]!r} is stated twice")
-            stated[match[1]] = formula
-        elif match := _QUESTION.fullmatch(sentence):
-            asked.append(f"{match[2]}'s {match[1]}")
-        else:
+        if premise := _between(sentence, "The number of each ", " equals ", "."):
+            name, relation = premise
+            formula = parse_relation(relation)
+            if "'s " not in name or formula is None:
+                raise ParseError(f"not understood: {relation!r} in {sentence!r}")
+            if name in stated:
+                raise ParseError(f"{name!r} is stated twice")
+            stated[name] = formula
+        elif question := _between(sentence, "How many ", " does each ", " have?"):
+            asked.append(f"{question[1]}'s {question[0]}")
+        elif sentence.endswith((".", "?")):  # words behind the last sentence are no sentence
             raise ParseError(f"no sentence of a known form: {sentence!r}")
     if len(asked) != 1:
         raise ParseError(f"{len(asked)} questions; a problem has one, 'How many ... does each ... have?'")
     return graph_from_definitions(_with_abstract(stated, asked[0], world), asked[0])
+
+
+def _between(sentence: str, start: str, middle: str, end: str) -> tuple[str, str] | None:
+    """What stands before and behind the last ``middle`` of a sentence with this start and end; neither is empty."""
+    if not (sentence.startswith(start) and sentence.endswith(end)):
+        return None
+    first, _, second = sentence[len(start) : -len(end)].rpartition(middle)
+    return (first, second) if first and second else None
 
 
 def _with_abstract(
@@ -241,7 +248,7 @@ def _equation(
 
 
 _VERIFICATION = re.compile(
-    rf"- [^.]*?{wording.CHECK}(?P<letter>[A-Za-z]): (?P<sides>.+) = (?P<value>-?[0-9]{{1,30}}), "
+    rf"- [^.]*?{wording.CHECK}(?P<letter>[A-Za-z]): (?P<sides>[^:]+) = (?P<value>-?[0-9]{{1,30}}), "
     r"and (?P<target>[A-Za-z]) is (?P<held>-?[0-9]{1,30}), right\."
 )
 

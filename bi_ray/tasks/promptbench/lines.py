@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Value, reductions, substitute, value_of
@@ -30,6 +31,7 @@ _OPERAND = r"(?:[a-z]+|[0-9]{1,30}|\(-[0-9]{1,30}\)|True|False|N/A)"
 _PLAIN_SIDE = rf"(?:{_OPERAND} (?:[-+*]|AND|OR) {_OPERAND}|{_OPERAND}\^2)"
 _PLAIN = re.compile(rf"{_PLAIN_SIDE}(?: = {_PLAIN_SIDE})*")  # most equations: parsing finds no fault in their sides
 _RESTATED = re.compile(rf"(\w+) is ({_VALUE})")
+_START = re.compile(r"Let's solve |Let's check |Plan: ")  # each form is tried from there to the next one
 _SOLVES = StepKind.SOLVE
 
 
@@ -173,17 +175,24 @@ def _sides(text: str | None) -> tuple[str, ...]:
 def spans_in(text: str) -> list[Span]:
     """What in a text, whoever wrote it, is a behaviour: whole lines, or parts of those that solve something."""
     spans: list[Span] = []
-    for pattern, behaviour in ((_VERIFY, "verification"), (_OUTLINE, "planning")):
-        spans.extend(Span(*match.span(), behaviour) for match in pattern.finditer(text))
-    for match in _SOLVE.finditer(text):
-        if match["missing"]:
-            spans.append(Span(*match.span(), "reflection"))
-        if match["restated"]:
-            spans.append(Span(match.start("restated") - len("since "), match.end("restated") + len(", "), "analysis"))
-        if match["sides"]:
-            numbers = match.start("sides") + len(match["sides"].partition(" = ")[0])
-            if numbers < match.end("sides"):
-                spans.append(Span(numbers, match.end("sides"), "subgoal"))
-        if match["mended"]:
-            spans.append(Span(match.end("sides"), match.end("mended"), "correction"))
-    return sorted(spans)
+    starts = [match.start() for match in _START.finditer(text)]
+    for start, end in itertools.pairwise([*starts, len(text)]):
+        if match := _SOLVE.match(text, start, end):
+            spans.extend(_spans_of_solution(match))
+        for pattern, behaviour in ((_VERIFY, "verification"), (_OUTLINE, "planning")):
+            if match := pattern.match(text, start, end):
+                spans.append(Span(*match.span(), behaviour))
+    return spans
+
+
+def _spans_of_solution(match: re.Match[str]) -> Iterator[Span]:
+    if match["missing"]:
+        yield Span(*match.span(), "reflection")
+    if match["restated"]:
+        yield Span(match.start("restated") - len("since "), match.end("restated") + len(", "), "analysis")
+    if match["sides"]:
+        numbers = match.start("sides") + len(match["sides"].partition(" = ")[0])
+        if numbers < match.end("sides"):
+            yield Span(numbers, match.end("sides"), "subgoal")
+    if match["mended"]:
+        yield Span(match.end("sides"), match.end("mended"), "correction")
