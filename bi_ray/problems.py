@@ -220,9 +220,11 @@ def write_demonstrations(
         rows += _until(wanted - _tokens_of(rows), task, config, run, known, tokenizer)
     behaviours = Counter(span["behaviour"] for row in rows for span in row["spans"])
     Dataset.from_list(rows).save_to_disk(out)
+    from_file = config.demonstrations or isinstance(run.task, UserDataConfig)
+    known_by = "question" if from_file else "problem"  # a file may have several rows of one problem
     manifest = {
         "demonstrations": len(rows),
-        "problems": len({row["problem"] for row in rows}),
+        "problems": len({row[known_by] for row in rows}),
         "response_tokens": _tokens_of(rows),
         "response_tokens_mean": _tokens_of(rows) / len(rows),
         "behaviours_per_demonstration": {name: count / len(rows) for name, count in sorted(behaviours.items())},

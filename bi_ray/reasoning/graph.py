@@ -11,12 +11,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from bi_ray.reasoning.expression import (
     Expression,
     Operator,
+    Truth,
     Value,
     compute,
     evaluate,
@@ -187,9 +189,19 @@ class Graph:
 
     @classmethod
     def from_json(cls, text: str) -> Graph:
-        """Read what ``to_json`` wrote, checking it as the constructor does."""
-        content = json.loads(text)
-        return cls(map(_node_from_json, content["nodes"]), content["question"])
+        """Read what ``to_json`` wrote, checking it as the constructor does.
+
+        Raises:
+            ValueError: it is not the JSON of a graph, whatever else it may be, or not that of one that fits together.
+        """
+        try:
+            content = json.loads(text)
+            nodes = [_node_from_json(row) for row in content["nodes"]]
+            return cls(nodes, content["question"])
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"not the JSON of a graph: {error!r}") from error
 
 
 _QUICK = (set, frozenset, dict)  # to look something up in
@@ -230,11 +242,31 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 
 
 def _node_from_json(row: Mapping[str, Any]) -> Node:
-    expression = row.get("expression")
+    if not isinstance(row["name"], str):
+        raise ValueError(f"the name {row['name']!r:.40} has to be text")
+    value, written = from_json(row["value"]), row.get("expression")
+    if isinstance(value, bool) or not isinstance(value, int | Fraction | Truth):
+        raise ValueError(
+            f"node {row['name']!r}: the value {value!r:.40} has to be a whole number, or as `to_json` has it"
+        )
+    expression = None if written is None else from_json(written)
+    if _squares_within(expression) > _MOST_SQUARES:
+        raise ValueError(f"node {row['name']!r}: its expression squares more than {_MOST_SQUARES} times over")
     return Node(
         name=row["name"],
-        value=from_json(row["value"]),
+        value=value,
         operator=Operator(row["operator"]) if row["operator"] else None,
         parents=tuple(row["parents"]),
-        expression=None if expression is None else from_json(expression),
+        expression=expression,
     )
+
+
+_MOST_SQUARES = 8  # within one another: each doubles the digits, and 40 would fill the memory
+
+
+def _squares_within(expression: Expression | None) -> int:
+    """How many squares are nested in an expression, at most."""
+    if not isinstance(expression, tuple):
+        return 0
+    inner = max(map(_squares_within, expression[1:]), default=0)
+    return inner + (expression[0] is Operator.SQUARE)

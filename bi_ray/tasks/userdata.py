@@ -96,7 +96,7 @@ class UserDataTask(TextTask):
         return self.checker.is_right(response, question, answer)
 
     def read_demonstrations(self, path: str, rejects: Rejects) -> list[UserRow]:
-        """The rows of a file that have a demonstration; the others are rejects."""
+        """The rows of a file that have a demonstration, several of one question too; the others are rejects."""
         return [row for row in self._read(path, rejects) if _has_response(row, rejects)]
 
     def _rows(self, split: SetName) -> list[UserRow]:
@@ -104,8 +104,10 @@ class UserDataTask(TextTask):
             rows = self._own_rows(split)
             if split in TRAINING_SETS:
                 rows = self._without_tested(rows)
-            if split == "sft":
+            if split == "sft":  # several demonstrations of one question are what rejection sampling gives
                 rows = [row for row in rows if _has_response(row, self.rejects)]
+            else:
+                rows = self._without_duplicates(rows)
             random.Random(f"{self.seed}/{split}").shuffle(rows)
             self._sets[split] = rows
         return self._sets[split]
@@ -133,15 +135,19 @@ class UserDataTask(TextTask):
         tested = self.tested()
         return [row for row in rows if not refuse_tested(row, tested, self.rejects)]
 
-    def _read(self, path: str, rejects: Rejects) -> list[UserRow]:
-        seen: dict[str, int] = {}
+    def _without_duplicates(self, rows: Sequence[UserRow]) -> list[UserRow]:
+        """The first row of each question; the others are rejects."""
+        first: dict[str, UserRow] = {}
+        for row in rows:
+            same = first.setdefault(text_hash(row.question), row)
+            if same is not row:
+                reason = f"duplicate question: the same as in line {same.place.line}"
+                self.rejects.add(row.place, reason, row.question)
+        return list(first.values())
 
+    def _read(self, path: str, rejects: Rejects) -> list[UserRow]:
         def read(values: RowValues, place: Place) -> UserRow:
-            row = read_row(values, place, self.config.fields, self)
-            first = seen.setdefault(text_hash(row.question), place.line)
-            if first != place.line:
-                raise RowError(f"duplicate question: the same as in line {first}")
-            return row
+            return read_row(values, place, self.config.fields, self)
 
         return list(read_rows(path, read, rejects))
 
