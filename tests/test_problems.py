@@ -170,6 +170,19 @@ def test_an_arm_s_own_file_is_checked_row_by_row(user_run, run_config, tools, tm
     assert manifest["demonstrations"] == 2
 
 
+def test_an_arm_s_own_file_may_answer_a_question_in_several_ways(run_config, tools, tmp_path):
+    rows = [
+        {"question": f"{i} + 8 = ?", "response": f"<think>\nway {way}\n</think>\n<answer>{i + 8}</answer>"}
+        for i in range(20)
+        for way in range(2)
+    ]
+    recipe = RecipeConfig(demonstrations=jsonl(tmp_path / "own.jsonl", rows))
+    for name in ("sft", "test_id", "test_ood"):
+        write_problems(tools[0], name, 3, tools[1], run_config.model, tmp_path / "data" / name)
+    manifest = write_demonstrations(tools[0], recipe, run_config, tmp_path / "data/sft", tools[1], tmp_path / "own")
+    assert (manifest["demonstrations"], manifest["problems"], manifest["rejected"]) == (40, 20, [])
+
+
 def test_a_file_without_a_usable_demonstration_stops(user_run, tmp_path):
     config, task, tokenizer = user_run
     recipe = RecipeConfig(demonstrations=jsonl(tmp_path / "own.jsonl", [{"question": "?", "answer": 1}]))

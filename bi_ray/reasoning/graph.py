@@ -200,7 +200,7 @@ class Graph:
             return cls(nodes, content["question"])
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
-        except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        except (AttributeError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(f"not the JSON of a graph: {error!r}") from error
 
 

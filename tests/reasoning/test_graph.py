@@ -143,3 +143,34 @@ def test_needed_equals_brute_force_on_random_graphs():
         while grown := {p for n in nodes if n.name in needed for p in n.parents} - needed:
             needed |= grown
         assert Graph(nodes, question.name).needed == needed
+
+
+def json_of_node(**changed: str) -> str:
+    """The JSON of a graph of one node, of which some values are written as they are given."""
+    node = {"name": '"a"', "value": "5", "operator": "null", "parents": "[]"} | changed
+    written = ", ".join(f'"{name}": {value}' for name, value in node.items())
+    return f'{{"nodes": [{{{written}}}], "question": "a"}}'
+
+
+def nested(expression: str, times: int) -> str:
+    return json_of_node(operator='"add"', expression=expression * times + "5" + "]" * times)
+
+
+NO_GRAPHS = [
+    *("[" * 100_000, '{"a":' * 100_000, "[", "7", "[]", "{}", '{"nodes": 7, "question": "a"}', '"\\ud83c"'),
+    *('{"nodes": ["a"], "question": "a"}', '{"nodes": [{"name": "a"}], "question": "a"}'),
+    *(json_of_node(value=value) for value in ("NaN", "Infinity", "true", '"5"', "null", "2.5", '{"value": "x"}')),
+    *(json_of_node(value=value) for value in ("[]", "[[]]", "9" * 5000)),
+    *(json_of_node(name='["a"]'), json_of_node(operator='["add"]'), json_of_node(parents="7")),
+    *(nested('["square", ', 400), nested('["add", 1, ', 900), nested("[", 900)),
+]
+
+
+@pytest.mark.parametrize("text", NO_GRAPHS, ids=range(len(NO_GRAPHS)))
+def test_what_is_no_graph_is_refused_whatever_it_is(text):
+    with pytest.raises(ValueError):
+        Graph.from_json(text)
+
+
+def test_a_graph_of_one_node_is_one():
+    assert Graph.from_json(json_of_node()).answer == 5

@@ -263,3 +263,45 @@ def test_the_examples_of_the_documentation_are_good():
         if whole["task"]["kind"] == "reasoning_gym":
             pytest.importorskip("reasoning_gym")
             assert build_task(RunConfig.model_validate(whole).task, 0).problem("test_ood", 0).answer
+
+
+def test_several_demonstrations_of_one_question_are_all_kept_and_asked_once(tmp_path):
+    rows = [
+        {
+            "question": f"{i} + 1?",
+            "answer": i + 1,
+            "response": f"<think>\nway {way}\n</think>\n<answer>{i + 1}</answer>",
+        }
+        for i in range(5)
+        for way in (1, 2, 2, 3)  # rejection sampling gives the same one twice, too
+    ]
+    path = jsonl(tmp_path / "rows.jsonl", rows)
+    rejects = Rejects()
+    assert len(one_set(path).read_demonstrations(path, rejects)) == 20
+    assert rejects.rows == []
+    task = task_of(sets={"sft": {"path": path}})
+    assert task.available("sft") == 20
+    assert len({task.problem("sft", index).id for index in range(20)}) == 20
+    for name in ("rl", "test_id", "val"):
+        task = one_set(path, name)
+        assert task.available(name) == 5
+        assert [reject.reason for reject in task.rejects.rows[:3]] == ["duplicate question: the same as in line 1"] * 3
+
+
+def test_rows_of_one_question_are_all_in_the_same_set(tmp_path):
+    rows = [
+        {"question": question, "answer": i, "response": f"<think>{way}</think><answer>{i}</answer>"}
+        for i in range(100)
+        for way, question in enumerate((f"Compute {i}².", f"compute  {i}²."))
+    ]
+    task = task_of(path=jsonl(tmp_path / "a.jsonl", rows), sets={name: {} for name in SETS})
+    asked = {name: [task.problem(name, i).question for i in range(task.available(name))] for name in SETS}
+    hashes = {name: {text_hash(question) for question in questions} for name, questions in asked.items()}
+    assert sum(map(len, hashes.values())) == len(set().union(*hashes.values())) == 100
+    assert len(asked["sft"]) == 2 * len(hashes["sft"])
+    assert all(len(asked[name]) == len(hashes[name]) for name in SETS if name != "sft")
+
+
+def test_questions_that_differ_in_a_raised_digit_are_no_duplicates(tmp_path):
+    rows = [{"question": "Compute 2³.", "answer": 8}, {"question": "Compute 23.", "answer": 23}]
+    assert one_set(jsonl(tmp_path / "rows.jsonl", rows)).available("rl") == 2
