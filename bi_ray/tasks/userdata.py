@@ -161,12 +161,12 @@ def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDa
     """
     question = _text(values, fields.question)
     if not question:
-        raise RowError(f"no question (field {fields.question!r})" + _fields_of(values))
+        raise RowError(f"no question (field {fields.question!r})" + _fields_of(values, fields.question))
     response = _text(values, fields.response)
     thought = _text(values, fields.chain_of_thought)
     answer = _text(values, fields.answer) or (task.parse_answer(response) or "" if response else "")
     if not answer:
-        raise RowError(f"no answer (field {fields.answer!r})" + _fields_of(values))
+        raise RowError(f"no answer (field {fields.answer!r})" + _fields_of(values, fields.answer))
     if fault := task.checker.fault_of(answer):
         raise RowError(f"{fault}: {answer!r:.80}")
     spans = _spans(values.get(fields.spans), response) if response else ()
@@ -210,7 +210,10 @@ def _text(values: RowValues, field: str) -> str:
     return (cell_text(values.get(field), f"field {field!r}") or "").strip()
 
 
-def _fields_of(values: Mapping[str, Any]) -> str:
+def _fields_of(values: Mapping[str, Any], wanted: str) -> str:
+    """What a row has instead of a field: others, or the field with nothing in it."""
+    if wanted in values:
+        return f": it holds {values[wanted]!r:.40}"
     return f": the row has {', '.join(map(repr, values)) or 'no fields'}"
 
 
