@@ -14,7 +14,7 @@ _MOST_LAYERS = 8  # that anybody would write
 _SPECIAL_TOKEN = re.compile(r"<[|｜][^|｜<>\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>")
 _PREFIX = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(?:(?:the|my)\s+)?(?:(?:final|correct|right)\s+){0,2}"
-    r"answer(?:\s+is\b\s*:?|\s*:)\s*",
+    r"answer(?:\s+is\b|\s*:)\s*",
     re.IGNORECASE,
 )
 _MARKS = (("**", "**"), ("`", "`"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
@@ -53,6 +53,8 @@ def readings(text: str) -> list[str]:
 def _one_layer_less(text: str) -> str:
     if (rest := without_prefix(text)) != text:
         return rest
+    if text.startswith(":"):  # "The answer is: 5"
+        return text[1:].lstrip()
     for start, end in _MARKS:
         inner = text[len(start) : -len(end)]
         if text == f"{start}{inner}{end}" and start not in inner and end not in inner:

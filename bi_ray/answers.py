@@ -48,7 +48,7 @@ def find_answer(response: str, extract: Extract) -> str | None:
     """
     found = without_special_tokens(_content(response, extract))
     if (rest := without_prefix(found)) != found:
-        found = rest.removesuffix(".").rstrip()
+        found = rest.removeprefix(":").removesuffix(".").strip()
     return found or None
 
 

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bi_ray.characters import one_form
 from bi_ray.columns import extra_columns
 from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
 from bi_ray.generation import Seen, in_processes
@@ -259,7 +260,7 @@ def _graph_of(fields: Fields, task: Task) -> Graph:
 
 def same_answer(answer: str, graph: Graph) -> bool:
     """Whether an answer says what a graph comes to."""
-    text = answer.strip()
+    text = one_form(answer).strip()
     return text == str(graph.answer) or value_of(text) == graph.answer
 
 
