@@ -31,7 +31,8 @@ _OPERAND = r"(?:[a-z]+|[0-9]{1,30}|\(-[0-9]{1,30}\)|True|False|N/A)"
 _PLAIN_SIDE = rf"(?:{_OPERAND} (?:[-+*]|AND|OR) {_OPERAND}|{_OPERAND}\^2)"
 _PLAIN = re.compile(rf"{_PLAIN_SIDE}(?: = {_PLAIN_SIDE})*")  # most equations: parsing finds no fault in their sides
 _RESTATED = re.compile(rf"(\w+) is ({_VALUE})")
-_START = re.compile(r"Let's solve |Let's check |Plan: ")  # each form is tried from there to the next one
+_FORMS = {"Let's solve ": (_SOLVE, ""), "Let's check ": (_VERIFY, "verification"), "Plan: ": (_OUTLINE, "planning")}
+_BEGIN = re.compile("|".join(_FORMS))  # each is read from there to the next one, so that no text is read often
 _SOLVES = StepKind.SOLVE
 
 
@@ -175,13 +176,14 @@ def _sides(text: str | None) -> tuple[str, ...]:
 def spans_in(text: str) -> list[Span]:
     """What in a text, whoever wrote it, is a behaviour: whole lines, or parts of those that solve something."""
     spans: list[Span] = []
-    starts = [match.start() for match in _START.finditer(text)]
+    starts = [match.start() for match in _BEGIN.finditer(text)]
     for start, end in itertools.pairwise([*starts, len(text)]):
-        if match := _SOLVE.match(text, start, end):
+        pattern, behaviour = next(_FORMS[begin] for begin in _FORMS if text.startswith(begin, start))
+        match = pattern.match(text, start, end)
+        if match and behaviour:
+            spans.append(Span(*match.span(), behaviour))
+        elif match:
             spans.extend(_spans_of_solution(match))
-        for pattern, behaviour in ((_VERIFY, "verification"), (_OUTLINE, "planning")):
-            if match := pattern.match(text, start, end):
-                spans.append(Span(*match.span(), behaviour))
     return spans
 
 
