@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as parquet
 
+from bi_ray.files import write_text
+
 REJECTS = "rejects.jsonl"
 _SHOWN = 200  # characters of a bad row that are kept: enough to find it
 _REASON = 400  # and of a reason: it may quote the row
@@ -87,7 +89,7 @@ class Rejects:
     def write(self, path: Path) -> None:
         """A JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
         text = "".join(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.rows)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     def summary(self) -> list[str]:
         """A line per file and reason, the commonest first; reasons that differ only in their figures are one."""

@@ -63,8 +63,8 @@ def test_an_error_leaves_the_old_folder(tmp_path):
 
 def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     target = tmp_path / "a"
-    (tmp_path / "a.old").mkdir()
-    (tmp_path / "a.old" / "x").write_text("old")
+    (tmp_path / ".bi-ray-old-a").mkdir()
+    (tmp_path / ".bi-ray-old-a" / "x").write_text("old")
     with pytest.raises(ZeroDivisionError), write_atomically(target):
         assert (target / "x").read_text() == "old"
         raise ZeroDivisionError
@@ -181,7 +181,7 @@ def test_a_failed_stage_leaves_nothing_behind(tmp_path):
             (folder / "half").write_text("x")
             raise ZeroDivisionError
         assert not run.is_done("data", KEY)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bi-ray-run", ".lock"]
 
 
 def test_work_stays_until_the_stage_is_committed(tmp_path):
@@ -259,9 +259,9 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert wait_for_line(writer) == "in"
     writer.kill()
     writer.wait()
-    assert list(tmp_path.glob("sft/vanilla.*.tmp"))
+    assert list(tmp_path.glob("sft/.bi-ray-tmp-vanilla.*"))
     with RunDirectory(tmp_path) as run:
-        assert not list(tmp_path.rglob("*.tmp"))
+        assert not list(tmp_path.rglob(".bi-ray-tmp-*"))
         assert not run.is_done("sft/vanilla", KEY)
 
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
             with open("/dev/full", "w") as full:  # the kernel's own full disk
                 full.write("x" * 100_000)
         assert not run.is_done("data", KEY)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bi-ray-run", ".lock"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
