@@ -85,7 +85,8 @@ def finished(tmp_path_factory):
     for stage in ("sft", "rl"):
         (raw / stage / ARM / "policy").mkdir()
         save_file({"weight": torch.ones(4, 4)}, raw / stage / ARM / "policy" / "model.safetensors")
-        (raw / stage / ARM / "policy" / "config.json").write_text("{}\n")
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            (raw / stage / ARM / "policy" / name).write_text("{}\n")
     outcome = {"step": 4, "last_step": 4, "best_step": 4, "stopped": None}
     (raw / "rl" / ARM / "outcome.json").write_text(json.dumps(outcome))
     (raw / "rl" / ARM / "influence.jsonl").write_text(lines([WATCHED]))
