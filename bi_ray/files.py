@@ -78,8 +78,12 @@ def target_name(temporary: Path) -> str:
 
 
 @contextmanager
-def write_whole(target: Path) -> Iterator[Path]:
+def write_whole(target: Path, durable: bool = True) -> Iterator[Path]:
     """A new, empty file to fill, which takes the place of ``target`` when the block ends without an error.
+
+    Args:
+        target: the file.
+        durable: whether it has to outlast a power cut; without, it is whole or absent after a kill alone.
 
     Raises:
         OSError: it cannot be written; the error names ``target``, which stays as it was.
@@ -90,7 +94,10 @@ def write_whole(target: Path) -> Iterator[Path]:
         try:
             _hold(holder)
             yield fresh
-            put_in_place(fresh, target)
+            if durable:
+                put_in_place(fresh, target)
+            else:
+                fresh.replace(target)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -98,9 +105,9 @@ def write_whole(target: Path) -> Iterator[Path]:
             os.close(holder)
 
 
-def write_text(target: Path, text: str) -> None:
+def write_text(target: Path, text: str, durable: bool = True) -> None:
     """Make or replace a file that is whole at every moment; see ``write_whole``."""
-    with write_whole(target) as fresh:
+    with write_whole(target, durable) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
 

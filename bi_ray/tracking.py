@@ -292,7 +292,8 @@ class Tracking:
                 if row["step"] > self._sent:
                     self._each("log", row["step"], figures_of(row))
                     self._sent = row["step"]
-                    write_text(self.metrics.with_name(MARK), str(self._sent))
+                    # After a power cut figures may go out twice: a sync takes longer than some steps.
+                    write_text(self.metrics.with_name(MARK), str(self._sent), durable=False)
             self._trouble = ""
         except Exception as error:
             trouble = f"{type(error).__name__}: {error}"
