@@ -204,7 +204,12 @@ def assert_names(call, folder):
     assert str(folder) in message
 
 
-@pytest.mark.parametrize("name", FILES)
+QUICK = ("data/stage.json", f"rl/{ARM}/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
 @pytest.mark.parametrize("older", [False, True], ids=["with sizes", "without sizes"])
 def test_a_damaged_file_is_one_line(finished, tmp_path, command, monkeypatch, name, older):
     checks_passed = serve_checks(monkeypatch)
