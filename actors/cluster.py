@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bi_ray.config import RayConfig
-from bi_ray.store import RunDirectory, RunError, job_id
+from bi_ray.store import RunDirectory, RunError, job_id, read_record, write_text
 
 NAMESPACE = "bi_ray"  # of the named drivers; Ray gives every job an anonymous one otherwise
 ADDRESS_FILE = ".cluster.json"
@@ -117,10 +118,18 @@ def _sees(path: Path) -> bool:
     return path.exists()
 
 
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """What a run leaves in its directory: where its driver is, and how Ray's calls prove who they are."""
+
+    address: str | None
+    auth_mode: str | None = None
+
+
 def write_address(run: Path) -> None:
     """Leave in a run directory where its driver is, for ``scale`` in another process."""
     context = {"address": ray.get_runtime_context().gcs_address, "auth_mode": os.environ.get("RAY_AUTH_MODE")}
-    (run / ADDRESS_FILE).write_text(json.dumps(context))
+    write_text(run / ADDRESS_FILE, json.dumps(context))
 
 
 def driver_name(run_id: str) -> str:
@@ -159,15 +168,17 @@ def scale(directory: RunDirectory, workers: int, address: str | None = None, tim
 
     Raises:
         ClusterError: no run is going on there, or its engines are not up yet.
-        RunError: the driver refused the number.
+        RunError: the driver refused the number, or the file with its address is damaged.
     """
     file = directory.path / ADDRESS_FILE
-    written = json.loads(file.read_text()) if file.exists() else {}
-    address = (None if job_id() else address or written.get("address")) or os.environ.get("RAY_ADDRESS")
+    written = _Address(None, None)
+    if address is None and file.exists():
+        written = read_record(file, _Address, "give the cluster's --address")
+    address = (None if job_id() else address or written.address) or os.environ.get("RAY_ADDRESS")
     if address is None:
         raise ClusterError(f"nothing here says on which cluster {directory.name} is going on; give its --address")
-    if written.get("auth_mode"):
-        os.environ.setdefault("RAY_AUTH_MODE", written["auth_mode"])
+    if written.auth_mode:
+        os.environ.setdefault("RAY_AUTH_MODE", written.auth_mode)
     _init(address)
     try:
         driver: Any = ray.get_actor(driver_name(directory.run_id), NAMESPACE)

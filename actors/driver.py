@@ -23,8 +23,8 @@ from actors.validation import Validator
 from actors.verifier import VerifierClient
 from actors.weight_sync import announce
 from bi_ray.config import EvaluationConfig, RunConfig
-from bi_ray.learning.selection import describe_selection, reject
-from bi_ray.metrics import read_metrics
+from bi_ray.files import read_jsonl, write_text
+from bi_ray.learning.selection import QueryRow, describe_selection, reject
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, PolicyVersion
@@ -87,9 +87,7 @@ class Driver:
         """
         await self._load(policy / WEIGHTS)
         rows = await self._evaluate(read_problems(problems), self.config.evaluation)
-        temporary = out.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.rename(out)
+        write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
         return len(rows)
 
     async def _evaluate(self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig) -> list[dict[str, Any]]:
@@ -150,7 +148,7 @@ class Driver:
         """
         queries = read_problems(data / "rl")
         if selection:
-            kept = {row["id"] for row in read_metrics(selection / QUERIES) if row["kept"]}
+            kept = {row.id for row in read_jsonl(selection / QUERIES, QueryRow) if row.kept}
             queries = [query for query in queries if query.id in kept]
         self._monitor = await self._make_monitor(sft_policy, target, out) if target else None
         validator = Validator(self.config.rl, data, out, self._evaluate)

@@ -19,12 +19,19 @@ from actors.learner_group import LearnerGroup
 from actors.weight_sync import weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import read_steps
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
-from bi_ray.problems import MANIFEST, demonstrate, read_problems, write_demonstrations, write_problems
+from bi_ray.problems import (
+    MANIFEST,
+    DemonstrationsManifest,
+    demonstrate,
+    read_problems,
+    write_demonstrations,
+    write_problems,
+)
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.rows import REJECTS, Rejects, file_digest
-from bi_ray.store import RunDirectory, RunError, StageKey, key_of
+from bi_ray.store import RunDirectory, RunError, StageKey, key_of, read_record, write_text
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files, target_config
 from bi_ray.tracking import FOLDER as TRACKERS_FOLDER
@@ -150,8 +157,8 @@ class Pipeline:
         began = time.monotonic()
         work, config = self.run_directory.work(stage, key), self.config
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
-        manifest = json.loads((self._path(f"sft_data/{arm}") / MANIFEST).read_text())
-        steps = -(-manifest["demonstrations"] // sft.batch_examples) * sft.epochs
+        manifest = read_record(self._path(f"sft_data/{arm}") / MANIFEST, DemonstrationsManifest)
+        steps = -(-manifest.demonstrations // sft.batch_examples) * sft.epochs
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
         with self._training(stage, title, steps, work):
             learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
@@ -303,12 +310,12 @@ class Pipeline:
             learners.run_rl(base, work, self._weights(), config.rl, driver)
         # The analysis of a late step may still run; RL itself is over.
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s + config.readiness.timeout_s)
-        outcome = outcome_of(read_metrics(work / "metrics.jsonl"), config.rl)
+        outcome = outcome_of(read_steps(work / "metrics.jsonl"), config.rl)
         if outcome.stopped:
             self.display.note(f"RL of {arm}: {outcome.stopped}")
         if outcome.step != outcome.last_step:
             self.display.note(f"RL of {arm}: the policy after step {outcome.step}, the best one, is kept")
-        (work / OUTCOME).write_text(json.dumps(asdict(outcome)))
+        write_text(work / OUTCOME, json.dumps(asdict(outcome)))
         policy = work / f"step_{outcome.step}" / "policy" if outcome.step else base
         self._keep(stage, key, policy, work / "metrics.jsonl", began)
         return key

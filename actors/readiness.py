@@ -15,12 +15,12 @@ from actors.influence_analyzer import GroupRow, make_ray_analyzer
 from actors.rollout_pool import RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
+from bi_ray.files import read_jsonl
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
 from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
 from bi_ray.readiness.realised import mean_and_error, realised_change
-from bi_ray.rows import parse_lines
 
 ROLLOUTS = "rollouts.jsonl"
 REALISED = "realised.json"
@@ -101,7 +101,7 @@ class ReadinessMeter:
             target: the problems of the target.
             out: an existing folder.
         """
-        lines = parse_lines((readiness / ROLLOUTS).read_text(encoding="utf-8"))
+        lines = read_jsonl(readiness / ROLLOUTS, dict[str, Any])
         settings, seed = self.config.readiness, "realised"
         queries = [row for row in lines if row["kind"] == "query" and _informative(row)][: settings.realised_queries]
         goal = [row for row in lines if row["kind"] == "target"]

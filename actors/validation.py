@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bi_ray.config import EvaluationConfig, RLConfig
-from bi_ray.metrics import read_metrics
+from bi_ray.files import write_text
+from bi_ray.metrics import read_steps
 from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.validation import FOLDER, scores_of, stops_after, summarise
 
@@ -54,14 +55,12 @@ class Validator:
     def _keep(self, step: int, rows: list[dict[str, Any]]) -> None:
         file = self._out / FOLDER / f"{step}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(file)
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def is_over(self, step: int) -> bool:
         """Whether RL ends with ``step``, before its last one: the patience is at its end."""
         if self._config.validation is None or self._config.validation.patience is None:
             return False
-        rows = read_metrics(self._out / "metrics.jsonl")
+        rows = read_steps(self._out / "metrics.jsonl")
         last = stops_after(scores_of(rows, self._config.validation), self._config.validation)
         return last is not None and step >= last

@@ -21,6 +21,7 @@ from bi_ray.cli_jobs import Local, RunText
 from bi_ray.cli_jobs import add_commands as add_job_commands
 from bi_ray.cli_plan import add_commands as add_plan_commands
 from bi_ray.config import RUN_CONFIG_FILE, ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
+from bi_ray.files import in_words
 from bi_ray.mirror import RunPlace
 
 app = typer.Typer(
@@ -83,7 +84,10 @@ def study(
     local: Local = None,
 ) -> None:
     """The same experiment under several seeds, and one table over them. Resumable; finished seeds are kept."""
+    from bi_ray.store import begin_directory
+
     config, study_place = load_config(config_file, RunConfig), RunPlace.of(run_path, local)
+    begin_directory(study_place.path)
     runs: list[RunPlace] = []
     for seed in range(seeds):
         console.rule(f"seed {seed}")
@@ -228,8 +232,16 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_known(error):
             raise
-        console.print(Text.assemble(("error: ", "bold red"), str(error)), highlight=False, soft_wrap=True)
+        message = _message(error)
+        console.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _message(error: Exception) -> str:
+    """The message in words; one of the file system begins with the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {in_words(error)}"
+    return str(error)
 
 
 def _is_known(error: Any) -> bool:

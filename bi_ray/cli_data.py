@@ -18,9 +18,9 @@ from rich.text import Text
 from bi_ray.config import ConfigError, ExtractConfig, RunConfig, SetName, load_config
 from bi_ray.display import Display
 from bi_ray.export import Format
+from bi_ray.files import RunError, in_words, parse_record, read_jsonl, remove_leftovers, write_whole
 from bi_ray.reading import fields_of, rows_of
-from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError, parse_lines
-from bi_ray.store import in_words
+from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError
 
 console = Console()
 _COLOURS = {
@@ -32,6 +32,7 @@ _COLOURS = {
     "planning": "bright_yellow",
 }
 _SHOWN_REJECTS = 10  # the rest is in the file
+_MOST_BYTES_OF_A_ROW = 2**24
 _ROWS_PER_UPDATE = 200  # of the bar
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file of the experiment, for example configs/quickstart.yaml")]
@@ -147,13 +148,16 @@ def check(
 ) -> None:
     """Grade responses, a model's or demonstrations: right answer, valid trace, first bad line with its reason."""
     from bi_ray.api import task_of
-    from bi_ray.grading import Tally, grade_rows
+    from bi_ray.grading import Grade, Tally, grade_rows
 
     task = task_of(load_config(config_file, RunConfig) if config_file else None, source)
     out = out or source.with_name(f"{source.name}.verdicts.jsonl")
     if out.resolve() == source.resolve() or os.path.isdir(out):
         raise ConfigError(f"--out {out}: it has to be a file of its own")
     left_out = out.with_name(f"{out.name}.{REJECTS}")
+    with _written_to(out):
+        _refuse_foreign_rows(out, Grade, "verdicts")
+        _refuse_foreign_rows(left_out, Reject, "rejected rows")
     tally, rejects, faults = Tally(), Rejects(), Table("row", "line of it", "what is wrong", box=None)
     with _written_to(out), _whole_file(out) as file, _bar("responses", None) as show:
         for place, grade in grade_rows(rows_of(source, rejects), task, rejects):
@@ -259,7 +263,7 @@ def _found_row(source: Path, index: int, row_id: str | None) -> dict[str, Any]:
 
 
 def _read_rejects(file: Path) -> list[Reject]:
-    return [Reject(**row) for row in parse_lines(file.read_text(encoding="utf-8"))]
+    return read_jsonl(file, Reject)
 
 
 def _require_spans(spans: Any, response: str, place: Place) -> None:
@@ -269,6 +273,21 @@ def _require_spans(spans: Any, response: str, place: Place) -> None:
         ends = [span.get("start"), span.get("end")] if whole else [None]
         if not all(isinstance(end, int) and 0 <= end <= len(response) for end in ends):
             raise DataError(f"{place}: spans has to be a list of start, end and behaviour within the response")
+
+
+def _refuse_foreign_rows(file: Path, kind: type[Any], what: str) -> None:
+    """Raises ConfigError where a file of rows is to replace one that does not begin with a row of that kind."""
+    if not file.is_file():
+        return
+    with open(file, "rb") as content:
+        start = content.readline(_MOST_BYTES_OF_A_ROW)
+    try:
+        if start:
+            parse_record(start, kind, str(file), "")
+    except RunError as error:
+        raise ConfigError(
+            f"{file} is there and holds no {what}, so it is not replaced; choose another --out"
+        ) from error
 
 
 def _keep(rejects: Rejects, file: Path) -> None:
@@ -319,13 +338,9 @@ def _written_to(out: Path) -> Iterator[None]:
 def _whole_file(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.tmp")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            yield file
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    remove_leftovers(path.parent, path.name)
+    with write_whole(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+        yield file
 
 
 @contextmanager

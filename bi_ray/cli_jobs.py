@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bi_ray.config import ConfigError, RunConfig, load_config
 from bi_ray.mirror import RunPlace
+from bi_ray.run_files import refuse_foreign
 from bi_ray.status import describe_status, lock_holder
 from bi_ray.store import RunError, refuse_relative
 
@@ -75,7 +76,8 @@ def job_command(
 
     Raises:
         ConfigError: the configuration is faulty, or it or its model is not inside the working directory.
-        RunError: the run directory is relative: the job's copy of the working directory is thrown away.
+        RunError: the run directory is relative: the job's copy of the working directory is thrown away; or it is here
+            too, and is not a run directory.
     """
     config, root = load_config(config_file, RunConfig), working_dir.resolve()
     if not config_file.resolve().is_relative_to(root):
@@ -88,6 +90,7 @@ def job_command(
         )
     if "://" not in run:
         refuse_relative("--run", run)
+        refuse_foreign(Path(run))
     if local:
         refuse_relative("--local", local)
     command = ["bi-ray", "run", config_file.resolve().relative_to(root).as_posix(), "--run", run]

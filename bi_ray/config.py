@@ -5,6 +5,7 @@ A YAML file is read by ``load_config``; ``bi-ray run --dry-run`` prints it with 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -48,6 +49,7 @@ from bi_ray.data_config import (
     UserDataConfig,
     UserSetConfig,
 )
+from bi_ray.files import write_text
 from bi_ray.training_config import (
     LearnerConfig,
     LoRAConfig,
@@ -114,6 +116,8 @@ __all__ = [
     "save_config",
 ]
 
+_ARM_LENGTH, _NAME_LENGTH = 64, 200  # folders of a run and of trackers have these names
+_ARM = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_ARM_LENGTH - 1}}}")
 RUN_CONFIG_FILE = "config.yaml"  # in the run directory
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio", "prometheus")
 
@@ -278,6 +282,27 @@ class RunConfig(Config):
             raise ValueError(f"no recipe is called {unknown[0]!r}; known: {', '.join(RECIPES)}")
         return {arm: RECIPES[recipe] if isinstance(recipe, str) else recipe for arm, recipe in value.items()}
 
+    @field_validator("arms")
+    @classmethod
+    def _arms_name_folders(cls, value: dict[str, RecipeConfig]) -> dict[str, RecipeConfig]:
+        for arm in value:
+            if not _ARM.fullmatch(arm):
+                raise ValueError(
+                    f"{arm!r:.80} cannot name an arm: use 1 to {_ARM_LENGTH} letters, digits, - and _, a letter or "
+                    "digit first"
+                )
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_no_path(cls, value: str) -> str:
+        is_path = value.strip(" .") == "" or "/" in value or "\\" in value
+        if is_path or not value.isprintable() or len(value) > _NAME_LENGTH:
+            raise ValueError(
+                f"{value!r:.80} cannot name a folder: use 1 to {_NAME_LENGTH} characters, none of them / or \\"
+            )
+        return value
+
     @model_validator(mode="after")
     def _sets_are_there(self) -> Self:
         if not self.arms:
@@ -406,7 +431,7 @@ def load_config(path: str | Path, kind: type[C]) -> C:
         raise ConfigError(f"{path}: no such file; paths start at the working directory") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         wanted = f"wanted is the configuration of {_FILES[kind]}" if kind in _FILES else "expected keys and values"
@@ -434,9 +459,7 @@ def _other_kind(content: dict[Any, Any], kind: type[Config]) -> type[Config] | N
 
 def save_config(config: Config, path: Path) -> None:
     """Write every option, defaults included, by atomic rename; ``load_config`` reads it back the same."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _fault(path: Path, fault: object) -> str:

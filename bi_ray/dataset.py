@@ -6,19 +6,34 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from bi_ray.columns import ExtraColumns
 from bi_ray.config import RunConfig, SetName
 from bi_ray.export import DEMONSTRATION_SCHEMA, Counts, Format, Layout, layout_of, split_of, with_columns, write_card
+from bi_ray.files import RUN_MARK, naming, put_in_place
 from bi_ray.generation import Seen, distinct_problems
 from bi_ray.reading import MANIFEST, rows_of
 from bi_ray.rows import REJECTS, DataError, Rejects
+from bi_ray.run_files import LOCK_FILE
 from bi_ray.shards import ROWS_PER_SHARD, ShardWriter
-from bi_ray.store import RunDirectory, StageKey, code_version, differences, key_of, write_atomically
+from bi_ray.store import (
+    RunDirectory,
+    RunError,
+    StageKey,
+    code_version,
+    differences,
+    key_of,
+    read_record,
+    write_atomically,
+    write_text,
+)
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files
 
@@ -87,8 +102,9 @@ def write_set(
             task.rejects.write(work / REJECTS)
             about["rejected"] = len(task.rejects.rows)
         manifest = _sign(work, layout, about | {"key": key.digest, "made_from": key.config}, progress.counts)
-        (work / ".lock").unlink()
-        work.rename(out)
+        for file in (LOCK_FILE, RUN_MARK):
+            (work / file).unlink()
+        put_in_place(work, out)
     return manifest
 
 
@@ -167,9 +183,15 @@ def _sign(folder: Path, layout: Layout, about: Mapping[str, Any], counts: Counts
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a set says of itself; empty for a file, and for a directory that this project did not make."""
+    """What a set says of itself; empty for a file, and for a directory that this project did not make.
+
+    Raises:
+        RunError: it is damaged.
+    """
     file = directory / MANIFEST
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return dict(read_record(file, _Manifest, "make the set again under another --out"))
 
 
 def refuse_existing(out: Path, key: StageKey | None = None) -> bool:
@@ -185,6 +207,25 @@ def refuse_existing(out: Path, key: StageKey | None = None) -> bool:
     raise DataError(f"{out} exists already; remove it, or choose another --out")
 
 
+class _Manifest(TypedDict, total=False):
+    """Of a manifest what is read again; the rest stays in it."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    key: str
+    made_from: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """An unfinished set as ``progress.json`` keeps it."""
+
+    key: str
+    config: dict[str, Any]
+    shards: int
+    next_index: int
+    answers: dict[str, int]
+
+
 class _Progress:
     """What an unfinished set has to know to go on: kept after every whole file, forgotten at the end."""
 
@@ -194,20 +235,22 @@ class _Progress:
         self._fresh: list[int] = []
         self.counts, self.shards, self.next_index = Counts(), 0, 0
         if (folder / _PROGRESS).exists():
-            self._go_on(json.loads((folder / _PROGRESS).read_text()))
+            self._go_on(read_record(folder / _PROGRESS, _State, f"remove {folder} to begin again"))
         known = 8 * self.counts.rows
         self._hashes.touch()
+        if self._hashes.stat().st_size < known:
+            raise RunError(f"{self._hashes} is damaged (it is too short): remove {folder} to begin again")
         os.truncate(self._hashes, known)  # a kill between the two files of `save` leaves more
         self.seen = Seen(np.fromfile(self._hashes, dtype=np.uint64))
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        if state["key"] != self._key.digest:
-            changed = "\n  ".join(differences(state["config"], self._key.config))
+    def _go_on(self, state: _State) -> None:
+        if state.key != self._key.digest:
+            changed = "\n  ".join(differences(state.config, self._key.config))
             raise DataError(
                 f"{self._folder} was begun under other settings:\n  {changed}\nremove it, or choose another --out"
             )
-        self.shards, self.next_index = state["shards"], state["next_index"]
-        self.counts = Counts(self.shards * ROWS_PER_SHARD, Counter(state["answers"]))
+        self.shards, self.next_index = state.shards, state.next_index
+        self.counts = Counts(self.shards * ROWS_PER_SHARD, Counter(state.answers))
 
     def add(self, index: int, row: Mapping[str, Any]) -> None:
         """A row is about to be written."""
@@ -217,19 +260,13 @@ class _Progress:
 
     def save(self, shards: int) -> None:
         """Everything so far is in whole files."""
-        with self._hashes.open("ab") as file:
-            np.array(self._fresh, dtype=np.uint64).tofile(file)
+        with naming(self._hashes), self._hashes.open("ab") as file:
+            file.write(np.array(self._fresh, dtype=np.uint64).tobytes())
+            file.flush()
+            os.fsync(file.fileno())  # before the count of the rows, which stands in the other file
         self._fresh = []
-        state = {
-            "key": self._key.digest,
-            "config": self._key.config,
-            "shards": shards,
-            "next_index": self.next_index,
-            "answers": self.counts.answers,
-        }
-        fresh = self._folder / f"{_PROGRESS}.tmp"
-        fresh.write_text(json.dumps(state))
-        fresh.rename(self._folder / _PROGRESS)
+        state = _State(self._key.digest, self._key.config, shards, self.next_index, dict(self.counts.answers))
+        write_text(self._folder / _PROGRESS, json.dumps(asdict(state)))
 
     def forget(self) -> None:
         """The set is whole."""

@@ -13,7 +13,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bi_ray.metrics import is_validation, last_figures, read_metrics
+from bi_ray.files import RunError
+from bi_ray.metrics import is_validation, last_figures, read_steps
 
 # What is shown of a row of metrics, and how.
 _SHOWN = {
@@ -97,9 +98,15 @@ class Display:
         stop = threading.Event()
 
         def follow() -> None:
-            told = 0
+            told, damage = 0, ""
             while not stop.wait(_TAIL_S):
-                rows = read_metrics(metrics)
+                try:
+                    rows = read_steps(metrics)
+                except (RunError, OSError) as error:  # the training itself is not disturbed
+                    if str(error) != damage:
+                        self.note(f"figures are not shown: {error}")
+                    damage = str(error)
+                    continue
                 if row := last_figures(rows):
                     self.set(row["step"], steps, figures_of(row))
                 for fresh in rows[told:]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_from_disk
+from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from bi_ray.config import (
     AnswerConfig,
@@ -24,6 +26,7 @@ from bi_ray.config import (
     UserDataConfig,
 )
 from bi_ray.export import PROBLEM_SCHEMA, Counts
+from bi_ray.files import damaged, read_record
 from bi_ray.generation import Seen, distinct, problems
 from bi_ray.injection.recipes import Demonstration, Recipe
 from bi_ray.policy.chat import encode_prompt
@@ -39,7 +42,10 @@ from bi_ray.tasks.userdata import TRAINING_SETS, UserDataTask, refuse_tested
 __all__ = [
     "MANIFEST",
     "DataError",
+    "DemonstrationsManifest",
     "ProblemRow",
+    "SetManifest",
+    "SetSummary",
     "demonstrate",
     "describe",
     "read_problems",
@@ -73,6 +79,31 @@ class ProblemRow:
         graph = Graph.from_json(self.graph) if self.graph else None
         answer = None if graph else self.answer
         return Problem(self.id, self.question, graph, answer, self.reference, self.response, self.spans, self.place)
+
+
+@dataclass(frozen=True, slots=True)
+class SetManifest:
+    """What a set's manifest has that a run reads again: ``Problem.hash`` of every problem."""
+
+    hashes: list[str]
+
+
+class SetSummary(TypedDict):
+    """What a set's manifest has that a report shows; see ``Counts.summary``."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    problems: int
+    zero_answer_share: float
+    best_constant_answer: str
+    best_constant_accuracy: float
+    prompt_tokens_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationsManifest:
+    """What the manifest of an arm's demonstrations has that a run reads again: how many there are."""
+
+    demonstrations: int
 
 
 def write_problems(
@@ -173,8 +204,18 @@ def read_problems(directory: Path) -> list[ProblemRow]:
 
     Raises:
         DataError: a row has no answer.
+        RunError: the data set is damaged or missing.
     """
-    rows: list[ProblemRow] = []
+    try:
+        return list(_problems(directory))
+    except DataError:
+        raise
+    except Exception as error:  # datasets and Arrow raise errors of many kinds over damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise damaged(directory, f"{reason:.300}") from error
+
+
+def _problems(directory: Path) -> Iterator[ProblemRow]:
     for number, row in enumerate(_load(directory)):
         if not row.get("answer"):
             raise DataError(f"{directory}, row {number}: no answer; every problem needs one to be verified")
@@ -183,13 +224,15 @@ def read_problems(directory: Path) -> list[ProblemRow]:
             place = json.loads(row["place"])
             row |= {"spans": tuple(Span(*span) for span in json.loads(row["spans"]))}
             row |= {"place": Place(*place) if place else None}
-        rows.append(ProblemRow(**row))
-    return rows
+        yield ProblemRow(**row)
 
 
 def _load(directory: Path) -> Dataset:
+    if not directory.is_dir():
+        raise FileNotFoundError("there is no such folder")
     data = load_from_disk(str(directory))
-    assert isinstance(data, Dataset)
+    assert isinstance(data, Dataset), "several splits"
+    data.data.validate(full=True)  # reading the rows of an invalid table may end the process
     return data
 
 
@@ -216,7 +259,7 @@ def write_demonstrations(
         raise DataError("\n".join([f"{out.name}: no demonstration can be used", *rejects.summary()]))
     if config.same_total_as:
         wanted = _tokens_of(demonstrate(task, config.same_total_as, run, source, tokenizer))
-        known = json.loads((problems / MANIFEST).read_text())["hashes"]
+        known = read_record(problems / MANIFEST, SetManifest).hashes
         rows += _until(wanted - _tokens_of(rows), task, config, run, known, tokenizer)
     behaviours = Counter(span["behaviour"] for row in rows for span in row["spans"])
     Dataset.from_list(rows).save_to_disk(out)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from bi_ray.cells import RowError, plain_row
+from bi_ray.files import write_text
 
 __all__ = [
     "REJECTS",
@@ -29,7 +30,6 @@ __all__ = [
     "RowError",
     "RowValues",
     "file_digest",
-    "parse_lines",
     "read_rows",
 ]
 
@@ -98,7 +98,7 @@ class Rejects:
     def write(self, path: Path) -> None:
         """A JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
         text = "".join(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.rows)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     def summary(self) -> list[str]:
         """A line per file and reason, the commonest first; reasons that differ only in their figures are one."""
@@ -131,11 +131,6 @@ def _start_of(row: object) -> str:
 def _writable(text: str) -> str:
     """The same with half surrogate pairs escaped, which no file takes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def parse_lines(text: str) -> list[Any]:
-    """The values of lines of JSON; only a line feed ends one, since texts in them may hold U+2028 and U+0085."""
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: Rejects) -> Iterator[T]:

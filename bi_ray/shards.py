@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bi_ray.files import put_in_place
+
 FileFormat = Literal["arrow", "parquet", "jsonl"]
 ROWS_PER_BATCH = 500  # held in memory, and one record batch or row group of a file
 ROWS_PER_SHARD = 10_000  # one file
@@ -125,7 +127,7 @@ class ShardWriter:
     def _end_file(self) -> None:
         assert self._file is not None
         self._file.close()
-        self._path.with_name(f"{self._path.name}.tmp").rename(self._path)
+        put_in_place(self._path.with_name(f"{self._path.name}.tmp"), self._path)
         self._file, self._in_file = None, 0
         self.shards += 1
 

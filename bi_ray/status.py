@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.display import figures_of
-from bi_ray.metrics import is_validation, last_figures, parse_metrics, read_metrics
+from bi_ray.files import OURS, TEMPORARY, target_name
+from bi_ray.metrics import is_validation, last_figures, parse_steps, read_steps
 from bi_ray.mirror import Remote, RunPlace, is_fresh, read_lock
-from bi_ray.store import STAGE_FILE, RunError
-from bi_ray.validation import OUTCOME, best_step, compared_figure, scores_of
+from bi_ray.run_files import (
+    LOCK_FILE,
+    STAGE_FILE,
+    StageRecord,
+    holder_in,
+    parse_stage,
+    read_stage,
+    require_whole,
+    stage_folders,
+)
+from bi_ray.store import RunError, in_words, read_record
+from bi_ray.validation import OUTCOME, Outcome, best_step, compared_figure, scores_of
 
 
 def describe_status(place: RunPlace) -> list[str]:
     """A line about who works in a run, then one per stage that is done or in work; of a study, so for every seed.
 
     Raises:
-        RunError: there is no run.
+        RunError: there is no run, or a file of it is damaged.
     """
     if seeds := sorted(folder.name for folder in place.path.glob("seed_*")):
         return [line for seed in seeds for line in describe_status(place / seed)]
@@ -29,8 +39,9 @@ def describe_status(place: RunPlace) -> list[str]:
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
     lines = [f"{place.name}: " + (f"in use by process {holder}" if holder else "nobody works in it now")]
-    for stage, content in done.items():
-        said = [f"{json.loads(content)['seconds']:.0f} s", *_validation(place.path, place.path / stage)]
+    for stage, record in done.items():
+        seconds = "" if record.seconds is None else f"{record.seconds:.0f} s"
+        said = [seconds, *_validation(place.path, place.path / stage)]
         lines.append(f"  done     {stage:<24} {'  '.join(said)}")
     for stage, figures in in_work.items():
         said = [figures, *_validation(place.path, place.path / "work" / stage)]
@@ -40,7 +51,7 @@ def describe_status(place: RunPlace) -> list[str]:
 
 def _validation(run: Path, stage: Path) -> list[str]:
     """What validations say of an RL, in work or done: the best step, and which step's policy was kept."""
-    rows = read_metrics(stage / "metrics.jsonl")
+    rows = read_steps(stage / "metrics.jsonl")
     if not any(is_validation(name) for row in rows for name in row) or not (run / RUN_CONFIG_FILE).exists():
         return []
     rl = load_config(run / RUN_CONFIG_FILE, RunConfig).rl
@@ -51,44 +62,54 @@ def _validation(run: Path, stage: Path) -> list[str]:
         f"best {compared_figure(rl.validation)} {scores[best]:.3f} at step {best}, last {[*scores.values()][-1]:.3f}"
     ]
     if (stage / OUTCOME).exists():
-        outcome = json.loads((stage / OUTCOME).read_text())
-        said.append(f"kept step {outcome['step']} of {rl.steps}" + (", stopped early" if outcome["stopped"] else ""))
+        outcome = read_record(stage / OUTCOME, Outcome)
+        said.append(f"kept step {outcome.step} of {rl.steps}" + (", stopped early" if outcome.stopped else ""))
     return said
 
 
-def _local_status(run: Path) -> tuple[dict[str, str], str | None]:
-    files = [*run.glob(f"*/{STAGE_FILE}"), *run.glob(f"*/*/{STAGE_FILE}")]
-    whole = [file for file in files if file.parent.suffix not in (".tmp", ".old") and file.parent.parent.name != "work"]
-    by_age = sorted(whole, key=lambda file: file.stat().st_mtime)
-    return {file.parent.relative_to(run).as_posix(): file.read_text() for file in by_age}, lock_holder(run)
+def _local_status(run: Path) -> tuple[dict[str, StageRecord], str | None]:
+    folders = sorted(stage_folders(run), key=lambda folder: (folder / STAGE_FILE).stat().st_mtime)
+    for folder in folders:
+        require_whole(folder)
+    return {folder.relative_to(run).as_posix(): read_stage(folder) for folder in folders}, lock_holder(run)
 
 
-def _remote_status(uri: str) -> tuple[dict[str, str], str | None]:
+def _remote_status(uri: str) -> tuple[dict[str, StageRecord], str | None]:
     remote = Remote(uri)
     holder = read_lock(remote)
-    return remote.stages(), f"{holder['process']} on {holder['owner']}" if holder and is_fresh(holder) else None
+    records = {stage: parse_stage(text, remote.name, stage) for stage, text in remote.stages().items()}
+    return records, f"{holder['process']} on {holder['owner']}" if holder and is_fresh(holder) else None
 
 
 def lock_holder(run: Path) -> str | None:
-    """What the process that holds the lock of a run directory says of itself, None where nobody holds it."""
-    if not (run / ".lock").exists():
+    """What the process that holds the lock of a run directory says of itself, None where nobody holds it.
+
+    Raises:
+        RunError: there is something else in the place of the lock, or it cannot be read.
+    """
+    file = run / LOCK_FILE
+    try:
+        with open(file, "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return holder_in(lock.read())
+    except FileNotFoundError:
         return None
-    with open(run / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return lock.read().strip() or "unknown"
+    except OSError as error:
+        raise RunError(f"{file} cannot be read as the lock of a run: {in_words(error)}; remove it") from error
     return None
 
 
 def _in_work(run: Path) -> Iterator[tuple[str, str]]:
     """Stages with something unfinished and their last figures; evaluations have a folder that is being filled."""
     for file in sorted(run.glob(f"work/*/*/{STAGE_FILE}")):
-        figures = _last_step(read_metrics(file.parent / "metrics.jsonl"))
-        yield file.parent.relative_to(run / "work").as_posix(), figures
-    for folder in sorted([*run.glob("*.tmp"), *run.glob("*/*.tmp")]):
+        if not file.parent.name.startswith(OURS):
+            figures = _last_step(read_steps(file.parent / "metrics.jsonl"))
+            yield file.parent.relative_to(run / "work").as_posix(), figures
+    for folder in sorted([*run.glob(f"{TEMPORARY}*"), *run.glob(f"*/{TEMPORARY}*")]):
         if folder.is_dir():
-            yield folder.relative_to(run).as_posix().removesuffix(".tmp").rpartition(".")[0], ""
+            yield (folder.parent / target_name(folder)).relative_to(run).as_posix(), ""
 
 
 def _in_work_elsewhere(uri: str, done: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -97,7 +118,9 @@ def _in_work_elsewhere(uri: str, done: Collection[str]) -> Iterator[tuple[str, s
     for work in remote.folders_with(STAGE_FILE, "work"):
         stage, metrics = work.removeprefix("work/"), f"{work}/metrics.jsonl"
         if stage not in done:
-            yield stage, _last_step(parse_metrics(remote.read(metrics)) if remote.exists(metrics) else [])
+            text = remote.read(metrics) if remote.exists(metrics) else ""
+            remedy = f"make it again with --from {stage.split('/')[0]}"
+            yield stage, _last_step(parse_steps(text, f"{remote.name}/{metrics}", remedy))
 
 
 def _last_step(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -13,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
@@ -21,15 +20,70 @@ from typing import IO, Any, Self
 from pydantic_core import to_jsonable_python
 
 from bi_ray.config import RUN_CONFIG_FILE, Config, save_config
+from bi_ray.files import (
+    RUN_MARK,
+    DiskFull,
+    RunError,
+    discard,
+    explain_full_disk,
+    in_words,
+    naming,
+    read_jsonl,
+    read_record,
+    restore,
+    tidy,
+    write_atomically,
+    write_text,
+    write_whole,
+)
+from bi_ray.run_files import (
+    CHECKPOINT_FILE,
+    LOCK_FILE,
+    REPORT,
+    STAGE_FILE,
+    StageRecord,
+    holder_in,
+    read_stage,
+    refuse_foreign,
+    refuse_foreign_files,
+    refuse_foreign_report,
+    require_whole,
+    sizes_of,
+)
 
-STAGE_FILE = "stage.json"
-CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
+__all__ = [
+    "CHECKPOINT_FILE",
+    "CODE_VERSION_VARIABLE",
+    "RUN_MARK",
+    "STAGE_FILE",
+    "DiskFull",
+    "RunDirectory",
+    "RunError",
+    "RunLocked",
+    "StageChanged",
+    "StageKey",
+    "absolute",
+    "begin_directory",
+    "code_version",
+    "differences",
+    "explain_full_disk",
+    "in_words",
+    "job_id",
+    "keep_config",
+    "key_of",
+    "read_jsonl",
+    "read_record",
+    "refuse_relative",
+    "restore",
+    "this_process",
+    "tidy",
+    "write_atomically",
+    "write_text",
+    "write_whole",
+]
+
 CODE_VERSION_VARIABLE = "BI_RAY_CODE_VERSION"  # set for a job, whose copy of the code comes without .git
 _SHOWN_DIFFERENCES = 20
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be used as asked; the message says what to change."""
 
 
 class RunLocked(RunError):
@@ -38,10 +92,6 @@ class RunLocked(RunError):
 
 class StageChanged(RunError):
     """A stage's artefact was made under another configuration or from other inputs."""
-
-
-class DiskFull(RunError):
-    """The disk filled while something was written; nothing half-written stayed."""
 
 
 def job_id() -> str | None:
@@ -74,56 +124,6 @@ def refuse_relative(what: str, path: str | Path) -> None:
             f"{what}, {path}, is relative: a job runs in a copy of the working directory, and results in there would "
             "be lost; give an absolute path that every node sees, or a URI such as s3://bucket/run"
         )
-
-
-def in_words(error: OSError) -> str:
-    """Why the file system refused to write, in words."""
-    told = {
-        errno.ENOTDIR: "a part of the path is a file and no directory",
-        errno.EEXIST: "a part of the path is a file and no directory",
-        errno.EISDIR: "it is a directory",
-        errno.ENOENT: "there is no such directory, and none can be made there",
-        errno.EACCES: "this user has no right to write there",
-        errno.EPERM: "this user has no right to write there",
-        errno.EROFS: "it is on a disk that can only be read",
-        errno.ENAMETOOLONG: "the name is too long",
-        errno.ENOSPC: "the disk is full",
-        errno.EDQUOT: "the disk quota is used up",
-    }
-    return told.get(error.errno or 0, error.strerror or str(error))
-
-
-@contextmanager
-def write_atomically(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``target`` when the block ends without an error.
-
-    A kill at any moment leaves the old folder, the new one, or (between two renames) the old one as ``target.old``,
-    which the next call puts back first.
-    """
-    restore(target)
-    fresh = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    old = target.with_name(f"{target.name}.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore(target: Path) -> None:
-    """Put back what a kill between the two renames of ``write_atomically`` left aside."""
-    old = target.with_name(f"{target.name}.old")
-    if old.exists():
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
 
 
 @dataclass(frozen=True)
@@ -176,30 +176,41 @@ class RunDirectory:
         self.name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; name a directory for the run")
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Take the lock and remove what a killed process left half-written.
 
         Raises:
             RunLocked: another process has it.
+            RunError: the directory has files and is not a run directory; nothing in it was touched.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / ".lock", "a+")
+        begin_directory(self.path)
+        self._lock = self._take_lock()
+        tidy(self.path)
+        return self
+
+    def _take_lock(self) -> IO[bytes]:
+        file = self.path / LOCK_FILE
+        with naming(file):
+            lock = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", 0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = holder_in(lock.read())
             lock.close()
             raise RunLocked(f"{self.path} is in use by process {holder}: wait for it, or choose another run") from error
-        lock.truncate(0)
-        lock.write(this_process())
-        lock.flush()
-        self._lock = lock
-        for leftover in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp"), *self.path.glob("work/*/*.tmp")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        return self
+        except OSError as error:
+            lock.close()
+            raise RunError(f"{file} cannot be locked: {in_words(error)}; choose a directory on another disk") from error
+        try:
+            with naming(file):
+                lock.truncate(0)
+                lock.write(this_process().encode())
+        except OSError:
+            lock.close()
+            raise
+        return lock
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -220,21 +231,27 @@ class RunDirectory:
 
         Raises:
             StageChanged: it has one under another key; the message lists what differs.
+            RunError: it has one, and files of it are damaged or missing.
         """
-        restore(self.artefact(stage))
-        return self._is_under(self.artefact(stage), stage, key)
+        folder = self.artefact(stage)
+        restore(folder)
+        if not self._is_under(folder, stage, key):
+            return False
+        require_whole(folder)
+        return True
 
     def work(self, stage: str, key: StageKey) -> Path:
         """The folder for what an unfinished ``stage`` keeps to go on from (checkpoints, metrics); made if absent.
 
         Raises:
             StageChanged: the work there was begun under another key.
+            RunError: the folder is there, and bi-ray did not make it.
         """
         folder = self.path / "work" / stage
         if not self._is_under(folder, stage, key):
-            _discard(folder)
+            refuse_foreign_files(folder)
             with write_atomically(folder) as fresh:
-                _write_stage_file(fresh, key, seconds=None)
+                _write_stage_file(fresh, key, seconds=None, files=None)
         return folder
 
     @contextmanager
@@ -246,12 +263,14 @@ class RunDirectory:
 
         Raises:
             DiskFull: the disk filled while the block ran.
+            RunError: there is a folder in its place that bi-ray did not make.
         """
         began = time.monotonic() if began is None else began
+        refuse_foreign_files(self.artefact(stage))
         with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artefact(stage)) as folder:
             yield folder
-            _write_stage_file(folder, key, seconds=time.monotonic() - began)
-        _discard(self.path / "work" / stage)
+            _write_stage_file(folder, key, seconds=time.monotonic() - began, files=sizes_of(folder))
+        discard(self.path / "work" / stage)
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
@@ -266,32 +285,71 @@ class RunDirectory:
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
         """Remove the artefacts of ``stage`` and of every later one, all their arms, finished or not.
 
+        Whatever else is in those folders stays.
+
         Args:
             stage_order: the first parts of the stages' names in the order of the run, such as data, sft, rl.
             stage: where to start again.
 
         Raises:
-            RunError: ``stage`` is not in ``stage_order``.
+            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an artefact; nothing is
+                removed then.
         """
         if stage not in stage_order:
             raise RunError(f"no stage is called {stage!r}; the stages are {', '.join(stage_order)}")
-        for name in reversed(stage_order[stage_order.index(stage) :]):
-            for folder in (self.path / name, self.path / f"{name}.old", self.path / "work" / name):
-                _discard(folder)
+        forgotten = stage_order[stage_order.index(stage) :]
+        doomed = [self._made_by(name) for name in reversed(forgotten)]
+        for folders in doomed:
+            for folder in folders:
+                discard(folder)
+        for name in forgotten:
+            for parent in (self.path / name, self.path / "work" / name):
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+
+    def _made_by(self, stage: str) -> list[Path]:
+        """The folders of a stage, one per arm where it has arms, that hold what it made and nothing else."""
+        whole = self.path / stage
+        if stage == REPORT:
+            refuse_foreign_report(whole)
+            return [whole]
+        candidates = [whole, self.path / "work" / stage]
+        for parent in list(candidates):
+            if parent.is_dir():
+                candidates += sorted(child for child in parent.iterdir() if child.is_dir())
+        folders = [folder for folder in candidates if (folder / STAGE_FILE).exists()]
+        if not folders:
+            refuse_foreign_files(whole)
+        for folder in folders:
+            refuse_foreign_files(folder)
+        return folders
 
     def _is_under(self, folder: Path, stage: str, key: StageKey) -> bool:
         if not (folder / STAGE_FILE).exists():
             return False
-        found = json.loads((folder / STAGE_FILE).read_text())
-        if found["key"] == key.digest:
+        found = read_stage(folder)
+        if found.key == key.digest:
             return True
-        lines = differences({**found["config"], "inputs": found["inputs"]}, {**key.config, "inputs": key.inputs})
+        lines = differences({**found.config, "inputs": found.inputs}, {**key.config, "inputs": key.inputs})
         more = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"] if len(lines) > _SHOWN_DIFFERENCES else []
         listed = "\n  ".join(lines[:_SHOWN_DIFFERENCES] + more)
         raise StageChanged(
             f"stage {stage} of {self.path} was made under other settings:\n  {listed}\n"
             f"use a new run directory, or make it again with --from {stage.split('/')[0]}"
         )
+
+
+def begin_directory(path: Path) -> None:
+    """Make the directory of a run or study and mark it as ours.
+
+    Raises:
+        RunError: it has files and is not a run directory; nothing in it was touched.
+    """
+    refuse_foreign(path)
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / RUN_MARK).exists():
+            (path / RUN_MARK).touch()
 
 
 def keep_config(config: Config, directory: Path, replace: bool) -> None:
@@ -343,41 +401,6 @@ def code_version() -> str:
     return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
 
 
-def _write_stage_file(folder: Path, key: StageKey, seconds: float | None) -> None:
-    content = {
-        "key": key.digest,
-        "config": key.config,
-        "inputs": key.inputs,
-        "code_version": code_version(),
-        "seconds": seconds,
-    }
-    (folder / STAGE_FILE).write_text(json.dumps(content, indent=1))
-
-
-def _discard(folder: Path) -> None:
-    """Remove a folder so that a kill leaves it whole or absent, never in part under its own name."""
-    if folder.exists():
-        doomed = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-@contextmanager
-def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
-    """Raises DiskFull, which says what to do, where the block fails for want of space while it writes ``what``."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_disk_full(error):
-            raise
-        raise DiskFull(
-            f"no space left on the disk of {folder} while {what} was written; nothing half-written stayed: free some "
-            "space and run the same command again"
-        ) from error
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and arrow raise errors of their own with the same words."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
+def _write_stage_file(folder: Path, key: StageKey, seconds: float | None, files: dict[str, int] | None) -> None:
+    record = StageRecord(key.digest, key.config, key.inputs, code_version(), seconds, files)
+    (folder / STAGE_FILE).write_text(json.dumps(asdict(record), indent=1))

@@ -12,20 +12,31 @@ from rich.console import Console
 
 from bi_ray.config import RunConfig
 from bi_ray.evaluation import SetScore, TableRow, gain_difference, make_table, score_set
-from bi_ray.metrics import read_metrics
-from bi_ray.problems import MANIFEST
+from bi_ray.files import read_record
+from bi_ray.metrics import read_steps
+from bi_ray.problems import MANIFEST, SetSummary
 from bi_ray.readiness.results import read_readiness, render_readiness
 from bi_ray.report.page import write_page
 from bi_ray.report.picture import draw_picture
 from bi_ray.report.source import STAGES, Source, distinct_labels, find_runs
 from bi_ray.report.tables import markdown_table, render_samples, render_table
-from bi_ray.store import STAGE_FILE, write_atomically
+from bi_ray.run_files import (
+    MARKDOWN,
+    PAGE,
+    PICTURE,
+    REPORT,
+    SUMMARY,
+    StageRecord,
+    is_finished,
+    read_stage,
+    refuse_foreign_page,
+    refuse_foreign_report,
+    require_whole,
+    stage_folders,
+)
+from bi_ray.samples import read_samples
+from bi_ray.store import write_atomically
 
-REPORT = "report"
-SUMMARY = "summary.json"
-PAGE = "report.html"
-PICTURE = "result.svg"
-MARKDOWN = "result.md"
 _FEW_INFORMATIVE = 0.2
 _DOUBLE = "eval_sft_double"
 _BASE = "eval_base"
@@ -38,7 +49,11 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
         config: of the runs, seeds aside.
         runs: their directories, one per seed.
         out: the folder ``report`` appears there, with ``report.html``, ``summary.json`` and ``result.svg``.
+
+    Raises:
+        RunError: a file of a run is damaged, or the folder ``report`` holds something else.
     """
+    refuse_foreign_report(out / REPORT)
     summary, table = summarise(config, runs)
     rewards = {arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms}
     with write_atomically(out / REPORT) as folder:
@@ -55,7 +70,14 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
 
 
 def summarise(config: RunConfig, runs: Sequence[Path]) -> tuple[dict[str, Any], list[TableRow]]:
-    """What ``summary.json`` holds, and the table as objects. What a run has not got to yet is left out."""
+    """What ``summary.json`` holds, and the table as objects. What a run has not got to yet is left out.
+
+    Raises:
+        RunError: a file of a run is damaged.
+    """
+    for run in runs:
+        for folder in stage_folders(run):
+            require_whole(folder, absent_ok=True)
     scores = [score for seed, run in enumerate(runs) for score in read_scores(config, run, seed)]
     table = make_table(scores, config.evaluation.bootstrap_draws)
     summary: dict[str, Any] = {
@@ -84,7 +106,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
         Where the page is.
 
     Raises:
-        RunError: a path holds no run.
+        RunError: a path holds no run, a file of it is damaged, or ``out`` is a file that is no report.
     """
     found = [(path, *find_runs(path)) for path in paths]
     if out is None and len(found) == 1:
@@ -96,6 +118,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
         for label, (_, config, runs) in zip(distinct_labels(paths), found, strict=True)
     ]
     page = out or Path("comparison.html")
+    refuse_foreign_page(page)
     write_page(page, sources)
     return page
 
@@ -103,11 +126,11 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
     """The scores of every arm, stage and set that a run has evaluated; an arm counts once its SFT policy has been."""
     return [
-        score_set(arm, "SFT" if label == "SFT" else "RL", name, seed, read_metrics(run / f"{stage}/{arm}/{name}.jsonl"))
+        score_set(arm, "SFT" if label == "SFT" else "RL", name, seed, read_samples(run / f"{stage}/{arm}/{name}.jsonl"))
         for arm in config.arms
         for stage, label in STAGES.items()
         for name in config.evaluation.sets
-        if (run / f"{stage}/{arm}/{name}.jsonl").exists()
+        if (run / f"{stage}/{arm}/{name}.jsonl").exists() or is_finished(run / stage / arm)
     ]
 
 
@@ -132,10 +155,11 @@ def _sets(config: RunConfig, runs: Sequence[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in config.task.sets:
         files = [run / "data" / name / MANIFEST for run in runs]
-        manifests = [json.loads(file.read_text()) for file in files if file.exists()]
+        manifests = [read_record(file, SetSummary) for file in files if file.parent.exists()]
         if not manifests:
             continue
-        found[name] = {key: [m[key] for m in manifests] for key in manifests[0] if key not in ("hashes", "set")}
+        names = [key for key in manifests[0] if key not in ("hashes", "set")]
+        found[name] = {key: [manifest.get(key) for manifest in manifests] for key in names}
     return found
 
 
@@ -163,28 +187,28 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]
 def _accuracy(config: RunConfig, arm: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Greedy accuracy on one set over the seeds, each a folder of evaluated samples."""
     files = [folder / f"{name}.jsonl" for folder in folders]
-    scores = [score_set(arm, "SFT", name, seed, read_metrics(file)) for seed, file in enumerate(files)]
+    scores = [score_set(arm, "SFT", name, seed, read_samples(file)) for seed, file in enumerate(files)]
     row = make_table(scores, config.evaluation.bootstrap_draws)[0]
     return {"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)}
 
 
-def _stages(run: Path) -> dict[str, dict[str, Any]]:
+def _stages(run: Path) -> dict[str, StageRecord]:
     """What the finished stages of a run say of themselves, by name."""
-    files = sorted(run.glob(f"*/{STAGE_FILE}")) + sorted(run.glob(f"*/*/{STAGE_FILE}"))
-    return {str(file.parent.relative_to(run)): json.loads(file.read_text()) for file in files}
+    return {folder.relative_to(run).as_posix(): read_stage(folder) for folder in stage_folders(run)}
 
 
 def _seconds(run: Path) -> dict[str, float]:
-    return {name: stage["seconds"] for name, stage in _stages(run).items() if stage["seconds"] is not None}
+    return {name: stage.seconds for name, stage in _stages(run).items() if stage.seconds is not None}
 
 
 def _code_versions(runs: Sequence[Path]) -> list[str]:
     """Versions of the code that made the stages."""
-    return sorted({stage["code_version"] for run in runs for stage in _stages(run).values()})
+    return sorted({stage.code_version for run in runs for stage in _stages(run).values()})
 
 
 def _rewards(metrics: Path) -> list[float]:
-    return [row["reward"] for row in read_metrics(metrics) if "reward" in row]  # step 0 has only been validated
+    rows = read_steps(metrics, growing=not is_finished(metrics.parent))
+    return [row["reward"] for row in rows if "reward" in row]  # step 0 has only been validated
 
 
 def findings(summary: dict[str, Any]) -> list[str]:

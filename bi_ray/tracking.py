@@ -7,6 +7,7 @@ when the run was killed and goes on. Packages of trackers are imported only wher
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from bi_ray.config import RunConfig
+from bi_ray.files import write_text
 from bi_ray.importing import load_object
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import read_steps
 
+log = logging.getLogger(__name__)
 _FOLLOW_S = 0.5
 _END_S = 60.0  # for what is still to be sent when a training ends
 FOLDER = "trackers"  # in the run directory
@@ -246,7 +249,8 @@ class Tracking:
     metrics: Path
     warn: Callable[[str], None]
     _stop: threading.Event = field(default_factory=threading.Event)
-    _begun: set[str] = field(default_factory=set)
+    _sent: int = -1
+    _trouble: str = ""
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -263,25 +267,47 @@ class Tracking:
 
     def _follow(self) -> None:
         self._each("begin", self.training)
-        self._begun = set(self.trackers)
+        self._sent = self._read_mark()
         while not self._stop.wait(_FOLLOW_S):
             self._send()
         self._send()
         self._each("end")
 
-    def _send(self) -> None:
+    def _read_mark(self) -> int:
+        """The last step that went out, -1 before the first one."""
         mark = self.metrics.with_name(MARK)
-        sent = int(mark.read_text()) if mark.exists() else -1
-        for row in read_metrics(self.metrics):
-            if row["step"] > sent:
-                self._each("log", row["step"], figures_of(row))
-                mark.write_text(str(row["step"]))
+        try:
+            return int(mark.read_text())
+        except FileNotFoundError:
+            return -1
+        except (OSError, ValueError) as error:
+            log.warning("%s is damaged", mark, exc_info=error)
+            self.warn(f"{mark} is damaged: trackers get every step of {self.training.name} again")
+            return -1
+
+    def _send(self) -> None:
+        """Send what is new. Whatever is wrong with the files, the run and later figures are not disturbed."""
+        try:
+            for row in read_steps(self.metrics):
+                if row["step"] > self._sent:
+                    self._each("log", row["step"], figures_of(row))
+                    self._sent = row["step"]
+                    # After a power cut figures may go out twice: a sync takes longer than some steps.
+                    write_text(self.metrics.with_name(MARK), str(self._sent), durable=False)
+            self._trouble = ""
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != self._trouble:  # it is tried again all the time
+                log.warning("trackers of %s wait", self.training.name, exc_info=error)
+                self.warn(f"trackers of {self.training.name} get no new figures for now: {error}")
+            self._trouble = trouble
 
     def _each(self, method: str, *arguments: Any) -> None:
         for name, tracker in list(self.trackers.items()):
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # whatever a tracker does, the run goes on
+                log.warning("tracker %s fails", name, exc_info=error)
                 del self.trackers[name]
                 self.warn(f"tracker {name} is left out from here on: {type(error).__name__}: {error}")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
+from bi_ray.files import damaged
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
-from bi_ray.store import STAGE_FILE
-from bi_ray.validation import OUTCOME
+from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_whole
+from bi_ray.store import read_record
+from bi_ray.validation import OUTCOME, Outcome
 
 Kind = Literal["sft", "rl"]
 KINDS: tuple[Kind, ...] = ("sft", "rl")
@@ -87,8 +88,12 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
 def _kept_step(finished: Path) -> int:
     """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early stop not the last."""
     if (outcome := finished / OUTCOME).exists():
-        return json.loads(outcome.read_text())["step"]
-    return json.loads((finished / STAGE_FILE).read_text())["config"]["rl"]["steps"]
+        return read_record(outcome, Outcome).step
+    rl = read_stage(finished).config.get("rl")
+    steps = rl.get("steps") if isinstance(rl, dict) else None
+    if not isinstance(steps, int):
+        raise damaged(finished / STAGE_FILE, "config.rl.steps is missing")
+    return steps
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:
@@ -117,6 +122,7 @@ def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None
     Raises:
         ServeError: the run has no such policy, or none at all.
         CheckpointError: a chosen one is not complete.
+        RunError: files of its stage are damaged.
     """
     known = [BASE, *(f"{arm}-{kind}" for arm in config.arms for kind in KINDS)]
     base = Path(config.model.path).absolute()
@@ -135,5 +141,7 @@ def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None
     trained = [name for name in found if name != BASE]
     chosen = [found[name] for name in dict.fromkeys(names or trained or [BASE])]
     for policy in chosen:
+        if is_finished(policy.directory.parent):
+            require_whole(policy.directory.parent)
         check_directory(policy.directory)
     return chosen

@@ -261,9 +261,9 @@ def test_reasoning_gym_s_rows_are_graded_by_its_scorer(tmp_path):
 @pytest.mark.parametrize(
     ("out", "words"),
     [
-        ("mine.jsonl/out", "a part of the path is a file and no directory; choose another --out"),
+        ("mine.jsonl/out", "part of the path is a file, not a directory; choose another --out"),
         ("x" * 300, "the name is too long"),
-        ("/proc/out", "there is no such directory, and none can be made there"),
+        ("/proc/out", "there is no such file or directory"),
     ],
 )
 def test_an_out_that_cannot_be_written_is_told_in_words(arguments, out, words, mine, injected, tmp_path):

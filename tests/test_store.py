@@ -5,23 +5,31 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bi_ray.config import RunConfig, SFTConfig
+from bi_ray.config import RunConfig, SFTConfig, load_config, save_config
+from bi_ray.metrics import append_metrics, cut_metrics, read_steps
+from bi_ray.status import lock_holder
 from bi_ray.store import (
     DiskFull,
     RunDirectory,
     RunError,
     RunLocked,
     StageChanged,
+    begin_directory,
     code_version,
     differences,
     key_of,
     write_atomically,
+    write_text,
 )
+
+QUICKSTART = Path(__file__).parents[1] / "configs/quickstart.yaml"
 
 KEY = key_of({"sft": SFTConfig(epochs=5)}, {"data": "1a"})
 OTHER = key_of({"sft": SFTConfig(epochs=10)}, {"data": "1a"})
@@ -63,8 +71,8 @@ def test_an_error_leaves_the_old_folder(tmp_path):
 
 def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     target = tmp_path / "a"
-    (tmp_path / "a.old").mkdir()
-    (tmp_path / "a.old" / "x").write_text("old")
+    (tmp_path / ".bi-ray-old-a").mkdir()
+    (tmp_path / ".bi-ray-old-a" / "x").write_text("old")
     with pytest.raises(ZeroDivisionError), write_atomically(target):
         assert (target / "x").read_text() == "old"
         raise ZeroDivisionError
@@ -181,7 +189,7 @@ def test_a_failed_stage_leaves_nothing_behind(tmp_path):
             (folder / "half").write_text("x")
             raise ZeroDivisionError
         assert not run.is_done("data", KEY)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bi-ray-run", ".lock"]
 
 
 def test_work_stays_until_the_stage_is_committed(tmp_path):
@@ -259,9 +267,9 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert wait_for_line(writer) == "in"
     writer.kill()
     writer.wait()
-    assert list(tmp_path.glob("sft/vanilla.*.tmp"))
+    assert list(tmp_path.glob("sft/.bi-ray-tmp-vanilla.*"))
     with RunDirectory(tmp_path) as run:
-        assert not list(tmp_path.rglob("*.tmp"))
+        assert not list(tmp_path.rglob(".bi-ray-tmp-*"))
         assert not run.is_done("sft/vanilla", KEY)
 
 
@@ -295,24 +303,27 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
             with open("/dev/full", "w") as full:  # the kernel's own full disk
                 full.write("x" * 100_000)
         assert not run.is_done("data", KEY)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bi-ray-run", ".lock"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
-def test_a_disk_that_fills_under_safetensors(tmp_path):
-    """Its errors are of a type of its own; torch.save's do not even say why, but weights are never pickled here."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path]).returncode:
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 KiB."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path]).returncode:
         pytest.skip("may not mount here")
-    try:
-        with RunDirectory(tmp_path / "run") as run:
-            finish(run, "data")
-            with pytest.raises(DiskFull), run.commit("sft/vanilla", KEY) as folder:
-                save_file({"w": torch.zeros(10**6)}, folder / "model.safetensors")
-            assert run.is_done("data", KEY)
-            assert not run.is_done("sft/vanilla", KEY)
-        assert not list((tmp_path / "run").rglob("*.tmp"))
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_disk_that_fills_under_safetensors(small_disk):
+    """Its errors are of a type of its own; torch.save's do not even say why, but weights are never pickled here."""
+    with RunDirectory(small_disk / "run") as run:
+        finish(run, "data")
+        with pytest.raises(DiskFull), run.commit("sft/vanilla", KEY) as folder:
+            save_file({"w": torch.zeros(10**6)}, folder / "model.safetensors")
+        assert run.is_done("data", KEY)
+        assert not run.is_done("sft/vanilla", KEY)
+    assert not list((small_disk / "run").rglob(".bi-ray-tmp-*"))
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
@@ -325,3 +336,122 @@ def test_a_whole_config_makes_a_key():
         {"name": "r", "task": {"sets": {n: {} for n in ("sft", "rl", "test_id", "test_ood")}}, "arms": ["bridge"]}
     )
     assert key_of({"run": run}, {}).config["run"]["arms"]["bridge"]["behaviors"][0]["name"] == "reflection"
+
+
+# --- on the disk before it has its name
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was synced, by inode, and what was renamed, in their order."""
+    events = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def record_sync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def recorder(call):
+        def record(source, target, **options):
+            events.append(("rename", Path(target).name))
+            call(source, target, **options)
+
+        return record
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "rename", recorder(rename))
+    monkeypatch.setattr(os, "replace", recorder(replace))
+    return events
+
+
+def inode(path):
+    return ("sync", path.stat().st_ino)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
+    for text in ("old", "new"):
+        synced.clear()
+        write_text(tmp_path / "x", text)
+        assert synced == [inode(tmp_path / "x"), ("rename", "x"), inode(tmp_path)]
+    save_config(load_config(QUICKSTART, RunConfig), tmp_path / "config.yaml")
+    assert synced[-2:] == [("rename", "config.yaml"), inode(tmp_path)]
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 1})
+    synced.clear()
+    cut_metrics(tmp_path / "metrics.jsonl", 0)
+    assert synced == [inode(tmp_path / "metrics.jsonl"), ("rename", "metrics.jsonl"), inode(tmp_path)]
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
+    with RunDirectory(tmp_path) as run, run.commit("data", KEY) as folder:
+        (folder / "deep/er").mkdir(parents=True)
+        (folder / "deep/er/x").write_text("x")
+    position = synced.index(("rename", "data"))
+    for name in ("", "deep", "deep/er", "deep/er/x", "stage.json"):
+        assert inode(tmp_path / "data" / name) in synced[:position]
+    assert inode(tmp_path) in synced[position:]
+
+
+# --- errors name the file
+
+
+def test_every_error_of_the_file_system_names_the_file(small_disk):
+    files = {
+        "metrics.jsonl": lambda file: append_metrics(file, {"step": 2, "x": "y" * 300_000}),
+        "config.yaml": lambda file: save_config(load_config(QUICKSTART, RunConfig), file),
+        "x.json": lambda file: write_text(file, "x" * 300_000),
+    }
+    for name in files:
+        (small_disk / name).write_text('{"step": 1}\n')
+    run = RunDirectory(small_disk / "run")
+    with run:
+        pass
+    (small_disk / "run/.lock").write_text("")
+    with open(small_disk / "fill", "wb", buffering=0) as fill, suppress(OSError):
+        while fill.write(b"x" * 4096):
+            pass
+    for name, write in files.items():
+        with pytest.raises(OSError, match=rf"No space left on device: '{small_disk / name}'"):
+            write(small_disk / name)
+        assert (small_disk / name).read_text() == '{"step": 1}\n'
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/run/\.lock'"), run:
+        pass
+    assert not list(small_disk.rglob(".bi-ray-tmp-*"))
+
+
+def test_a_lock_file_of_any_content_is_shown_in_one_line(tmp_path):
+    with RunDirectory(tmp_path):
+        for content in (b"\xff\xfe\x00", b"", b"[1]\n\n{}", b"7" * 10**6, b"4711 (job a on b)"):
+            (tmp_path / ".lock").write_bytes(content)
+            with pytest.raises(RunLocked) as caught, RunDirectory(tmp_path):
+                pass
+            assert len(str(caught.value).splitlines()) == 1
+            assert len(str(caught.value)) < 600
+            assert len(lock_holder(tmp_path).splitlines()) == 1
+    assert lock_holder(tmp_path) is None
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(RunError, match=r"\.lock cannot be read as the lock of a run: it is a directory; remove it"):
+        lock_holder(tmp_path)
+    with pytest.raises(OSError, match=r"\.lock"), RunDirectory(tmp_path):
+        pass
+
+
+def test_a_metrics_row_begins_a_line_of_its_own(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "lo')
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 3})
+    assert [row["step"] for row in read_steps(tmp_path / "metrics.jsonl")] == [1, 3]
+    (tmp_path / "metrics.jsonl").write_text('{"ste')
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 1})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("line", ["garbage", "[1]", "{}", "null", '{"step": "x"}', "", '{"step": 1}{"step": 2}'])
+def test_a_bad_row_is_named_by_its_line(tmp_path, line):
+    begin_directory(tmp_path)
+    file = tmp_path / "rl/bridge/metrics.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(RunError) as caught:
+        read_steps(file)
+    assert str(caught.value).startswith(f"{file}, line 2, is damaged (")
+    assert str(caught.value).endswith("): make it again with --from rl")

@@ -185,3 +185,42 @@ def test_a_slow_tracker_holds_nobody_up(tmp_path, monkeypatch):
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(ValidationError, match=r"no tracker is called 'wandbb'; known: tensorboard, wandb, mlflow"):
         config(["wandbb"])
+
+
+@pytest.mark.parametrize("mark", ["", "x", "\0\0", "[1]"])
+def test_a_damaged_mark_costs_nothing_but_figures_twice(tmp_path, mark):
+    for row in ROWS[:2]:
+        append_metrics(tmp_path / "metrics.jsonl", row)
+    (tmp_path / "tracked").write_text(mark)
+    notes = follow(tmp_path, [f"{__name__}:Kept"])
+    assert [entry[0] for entry in Kept.logs] == ["begin", 0, 1, "end", "begin", 2, "end"]
+    assert notes == [f"{tmp_path}/tracked is damaged: trackers get every step of tracked/rl/base again"]
+    assert (tmp_path / "tracked").read_text() == "2"
+
+
+def test_a_bad_row_holds_figures_back_only_while_it_is_there(tmp_path, monkeypatch):
+    import bi_ray.tracking
+
+    monkeypatch.setattr(bi_ray.tracking, "_FOLLOW_S", 0.02)
+    metrics, notes = tmp_path / "metrics.jsonl", []
+    append_metrics(metrics, ROWS[0])
+    made = make_trackers(config([f"{__name__}:Kept"]), notes.append)
+    with Tracking(made, training(tmp_path), metrics, notes.append):
+        wait_until(lambda: len(Kept.logs) == 2)
+        whole = metrics.read_text()
+        metrics.write_text(whole + "garbage\n")
+        wait_until(lambda: notes)
+        metrics.write_text(whole)
+        append_metrics(metrics, ROWS[1])
+        wait_until(lambda: len(Kept.logs) == 3)
+    assert [entry[0] for entry in Kept.logs] == ["begin", 0, 1, "end"]
+    (note,) = notes
+    assert note.startswith("trackers of tracked/rl/base get no new figures for now: ")
+    assert f"{metrics}, line 2, is damaged (not JSON)" in note
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

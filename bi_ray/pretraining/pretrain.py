@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bi_ray.config import PretrainConfig
-from bi_ray.metrics import append_metrics, cut_metrics, read_metrics
+from bi_ray.files import temporary_name
+from bi_ray.metrics import append_metrics, cut_metrics, read_steps
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.pretraining.drills import SCHEDULE, Drill, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.store import write_atomically
+from bi_ray.store import RunError, read_record, write_atomically
 from bi_ray.tasks.promptbench import PromptBenchTask, phrases
 
+CHECKPOINT = "checkpoint"
+_PROGRESS = "progress.json"  # in the checkpoint
 IGNORED = -100  # label of a token that is not learned
 _POOL_STEPS = 4  # drills of this many steps are sorted by length together, which keeps padding low
 
@@ -152,7 +156,8 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
     """
     directory.mkdir(parents=True, exist_ok=True)
     metrics = directory / "metrics.jsonl"
-    rendezvous = directory / f"rendezvous.{os.getpid()}.tmp"
+    rendezvous = temporary_name(directory / "rendezvous")
+    _refuse_foreign_checkpoint(directory / CHECKPOINT)
     processes = torch.multiprocessing.spawn(
         _train, (config, directory, rendezvous), nprocs=config.processes, join=False
     )
@@ -160,7 +165,7 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
         done, shown = False, 0
         while not done:
             done = processes.join(timeout=1)
-            for row in read_metrics(metrics):
+            for row in read_steps(metrics):
                 if row["step"] > shown:
                     shown = row["step"]
                     yield row
@@ -266,7 +271,7 @@ def _save(
     step: int,
     seconds: float,
 ) -> None:
-    with write_atomically(directory / "checkpoint") as folder:
+    with write_atomically(directory / CHECKPOINT) as folder:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         state: dict[str, Tensor] = {}
@@ -274,12 +279,30 @@ def _save(
             for index, entries in optimizer.state_dict()["state"].items():
                 state |= {f"{number}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
         save_file(state, folder / "optimizers.safetensors")
-        (folder / "progress.json").write_text(json.dumps({"step": step, "training_s": seconds}))
+        (folder / _PROGRESS).write_text(json.dumps({"step": step, "training_s": seconds}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    step: int
+    training_s: float
+
+
+def _refuse_foreign_checkpoint(folder: Path) -> None:
+    """Raises RunError where something else is in the place of the checkpoint, or its record is damaged."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / _PROGRESS).exists():
+        raise RunError(f"{folder} was not made by bi-ray: it has no {_PROGRESS}; move it away and try again")
+    if (folder / _PROGRESS).exists():
+        _progress_of(folder)
+
+
+def _progress_of(checkpoint: Path) -> _Progress:
+    return read_record(checkpoint / _PROGRESS, _Progress, f"remove {checkpoint} to begin again")
 
 
 def _resume(directory: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
     """Load the last checkpoint, if there is one; returns its step and the seconds trained so far."""
-    checkpoint = directory / "checkpoint"
+    checkpoint = directory / CHECKPOINT
     if not checkpoint.exists():
         return 0, 0.0
     model.load_state_dict(LlamaForCausalLM.from_pretrained(checkpoint / "model").state_dict())
@@ -291,5 +314,5 @@ def _resume(directory: Path, model: LlamaForCausalLM, optimizers: list[torch.opt
             if int(which) == number:
                 entries.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    return progress["step"], progress["training_s"]
+    progress = _progress_of(checkpoint)
+    return progress.step, progress.training_s

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bi_ray.metrics import read_metrics
+from bi_ray.files import read_jsonl, read_record
 from bi_ray.readiness.realised import correlation
+from bi_ray.readiness.records import Realised, WatchedRow, read_policy, read_queries
 from bi_ray.readiness.summary import summarise, watched_groups
+from bi_ray.run_files import is_finished
 
 _QUERY_SET, _TARGET_SET = "rl", "influence_target"
 
@@ -27,13 +28,17 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
     Returns:
         ``readiness``, ``realised`` and ``during_rl``, each by arm; arms that were not measured are left out. Their
         contents: ``summary.summarise``; ``points`` with their ``correlation``; a row per analysis of each seed.
+
+    Raises:
+        RunError: a file is damaged.
     """
     found: dict[str, Any] = {"readiness": {}, "realised": {}, "during_rl": {}}
     for arm in arms:
-        measured = [run / "readiness" / arm for run in runs if (run / "readiness" / arm / "queries.jsonl").exists()]
+        folders = [run / "readiness" / arm for run in runs]
+        measured = [f for f in folders if (f / "queries.jsonl").exists() or is_finished(f)]
         if measured:
-            rows = [read_metrics(folder / "queries.jsonl") for folder in measured]
-            policies = [json.loads((folder / "readiness.json").read_text()) for folder in measured]
+            rows = read_queries([folder / "queries.jsonl" for folder in measured])
+            policies = [read_policy(folder / "readiness.json", rows[0][0]) for folder in measured]
             found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarise(rows, policies, draws)
         if realised := _realised(arm, runs, draws):
             found["realised"][arm] = realised
@@ -49,7 +54,8 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
 
 def _realised(arm: str, runs: Sequence[Path], draws: int) -> dict[str, Any] | None:
     files = [(seed, run / "realised" / arm / "realised.json") for seed, run in enumerate(runs)]
-    results = [(seed, json.loads(file.read_text())) for seed, file in files if file.exists()]
+    there = [(seed, file) for seed, file in files if file.exists() or is_finished(file.parent)]
+    results = [(seed, read_record(file, Realised)) for seed, file in there]
     points = [{"seed": seed} | point for seed, result in results for point in result["points"]]
     if not points:
         return None
@@ -69,7 +75,7 @@ def _watched(file: Path, draws: int) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in row.items() if name != "queries"}
         | {"groups": watched_groups(row["queries"], draws)}
-        for row in read_metrics(file)
+        for row in read_jsonl(file, WatchedRow, growing=True)
     ]
 
 

@@ -17,6 +17,7 @@ import openai
 from openai import AsyncOpenAI
 
 from bi_ray.config import ExtractConfig
+from bi_ray.files import write_text
 from bi_ray.reasoning.extract import (
     PROMPT,
     SCHEMA,
@@ -230,9 +231,7 @@ def _kept(path: Path) -> dict[str, str] | None:
 def _write(path: Path, content: str) -> None:
     """A file that is whole or not there, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{id(content)}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.rename(path)
+    write_text(path, content)
 
 
 def _one_line(error: Exception) -> str:

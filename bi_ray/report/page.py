@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from bi_ray.files import write_text
 from bi_ray.report import charts, influence, wording
 from bi_ray.report.charts import Chart, Series, all_series
 from bi_ray.report.samples import BEHAVIOURS, QUOTAS, behaviours_per_response, collect_samples
@@ -37,9 +37,7 @@ def write_page(path: Path, sources: Sequence[Source]) -> None:
     """
     text = render_page(sources)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    write_text(path, text)
 
 
 def render_page(sources: Sequence[Source]) -> str:

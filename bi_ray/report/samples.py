@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bi_ray.metrics import read_metrics
 from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.parse import place_of
 from bi_ray.report.charts import Series
 from bi_ray.report.source import STAGES
+from bi_ray.samples import read_samples
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification import BEHAVIOUR_FIELDS
@@ -62,7 +62,7 @@ class _Book:
         """Choose the samples of one cell: whole problems, up to the first that does not fit."""
         source = one.source
         task = build_task(source.config.task, source.config.seeds.data)
-        rows = [read_metrics(run / folder / one.arm / f"{set_name}.jsonl") for run in source.runs]
+        rows = [_samples(run / folder / one.arm / f"{set_name}.jsonl") for run in source.runs]
         for mode, quota in QUOTAS.items():
             left, room = quota, self.room * quota // sum(QUOTAS.values())
             for seed, group in _in_turn(rows, mode):
@@ -93,6 +93,10 @@ class _Book:
             question = problem.question if problem else "(the run's problems are not on this disk)"
             self.problems.append({"id": row["id"], "question": question, "answer": row["answer"]})
         return self._numbers[key]
+
+
+def _samples(file: Path) -> list[Row]:
+    return read_samples(file) if file.exists() else []
 
 
 def _in_turn(by_seed: Sequence[list[Row]], mode: str) -> Iterator[tuple[int, list[Row]]]:
@@ -142,7 +146,7 @@ def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int
 def behaviours_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:
     """How many behaviours a response has on average (greedy and sampled), None where none could be read from it."""
     files = [run / folder / one.arm / f"{set_name}.jsonl" for run in one.source.runs]
-    judged = [row for file in files for row in read_metrics(file) if row["failure"] is None]
+    judged = [row for file in files for row in _samples(file) if row["failure"] is None]
     rows = [row for row in judged if row["trace_valid"] is not None]  # free text has no lines that could be told
     if not rows:
         return None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
-from bi_ray.metrics import read_metrics
+from bi_ray.metrics import read_steps
+from bi_ray.run_files import is_finished
 from bi_ray.store import RunError
 
 STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}  # folder of the evaluated samples to the stage that they come after
@@ -35,8 +36,9 @@ class Source:
         """Rows of the training ``stage`` (sft or rl) by seed, of a training under way too; no row: not begun."""
         found = []
         for run in self.runs:
-            rows = read_metrics(run / stage / arm / "metrics.jsonl")
-            found.append(rows or read_metrics(run / "work" / stage / arm / "metrics.jsonl"))
+            folder = run / stage / arm
+            rows = read_steps(folder / "metrics.jsonl", growing=not (stage == "rl" and is_finished(folder)))
+            found.append(rows or read_steps(run / "work" / stage / arm / "metrics.jsonl"))
         return found
 
     def missing(self) -> list[str]:

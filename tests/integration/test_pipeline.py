@@ -295,6 +295,8 @@ def test_problems_without_answers_are_refused(undisturbed, tmp_path):
     shutil.copytree(whole / "data", run / "data")
     shutil.rmtree(run / "data/sft")
     load_from_disk(str(whole / "data/sft")).remove_columns("answer").save_to_disk(str(run / "data/sft"))
+    record = json.loads((run / "data/stage.json").read_text())
+    (run / "data/stage.json").write_text(json.dumps(record | {"files": None}))  # else the change is noticed at once
     assert_one_error(start(config_file, run), "row 0: no answer; every problem needs one to be verified")
 
 
@@ -305,5 +307,5 @@ def test_a_disk_that_fills_is_one_line(undisturbed, tmp_path):
     shutil.copytree(whole / "data", run / "data")
     limit = f'ulimit -f 8; exec "{BI_RAY}" run "{config_file}" --run "{run}"'
     assert_one_error(start_command(["bash", "-c", limit]), "File too large")
-    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml", "data", "sft_data"]
+    assert sorted(path.name for path in run.iterdir()) == [".bi-ray-run", ".lock", "config.yaml", "data", "sft_data"]
     assert not any((run / "sft_data").iterdir())

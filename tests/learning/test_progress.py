@@ -18,8 +18,8 @@ def test_newest_steps_stay_and_leftovers_of_a_kill_go(tmp_path):
         directories.write(step, fill)
     assert {path.name for path in directories.directory.iterdir()} == {"step_4", "step_10"}
     assert json.loads((directories.path(10) / "state.json").read_text()) == {"step": 10}
-    (directories.directory / "step_12.77.tmp").mkdir()  # killed while it was being filled
-    directories.path(10).rename(directories.directory / "step_10.old")  # killed between the two renames
+    (directories.directory / ".bi-ray-tmp-step_12.77.tmp").mkdir()  # killed while it was being filled
+    directories.path(10).rename(directories.directory / ".bi-ray-old-step_10")  # killed between the two renames
     assert directories.recover() == 10
     assert {path.name for path in directories.directory.iterdir()} == {"step_4", "step_10"}
 

@@ -220,6 +220,7 @@ def test_results_are_read_from_run_directories(measured, tmp_path):
     (tmp_path / "realised" / "bridge" / "realised.json").write_text(json.dumps(result))
     (tmp_path / "rl" / "bridge").mkdir(parents=True)
     watched = {"step": 0, "queries": [{"right": 1, "of": 4, "k_plus": 1.0, "k_minus": 0.5, "dj": 0.2}]}
+    watched |= {"target_reward": 0.5, "target_se": 0.1, "predicted": None, "realised": None, "noise": None}
     (tmp_path / "rl" / "bridge" / "influence.jsonl").write_text(json.dumps(watched) + "\n")
     found = read_readiness(["vanilla", "bridge"], [tmp_path], draws=50)
     assert list(found["readiness"]) == ["bridge"]
