@@ -9,6 +9,7 @@ import ray
 import torch
 from ray.train.torch import get_device
 
+from actors.weight_sync import make_weights_directory
 from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
@@ -95,6 +96,7 @@ def rl_loop(config: dict[str, Any]) -> str | None:
         model=ModelConfig.model_validate(config["model"]),
         learner=learner,
     )
+    make_weights_directory(job.weights)
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
         rl.train(job, driver, get_device())

@@ -18,6 +18,7 @@ from actors.weight_sync import (
     RunWeightFiles,
     WeightSyncError,
     announce,
+    make_weights_directory,
     owner_on,
     weights_directory,
 )
@@ -37,6 +38,7 @@ ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5)
 @pytest.fixture
 def directory():
     files = RunWeightFiles(RUN, "here", 10)
+    make_weights_directory(weights_directory(RUN))
     yield weights_directory(RUN)
     asyncio.run(files.clear())
 
