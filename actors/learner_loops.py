@@ -14,6 +14,7 @@ from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFT
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
+from bi_ray.private import PrivacyError
 
 
 class DriverClient:
@@ -96,10 +97,10 @@ def rl_loop(config: dict[str, Any]) -> str | None:
         model=ModelConfig.model_validate(config["model"]),
         learner=learner,
     )
-    make_weights_directory(job.weights)
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
+        make_weights_directory(job.weights)
         rl.train(job, driver, get_device())
-    except (TrainingError, ConfigError) as error:
+    except (TrainingError, ConfigError, PrivacyError) as error:
         return str(error)
     return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bi_ray.config import RolloutConfig
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path(f"/dev/shm/bi_ray_{os.geteuid()}")
 EXTENSION = "actors.engine_extension.WeightExtension"
+log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 2**20
 _SUFFIX = ".safetensors"
 
@@ -167,8 +170,18 @@ class RunWeightFiles:
             await owner.release.remote(announcement.version)
 
     async def clear(self) -> None:
-        """Remove what lies on this node."""
+        """Remove what lies on this node and, as far as they answer, on all others."""
         WeightOwner(self._directory).clear()
+        nodes = ray.nodes() if ray.is_initialized() else []
+        others = [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != self._here]
+        calls = [owner_on(node, self._directory).clear.remote() for node in others]
+        if not calls:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.gather(*calls)
+        except (TimeoutError, RayActorError):
+            log.warning("weights may stay in %s on another node", self._directory, exc_info=True)
 
 
 def owner_on(node_id: str, directory: Path) -> Any:

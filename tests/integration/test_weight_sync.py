@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from actors.rollout_worker import RayWorker, RequestError
 from actors.weight_sync import (
     NcclSync,
     RunWeightFiles,
+    WeightOwner,
     WeightSyncError,
     announce,
     make_weights_directory,
@@ -37,10 +39,9 @@ ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5)
 
 @pytest.fixture
 def directory():
-    files = RunWeightFiles(RUN, "here", 10)
     make_weights_directory(weights_directory(RUN))
     yield weights_directory(RUN)
-    asyncio.run(files.clear())
+    WeightOwner(weights_directory(RUN)).clear()
 
 
 def request(key: str = "a", seed: int = 7, samples: int = 3, prompt: tuple[int, ...] = PROMPT) -> GroupRequest:
@@ -186,7 +187,7 @@ def test_nccl_without_a_gpu_is_one_clear_error():
 
 
 @pytest.mark.slow
-def test_weights_reach_another_node(tiny_model, directory):
+def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory, monkeypatch):
     """A second raylet stands for a second machine: it fetches the file from the owner on the first."""
     import ray
     from ray.cluster_utils import Cluster
@@ -209,6 +210,10 @@ def test_weights_reach_another_node(tiny_model, directory):
         await owner_on(here, directory).release.remote(PolicyVersion(1, 2))
         assert not file.exists()
         await worker.close()
+        # Both nodes have one shared memory here: with this process held back, only the other node's owner can do it.
+        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        await RunWeightFiles(RUN, here, 60).clear()
+        assert not directory.exists()
 
     try:
         cluster.add_node(num_cpus=1)
