@@ -58,11 +58,16 @@ def beyond_loopback(found: set[Listener]) -> list[Listener]:
 
 @pytest.mark.slow
 def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
+    """Also where nothing else is as usual: no home, a long path for temporary files, a proxy, no authentication."""
     small = config | {
         "learner": {"workers": 2, "cpus_per_worker": 0.5},
         "readiness": {"queries": 0},
         "evaluation": config["evaluation"] | {"samples_per_prompt": 0},
     }
+    temporary = tmp_path / ("long" * 30)
+    temporary.mkdir()
+    environment = user_environment(RAY_AUTH_MODE="disabled", TMPDIR=str(temporary), http_proxy="http://127.0.0.1:9")
+    environment.pop("HOME", None)
     command = [BI_RAY, "run", write(small, tmp_path / "tiny.yaml"), "--run", tmp_path / "run"]
     process = subprocess.Popen(
         list(map(str, command)),
@@ -70,7 +75,7 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env=user_environment(RAY_AUTH_MODE="disabled"),  # what other tools may want changes nothing
+        env=environment,
     )
     found: set[Listener] = set()
     while process.poll() is None:
@@ -217,6 +222,12 @@ import socket, sys
 for port in sys.argv[2:]:
     print(port, socket.socket().connect_ex((sys.argv[1], int(port))))
 """
+LISTENERS = """
+import sys
+from tests.listeners import listeners
+for one in listeners(int(sys.argv[1])):
+    print(one.port)
+"""
 SERVER = """
 import socket, sys, time
 server = socket.create_server((sys.argv[1], 0))
@@ -240,7 +251,10 @@ def server_in(host: list[str]) -> Iterator[int]:
 def test_another_host_reaches_nothing(two_hosts, tmp_path):
     host, other = two_hosts
     with local_ray(tmp_path, *host) as ray, server_in(host) as neighbor:
-        open_ports = {one.port for one in listeners(ray.pid)} | {AGENT_PORT, ray.port}
+        seen = subprocess.run(
+            [*host, sys.executable, "-c", LISTENERS, str(ray.pid)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        open_ports = set(map(int, seen.stdout.split())) | {AGENT_PORT, ray.port}
         knocked = subprocess.run(
             [*other, sys.executable, "-c", KNOCK, HOST, *map(str, {*open_ports, neighbor})],
             capture_output=True, text=True, check=True,
