@@ -62,10 +62,11 @@ def connect(config: RayConfig) -> None:
         LocalRayError, PrivacyError: a local one cannot be started.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.address and not job_id():
-        _join(config.address, "ray.address", None if os.environ.get(AUTH_MODE) else config.auth_mode)
-    elif address := os.environ.get("RAY_ADDRESS"):
-        _join(address, "RAY_ADDRESS")
+    configured, given = config.address, os.environ.get("RAY_ADDRESS")
+    if configured and not job_id():
+        _join(configured, "ray.address", None if os.environ.get(AUTH_MODE) else config.auth_mode)
+    elif given and given != "local":
+        _join(given, "RAY_ADDRESS")
     else:
         with _sigterm_kept():
             start_local_ray(config.local_cpus, include_dashboard=False, **_QUIET)
@@ -81,8 +82,7 @@ def _join(address: str, source: str, auth_mode: str | None = None, token: str | 
         token: of the cluster; None: the one that Ray finds.
     """
     check_address(address, source)
-    host = address.rpartition(":")[0]
-    if is_loopback(host):
+    if address == "auto" or is_loopback(address.rpartition(":")[0]):
         stay_on_loopback()
     if auth_mode is not None:
         use_authentication(auth_mode, token)

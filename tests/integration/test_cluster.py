@@ -65,6 +65,7 @@ def test_a_driver_that_a_killed_command_left_is_replaced_and_scaled(two_nodes, t
     ("configured", "environment", "job", "joined"),
     [
         (None, None, False, "local"),
+        (None, "local", False, "local"),
         ("a:1", None, False, "a:1"),
         (None, "b:2", False, "b:2"),
         ("a:1", "b:2", False, "a:1"),
