@@ -1,4 +1,4 @@
-"""Connecting to Ray, with the authentication mode said out loud, and finding the driver of a run that is going on."""
+"""Joining a Ray cluster or starting a local one, with the authentication mode set, and finding the driver of a run that is going on."""
 
 from __future__ import annotations
 
@@ -40,8 +40,6 @@ TOKEN_ADVICE = (
 )
 _PROBE_S = 5.0
 _POLL_S = 0.2
-
-
 _QUIET: dict[str, Any] = {"configure_logging": True, "logging_level": logging.WARNING, "log_to_driver": False}
 
 log = logging.getLogger(__name__)
