@@ -1,4 +1,4 @@
-"""Joining a Ray cluster or starting a local one, with the authentication mode set, and finding the driver of a run that is going on."""
+"""Joining a Ray cluster, or starting a local Ray, and finding the driver of a run that is going on."""
 
 from __future__ import annotations
 
