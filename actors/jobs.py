@@ -19,14 +19,14 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bi_ray
-from actors.cluster import TOKEN_ADVICE
+from actors.cluster import ADDRESS_FILE, TOKEN_ADVICE
 from actors.local_ray import bypass_proxies, is_loopback
 from bi_ray.store import CODE_VERSION_VARIABLE, code_version
 
 DEFAULT_PORT = 8265
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 # Ray itself leaves out .git, .venv and what .gitignore names; these stand for projects without that file.
-EXCLUDES = ["/runs/", "/.venv-*/", "/.git", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", "*.tmp"]
+EXCLUDES = [ADDRESS_FILE, "/runs/", "/.venv-*/", "/.git", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", "*.tmp"]
 STOP_WAIT_S = 30  # between SIGTERM and SIGKILL; Ray's own 3 s are short for closing engines
 _END_WAIT_S = 30  # for the status of a job to follow the end of its log
 _POLL_S = 0.5
