@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
+from ray.serve.generated import serve_pb2
 
 from actors.cluster import ADDRESS_FILE
 from tests.integration.test_pipeline import BI_RAY, DEADLINE_S, config, finish, write
@@ -27,8 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.5
 AGENT_PORT = 52365  # of Ray's dashboard agent, which takes jobs
-# Listeners that are not on loopback, by process; a test has to prove that each refuses a request without the token.
-ALLOWED_BEYOND_LOOPBACK: set[str] = set()
+TOKEN = "5" * 64
 
 LOCAL_RAY = """
 import sys, time
@@ -53,7 +54,7 @@ print("intruder got", ray.get(ray.remote(lambda: "in").remote()))
 
 
 def beyond_loopback(found: set[Listener]) -> list[Listener]:
-    return sorted(one for one in found if not one.is_on_loopback and one.process not in ALLOWED_BEYOND_LOOPBACK)
+    return sorted(one for one in found if not one.is_on_loopback)
 
 
 @pytest.mark.slow
@@ -94,18 +95,40 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_socket_of_a_served_run_is_on_loopback(tiny_model, tmp_path, monkeypatch):
+def test_a_served_run_lets_no_other_host_in(tiny_model, tmp_path, monkeypatch):
+    """Ray Serve binds a port of each replica to every interface, whatever it is asked for: those want the token."""
     run = tmp_path / "run"
     write_run(run, tiny_model(True))
     put_policy(run / "sft/bridge", tiny_model(True))
     for name in set(os.environ) - set(user_environment()):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     with serving(run, "--models", "bridge-sft") as served:
         found = listeners(served.process.pid)
-    processes = {one.process for one in found}
-    for part in ("gcs_server", "raylet", "ray::ProxyActor", "VLLM::EngineCore"):
-        assert any(name.startswith(part) for name in processes), f"{part} was not seen among {processes}"
-    assert not beyond_loopback(found)
+        processes = {one.process for one in found}
+        for part in ("gcs_server", "raylet", "ray::ProxyActor", "VLLM::EngineCore"):
+            assert any(name.startswith(part) for name in processes), f"{part} was not seen among {processes}"
+        open_to_all = beyond_loopback(found)
+        assert all(one.process.startswith("ray::ServeReplica") for one in open_to_all), open_to_all
+        for one in open_to_all:
+            assert answers_of_replica(one.port, None) == {grpc.StatusCode.UNAUTHENTICATED}
+            assert answers_of_replica(one.port, "0" * 64) == {grpc.StatusCode.UNAUTHENTICATED}
+            assert grpc.StatusCode.UNAUTHENTICATED not in answers_of_replica(one.port, TOKEN)
+
+
+def answers_of_replica(port: int, token: str | None) -> set[grpc.StatusCode]:
+    """What every method of a replica's own server makes of a request that is empty."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    codes = set()
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        for method in serve_pb2.DESCRIPTOR.services_by_name["ASGIService"].methods:
+            call = channel.unary_stream(f"/{method.containing_service.full_name}/{method.name}")
+            answer = call(b"", metadata=metadata, timeout=30)
+            with contextlib.suppress(grpc.RpcError):
+                list(answer)
+            codes.add(answer.code())
+    assert codes
+    return codes
 
 
 @dataclass(frozen=True)

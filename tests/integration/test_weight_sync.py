@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from actors import weight_sync
 from actors.rollout_worker import RayWorker, RequestError
 from actors.weight_sync import (
     NcclSync,
@@ -211,7 +212,7 @@ def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory,
         assert not file.exists()
         await worker.close()
         # Both nodes have one shared memory here: with this process held back, only the other node's owner can do it.
-        monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        monkeypatch.setattr(weight_sync, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         await RunWeightFiles(RUN, here, 60).clear()
         assert not directory.exists()
 
