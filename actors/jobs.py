@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bi_ray
-from actors.cluster import TOKEN_ADVICE
+from actors.cluster import ADDRESS_FILE, TOKEN_ADVICE
+from actors.local_ray import bypass_proxies, is_loopback
 from bi_ray.store import CODE_VERSION_VARIABLE, code_version
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_PORT = 8265
+DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 # Ray itself leaves out .git, .venv and what .gitignore names; these stand for projects without that file.
-EXCLUDES = ["/runs/", "/.venv-*/", "/.git", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", "*.tmp"]
+EXCLUDES = [ADDRESS_FILE, "/runs/", "/.venv-*/", "/.git", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", "*.tmp"]
 STOP_WAIT_S = 30  # between SIGTERM and SIGKILL; Ray's own 3 s are short for closing engines
 _END_WAIT_S = 30  # for the status of a job to follow the end of its log
 _POLL_S = 0.5
@@ -36,22 +40,55 @@ class JobError(RuntimeError):
     """A job, or the server for jobs, that is not as hoped; the message says what to change."""
 
 
+def job_server(address: str | None) -> str:
+    """The address of the job server: ``address``, else what the environment names.
+
+    Raises:
+        JobError: it is not the address of a web server.
+    """
+    for source, chosen in (
+        ("--address", address),
+        ("RAY_API_SERVER_ADDRESS", os.environ.get("RAY_API_SERVER_ADDRESS")),
+    ):
+        if chosen:
+            return _web_address(source, chosen)
+    cluster = os.environ.get("RAY_ADDRESS")
+    if not cluster or cluster in ("auto", "local"):
+        return DEFAULT_ADDRESS
+    if cluster.startswith(("http://", "https://")):
+        return _web_address("RAY_ADDRESS", cluster)
+    # Ray's own address, such as HOST:6379, as a run wants it: the job server is on the same machine.
+    host = urlsplit(cluster if "://" in cluster else f"ray://{cluster}").hostname
+    return f"http://{f'[{host}]' if ':' in (host or '') else host}:{DEFAULT_PORT}"
+
+
+def _web_address(source: str, address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_web = False
+    if not is_web:
+        raise JobError(f"{source} is {address}: give the address of the job server, http://HOST:{DEFAULT_PORT}")
+    return address
+
+
 class Jobs:
     """The jobs of a cluster.
 
     Args:
-        address: of the head node's job server, ``http://HOST:8265``; None: that of ``RAY_API_SERVER_ADDRESS`` or
-            ``RAY_ADDRESS``, else ``DEFAULT_ADDRESS``.
+        address: of the head node's job server, ``http://HOST:8265``; None: that of ``RAY_API_SERVER_ADDRESS``, or the
+            one on the machine of ``RAY_ADDRESS``, else ``DEFAULT_ADDRESS``.
 
     Raises:
         JobError: from every method: nobody answers there, not without (another) token, or there is no such job.
     """
 
     def __init__(self, address: str | None = None) -> None:
-        if address and "://" not in address:
-            raise JobError(f"--address {address}: give that of the job server, http://HOST:8265")
-        chosen = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-        self.address = chosen or DEFAULT_ADDRESS
+        self.address = job_server(address)
+        host = urlsplit(self.address).hostname or ""
+        if is_loopback(host):  # a proxy would look for the server on its own machine
+            bypass_proxies([host])
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray puts RAY_ADDRESS above its own argument
         with self._explained():
             self._client = JobSubmissionClient(self.address)
@@ -110,6 +147,16 @@ class Jobs:
                 (job for job in self._client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0
             )
 
+    def _proxy_advice(self) -> str:
+        parts = urlsplit(self.address)
+        proxy = getproxies().get(parts.scheme)
+        if proxy is None or proxy_bypass(parts.hostname or ""):
+            return ""
+        return (
+            f". Requests to it go through the proxy {urlsplit(proxy).hostname}; if they should not, add "
+            f"{parts.hostname} to NO_PROXY"
+        )
+
     @contextmanager
     def _explained(self, job: str | None = None) -> Iterator[None]:
         try:
@@ -119,7 +166,7 @@ class Jobs:
         except (ConnectionError, requests.RequestException) as error:
             raise JobError(
                 f"no Ray job server answers at {self.address}: start Ray (`ray start --head`), or give the "
-                "--address of its dashboard, http://HOST:8265"
+                f"--address of its dashboard, http://HOST:{DEFAULT_PORT}{self._proxy_advice()}"
             ) from error
         except (RuntimeError, ValueError) as error:
             if job is not None and "404" in str(error):

@@ -15,11 +15,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from actors.learner_loops import rl_loop, sft_loop
+from actors.process_group import NodeTorchConfig
 from bi_ray.config import LearnerConfig, ModelConfig, RayConfig, RLConfig, SFTConfig
 from bi_ray.policy.checkpoint import check_directory
 
@@ -81,7 +82,7 @@ class LearnerGroup:
         trainer = TorchTrainer(
             loop,
             train_loop_config=job,
-            torch_config=TorchConfig(timeout_s=int(self._learner.collective_timeout_s)),
+            torch_config=NodeTorchConfig(timeout_s=int(self._learner.collective_timeout_s)),
             scaling_config=self._scaling(),
             run_config=RunConfig(
                 name=f"{kind}-{output.name}",

@@ -9,10 +9,12 @@ import ray
 import torch
 from ray.train.torch import get_device
 
+from actors.weight_sync import make_weights_directory
 from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
+from bi_ray.private import PrivacyError
 
 
 class DriverClient:
@@ -97,7 +99,8 @@ def rl_loop(config: dict[str, Any]) -> str | None:
     )
     driver = DriverClient(config["driver"], config["call_timeout_s"], job.config.batch_timeout_s)
     try:
+        make_weights_directory(job.weights)
         rl.train(job, driver, get_device())
-    except (TrainingError, ConfigError) as error:
+    except (TrainingError, ConfigError, PrivacyError) as error:
         return str(error)
     return None

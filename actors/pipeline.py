@@ -16,11 +16,12 @@ import ray
 from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, write_address
 from actors.driver import Driver
 from actors.learner_group import LearnerGroup
-from actors.weight_sync import weights_directory
+from actors.weight_sync import SHARED_MEMORY, weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
 from bi_ray.metrics import read_steps
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
+from bi_ray.private import private_folder
 from bi_ray.problems import (
     MANIFEST,
     DemonstrationsManifest,
@@ -431,6 +432,7 @@ class Pipeline:
 
     def _connect(self) -> None:
         if not ray.is_initialized():
+            private_folder(SHARED_MEMORY)  # another user's shows before anything starts
             connect(self.config.ray)
             check_shared(self.run_directory.path, self.config.ray.call_timeout_s)
             write_address(self.run_directory.path)

@@ -1,8 +1,8 @@
 """How the learners' weights get into the engines: one interface, two ways, chosen by ``rollout.weight_sync``.
 
-``shared_memory``: rank 0 of the learners writes one safetensors file per version under ``/dev/shm/bi_ray/<run>/``;
-engines on that node read it, other nodes fetch it once each through a ``WeightOwner`` on the publishing node. Files
-older than what every engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
+``shared_memory``: rank 0 of the learners writes one safetensors file per version under ``SHARED_MEMORY/<run>/``, a
+folder of this user alone; engines on that node read it, other nodes fetch it once each through a ``WeightOwner`` on the
+publishing node. Files older than what every engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
 
 An engine drains before it takes new weights (``RolloutWorker.sync``), so neither way sees a running request.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,18 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bi_ray.config import RolloutConfig
 from bi_ray.policy.checkpoint import SPARE
 from bi_ray.policy.rollout import PolicyVersion
+from bi_ray.private import open_private, private_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
     from vllm.v1.engine.async_llm import AsyncLLM
 
-SHARED_MEMORY = Path("/dev/shm/bi_ray")
+SHARED_MEMORY = Path(f"/dev/shm/bi_ray_{os.geteuid()}")
 EXTENSION = "actors.engine_extension.WeightExtension"
+log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 2**20
 _SUFFIX = ".safetensors"
 
@@ -101,8 +105,19 @@ def announce(version: PolicyVersion, path: Path, node_id: str | None = None) -> 
 
 
 def weights_directory(run_id: str) -> Path:
-    """Where the weights of a run are published on each node, in memory."""
+    """Where the weights of a run are published on each node, in memory; ``make_weights_directory`` makes it."""
     return SHARED_MEMORY / run_id
+
+
+def make_weights_directory(directory: Path) -> None:
+    """Make a folder for weights on this node, and ``SHARED_MEMORY`` around it for this user alone.
+
+    Raises:
+        PrivacyError: ``SHARED_MEMORY`` belongs to another user, or cannot be made.
+    """
+    if directory.is_relative_to(SHARED_MEMORY):
+        private_folder(SHARED_MEMORY)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 class WeightOwner:
@@ -155,8 +170,18 @@ class RunWeightFiles:
             await owner.release.remote(announcement.version)
 
     async def clear(self) -> None:
-        """Remove what lies on this node."""
+        """Remove what lies on this node and, as far as they answer, on all others."""
         WeightOwner(self._directory).clear()
+        nodes = ray.nodes() if ray.is_initialized() else []
+        others = [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != self._here]
+        calls = [owner_on(node, self._directory).clear.remote() for node in others]
+        if not calls:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.gather(*calls)
+        except (TimeoutError, RayActorError):
+            log.warning("weights may stay in %s on another node", self._directory, exc_info=True)
 
 
 def owner_on(node_id: str, directory: Path) -> Any:
@@ -203,7 +228,7 @@ class SharedMemorySync:
 
     async def _local_copy(self, announcement: FileAnnouncement) -> str:
         """Fetch the file unless another worker of this node has; older copies go."""
-        self.copies.mkdir(parents=True, exist_ok=True)
+        make_weights_directory(self.copies)
         target = self.copies / f"{announcement.version}{_SUFFIX}"
         with open(self.copies / "lock", "w") as lock:  # freed by the end of this block, or of this process
             await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
@@ -215,7 +240,7 @@ class SharedMemorySync:
     async def _fetch(self, announcement: FileAnnouncement, target: Path) -> None:
         owner = owner_on(announcement.node_id, self.copies.parent)
         temporary = target.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=open_private) as file:
             while chunk := await owner.read.remote(announcement.path, file.tell()):
                 file.write(chunk)
         temporary.rename(target)

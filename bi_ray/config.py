@@ -232,7 +232,7 @@ class RayConfig(Config):
 
     address: str | None = None  # None: start a local one
     local_cpus: Positive | None = None  # of a local cluster; None: every core
-    auth_mode: Literal["disabled", "token"] = "disabled"  # of a local cluster; shipped manifests use token mode
+    auth_mode: Literal["disabled", "token"] = "token"  # at `address`, unless RAY_AUTH_MODE is set; local: always token
     call_timeout_s: Seconds = 60  # of a call that only reads or sets state
 
 

@@ -23,9 +23,10 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from rich.console import Console
 
 from actors.cluster import connect
-from bi_ray.config import RunConfig
+from bi_ray.config import RUN_CONFIG_FILE, RunConfig
 from bi_ray.display import Display
 from bi_ray.policy.chat import messages
+from bi_ray.private import PrivacyError, read_own
 from bi_ray.problems import read_problems
 from bi_ray.tasks.registry import build_task
 from serve.app import API_KEYS_VARIABLE, APPLICATION, ServeArgs, build, environment_keys
@@ -67,6 +68,7 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     config = read_run(run)
     names = [policy.name for policy in choose_policies(run, config, options.models)]
     _require_keys(options)
+    _require_own_address(run, config)
     _require_free(options.host, options.port)
     args = ServeArgs(
         run=str(run),
@@ -89,6 +91,19 @@ def _require_keys(options: ServeOptions) -> None:
             f"--host {options.host}: others than this machine reach it, so it needs an API key: add --api-key KEY, "
             f"or set {API_KEYS_VARIABLE}"
         )
+
+
+def _require_own_address(run: Path, config: RunConfig) -> None:
+    """Ray's calls carry code and the token: somebody else's run must not name whom they go to."""
+    if config.ray.address is None:
+        return
+    try:
+        read_own(run / RUN_CONFIG_FILE)
+    except PrivacyError as error:
+        raise ServeError(
+            f"{run / RUN_CONFIG_FILE} has ray.address {config.ray.address}, which is not trusted: {error}; "
+            "serve a copy of the run that is your own"
+        ) from error
 
 
 def _require_free(host: str, port: int) -> None:
@@ -128,7 +143,6 @@ def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterato
     # Logical CPUs: a model more than there are cores makes answers slower; it must not wait for a place for ever.
     needed = math.ceil(models * config.rollout.cpus_per_worker)
     cpus = max(config.ray.local_cpus or os.cpu_count() or 1, needed)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     connect(config.ray.model_copy(update={"local_cpus": cpus}))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

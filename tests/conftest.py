@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# Before Ray is imported anywhere: a local cluster without tokens, and no reports to anybody.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Before Ray is imported anywhere: every Ray of a test asks for a token, and reports to nobody.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # clusters of tests too stay on loopback (actors/local_ray.py)
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -22,9 +25,9 @@ def ray_local() -> Iterator[None]:
     """A Ray of this test file alone, with ``LOCAL_CPUS`` logical CPUs."""
     import ray
 
-    ray.init(
-        "local", num_cpus=LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
-    )
+    from actors.local_ray import start_local_ray
+
+    start_local_ray(LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
     yield
     ray.shutdown()
 

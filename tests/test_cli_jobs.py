@@ -101,5 +101,5 @@ def test_an_address_that_is_given_comes_before_the_environment(make_jobs, monkey
     monkeypatch.setenv("RAY_ADDRESS", "http://other:2")
     assert Jobs("http://given:3").address == "http://given:3"
     assert jobs_module.os.environ["RAY_API_SERVER_ADDRESS"] == "http://given:3"
-    with pytest.raises(JobError, match="give that of the job server"):
+    with pytest.raises(JobError, match="give the address of the job server"):
         Jobs("given:6379")

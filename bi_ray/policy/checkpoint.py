@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,10 +21,15 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from bi_ray.private import open_private
+from bi_ray.store import in_words
+
 WEIGHTS = "model.safetensors"
 SPARE = "spare"  # in a folder of published weights: a file that nobody needs any more, but for its memory
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_TOO_LITTLE_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OS_ERROR = re.compile(r"os error (\d+)")
 disable_progress_bar()  # a run shows its own
 
 
@@ -118,7 +126,7 @@ def publish_weights(state: dict[str, Tensor], path: Path) -> None:
     def write(file: Path) -> None:
         with suppress(FileNotFoundError):
             path.with_name(SPARE).rename(file)
-        with file.open("r+b" if file.exists() else "wb") as content:
+        with open(file, "r+b" if file.exists() else "wb", opener=open_private) as content:
             content.write(_header(tensors))
             for tensor in tensors.values():
                 numbers: Any = tensor.flatten().view(torch.uint8).numpy()  # no copy
@@ -154,10 +162,21 @@ def _write(tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]
 
 
 def _write_fault(tensors: dict[str, Tensor], path: Path, error: Exception) -> str:
+    cause = _file_system_error(error)
+    if cause is None or cause.errno not in _TOO_LITTLE_SPACE:
+        return f"{path} was not written: {in_words(cause) if cause else error}"
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
     free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
     more = "give the container more shared memory (--shm-size)" if path.is_relative_to("/dev/shm") else "free some"
-    return f"{path} was not written: {error}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
+    return f"{path} was not written: {in_words(cause)}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
+
+
+def _file_system_error(error: Exception) -> OSError | None:
+    """What the file system answered; safetensors has its number in the text of an error of its own."""
+    if isinstance(error, OSError):
+        return error
+    number = _OS_ERROR.search(str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
 def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:

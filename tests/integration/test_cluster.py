@@ -57,7 +57,7 @@ def test_a_driver_that_a_killed_command_left_is_replaced_and_scaled(two_nodes, t
         scale(directory, 4, two_nodes)
     with pytest.raises(ClusterError, match="no rollout workers of"):
         scale(RunDirectory(tmp_path / "other"), 2, two_nodes)
-    with pytest.raises(ClusterError, match="nothing here says on which cluster"):
+    with pytest.raises(ClusterError, match="no cluster is known for"):
         scale(RunDirectory(tmp_path / "other"), 2)
 
 
@@ -65,6 +65,7 @@ def test_a_driver_that_a_killed_command_left_is_replaced_and_scaled(two_nodes, t
     ("configured", "environment", "job", "joined"),
     [
         (None, None, False, "local"),
+        (None, "local", False, "local"),
         ("a:1", None, False, "a:1"),
         (None, "b:2", False, "b:2"),
         ("a:1", "b:2", False, "a:1"),
@@ -73,7 +74,8 @@ def test_a_driver_that_a_killed_command_left_is_replaced_and_scaled(two_nodes, t
 )
 def test_which_cluster_is_joined(configured, environment, job, joined, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "_init", lambda address, **_: asked.append(address))
+    monkeypatch.setattr(module, "_join", lambda address, *_: asked.append(address))
+    monkeypatch.setattr(module, "start_local_ray", lambda *_, **__: asked.append("local"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)

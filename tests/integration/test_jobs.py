@@ -57,7 +57,7 @@ class Cluster:
         self.project.mkdir()
         self.temporary = tempfile.mkdtemp(prefix="br", dir="/tmp")  # sockets allow short paths only
         self.address = f"http://127.0.0.1:{free_port()}"
-        said = {"RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "BI_RAY_LOCAL"}
+        said = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "BI_RAY_LOCAL"}
         own = {"HOME": str(self.home), "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
         self.bare = {name: value for name, value in os.environ.items() if name not in said} | own
         self.environment = self.bare
@@ -267,7 +267,7 @@ def test_mistakes_about_jobs_are_one_line(cluster, tmp_path):
     server = ("--address", cluster.address)
     refused("no job nobody at http", "job", "stop", "nobody", *server)
     refused("no Ray job server answers at", "job", "list", "--address", f"http://127.0.0.1:{free_port()}")
-    refused("give that of the job server", "job", "list", "--address", "127.0.0.1:6379")
+    refused("give the address of the job server", "job", "list", "--address", "127.0.0.1:6379")
     refused("no run is going on in", "scale", "--run", cluster.project, "--workers", "2")
     nowhere = f"127.0.0.1:{free_port()}"
     refused(f"no Ray answers at {nowhere}", "scale", "--run", tmp_path, "--workers", "2", "--address", nowhere)

@@ -17,6 +17,7 @@ import yaml
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
+from actors.weight_sync import SHARED_MEMORY
 from bi_ray.config import RunConfig, load_config
 
 pytestmark = pytest.mark.timeout(600)
@@ -174,7 +175,7 @@ def test_readiness_is_measured_before_rl_while_it_trains_and_by_experiment(undis
     assert [row["step"] for row in watched] == [0, 2]
     assert watched[0]["predicted"] is None
     assert watched[1]["since"] == 0
-    assert not list(Path("/dev/shm/bi_ray").glob("*/*.held"))
+    assert not list(SHARED_MEMORY.glob("*/*.held"))
 
 
 def test_the_same_command_again_does_nothing_twice(undisturbed):

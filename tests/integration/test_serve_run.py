@@ -16,6 +16,7 @@ import ray
 import yaml
 from ray import serve
 
+from actors.local_ray import start_local_ray
 from bi_ray.policy.chat import messages
 from bi_ray.problems import read_problems
 from bi_ray.tasks.registry import build_task
@@ -88,7 +89,7 @@ def wait_until(condition, seconds):
 def cluster():
     """A Ray with its dashboard, which `serve deploy` talks to."""
     port = free_port()
-    ray.init(num_cpus=4, include_dashboard=True, dashboard_port=port, log_to_driver=False)
+    start_local_ray(4, include_dashboard=True, dashboard_port=port, log_to_driver=False)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()

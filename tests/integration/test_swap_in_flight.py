@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 from actors.rollout_worker import RayWorker
-from actors.weight_sync import RunWeightFiles, announce, weights_directory
+from actors.weight_sync import WeightOwner, announce, make_weights_directory, weights_directory
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
 from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, SamplingConfig
@@ -25,8 +25,9 @@ NEW = PolicyVersion(1, 1)
 
 @pytest.fixture
 def directory():
+    make_weights_directory(weights_directory(RUN))
     yield weights_directory(RUN)
-    asyncio.run(RunWeightFiles(RUN, "here", 10).clear())
+    WeightOwner(weights_directory(RUN)).clear()
 
 
 def request(seed: int, samples: int = 16, max_tokens: int = 700, stop: tuple[str, ...] = ()) -> GroupRequest:

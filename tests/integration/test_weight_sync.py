@@ -6,18 +6,22 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
+from actors import weight_sync
 from actors.rollout_worker import RayWorker, RequestError
 from actors.weight_sync import (
     NcclSync,
     RunWeightFiles,
+    WeightOwner,
     WeightSyncError,
     announce,
+    make_weights_directory,
     owner_on,
     weights_directory,
 )
@@ -36,9 +40,9 @@ ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5)
 
 @pytest.fixture
 def directory():
-    files = RunWeightFiles(RUN, "here", 10)
+    make_weights_directory(weights_directory(RUN))
     yield weights_directory(RUN)
-    asyncio.run(files.clear())
+    WeightOwner(weights_directory(RUN)).clear()
 
 
 def request(key: str = "a", seed: int = 7, samples: int = 3, prompt: tuple[int, ...] = PROMPT) -> GroupRequest:
@@ -184,7 +188,7 @@ def test_nccl_without_a_gpu_is_one_clear_error():
 
 
 @pytest.mark.slow
-def test_weights_reach_another_node(tiny_model, directory):
+def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory, monkeypatch):
     """A second raylet stands for a second machine: it fetches the file from the owner on the first."""
     import ray
     from ray.cluster_utils import Cluster
@@ -207,6 +211,10 @@ def test_weights_reach_another_node(tiny_model, directory):
         await owner_on(here, directory).release.remote(PolicyVersion(1, 2))
         assert not file.exists()
         await worker.close()
+        # Both nodes have one shared memory here: with this process held back, only the other node's owner can do it.
+        monkeypatch.setattr(weight_sync, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+        await RunWeightFiles(RUN, here, 60).clear()
+        assert not directory.exists()
 
     try:
         cluster.add_node(num_cpus=1)

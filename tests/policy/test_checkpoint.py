@@ -1,11 +1,16 @@
+import errno
+import os
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from bi_ray.policy import checkpoint
 from bi_ray.policy.checkpoint import (
     SPARE,
     WEIGHTS,
@@ -128,3 +133,54 @@ def test_a_spare_file_that_is_too_small_for_a_full_disk_leaves_nothing(tmp_path,
     with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB"):
         publish_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+FAULTS = {
+    errno.EACCES: "this user has no right to write there",
+    errno.EPERM: "this user has no right to write there",
+    errno.EROFS: "it is on a disk that can only be read",
+    errno.EIO: "Input/output error",
+}
+
+
+@pytest.mark.parametrize("number", [*FAULTS, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("library", [False, True])
+def test_only_a_lack_of_space_is_called_one(tmp_path, monkeypatch, number, library):
+    """Errors as the system gives them, and as safetensors' writer puts them into words of its own."""
+    error = OSError(number, os.strerror(number))
+    if library:
+        words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+        error = SafetensorError(words)
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written: ") as caught:
+        save_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors", tied=False)
+    assert ("needs 4 MiB" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+    assert FAULTS.get(number, "") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_weights_in_a_folder_of_another_user_are_not_called_a_lack_of_space(tmp_path):
+    """By the system itself: a process that is another user, and safetensors' own writer."""
+    theirs = "/tmp/" + tmp_path.name + str(os.getpid())
+    os.mkdir(theirs, 0o755)
+    pid = os.fork()
+    if pid == 0:
+        os.setresuid(12345, 12345, 12345)
+        try:
+            save_weights({"w": torch.zeros(4)}, Path(theirs) / "1.1.safetensors", tied=False)
+        except CheckpointError as error:
+            os._exit(7 if "has no right" in str(error) and "MiB" not in str(error) else 1)
+        os._exit(2)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.rmdir(theirs)
+    assert code == 7
+
+
+def test_published_weights_are_for_this_user_alone(tmp_path):
+    publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
+    assert (tmp_path / "1.1.safetensors").stat().st_mode & 0o777 == 0o600

@@ -16,6 +16,7 @@ from serve.app import ServeArgs, build, environment_keys
 from serve.command import base_url, curl, reason_of
 from serve.policies import ServeError
 from tests.serve.test_policies import make
+from tests.serving import free_port
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -47,6 +48,17 @@ def test_mistakes_are_one_line_before_anything_starts(run, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port + 1}" in error(run, "--port", port)
+
+
+@pytest.mark.parametrize("place", [".", "config.yaml"])
+def test_a_run_that_others_can_write_does_not_choose_the_cluster(run, monkeypatch, capsys, place):
+    config = load_config(QUICKSTART, RunConfig)
+    cluster = config.ray.model_copy(update={"address": "10.6.6.6:6379"})
+    save_config(config.model_copy(update={"ray": cluster}), run / "config.yaml")
+    (run / place).chmod((run / place).stat().st_mode | 0o002)
+    error = error_of(monkeypatch, capsys, run, "--port", free_port())
+    assert "ray.address 10.6.6.6:6379, which is not trusted: others can write to" in error
+    assert "serve a copy of the run that is your own" in error
 
 
 def test_the_curl_survives_a_shell():
