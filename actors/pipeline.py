@@ -19,6 +19,8 @@ from actors.learner_group import LearnerGroup
 from actors.weight_sync import weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.learning.sft import CHECKPOINTS
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
 from bi_ray.problems import MANIFEST, demonstrate, read_problems, write_demonstrations, write_problems
@@ -153,6 +155,7 @@ class Pipeline:
         manifest = json.loads((self._path(f"sft_data/{arm}") / MANIFEST).read_text())
         steps = -(-manifest["demonstrations"] // sft.batch_examples) * sft.epochs
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
+        StepDirectories(work / CHECKPOINTS).recover(steps, self.display.note)
         with self._training(stage, title, steps, work):
             learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
         self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
@@ -299,11 +302,19 @@ class Pipeline:
         selection = self._path(f"queries/{arm}") if selected else None
         begun = driver.begin_rl.remote(arm, base, work, self._path("data"), target, selection)
         self._call(begun, config.ray.call_timeout_s + config.readiness.start_timeout_s)
+        checkpoints = StepDirectories(work)
+        checkpoints.recover(config.rl.steps, self.display.note)
         with self._training(stage, f"RL of {arm}", config.rl.steps, work):
             learners.run_rl(base, work, self._weights(), config.rl, driver)
         # The analysis of a late step may still run; RL itself is over.
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s + config.readiness.timeout_s)
-        outcome = outcome_of(read_metrics(work / "metrics.jsonl"), config.rl)
+        whole = checkpoints.whole_steps(self.display.note)
+        outcome = outcome_of(read_metrics(work / "metrics.jsonl"), config.rl, whole | {0})
+        if outcome.step and outcome.step not in whole:
+            raise RunError(
+                f"{stage}: the checkpoint of step {outcome.step}, the result, is damaged: run the same command again; "
+                "it resumes from the newest whole one"
+            )
         if outcome.stopped:
             self.display.note(f"RL of {arm}: {outcome.stopped}")
         if outcome.step != outcome.last_step:
