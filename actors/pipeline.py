@@ -122,6 +122,7 @@ class Pipeline:
         stage = f"sft_data/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data")
         task, tokenizer = build_task(self.config.task, self.config.seeds.data), load_tokenizer(self.config.model.path)
         with self.run_directory.commit(stage, key) as folder, self.display.task(f"demonstrations of {arm}", None):
             manifest = write_demonstrations(
@@ -148,6 +149,7 @@ class Pipeline:
         stage = f"{kind}/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole(f"sft_data/{arm}")
         self._connect()
         began = time.monotonic()
         work, config = self.run_directory.work(stage, key), self.config
@@ -225,6 +227,7 @@ class Pipeline:
         key, stage = key_of(parts, inputs | {"target": target.digest}), f"readiness/{name}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", "target", *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             held_out = self._held_out_demonstrations(recipes)
@@ -240,6 +243,7 @@ class Pipeline:
         key, stage = key_of(parts, {"readiness": readiness.digest}), f"realised/{arm}"
         if self._skip(stage, key):
             return
+        self.run_directory.require_whole("target", f"sft/{arm}", f"readiness/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder:
             reference = driver.realise.remote(policy, self._path(f"readiness/{arm}"), self._path("target"), folder)
@@ -274,6 +278,7 @@ class Pipeline:
         key, stage = key_of(parts, {"sft": sft.digest}), f"queries/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", f"sft/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder, self.display.task(f"RL queries of {arm}", None):
             reference = driver.select_queries.remote(policy, self._path("data/rl"), folder)
@@ -295,6 +300,7 @@ class Pipeline:
         stage = f"rl/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", f"sft/{arm}", *([f"queries/{arm}"] if selected else []))
         began = time.monotonic()
         driver, work, base = self._driver_actor(), self.run_directory.work(stage, key), self._path(f"sft/{arm}/policy")
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
@@ -341,6 +347,7 @@ class Pipeline:
         key = key_of(parts, inputs)
         if self._skip(stage, key):
             return
+        self.run_directory.require_whole("data", *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             for name in config.evaluation.sets:
@@ -382,6 +389,11 @@ class Pipeline:
 
     def _path(self, artefact: str) -> Path:
         return self.run_directory.path / artefact
+
+    def _stages_of(self, policy: Path) -> list[str]:
+        """The stage of this run that made a policy; none made the base."""
+        stage, run = policy.parent, self.run_directory.path
+        return [stage.relative_to(run).as_posix()] if stage.is_relative_to(run) else []
 
     def _weights(self) -> Path:
         return weights_directory(self.run_id)

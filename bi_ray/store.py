@@ -18,9 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from bi_ray.config import RUN_CONFIG_FILE, Config, save_config
+from bi_ray.integrity import FileRecord, find_damage, record_files
 
 STAGE_FILE = "stage.json"
 CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
@@ -177,6 +179,7 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; name a directory for the run")
         self._lock: IO[str] | None = None
+        self._whole: set[str] = set()  # stages whose files were compared with their digests
 
     def __enter__(self) -> Self:
         """Take the lock and remove what a killed process left half-written.
@@ -234,15 +237,16 @@ class RunDirectory:
         if not self._is_under(folder, stage, key):
             _discard(folder)
             with write_atomically(folder) as fresh:
-                _write_stage_file(fresh, key, seconds=None)
+                _write_stage_file(fresh, key, seconds=None, files={})
         return folder
 
     @contextmanager
     def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
         """A folder to fill with the artefact of ``stage``; it appears, whole, when the block ends without an error.
 
-        The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version
-        and the seconds since ``began`` (of ``time.monotonic``; None: since the block began).
+        The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version,
+        size and digest of every file, and the seconds since ``began`` (of ``time.monotonic``; None: since the block
+        began).
 
         Raises:
             DiskFull: the disk filled while the block ran.
@@ -250,8 +254,24 @@ class RunDirectory:
         began = time.monotonic() if began is None else began
         with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artefact(stage)) as folder:
             yield folder
-            _write_stage_file(folder, key, seconds=time.monotonic() - began)
+            _write_stage_file(folder, key, time.monotonic() - began, record_files(folder))
         _discard(self.path / "work" / stage)
+
+    def require_whole(self, *stages: str) -> None:
+        """Compare the files of finished stages with their digests, each stage once; whoever reads a stage calls this.
+
+        Raises:
+            RunError: a file is not what it was when its stage was finished.
+        """
+        for stage in stages:
+            if stage in self._whole:
+                continue
+            if reason := stage_damage(self.artefact(stage)):
+                raise RunError(f"{self.artefact(stage)} is damaged: {reason}; {self._remedy(stage)}")
+            self._whole.add(stage)
+
+    def _remedy(self, stage: str) -> str:
+        return f"make the stage again with --from {stage.split('/')[0]}"
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
@@ -343,13 +363,24 @@ def code_version() -> str:
     return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
 
 
-def _write_stage_file(folder: Path, key: StageKey, seconds: float | None) -> None:
+def stage_damage(folder: Path) -> str | None:
+    """How the files of a finished stage differ from what its ``stage.json`` says of them; None if they do not."""
+    try:
+        content = json.loads((folder / STAGE_FILE).read_bytes())
+        records = TypeAdapter(dict[str, FileRecord]).validate_python(content["files"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        return f"{STAGE_FILE} cannot be read ({type(error).__name__})"
+    return find_damage(folder, records)
+
+
+def _write_stage_file(folder: Path, key: StageKey, seconds: float | None, files: Mapping[str, FileRecord]) -> None:
     content = {
         "key": key.digest,
         "config": key.config,
         "inputs": key.inputs,
         "code_version": code_version(),
         "seconds": seconds,
+        "files": {name: record.model_dump() for name, record in files.items()},
     }
     (folder / STAGE_FILE).write_text(json.dumps(content, indent=1))
 
