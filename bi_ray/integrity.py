@@ -6,6 +6,7 @@ A power cut can leave a file short or full of zeros under its final name, and di
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,10 +58,11 @@ def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
 def file_names(folder: Path) -> list[str]:
     """Relative paths of all files below ``folder``; hidden ones (``.nfs0001``, ``.DS_Store``) are nobody's input."""
     names = []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_dir() and not path.name.startswith("."):
-            names.append(path.relative_to(folder).as_posix())
-    return names
+    for parent, _, files in os.walk(folder):  # passes over folders that are removed meanwhile
+        for file in files:
+            if not file.startswith("."):
+                names.append((Path(parent) / file).relative_to(folder).as_posix())
+    return sorted(names)
 
 
 def _digest(file: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.display import figures_of
 from bi_ray.metrics import is_validation, last_figures, parse_metrics, read_metrics
-from bi_ray.mirror import Remote, RunPlace, is_fresh, read_lock
+from bi_ray.mirror import RunPlace, read_lock
+from bi_ray.remote import Remote
 from bi_ray.store import STAGE_FILE, RunError
 from bi_ray.validation import OUTCOME, best_step, compared_figure, scores_of
 
@@ -28,7 +30,7 @@ def describe_status(place: RunPlace) -> list[str]:
     in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(_in_work(place.path))
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
-    lines = [f"{place.name}: " + (f"in use by process {holder}" if holder else "nobody works in it now")]
+    lines = [f"{place.name}: " + (f"in use by {holder}" if holder else "nobody works in it now")]
     for stage, content in done.items():
         said = [f"{json.loads(content)['seconds']:.0f} s", *_validation(place.path, place.path / stage)]
         lines.append(f"  done     {stage:<24} {'  '.join(said)}")
@@ -65,8 +67,9 @@ def _local_status(run: Path) -> tuple[dict[str, str], str | None]:
 
 def _remote_status(uri: str) -> tuple[dict[str, str], str | None]:
     remote = Remote(uri)
-    holder = read_lock(remote)
-    return remote.stages(), f"{holder['process']} on {holder['owner']}" if holder and is_fresh(holder) else None
+    lock = read_lock(remote)
+    stages = {name: mark.text for name, mark in remote.stages().items()}
+    return stages, str(lock) if lock and lock.is_fresh(time.time()) else None
 
 
 def lock_holder(run: Path) -> str | None:
@@ -77,7 +80,7 @@ def lock_holder(run: Path) -> str | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return lock.read().strip() or "unknown"
+            return f"process {lock.read().strip() or 'unknown'}"
     return None
 
 

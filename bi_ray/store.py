@@ -23,6 +23,7 @@ from pydantic_core import to_jsonable_python
 
 from bi_ray.config import RUN_CONFIG_FILE, Config, save_config
 from bi_ray.integrity import FileRecord, find_damage, record_files
+from bi_ray.uri import public_name
 
 STAGE_FILE = "stage.json"
 CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
@@ -173,7 +174,9 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         if "://" in str(path):
-            raise RunError(f"{path}: this command works in a directory; `bi-ray run` and `study` take a URI")
+            raise RunError(
+                f"{public_name(str(path))}: this command works in a directory; `bi-ray run` and `study` take a URI"
+            )
         self.path = absolute(path)
         self.name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
