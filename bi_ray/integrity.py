@@ -55,6 +55,26 @@ def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
     return None
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the disk write every file and directory below ``folder``, and the folder itself, before this returns.
+
+    Without it, a power cut soon after a rename can leave files that are empty or cut under their final names.
+    """
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            sync(Path(parent) / file)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Have the disk write one file, or one directory's list of names, before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def file_names(folder: Path) -> list[str]:
     """Relative paths of all files below ``folder``; hidden ones (``.nfs0001``, ``.DS_Store``) are nobody's input."""
     names = []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bi_ray.integrity import FileRecord, file_names, find_damage, record_files
+from bi_ray.integrity import FileRecord, file_names, find_damage, record_files, sync, sync_folder
 from bi_ray.store import CHECKPOINT_FILE, explain_full_disk, restore, write_atomically
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,8 @@ class StepDirectories:
             fill(folder)
             state = CheckpointState(step=step, files=record_files(folder))
             (folder / CHECKPOINT_FILE).write_text(state.model_dump_json(indent=1))
+            sync_folder(folder)
+        sync(self.directory)
         _remove(path.with_name(path.name + _DAMAGED))
         for old in self._steps() - self._kept():
             shutil.rmtree(self.path(old))
