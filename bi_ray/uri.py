@@ -13,6 +13,12 @@ _LEAST_CHARACTERS = 4  # of a part of the credentials that is worth hiding by it
 _ANY_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
+def uri_in(path: object) -> str | None:
+    """The URI that somebody gave where a path is wanted, whose double slash ``Path`` has made a single one; or None."""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
+    return f"{match[1]}://{match[2]}" if match else None
+
+
 def public_name(uri: str) -> str:
     """A URI as it may be shown: without its query and credentials."""
     scheme, _, rest = uri.partition("://")
