@@ -32,8 +32,7 @@ def check_directory(path: str | Path) -> Path:
     """The directory of a checkpoint, if it is one.
 
     Raises:
-        CheckpointError: the directory, its config, its weights or its tokenizer are missing, or a file of them is cut
-            short.
+        CheckpointError: the directory, its config, its weights or its tokenizer are missing.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -44,6 +43,12 @@ def check_directory(path: str | Path) -> Path:
         raise CheckpointError(f"{directory} has no *.safetensors; convert its weights first (pickles are refused)")
     if not (directory / "tokenizer_config.json").exists():
         raise CheckpointError(f"{directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+    return directory
+
+
+def _readable(path: str | Path) -> Path:
+    """The directory of a checkpoint, if nothing in it is missing, cut short or a git-lfs pointer."""
+    directory = check_directory(path)
     with reading(directory):
         check_files(directory)
     return directory
@@ -56,8 +61,9 @@ def check_model(path: str | Path) -> None:
         CheckpointError: see ``check_directory`` and ``load_tokenizer``; or transformers has no such model, or the
             weights have an output matrix of their own although the configuration says otherwise.
     """
-    load_tokenizer(path)
-    refuse_second_head(Path(path), tied_weights(path))
+    directory = _readable(path)
+    load_tokenizer(directory)
+    refuse_second_head(directory, tied_weights(directory))
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -85,7 +91,7 @@ def load_model(path: str | Path, dtype: str = "float32", attention: str = "sdpa"
 
 def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
     """A model by ``from_pretrained``, which would fill weights that it does not find with random numbers."""
-    directory = check_directory(path)
+    directory = _readable(path)
     refuse_second_head(directory, tied_weights(directory))
     with reading(directory):
         result: Any = AutoModelForCausalLM.from_pretrained(
