@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file
 
 from bi_ray.config import RunConfig
-from bi_ray.policy.checkpoint import is_tied, load_model, load_tokenizer, save_weights
+from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights, tied_weights
 from bi_ray.readiness.influence import (
     Differentiator,
     Weights,
@@ -140,7 +140,7 @@ class InfluenceAnalyzer:
         assert self._target_direction is not None
         tool, target = self._open(policy), self._target_direction
         direction = target if query is None else reward_direction(tool, self._groups([query]))
-        length, tied = self.settings.realised_step_norm, is_tied(policy)
+        length, tied = self.settings.realised_step_norm, tied_weights(policy)
         save_weights(step_along(tool, direction, -length, target)[0], behind, tied)
         weights, predicted = step_along(tool, direction, length, target)
         save_weights(weights, ahead, tied)

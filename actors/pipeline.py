@@ -19,6 +19,8 @@ from actors.learner_group import LearnerGroup
 from actors.weight_sync import SHARED_MEMORY, weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.learning.sft import CHECKPOINTS
 from bi_ray.metrics import read_steps
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
 from bi_ray.private import private_folder
@@ -128,6 +130,7 @@ class Pipeline:
         stage = f"sft_data/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data")
         task, tokenizer = build_task(self.config.task, self.config.seeds.data), load_tokenizer(self.config.model.path)
         with self.run_directory.commit(stage, key) as folder, self.display.task(f"demonstrations of {arm}", None):
             manifest = write_demonstrations(
@@ -154,6 +157,7 @@ class Pipeline:
         stage = f"{kind}/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole(f"sft_data/{arm}")
         self._connect()
         began = time.monotonic()
         work, config = self.run_directory.work(stage, key), self.config
@@ -161,6 +165,7 @@ class Pipeline:
         manifest = read_record(self._path(f"sft_data/{arm}") / MANIFEST, DemonstrationsManifest)
         steps = -(-manifest.demonstrations // sft.batch_examples) * sft.epochs
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
+        StepDirectories(work / CHECKPOINTS).recover(steps, self.display.note)
         with self._training(stage, title, steps, work):
             learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
         self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
@@ -230,6 +235,7 @@ class Pipeline:
         key, stage = key_of(parts, inputs | {"target": target.digest}), f"readiness/{name}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", "target", *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             held_out = self._held_out_demonstrations(recipes)
@@ -245,6 +251,7 @@ class Pipeline:
         key, stage = key_of(parts, {"readiness": readiness.digest}), f"realised/{arm}"
         if self._skip(stage, key):
             return
+        self.run_directory.require_whole("target", f"sft/{arm}", f"readiness/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder:
             reference = driver.realise.remote(policy, self._path(f"readiness/{arm}"), self._path("target"), folder)
@@ -279,6 +286,7 @@ class Pipeline:
         key, stage = key_of(parts, {"sft": sft.digest}), f"queries/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", f"sft/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder, self.display.task(f"RL queries of {arm}", None):
             reference = driver.select_queries.remote(policy, self._path("data/rl"), folder)
@@ -300,6 +308,7 @@ class Pipeline:
         stage = f"rl/{arm}"
         if self._skip(stage, key):
             return key
+        self.run_directory.require_whole("data", f"sft/{arm}", *([f"queries/{arm}"] if selected else []))
         began = time.monotonic()
         driver, work, base = self._driver_actor(), self.run_directory.work(stage, key), self._path(f"sft/{arm}/policy")
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
@@ -307,11 +316,19 @@ class Pipeline:
         selection = self._path(f"queries/{arm}") if selected else None
         begun = driver.begin_rl.remote(arm, base, work, self._path("data"), target, selection)
         self._call(begun, config.ray.call_timeout_s + config.readiness.start_timeout_s)
+        checkpoints = StepDirectories(work)
+        checkpoints.recover(config.rl.steps, self.display.note)
         with self._training(stage, f"RL of {arm}", config.rl.steps, work):
             learners.run_rl(base, work, self._weights(), config.rl, driver)
         # The analysis of a late step may still run; RL itself is over.
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s + config.readiness.timeout_s)
-        outcome = outcome_of(read_steps(work / "metrics.jsonl"), config.rl)
+        whole = checkpoints.whole_steps(self.display.note)
+        outcome = outcome_of(read_steps(work / "metrics.jsonl"), config.rl, whole | {0})
+        if outcome.step and outcome.step not in whole:
+            raise RunError(
+                f"{stage}: the checkpoint of step {outcome.step}, the result, is damaged: run the same command again; "
+                "it resumes from the newest whole one"
+            )
         if outcome.stopped:
             self.display.note(f"RL of {arm}: {outcome.stopped}")
         if outcome.step != outcome.last_step:
@@ -338,6 +355,7 @@ class Pipeline:
         key = key_of(parts, inputs)
         if self._skip(stage, key):
             return
+        self.run_directory.require_whole("data", *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             for name in config.evaluation.sets:
@@ -379,6 +397,11 @@ class Pipeline:
 
     def _path(self, artefact: str) -> Path:
         return self.run_directory.path / artefact
+
+    def _stages_of(self, policy: Path) -> list[str]:
+        """The stage of this run that made a policy; none made the base."""
+        stage, run = policy.parent, self.run_directory.path
+        return [stage.relative_to(run).as_posix()] if stage.is_relative_to(run) else []
 
     def _weights(self) -> Path:
         return weights_directory(self.run_id)

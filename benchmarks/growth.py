@@ -78,7 +78,7 @@ def limits(setting: Setting, model: Path, prompt_tokens: float, peak: dict[str, 
     Every weight but an embedding that only looks up (a tied one is the head too) is in a product once per token; a
     prompt is computed once for its group. A decode step of an engine reads every weight once.
     """
-    policy = AutoModelForCausalLM.from_pretrained(model)
+    policy = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
     weights = sum(p.numel() for p in policy.parameters())
     generated = setting.prompts * setting.samples * setting.tokens
     seen = generated + setting.prompts * prompt_tokens

@@ -23,6 +23,8 @@ from bi_ray.cli_plan import add_commands as add_plan_commands
 from bi_ray.config import RUN_CONFIG_FILE, ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
 from bi_ray.files import in_words
 from bi_ray.mirror import RunPlace
+from bi_ray.store import RunError
+from bi_ray.uri import public_name, uri_in
 
 app = typer.Typer(
     help="Will reinforcement learning help this checkpoint, and if not, what should its SFT data look like?",
@@ -31,6 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+
+
+def _refuse_uri(paths: Any) -> Any:
+    """Raises RunError for a URI where a command reads a directory; its message shows no credentials."""
+    for path in paths if isinstance(paths, (list, tuple)) else [paths]:
+        if uri := uri_in(path):
+            raise RunError(f"{public_name(uri)} is a URI: this command reads a directory, such as its working copy")
+    return paths
+
 
 Until = Annotated[
     Literal["readiness"] | None,
@@ -129,7 +140,10 @@ def _show_scores(scores: dict[str, float]) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories or studies; several are compared on one page")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run directories or studies; several are compared on one page", callback=_refuse_uri),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page to write [default: RUN/report/report.html; several: comparison.html]")
     ] = None,
@@ -142,7 +156,9 @@ def report(
 
 @app.command()
 def serve(
-    run_path: Annotated[Path, typer.Argument(help="Run directory, finished or still at work", metavar="RUN")],
+    run_path: Annotated[
+        Path, typer.Argument(help="Run directory, finished or still at work", metavar="RUN", callback=_refuse_uri)
+    ],
     models: Annotated[
         list[str] | None,
         typer.Option("--models", help="Only these, for example bridge-rl; repeatable, or with commas between them"),
@@ -176,10 +192,10 @@ def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None)
     """The pipeline of a run in its directory, which is locked meanwhile."""
     from actors.pipeline import STAGES, Pipeline
     from bi_ray.display import Display
-    from bi_ray.policy.checkpoint import load_tokenizer
+    from bi_ray.policy.checkpoint import check_model
     from bi_ray.store import keep_config
 
-    load_tokenizer(config.model.path)  # a wrong model shows before anything starts
+    check_model(config.model.path)  # a wrong model shows before anything starts
     with _stopped_by_sigterm(), place.directory() as directory:
         if from_stage:
             directory.forget_from(STAGES, from_stage)

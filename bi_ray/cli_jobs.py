@@ -16,6 +16,7 @@ from bi_ray.mirror import RunPlace
 from bi_ray.run_files import refuse_foreign
 from bi_ray.status import describe_status, lock_holder
 from bi_ray.store import RunError, refuse_relative
+from bi_ray.uri import credentials_of, hide_credentials, public_name
 
 console = Console()
 jobs_app = typer.Typer(help="Jobs on a Ray cluster: logs, status, stop, list.", no_args_is_help=True)
@@ -76,9 +77,14 @@ def job_command(
 
     Raises:
         ConfigError: the configuration is faulty, or it or its model is not inside the working directory.
-        RunError: the run directory is relative: the job's copy of the working directory is thrown away; or it is here
-            too, and is not a run directory.
+        RunError: the run directory is relative: the job's copy of the working directory is thrown away. Or it is a URI
+            with credentials. Or it is here too, and is not a run directory.
     """
+    if credentials_of(run):
+        raise RunError(
+            f"--run {public_name(run)} has credentials, which everybody on the cluster could read in the job's "
+            "command: leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where Ray is started"
+        )
     config, root = load_config(config_file, RunConfig), working_dir.resolve()
     if not config_file.resolve().is_relative_to(root):
         raise ConfigError(f"{config_file} is not inside {root}: the job sees a copy of that; see --working-dir")
@@ -117,7 +123,7 @@ def job_status(
     """Print how a job is; exit code 0 unless it failed or was stopped."""
     details = _jobs(address, auth_mode).details(job)
     _say(f"{job}: {details.status}")
-    _say(f"  {details.entrypoint}")
+    _say(f"  {hide_credentials(details.entrypoint)}")
     if details.status == "FAILED":
         _say(details.message or "")
     if details.status in ("FAILED", "STOPPED"):
@@ -141,7 +147,7 @@ def list_jobs(
 ) -> None:
     """Print every job of the cluster, the oldest first."""
     for details in _jobs(address, auth_mode).all():
-        _say(f"{details.submission_id}  {details.status:<9}  {details.entrypoint}")
+        _say(f"{details.submission_id}  {details.status:<9}  {hide_credentials(details.entrypoint)}")
 
 
 def scale(

@@ -1,13 +1,16 @@
 """Where a run lives: a directory, or a URI (s3://, gs://, file://) with a working copy in a directory.
 
-Stages work in the copy. A finished stage is sent to the URI when it is committed, its ``stage.json`` last, so that it
-is whole there or absent; and it is fetched from there when a run begins and the copy lacks it. The checkpoints of an
-unfinished stage go there too, under ``work/``, each with its ``state.json`` last.
+Stages work in the copy. A finished stage is sent to the URI when it is committed, and it is fetched from there when a
+run begins and the copy lacks it. The checkpoints of an unfinished stage go there too, under ``work/``.
+
+An object store has no real lock: two runs may both send a stage, each believing that it holds the lock. What is there
+is all of one send nevertheless, see ``remote``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -16,15 +19,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pyarrow import ArrowException
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from bi_ray.integrity import file_names
+from bi_ray.learning.progress import StepDirectories, step_of
+from bi_ray.remote import WORK, Mark, NotWhole, Remote, step_at
 from bi_ray.store import (
     CHECKPOINT_FILE,
     STAGE_FILE,
@@ -33,9 +38,13 @@ from bi_ray.store import (
     RunLocked,
     StageKey,
     absolute,
+    stage_damage,
     this_process,
     write_atomically,
 )
+from bi_ray.uri import parses, public_name
+
+log = logging.getLogger(__name__)
 
 LOCAL_VARIABLE = "BI_RAY_LOCAL"
 LOCK = "lock.json"
@@ -43,9 +52,9 @@ RENEW_S = 30.0
 STALE_S = 180.0  # a lock that was not renewed for so long belongs to nobody; clocks may differ by a minute or two
 _SETTLE_S = 1.0  # between writing a lock and looking whose it is: two that begin together see each other
 _READS = 5
-_WORK = "work/"
 _SEND_WORK_S = 5.0  # between two looks for new checkpoints
 _UNSENT = ".unsent"  # in a stage of the copy that the URI does not have yet
+_MISSES = 3  # looks for checkpoints that may in a row meet a folder that is being renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,7 @@ class RunPlace:
     """
 
     path: Path
-    uri: str | None = None
+    uri: str | None = field(default=None, repr=False)  # it may have credentials
 
     @classmethod
     def of(cls, text: str, local: Path | None = None) -> RunPlace:
@@ -70,10 +79,15 @@ class RunPlace:
                 On a cluster of several nodes every node has to see it.
 
         Raises:
-            RunError: the path is relative inside a Ray job, whose folder is thrown away.
+            RunError: the path is relative inside a Ray job, whose folder is thrown away; or the URI does not parse.
         """
         if "://" not in text:
             return cls(absolute(text))
+        if not parses(text):
+            raise RunError(
+                f"the credentials in the URI of {public_name(text)} cannot be read: write / as %2F, ? as %3F and # as "
+                "%23, or leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         uri = text.rstrip("/")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bi_ray"
         parent = local or Path(os.environ.get(LOCAL_VARIABLE) or cache)
@@ -99,7 +113,7 @@ class RunPlace:
     def publish(self, folder: str) -> None:
         """Send a folder that is no stage, such as the report, to the URI; nothing to do for a directory."""
         if self.uri:
-            Remote(self.uri).send(self.path / folder, folder)
+            Remote(self.uri).replace(self.path / folder, folder)
 
     def publish_file(self, name: str) -> None:
         """The same of a single file."""
@@ -107,102 +121,53 @@ class RunPlace:
             Remote(self.uri).write(name, (self.path / name).read_text())
 
 
-def public_name(uri: str) -> str:
-    """A URI as it may be shown: without its query and credentials."""
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+class Holder(BaseModel):
+    """Content of ``lock.json``.
 
-
-class Remote:
-    """A folder in a file system that pyarrow reaches by URI.
-
-    Raises:
-        RunError: from every method, when the file system refuses or does not answer.
+    Attributes:
+        owner: machine and working copy.
+        process: there.
+        token: new for each time that the lock is taken.
+        time: when it was renewed, by the holder's clock; for people to read.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.name = public_name(uri)
-        with self._explained("open"):
-            files, root = FileSystem.from_uri(uri)
-            self._files = SubTreeFileSystem(root, files)
-            self._folder = Path(root) if isinstance(files, LocalFileSystem) else None
+    model_config = ConfigDict(strict=True, frozen=True)
 
-    def stages(self) -> dict[str, str]:
-        """The content of ``stage.json`` of every finished stage, by stage."""
-        folders = [name for name in self.folders_with(STAGE_FILE) if not name.startswith(_WORK)]
-        return {name: self.read(f"{name}/{STAGE_FILE}") for name in folders}
+    owner: str
+    process: str
+    token: str
+    time: FiniteFloat
 
-    def folders_with(self, base_name: str, below: str = "") -> list[str]:
-        """Every folder that has a file of this name, by its path from the root."""
-        with self._explained("list"):
-            found = self._files.get_file_info(FileSelector(below, recursive=True, allow_not_found=True))
-        return sorted(f.path.rpartition("/")[0] for f in found if f.base_name == base_name and "/" in f.path)
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.owner}"
 
-    def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        with self._explained("read"):
-            return self._files.get_file_info(name).type == FileType.File
 
-    def read(self, name: str) -> str:
-        """The text of a file."""
-        with self._explained("read"), self._files.open_input_stream(name) as stream:
-            return stream.read().decode()
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A lock file at a URI.
 
-    def write(self, name: str, text: str) -> None:
-        """Make or replace a file."""
-        with self._explained("write"):
-            self._make_folder_of(name)
-            with self._files.open_output_stream(name) as stream:
-                stream.write(text.encode())
+    Attributes:
+        holder: None: the file cannot be read as a lock.
+        modified: when it was renewed, by the store's clock, in seconds since 1970.
+    """
 
-    def send(self, folder: Path, name: str, mark: str = STAGE_FILE) -> None:
-        """Replace the folder ``name`` by ``folder``: without the file ``mark`` at first, and it comes last."""
-        self.remove(name, mark)
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != _UNSENT]
-        for file in sorted(files, key=lambda file: file == folder / mark):
-            self.send_file(file, f"{name}/{file.relative_to(folder).as_posix()}")
+    holder: Holder | None
+    modified: float
 
-    def send_file(self, file: Path, name: str) -> None:
-        """Make or replace the file ``name``."""
-        with self._explained("write"):
-            self._make_folder_of(name)
-            copy_files(str(file), name, LocalFileSystem(), self._files)
+    def is_fresh(self, now: float) -> bool:
+        """Whether it was renewed recently enough to count, at the time ``now``."""
+        return now - self.modified < STALE_S
 
-    def fetch(self, name: str, folder: Path) -> None:
-        """Fill ``folder`` with the files of ``name``."""
-        with self._explained("read"):
-            copy_files(name, str(folder), self._files, LocalFileSystem())
-
-    def remove(self, name: str, mark: str = STAGE_FILE) -> None:
-        """Remove the folder ``name``, its file ``mark`` first."""
-        with self._explained("remove"):
-            if self._files.get_file_info(f"{name}/{mark}").type == FileType.File:
-                self._files.delete_file(f"{name}/{mark}")
-            self._files.delete_dir_contents(name, missing_dir_ok=True)
-
-    def remove_file(self, name: str) -> None:
-        """Remove a file that is there."""
-        with self._explained("remove"):
-            self._files.delete_file(name)
-
-    def _make_folder_of(self, name: str) -> None:
-        if self._folder:  # object stores need none
-            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"cannot {verb} {self.name}: {reason}") from error
+    def __str__(self) -> str:
+        return str(self.holder or "an unknown process (its lock cannot be read)")
 
 
 class RemoteLock:
     """A lock file with owner and time. It is renewed by a thread, and holds as long as the time is recent.
 
-    Object stores have no locks, so two that begin within the same moment are told apart by who wrote last, and whoever
-    lost the lock, having been cut off for longer than ``STALE_S``, notices before it sends anything.
+    The time is that of the store, so nobody's clock matters. Object stores have no locks, so two that begin within the
+    same moment are told apart by who wrote last, and whoever lost the lock, having been cut off for longer than
+    ``STALE_S``, notices before it sends anything.
 
     Args:
         remote: where.
@@ -218,9 +183,12 @@ class RemoteLock:
 
     def take(self) -> None:
         """Raises RunLocked where somebody else has it."""
-        holder = read_lock(self._remote)
-        if holder and holder["owner"] != self._owner and is_fresh(holder):
-            raise self._locked_by(holder)
+        lock = read_lock(self._remote)
+        ours = lock is not None and lock.holder is not None and lock.holder.owner == self._owner
+        if lock and not ours and lock.is_fresh(self._remote.now()):
+            raise self._locked_by(str(lock))
+        if lock and lock.holder is None:
+            log.warning("%s: %s cannot be read and was not renewed lately; it is replaced", self._remote.name, LOCK)
         self._write()
         time.sleep(_SETTLE_S)
         self.check()
@@ -228,14 +196,17 @@ class RemoteLock:
 
     def check(self) -> None:
         """Raises RunLocked where it is not ours any more."""
-        holder = read_lock(self._remote)
-        if holder is None or holder["token"] != self._token:
-            raise self._locked_by(holder or {"process": "nobody", "owner": "nowhere: the lock was removed"})
+        lock = read_lock(self._remote)
+        if lock is None:
+            raise self._locked_by("nobody: the lock was removed")
+        if lock.holder is None or lock.holder.token != self._token:
+            raise self._locked_by(str(lock))
 
     def release(self) -> None:
-        """Give it back, if it is ours; where nobody answers it gets old, and the reason why a run ended stays seen."""
+        """Give it back, if it is ours; if the store does not answer, let it expire, so as not to mask another error."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         with suppress(RunError):
             self.check()
             self._remote.remove_file(LOCK)
@@ -245,37 +216,35 @@ class RemoteLock:
             try:
                 self.check()
                 self._write()
-            except RunLocked:
-                return  # the next commit says so
-            except RunError:
-                continue  # not reachable for now
+            except RunLocked as error:
+                log.warning("the lock was lost: %s", error)  # the next file that is sent fails for it
+                return
+            except Exception:  # whatever it is, an unrenewed lock is worse than another attempt
+                log.warning("the lock of %s could not be renewed; trying again", self._remote.name, exc_info=True)
 
     def _write(self) -> None:
-        content = {"owner": self._owner, "process": this_process(), "token": self._token, "time": time.time()}
-        self._remote.write(LOCK, json.dumps(content))
+        holder = Holder(owner=self._owner, process=this_process(), token=self._token, time=time.time())
+        self._remote.write(LOCK, holder.model_dump_json())
 
-    def _locked_by(self, holder: dict[str, Any]) -> RunLocked:
+    def _locked_by(self, holder: str) -> RunLocked:
         return RunLocked(
-            f"{self._remote.name} is in use by process {holder['process']} on {holder['owner']}: wait for it, or "
-            f"choose another run; after a crash elsewhere it is free {STALE_S:g} s later"
+            f"{self._remote.name} is in use by {holder}: wait for it, or choose another run; after a crash elsewhere "
+            f"it is free {STALE_S:g} s later"
         )
 
 
-def read_lock(remote: Remote) -> dict[str, Any] | None:
-    """What the lock file says, None without a whole one."""
+def read_lock(remote: Remote) -> Lock | None:
+    """The lock file at a URI, None if there is none."""
+    modified = 0.0
     for _ in range(_READS):
-        if not remote.exists(LOCK):
+        found = remote.modified(LOCK)
+        if found is None:
             return None
-        try:
-            return json.loads(remote.read(LOCK))
-        except ValueError:  # it was replaced while it was read
-            time.sleep(_SETTLE_S / _READS)
-    return None
-
-
-def is_fresh(holder: dict[str, Any]) -> bool:
-    """Whether a lock was renewed recently enough to count."""
-    return time.time() - holder["time"] < STALE_S
+        modified = found
+        with suppress(ValidationError):
+            return Lock(Holder.model_validate_json(remote.read(LOCK)), modified)
+        time.sleep(_SETTLE_S / _READS)  # it may have been replaced while it was read
+    return Lock(None, modified)
 
 
 class MirroredRun(RunDirectory):
@@ -290,6 +259,7 @@ class MirroredRun(RunDirectory):
         self.name = public_name(uri)
         self._remote = Remote(uri)
         self._remote_lock: RemoteLock | None = None
+        self._sent: dict[str, dict[str, Any]] | None = None  # state.json of each checkpoint at the URI; None: unknown
 
     def __enter__(self) -> Self:
         """Take both locks and make the copy as the URI is.
@@ -302,6 +272,7 @@ class MirroredRun(RunDirectory):
             lock = RemoteLock(self._remote, f"{socket.gethostname()}:{self.path}")
             lock.take()
             self._remote_lock = lock
+            self._remote.remove_abandoned()
             self._fetch_and_send()
         except BaseException:
             self.__exit__()
@@ -327,7 +298,7 @@ class MirroredRun(RunDirectory):
             yield folder
             (folder / _UNSENT).touch()
         self._send(stage)
-        self._remote.remove(_WORK + stage)
+        self._remote.remove(WORK + stage)
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
@@ -335,116 +306,231 @@ class MirroredRun(RunDirectory):
 
         One that cannot be sent is sent later, after a word to ``note``: the run goes on with the copy.
         """
-        stop = threading.Event()
-
-        def send_for_ever() -> None:
-            reachable = True
-            while not stop.wait(_SEND_WORK_S):
-                try:
-                    self._send_work(stage)
-                    reachable = True
-                except RunError as error:
-                    if reachable:
-                        note(f"checkpoints of {stage} stay in {self.path} for now: {error}")
-                    reachable = False
-
-        thread = threading.Thread(target=send_for_ever, daemon=True)
-        thread.start()
+        self._sent = None
+        sender = _Sender(lambda: self._send_work(stage), f"checkpoints of {stage} stay in {self.path} for now", note)
+        sender.start()
         try:
             yield
         except BaseException:
-            with suppress(RunError):  # the reason why the block ended stays seen
-                self._send_work(stage)
+            sender.stop()
+            sender.attempt()  # what it reports does not hide why the block ended
             raise
         finally:
-            stop.set()
-            thread.join()
+            sender.stop()
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
         """As in a directory, at the URI too."""
         super().forget_from(stage_order, stage)
         forgotten = set(stage_order[stage_order.index(stage) :])
         for name in reversed(self._remote.folders_with(STAGE_FILE)):
-            if name.removeprefix(_WORK).partition("/")[0] in forgotten:
+            if name.removeprefix(WORK).partition("/")[0] in forgotten:
                 self._remote.remove(name)
 
     def _fetch_and_send(self) -> None:
         """The URI is right about everything but the stages that could not be sent last time."""
         theirs = self._remote.stages()
         files = [*self.path.glob(f"*/{STAGE_FILE}"), *self.path.glob(f"*/*/{STAGE_FILE}")]
-        ours = {file.parent.relative_to(self.path).as_posix(): file for file in files}
-        for stage, file in ours.items():
-            if stage.startswith("work/"):
+        ours = {file.parent.relative_to(self.path).as_posix(): file.parent for file in files}
+        for stage, folder in ours.items():
+            if stage.startswith(WORK):
                 continue
-            if (file.parent / _UNSENT).exists():
+            if (folder / _UNSENT).exists():
                 self._send(stage)
-            elif theirs.get(stage) != file.read_text():
-                shutil.rmtree(file.parent)
-        for stage in theirs:
-            if not (self.artefact(stage) / STAGE_FILE).exists():
-                with write_atomically(self.artefact(stage)) as folder:
-                    self._remote.fetch(stage, folder)
-        for work in self._remote.folders_with(STAGE_FILE, _WORK):
-            if work.removeprefix(_WORK) not in theirs:
+                theirs.pop(stage, None)
+            elif stage not in theirs and self._is_damaged_there(stage, folder):
+                self._send(stage)
+            elif stage not in theirs:
+                shutil.rmtree(folder)
+        for stage, mark in theirs.items():
+            content = _content(self.artefact(stage) / STAGE_FILE)
+            if not content or content != mark.content:
+                self._fetch_stage(stage, mark)
+        for work in self._remote.folders_with(STAGE_FILE, WORK):
+            if work.removeprefix(WORK) not in theirs:
                 self._fetch_work(work)
+
+    def _is_damaged_there(self, stage: str, folder: Path) -> bool:
+        """Whether the URI has a stage whose mark cannot be read, and the copy has it whole."""
+        return self._remote.exists(f"{stage}/{STAGE_FILE}") and stage_damage(folder) is None
+
+    def _fetch_stage(self, stage: str, mark: Mark) -> None:
+        """Take a stage from the URI; where it is not whole there, the copy's is sent, or it is made again."""
+        try:
+            with write_atomically(self.artefact(stage)) as folder:
+                self._remote.fetch(stage, mark, STAGE_FILE, folder)
+        except NotWhole as error:
+            log.warning("%s", error)
+            if stage_damage(self.artefact(stage)) is None:
+                self._send(stage)
 
     def _fetch_work(self, work: str) -> None:
         """Take the checkpoints of an unfinished stage where they are newer than what the copy has, or of another key.
 
-        A checkpoint without its last file was being sent or removed; it is left out.
+        Those that are not whole, here or there, are left out with a line in the log.
         """
-        whole = self._remote.folders_with(CHECKPOINT_FILE, work)
         local = self.path / work
-        key = json.loads(self._remote.read(f"{work}/{STAGE_FILE}"))["key"]
-        same = (local / STAGE_FILE).exists() and _key(local) == key
-        if same and max(map(_step_of, whole), default=-1) <= max(map(_step_of, checkpoints_in(local)), default=-1):
+        theirs = self._remote.checkpoints(work)
+        key = _parsed(self._remote.read(f"{work}/{STAGE_FILE}")).get("key")
+        if key is None:
+            log.warning("%s/%s at %s is damaged; its checkpoints are left out", work, STAGE_FILE, self.name)
             return
-        with write_atomically(local) as folder:
-            self._remote.fetch(work, folder)
-            for checkpoint in folder.rglob("step_*"):
-                if checkpoint.is_dir() and not (checkpoint / CHECKPOINT_FILE).exists():
-                    shutil.rmtree(checkpoint)
+        if _content(local / STAGE_FILE).get("key") != key:
+            with write_atomically(local) as folder:
+                self._fetch_beside(work, folder)
+                for name, mark in theirs.items():
+                    self._fetch_checkpoint(name, mark, folder / Path(name).relative_to(work))
+            return
+        newest = max((StepDirectories(folder).recover() for folder in _folders_of_steps(local)), default=0)
+        if max(map(step_at, theirs), default=0) <= newest:
+            return
+        self._fetch_beside(work, local)
+        for name, mark in theirs.items():
+            folder = self.path / name
+            if not folder.exists():
+                self._fetch_checkpoint(name, mark, folder)
+
+    def _fetch_beside(self, work: str, folder: Path) -> None:
+        """Take the files that are beside the checkpoints of an unfinished stage, such as metrics."""
+        names = [file.removeprefix(f"{work}/") for file in self._remote.files_below(work)]
+        self._remote.fetch_files(work, [name for name in names if not _is_of_a_step(name)], folder)
+
+    def _fetch_checkpoint(self, name: str, mark: Mark, folder: Path) -> None:
+        try:
+            with write_atomically(folder) as fresh:
+                self._remote.fetch(name, mark, CHECKPOINT_FILE, fresh)
+        except NotWhole as error:
+            log.warning("%s", error)
 
     def _send_work(self, stage: str) -> None:
         """Send the checkpoints that the URI lacks, newest first, and what lies beside them; remove old ones there."""
-        local, work = self.path / _WORK / stage, _WORK + stage
-        ours = {f"{work}/{folder.relative_to(local).as_posix()}": folder for folder in checkpoints_in(local)}
-        theirs = set(self._remote.folders_with(CHECKPOINT_FILE, work))
-        lacking = sorted(ours.keys() - theirs, key=_step_of, reverse=True)
+        assert self._remote_lock is not None, "a stage is made under the lock"
+        check = self._remote_lock.check
+        local, work = self.path / WORK / stage, WORK + stage
+        ours, sent = self._checkpoints_here(work), self._sent
+        if sent is None:
+            sent = {name: mark.content for name, mark in self._remote.checkpoints(work).items()}
+            self._sent = sent
+        lacking = [name for name, content in ours.items() if sent.get(name) != content]
         if not lacking:
             return
-        assert self._remote_lock is not None, "a stage is made under the lock"
-        self._remote_lock.check()
-        for file in sorted(local.rglob("*")):
-            name = file.relative_to(local).as_posix()
-            if file.is_file() and file.suffix != ".tmp" and "step_" not in name:
-                self._remote.send_file(file, f"{work}/{name}")
-        for name in lacking:
+        check()
+        for file in file_names(local):
+            if not _is_of_a_step(file) and not file.endswith(".tmp"):
+                check()
+                self._remote.send_file(local / file, f"{work}/{file}")
+        for name in sorted(lacking, key=step_at, reverse=True):
             try:
-                self._remote.send(ours[name], name, CHECKPOINT_FILE)
-            except RunError:
-                if ours[name].exists():
+                self._remote.send(self.path / name, name, CHECKPOINT_FILE, check)
+                sent[name] = ours[name]
+            except (RunError, FileNotFoundError):
+                if (self.path / name).exists():
                     raise
                 # It was removed meanwhile, since newer ones are there.
-        for name in theirs - ours.keys():
+        for name in sent.keys() - ours.keys():
             self._remote.remove(name, CHECKPOINT_FILE)
+            del sent[name]
+
+    def _checkpoints_here(self, work: str) -> dict[str, dict[str, Any]]:
+        """What ``state.json`` of each checkpoint in the copy says, by the checkpoint's path in the run."""
+        checkpoints = {}
+        for folder in checkpoints_in(self.path / work):
+            if content := _content(folder / CHECKPOINT_FILE):
+                checkpoints[folder.relative_to(self.path).as_posix()] = content
+        return checkpoints
 
     def _send(self, stage: str) -> None:
         assert self._remote_lock is not None, "a stage is committed under the lock"
         self._remote_lock.check()
-        self._remote.send(self.artefact(stage), stage)
-        (self.artefact(stage) / _UNSENT).unlink()
+        self._remote.send(self.artefact(stage), stage, check=self._remote_lock.check)
+        (self.artefact(stage) / _UNSENT).unlink(missing_ok=True)
+
+    def _remedy(self, stage: str) -> str:
+        return f"remove that folder, and the next start fetches it from {self.name}; or {super()._remedy(stage)}"
+
+
+class _Sender:
+    """A thread that sends checkpoints again and again, whatever fails.
+
+    Args:
+        send: sends what is new.
+        what: begins the line about a failure.
+        note: takes that line, once until sending works again.
+    """
+
+    def __init__(self, send: Callable[[], None], what: str, note: Callable[[str], None]) -> None:
+        self._send = send
+        self._what = what
+        self._note = note
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._misses = 0
+        self._reported = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after what is being sent."""
+        self._stopped.set()
+        self._thread.join()
+
+    def attempt(self) -> None:
+        """Send once; never raises."""
+        try:
+            self._send()
+            self._misses, self._reported = 0, False
+        except FileNotFoundError as error:  # the training renames and removes its checkpoints meanwhile
+            self._misses += 1
+            log.debug("a checkpoint went away while it was read", exc_info=True)
+            if self._misses >= _MISSES:
+                self._report(error)
+        except Exception as error:
+            log.info("checkpoints were not sent", exc_info=True)
+            self._report(error)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_SEND_WORK_S):
+            self.attempt()
+
+    def _report(self, error: Exception) -> None:
+        if not self._reported:
+            reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # a terminal that is gone
+                self._note(f"{self._what}: {reason}")
+        self._reported = True
 
 
 def checkpoints_in(work: Path) -> list[Path]:
-    """The whole checkpoints of an unfinished stage."""
-    found = [file.parent for file in work.rglob(f"step_*/{CHECKPOINT_FILE}")]
-    return [folder for folder in found if folder.suffix == ""]
+    """The checkpoints of an unfinished stage that were written to their end."""
+    checkpoints = []
+    for folder, _, files in os.walk(work):  # passes over folders that the training removes meanwhile
+        if CHECKPOINT_FILE in files and step_of(Path(folder).name):
+            checkpoints.append(Path(folder))
+    return checkpoints
 
 
-def _step_of(checkpoint: str | Path) -> int:
-    return int(str(checkpoint).rpartition("step_")[2])
+def _folders_of_steps(work: Path) -> set[Path]:
+    return {folder.parent for folder in work.rglob("step_*") if step_of(folder.name.split(".")[0])}
 
 
-def _key(work: Path) -> str:
-    return json.loads((work / STAGE_FILE).read_text())["key"]
+def _is_of_a_step(file: str) -> bool:
+    """Whether a file of an unfinished stage belongs to a checkpoint."""
+    return any(part.startswith("step_") for part in PurePosixPath(file).parts[:-1])
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A JSON object, an empty one where the text is none."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The JSON object in a file, an empty one where it has none or is absent."""
+    try:
+        return _parsed(file.read_text(errors="replace"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bi_ray.files import OURS, RUN_MARK, RunError, damaged, naming, parse_record, read_record, remedy_for
+from bi_ray.integrity import FileRecord
 
 STAGE_FILE = "stage.json"
 CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
@@ -38,7 +39,7 @@ class StageRecord:
         key, config, inputs: see ``StageKey``.
         code_version: that made it.
         seconds: that it took, None of an unfinished one.
-        files: size of every file in bytes by its path in the folder, None of an unfinished one and of older runs.
+        files: size and digest of every file by its path in the folder, None of an unfinished one.
     """
 
     key: str
@@ -46,7 +47,7 @@ class StageRecord:
     inputs: dict[str, str]
     code_version: str
     seconds: float | None
-    files: dict[str, int] | None = None
+    files: dict[str, FileRecord] | None = None
 
 
 def read_stage(folder: Path) -> StageRecord:
@@ -80,15 +81,15 @@ def stage_folders(run: Path) -> list[Path]:
     ]  # fmt: skip
 
 
-def require_whole(folder: Path, absent_ok: bool = False) -> None:
+def require_sizes(folder: Path, absent_ok: bool = False) -> None:
     """Raises RunError where a file of a finished stage is not as long as when it was written.
 
     Args:
         folder: of the stage.
         absent_ok: it may also be missing, such as weights that were removed to make room.
     """
-    for name, size in (read_stage(folder).files or {}).items():
-        file = folder / name
+    for name, record in (read_stage(folder).files or {}).items():
+        file, size = folder / name, record.bytes
         try:
             found = file.stat().st_size
         except FileNotFoundError as error:
@@ -97,12 +98,6 @@ def require_whole(folder: Path, absent_ok: bool = False) -> None:
             raise RunError(f"{file} is missing: {remedy_for(file)}") from error
         if found != size:
             raise damaged(file, f"{found:,} bytes of {size:,}")
-
-
-def sizes_of(folder: Path) -> dict[str, int]:
-    """Size of every file by its path; of hidden ones no artefact is made."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
 def refuse_foreign(path: Path) -> None:

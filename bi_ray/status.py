@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.display import figures_of
 from bi_ray.files import OURS, TEMPORARY, target_name
 from bi_ray.metrics import is_validation, last_figures, parse_steps, read_steps
-from bi_ray.mirror import Remote, RunPlace, is_fresh, read_lock
+from bi_ray.mirror import RunPlace, read_lock
+from bi_ray.remote import Remote
 from bi_ray.run_files import (
     LOCK_FILE,
     STAGE_FILE,
@@ -19,7 +21,7 @@ from bi_ray.run_files import (
     holder_in,
     parse_stage,
     read_stage,
-    require_whole,
+    require_sizes,
     stage_folders,
 )
 from bi_ray.store import RunError, in_words, read_record
@@ -38,7 +40,7 @@ def describe_status(place: RunPlace) -> list[str]:
     in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(_in_work(place.path))
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
-    lines = [f"{place.name}: " + (f"in use by process {holder}" if holder else "nobody works in it now")]
+    lines = [f"{place.name}: " + (f"in use by {holder}" if holder else "nobody works in it now")]
     for stage, record in done.items():
         seconds = "" if record.seconds is None else f"{record.seconds:.0f} s"
         said = [seconds, *_validation(place.path, place.path / stage)]
@@ -70,15 +72,17 @@ def _validation(run: Path, stage: Path) -> list[str]:
 def _local_status(run: Path) -> tuple[dict[str, StageRecord], str | None]:
     folders = sorted(stage_folders(run), key=lambda folder: (folder / STAGE_FILE).stat().st_mtime)
     for folder in folders:
-        require_whole(folder)
+        require_sizes(folder)
     return {folder.relative_to(run).as_posix(): read_stage(folder) for folder in folders}, lock_holder(run)
 
 
 def _remote_status(uri: str) -> tuple[dict[str, StageRecord], str | None]:
     remote = Remote(uri)
-    holder = read_lock(remote)
-    records = {stage: parse_stage(text, remote.name, stage) for stage, text in remote.stages().items()}
-    return records, f"{holder['process']} on {holder['owner']}" if holder and is_fresh(holder) else None
+    lock = read_lock(remote)
+    records: dict[str, StageRecord] = {}
+    for stage, mark in remote.stages().items():
+        records[stage] = parse_stage(mark.text, remote.name, stage)
+    return records, str(lock) if lock and lock.is_fresh(time.time()) else None
 
 
 def lock_holder(run: Path) -> str | None:
@@ -93,7 +97,7 @@ def lock_holder(run: Path) -> str | None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return holder_in(lock.read())
+                return f"process {holder_in(lock.read())}"
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
@@ -36,6 +36,7 @@ from bi_ray.files import (
     write_text,
     write_whole,
 )
+from bi_ray.integrity import FileRecord, find_damage, record_files
 from bi_ray.run_files import (
     CHECKPOINT_FILE,
     LOCK_FILE,
@@ -47,9 +48,9 @@ from bi_ray.run_files import (
     refuse_foreign,
     refuse_foreign_files,
     refuse_foreign_report,
-    require_whole,
-    sizes_of,
+    require_sizes,
 )
+from bi_ray.uri import public_name
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -75,6 +76,7 @@ __all__ = [
     "read_record",
     "refuse_relative",
     "restore",
+    "stage_damage",
     "this_process",
     "tidy",
     "write_atomically",
@@ -171,12 +173,15 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         if "://" in str(path):
-            raise RunError(f"{path}: this command works in a directory; `bi-ray run` and `study` take a URI")
+            raise RunError(
+                f"{public_name(str(path))}: this command works in a directory; `bi-ray run` and `study` take a URI"
+            )
         self.path = absolute(path)
         self.name = str(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; name a directory for the run")
         self._lock: IO[bytes] | None = None
+        self._whole: set[str] = set()  # stages whose files were compared with their digests
 
     def __enter__(self) -> Self:
         """Take the lock and remove what a killed process left half-written.
@@ -237,7 +242,7 @@ class RunDirectory:
         restore(folder)
         if not self._is_under(folder, stage, key):
             return False
-        require_whole(folder)
+        require_sizes(folder)
         return True
 
     def work(self, stage: str, key: StageKey) -> Path:
@@ -258,8 +263,9 @@ class RunDirectory:
     def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
         """A folder to fill with the artefact of ``stage``; it appears, whole, when the block ends without an error.
 
-        The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version
-        and the seconds since ``began`` (of ``time.monotonic``; None: since the block began).
+        The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version,
+        size and digest of every file, and the seconds since ``began`` (of ``time.monotonic``; None: since the block
+        began).
 
         Raises:
             DiskFull: the disk filled while the block ran.
@@ -269,8 +275,27 @@ class RunDirectory:
         refuse_foreign_files(self.artefact(stage))
         with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artefact(stage)) as folder:
             yield folder
-            _write_stage_file(folder, key, seconds=time.monotonic() - began, files=sizes_of(folder))
+            record = record_files(folder)
+            _write_stage_file(folder, key, seconds=time.monotonic() - began, files=record)
         discard(self.path / "work" / stage)
+
+    def require_whole(self, *stages: str) -> None:
+        """Compare the files of finished stages with their digests, each stage once; whoever reads a stage calls this.
+
+        Raises:
+            RunError: a file is not what it was when its stage was finished.
+        """
+        for stage in stages:
+            if stage in self._whole:
+                continue
+            files = read_stage(self.artefact(stage)).files
+            reason = "its files are not recorded" if files is None else find_damage(self.artefact(stage), files)
+            if reason is not None:
+                raise RunError(f"{self.artefact(stage)} is damaged: {reason}; {self._remedy(stage)}")
+            self._whole.add(stage)
+
+    def _remedy(self, stage: str) -> str:
+        return f"make the stage again with --from {stage.split('/')[0]}"
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
@@ -401,6 +426,17 @@ def code_version() -> str:
     return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
 
 
-def _write_stage_file(folder: Path, key: StageKey, seconds: float | None, files: dict[str, int] | None) -> None:
+def stage_damage(folder: Path) -> str | None:
+    """How the files of a finished stage differ from what its ``stage.json`` says of them; None if they do not."""
+    try:
+        files = read_stage(folder).files
+    except RunError as error:
+        return str(error)
+    if files is None:
+        return f"{STAGE_FILE} says nothing of its files"
+    return find_damage(folder, files)
+
+
+def _write_stage_file(folder: Path, key: StageKey, seconds: float | None, files: dict[str, FileRecord] | None) -> None:
     record = StageRecord(key.digest, key.config, key.inputs, code_version(), seconds, files)
-    (folder / STAGE_FILE).write_text(json.dumps(asdict(record), indent=1))
+    (folder / STAGE_FILE).write_text(json.dumps(to_jsonable_python(record), indent=1))

@@ -31,7 +31,7 @@ from bi_ray.run_files import (
     read_stage,
     refuse_foreign_page,
     refuse_foreign_report,
-    require_whole,
+    require_sizes,
     stage_folders,
 )
 from bi_ray.samples import read_samples
@@ -77,7 +77,7 @@ def summarise(config: RunConfig, runs: Sequence[Path]) -> tuple[dict[str, Any], 
     """
     for run in runs:
         for folder in stage_folders(run):
-            require_whole(folder, absent_ok=True)
+            require_sizes(folder, absent_ok=True)
     scores = [score for seed, run in enumerate(runs) for score in read_scores(config, run, seed)]
     table = make_table(scores, config.evaluation.bootstrap_draws)
     summary: dict[str, Any] = {

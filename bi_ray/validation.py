@@ -6,7 +6,7 @@ comes to the same decisions again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,24 @@ class Outcome:
     stopped: str | None
 
 
-def outcome_of(metrics: Sequence[Mapping[str, Any]], config: RLConfig) -> Outcome:
-    """The outcome of an RL that has ended, from its metrics rows."""
+def outcome_of(
+    metrics: Sequence[Mapping[str, Any]], config: RLConfig, usable: Collection[int] | None = None
+) -> Outcome:
+    """The outcome of an RL that has ended, from its metrics rows.
+
+    Args:
+        metrics: rows of every step.
+        config: of RL.
+        usable: the steps whose policies are there and whole; None: all.
+    """
     last = max(row["step"] for row in metrics)
     scores = scores_of(metrics, config.validation)
     best = best_step(scores)
-    use_best = config.validation is not None and config.validation.use_best and best is not None
+    kept = last
+    if config.validation is not None and config.validation.use_best:
+        choices = {step: score for step, score in scores.items() if usable is None or step in usable}
+        best_usable = best_step(choices)
+        kept = last if best_usable is None else best_usable
     stopped = None
     if config.validation and best is not None and last < config.steps:
         stopped = (
@@ -114,4 +126,4 @@ def outcome_of(metrics: Sequence[Mapping[str, Any]], config: RLConfig) -> Outcom
             f"than {config.validation.min_gain:g} in {config.validation.patience} validations; best "
             f"{scores[best]:.3f} after step {best}"
         )
-    return Outcome(best if use_best and best is not None else last, last, best, stopped)
+    return Outcome(kept, last, best, stopped)

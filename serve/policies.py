@@ -10,7 +10,7 @@ from typing import Literal
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.files import damaged
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
-from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_whole
+from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_sizes
 from bi_ray.store import read_record
 from bi_ray.validation import OUTCOME, Outcome
 
@@ -142,6 +142,6 @@ def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None
     chosen = [found[name] for name in dict.fromkeys(names or trained or [BASE])]
     for policy in chosen:
         if is_finished(policy.directory.parent):
-            require_whole(policy.directory.parent)
+            require_sizes(policy.directory.parent)
         check_directory(policy.directory)
     return chosen

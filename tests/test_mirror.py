@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from contextlib import suppress
 
 import pytest
 
-from bi_ray import mirror
+from bi_ray import mirror, remote
 from bi_ray.config import SFTConfig
-from bi_ray.mirror import LOCK, MirroredRun, Remote, RunPlace, read_lock
+from bi_ray.learning.progress import StepDirectories
+from bi_ray.mirror import LOCK, MirroredRun, RunPlace, read_lock
+from bi_ray.remote import Remote
 from bi_ray.status import describe_status
 from bi_ray.store import RunDirectory, RunError, RunLocked, StageChanged, key_of
 
@@ -71,22 +74,22 @@ def test_what_is_finished_here_is_there_elsewhere(place, elsewhere):
 
 
 def test_a_stage_is_there_whole_or_not_at_all(place, elsewhere, monkeypatch):
-    """Cut off before the last file, which is stage.json; the next start here sends it."""
+    """Cut off amid its files; the next start here sends it."""
     copies = []
 
     def copy_files(source, *args):
-        if len(copies) == 2:
+        if len(copies) == 1:
             raise OSError("the line is down")
         copies.append(source)
         return real(source, *args)
 
-    real = mirror.copy_files
+    real = remote.copy_files
     with place.directory() as run:
-        monkeypatch.setattr(mirror, "copy_files", copy_files)
+        monkeypatch.setattr(remote, "copy_files", copy_files)
         with pytest.raises(RunError, match=r"cannot write .*run: the line is down"):
             finish(run, "data")
-        monkeypatch.setattr(mirror, "copy_files", real)
-    assert len(copies) == 2
+        monkeypatch.setattr(remote, "copy_files", real)
+    assert len(copies) == 1
     with elsewhere.directory() as run:
         assert not run.is_done("data", KEY)
     with place.directory() as run:
@@ -143,17 +146,19 @@ def test_a_killed_process_of_this_machine_is_in_nobodys_way(place):
 
 
 def checkpoint(work, step, text="weights"):
-    folder = work / "checkpoints" / f"step_{step}"
-    (folder / "policy").mkdir(parents=True)
-    (folder / "policy" / "model").write_text(text)
-    (folder / "reference").write_text(text)
-    (folder / "state.json").write_text("{}")
+    def fill(folder):
+        (folder / "policy").mkdir()
+        (folder / "policy" / "model").write_text(text)
+        (folder / "reference").write_text(text)
+
+    (work / "checkpoints").mkdir(exist_ok=True)
+    StepDirectories(work / "checkpoints", keep_last=9).write(step, fill)
     with open(work / "metrics.jsonl", "a") as file:
         file.write(f'{{"step": {step}}}\n')
 
 
 def steps_at(place):
-    return [int(name.rpartition("_")[2]) for name in Remote(place.uri).folders_with("state.json", "work")]
+    return [int(name.rpartition("_")[2]) for name in Remote(place.uri).checkpoints("work")]
 
 
 def wait_until(condition):
@@ -222,17 +227,17 @@ def test_the_newer_checkpoint_is_taken(place, elsewhere, monkeypatch):
 
 def test_a_checkpoint_that_cannot_be_sent_is_said_once_and_sent_later(place, monkeypatch):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
-    notes, real = [], mirror.copy_files
+    notes, real = [], remote.copy_files
 
     def copy_files(*_):
         raise OSError("the line is down")
 
     with place.directory() as run, run.keeping_work("sft/bridge", notes.append):
-        monkeypatch.setattr(mirror, "copy_files", copy_files)
+        monkeypatch.setattr(remote, "copy_files", copy_files)
         checkpoint(run.work("sft/bridge", KEY), 1)
         wait_until(lambda: notes)
         time.sleep(0.3)
-        monkeypatch.setattr(mirror, "copy_files", real)
+        monkeypatch.setattr(remote, "copy_files", real)
         wait_until(lambda: steps_at(place) == [1])
     assert len(notes) == 1
     assert notes[0].startswith("checkpoints of sft/bridge stay in ")
@@ -252,15 +257,72 @@ def test_who_lost_the_lock_sends_nothing(place, elsewhere, monkeypatch):
 def test_a_lock_is_renewed(place, elsewhere, monkeypatch):
     monkeypatch.setattr(mirror, "RENEW_S", 0.05)
     with place.directory():
-        began = read_lock(Remote(place.uri))["time"]
+        began = read_lock(Remote(place.uri)).holder.time
         time.sleep(1)
-        assert read_lock(Remote(place.uri))["time"] > began + 0.2
+        assert read_lock(Remote(place.uri)).holder.time > began + 0.2
 
 
-def test_a_lock_that_was_written_in_part_is_nobodys(place):
-    Remote(place.uri).write(LOCK, '{"owner": "some')
+STRANGE_LOCKS = [
+    "",
+    "{",
+    "{}",
+    "[]",
+    "null",
+    "\x00" * 50,
+    '{"owner": "a"}',
+    '{"owner": "a", "time": "x", "process": "p", "token": "t"}',
+    '{"owner": "a", "time": NaN, "process": "p", "token": "t"}',
+    '{"owner": ["a"], "time": 1, "process": "p", "token": "t"}',
+]
+
+
+@pytest.mark.parametrize("text", STRANGE_LOCKS)
+def test_a_lock_that_cannot_be_read_holds_until_it_is_old(tmp_path, monkeypatch, caplog, text):
+    place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
+    Remote(place.uri).write(LOCK, text)
+    with pytest.raises(RunLocked) as caught, place.directory():
+        pass
+    assert len(str(caught.value).splitlines()) == 1
+    assert "in use by an unknown process" in str(caught.value)
+    assert "its lock cannot be read" in describe_status(place)[0]
+    monkeypatch.setattr(mirror, "STALE_S", 0.0)
     with place.directory():
-        assert read_lock(Remote(place.uri))["owner"].endswith(str(place.path))
+        assert read_lock(Remote(place.uri)).holder.owner.endswith(str(place.path))
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "lock.json cannot be read and was not renewed lately; it is replaced" in line
+
+
+@pytest.mark.parametrize("clock_error_s", [-86_400, 86_400])
+def test_the_clock_of_a_holder_does_not_matter(tmp_path, clock_error_s):
+    """What counts is when the store wrote the lock."""
+    place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
+    holder = {"owner": "elsewhere:/run", "process": "7", "token": "t", "time": time.time() + clock_error_s}
+    Remote(place.uri).write(LOCK, json.dumps(holder))
+    with pytest.raises(RunLocked, match="in use by process 7 on elsewhere:/run"), place.directory():
+        pass
+    past = time.time() - 200
+    os.utime(tmp_path / "home/run" / LOCK, (past, past))
+    with place.directory():
+        pass
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), KeyError("token"), ValueError("odd"), RuntimeError("odd")])
+def test_a_lock_is_renewed_whatever_goes_wrong_in_between(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(mirror, "RENEW_S", 0.02)
+    place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
+    with place.directory() as run:
+        lock, failures = run._remote_lock, []
+        write = lock._write
+
+        def fail():
+            failures.append(1)
+            raise error
+
+        monkeypatch.setattr(lock, "_write", fail)
+        wait_until(lambda: len(failures) > 1)
+        monkeypatch.setattr(lock, "_write", write)
+        began = read_lock(Remote(place.uri)).modified
+        wait_until(lambda: read_lock(Remote(place.uri)).modified > began)
 
 
 def test_the_report_and_a_study_go_there_too(place, elsewhere):
@@ -294,10 +356,210 @@ def test_no_bucket_and_no_such_kind_are_one_error(s3, tmp_path):
         RunPlace.of("ftp://x/y", tmp_path).directory()
 
 
-def test_credentials_are_not_shown():
-    place = RunPlace.of("s3://key:secret@bucket/a/run/?region=x")
-    assert place.name == "s3://bucket/a/run"
-    assert (place / "seed_0").uri == "s3://key:secret@bucket/a/run/seed_0?region=x"
+@pytest.mark.parametrize("held_up_at", ["1_first", "2_second", "3_third", "stage.json"])
+def test_a_stage_is_never_a_mixture_of_two_runs(place, elsewhere, tmp_path, uri, monkeypatch, held_up_at):
+    """A run is held up while it sends, for so long that another one takes over, sends the same stage, and ends."""
+    monkeypatch.setattr(mirror, "RENEW_S", 1000)
+    held_up, gate = threading.Event(), threading.Event()
+    names = ("1_first", "2_second", "3_third")
+
+    def hold_up(name, real):
+        def call(self, *args):
+            if threading.current_thread().name == "late" and str(args).find(name) >= 0:
+                held_up.set()
+                gate.wait(20)
+            return real(self, *args)
+
+        return call
+
+    def commit(run, text):
+        with run.commit("data", KEY) as folder:
+            for name in names:
+                (folder / name).write_text(text)
+
+    def be_late():
+        with suppress(RunLocked), place.directory() as run:
+            commit(run, "A")
+
+    monkeypatch.setattr(Remote, "send_file", hold_up(held_up_at, Remote.send_file))
+    monkeypatch.setattr(Remote, "write", hold_up(f"data/{held_up_at}", Remote.write))
+    late = threading.Thread(target=be_late, name="late")
+    late.start()
+    assert held_up.wait(20)
+    monkeypatch.setattr(mirror, "STALE_S", 0.0)
+    with elsewhere.directory() as run:
+        commit(run, "B")
+        gate.set()
+        late.join(20)
+    with RunPlace.of(uri, tmp_path / "third").directory() as run:
+        assert run.is_done("data", KEY)
+        texts = {(run.artefact("data") / name).read_text() for name in names}
+    assert texts == {"A" if held_up_at == "stage.json" else "B"}  # whole; the mark of A came after that of B
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no mark", "mark without files"])
+def test_a_stage_that_is_not_whole_at_the_uri_is_sent_or_made_again(tmp_path, caplog, damage):
+    home = tmp_path / "home/run"
+    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    with place.directory() as run:
+        finish(run, "data")
+    [file] = (home / "data").glob("*/deep/er/artefact")
+    if damage == "changed":
+        file.write_text("mode")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (home / "data/stage.json").write_text(
+            '{"gen' if damage == "no mark" else '{"generation": "sent-0123456789abcdef", "content": {}}'
+        )
+    with elsewhere.directory() as run:
+        assert not run.is_done("data", KEY)
+    assert "data at " in caplog.text or "data/stage.json at " in caplog.text
+    with place.directory() as run:
+        assert content(run, "data") == "made"
+    if "mark" in damage:  # the copy's is whole and was sent again
+        with elsewhere.directory() as run:
+            assert content(run, "data") == "made"
+
+
+def flip(file):
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+
+
+def test_a_damaged_checkpoint_in_the_copy_comes_again_from_the_uri(place, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+    with place.directory() as run, run.keeping_work("rl/bridge", print):
+        for step in (2, 4):
+            checkpoint(run.work("rl/bridge", KEY), step)
+        wait_until(lambda: steps_at(place) == [2, 4])
+    checkpoints = place.path / "work/rl/bridge/checkpoints"
+    flip(checkpoints / "step_4/policy/model")
+    with place.directory():
+        assert (checkpoints / "step_4/policy/model").read_text() == "weights"
+        assert (checkpoints / "step_4.damaged").exists()
+        assert StepDirectories(checkpoints).recover(4) == 4
+
+
+def test_a_damaged_checkpoint_at_the_uri_is_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+    home = tmp_path / "home/run"
+    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    with place.directory() as run, run.keeping_work("rl/bridge", print):
+        for step in (2, 4):
+            checkpoint(run.work("rl/bridge", KEY), step)
+        wait_until(lambda: steps_at(place) == [2, 4])
+    [file] = (home / "work/rl/bridge/checkpoints/step_4").glob("*/policy/model")
+    flip(file)
+    with elsewhere.directory() as run:
+        found = [path.name for path in (run.path / "work/rl/bridge/checkpoints").iterdir()]
+    assert found == ["step_2"]
+    assert "step_4 at " in caplog.text
+    assert "is left out: policy/model has changed" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["step_x", "step_", "step_99999999999999999999", "step_4.damaged"])
+def test_odd_names_of_checkpoints_end_nothing(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
+    home = tmp_path / "home/run"
+    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    with place.directory() as run, run.keeping_work("rl/bridge", print):
+        checkpoint(run.work("rl/bridge", KEY), 4)
+        wait_until(lambda: steps_at(place) == [4])
+    for checkpoints in (home / "work/rl/bridge/checkpoints", place.path / "work/rl/bridge/checkpoints"):
+        shutil.copytree(checkpoints / "step_4", checkpoints / name)
+    for at in (elsewhere, place):
+        with at.directory() as run:
+            assert StepDirectories(run.path / "work/rl/bridge/checkpoints").recover(12) == 4
+
+
+def test_what_a_bucket_of_somebody_else_names_stays_inside_the_copy(tmp_path):
+    home = tmp_path / "home/run"
+    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there/deep"))
+    with place.directory() as run:
+        finish(run, "data")
+    mark = json.loads((home / "data/stage.json").read_text())
+    record = mark["content"]["files"].pop("deep/er/artefact")
+    mark["content"]["files"]["../../../../escaped"] = record
+    (home / "data/stage.json").write_text(json.dumps(mark))
+    with elsewhere.directory() as run:
+        assert not run.is_done("data", KEY)
+    assert list(tmp_path.rglob("escaped")) == []
+
+
+def test_half_sent_files_are_removed_when_nobody_can_be_sending_them(tmp_path):
+    home = tmp_path / "home/run"
+    place = RunPlace.of(f"file://{home}", tmp_path / "here")
+    with place.directory() as run:
+        finish(run, "data")
+    for generation, age_s in (("sent-" + "0" * 16, 90_000), ("sent-" + "1" * 16, 60)):
+        file = home / "data" / generation / "half"
+        file.parent.mkdir()
+        file.touch()
+        os.utime(file, (time.time() - age_s, time.time() - age_s))
+    (home / "sft").mkdir()
+    (home / "sft/stage.json").write_text("damaged")
+    (home / "sft/sent-2222222222222222").mkdir()
+    (home / "sft/sent-2222222222222222/file").touch()
+    os.utime(home / "sft/sent-2222222222222222/file", (0, 0))
+    old = next((home / "data").glob("*/empty"))
+    os.utime(old, (0, 0))
+    with place.directory():
+        pass
+    folders = {path.name for path in (home / "data").iterdir()} - {"stage.json"}
+    assert (home / "sft/sent-2222222222222222/file").exists()  # whoever repairs the mark finds its files
+    assert folders == {old.parent.name, "sent-" + "1" * 16}
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), OSError("x"), PermissionError("x"), MemoryError()])
+def test_whatever_fails_is_reported_once_and_checkpoints_are_sent_later(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.01)
+    place, notes, calls = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here"), [], []
+
+    def fail(*_):
+        calls.append(1)
+        raise error
+
+    with place.directory() as run, run.keeping_work("sft/bridge", notes.append):
+        with monkeypatch.context() as patch:
+            patch.setattr(Remote, "send_file", fail)
+            checkpoint(run.work("sft/bridge", KEY), 1)
+            wait_until(lambda: len(calls) > 3)
+        wait_until(lambda: steps_at(place) == [1])
+    [note] = notes
+    assert note.startswith("checkpoints of sft/bridge stay in ")
+    assert type(error).__name__ in note
+
+
+def test_a_terminal_that_is_gone_does_not_stop_the_sending(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.01)
+    place, calls = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here"), []
+
+    def fail(*_):
+        calls.append(1)
+        raise OSError("the line is down")
+
+    def note(_):
+        raise BrokenPipeError
+
+    with place.directory() as run, run.keeping_work("sft/bridge", note):
+        with monkeypatch.context() as patch:
+            patch.setattr(Remote, "send_file", fail)
+            checkpoint(run.work("sft/bridge", KEY), 1)
+            wait_until(lambda: len(calls) > 2)
+        wait_until(lambda: steps_at(place) == [1])
+
+
+def test_a_training_that_renames_its_checkpoints_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.0005)
+    place, notes = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here"), []
+    with place.directory() as run, run.keeping_work("rl/bridge", notes.append):
+        work = run.work("rl/bridge", KEY)
+        directories = StepDirectories(work, keep_last=1)
+        for step in range(1, 120):
+            directories.write(step, lambda folder: (folder / "weights").write_text("w" * 2000))
+        wait_until(lambda: 119 in steps_at(place))
+    assert notes == []
 
 
 def test_where_the_working_copy_is(tmp_path, monkeypatch):

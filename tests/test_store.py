@@ -192,6 +192,39 @@ def test_a_failed_stage_leaves_nothing_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bi-ray-run", ".lock"]
 
 
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda stage: flip_a_bit(stage / "policy/weights"), "policy/weights has changed since it was written"),
+        (lambda stage: os.truncate(stage / "policy/weights", 3), "policy/weights has 3 bytes, not 4,000"),
+        (lambda stage: (stage / "policy/weights").unlink(), "policy/weights is missing"),
+        (lambda stage: os.truncate(stage / "stage.json", 30), "stage.json is damaged"),
+        (lambda stage: (stage / "stage.json").write_text("[]"), "stage.json is damaged"),
+        (lambda stage: (stage / "stage.json").write_text("{}"), "stage.json is damaged"),
+    ],
+)
+def test_a_damaged_stage_is_found_before_the_next_one_reads_it(tmp_path, damage, words):
+    with RunDirectory(tmp_path / "run") as run:
+        with run.commit("sft/vanilla", KEY) as folder:
+            (folder / "policy").mkdir()
+            (folder / "policy/weights").write_bytes(os.urandom(4000))
+        run.require_whole("sft/vanilla")
+    damage(run.artefact("sft/vanilla"))
+    with RunDirectory(tmp_path / "run") as run, pytest.raises(RunError) as caught:
+        run.require_whole("sft/vanilla")
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert str(tmp_path / "run/sft/vanilla") in message
+    assert words in message
+    assert message.endswith("make the stage again with --from sft")
+
+
 def test_work_stays_until_the_stage_is_committed(tmp_path):
     with RunDirectory(tmp_path) as run:
         (run.work("rl/bridge", KEY) / "step_3").write_text("x")

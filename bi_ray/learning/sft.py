@@ -22,6 +22,8 @@ from bi_ray.policy.checkpoint import save_policy
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.store import write_atomically
 
+CHECKPOINTS = "checkpoints"
+
 
 @dataclass(frozen=True, slots=True)
 class SFTJob:
@@ -109,8 +111,8 @@ def train(job: SFTJob, device: torch.device) -> None:
     config = job.config
     demonstrations = load_demonstrations(job.data, config.loss_on_prompt)
     steps = config.epochs * steps_per_epoch(len(demonstrations), config)
-    directories = StepDirectories(job.output / "checkpoints")
-    learner, start = _resume(job, directories, device)
+    directories = StepDirectories(job.output / CHECKPOINTS)
+    learner, start = _resume(job, directories, steps, device)
 
     def loss(batch: MicroBatch, _: Totals) -> Tensor:
         return nll_loss(learner.policy(batch)[0], batch.weights)
@@ -132,11 +134,11 @@ def train(job: SFTJob, device: torch.device) -> None:
     distributed.barrier()  # nobody is done before the policy is there
 
 
-def _resume(job: SFTJob, directories: StepDirectories, device: torch.device) -> tuple[Learner, int]:
-    """The learner as the last checkpoint left it, and that checkpoint's step."""
+def _resume(job: SFTJob, directories: StepDirectories, last_step: int, device: torch.device) -> tuple[Learner, int]:
+    """The learner as the newest whole checkpoint left it, and that checkpoint's step."""
     found = [0]
     if distributed.get_rank() == 0:
-        found = [directories.recover()]
+        found = [directories.recover(last_step)]
         cut_metrics(job.output / "metrics.jsonl", found[0])
     distributed.broadcast_object_list(found)
     step = found[0]

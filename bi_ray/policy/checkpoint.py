@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from bi_ray.policy.files import CheckpointError, check_files, reading, refuse_second_head
 from bi_ray.private import open_private
 from bi_ray.store import in_words
 
@@ -30,11 +31,8 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _TOO_LITTLE_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR = re.compile(r"os error (\d+)")
+_SHOWN_NAMES = 3
 disable_progress_bar()  # a run shows its own
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says what to change."""
 
 
 def check_directory(path: str | Path) -> Path:
@@ -55,13 +53,35 @@ def check_directory(path: str | Path) -> Path:
     return directory
 
 
+def _readable(path: str | Path) -> Path:
+    """The directory of a checkpoint, if nothing in it is missing, cut short or a git-lfs pointer."""
+    directory = check_directory(path)
+    with reading(directory):
+        check_files(directory)
+    return directory
+
+
+def check_model(path: str | Path) -> None:
+    """Look at everything of a checkpoint that can be known before its weights are loaded.
+
+    Raises:
+        CheckpointError: see ``check_directory`` and ``load_tokenizer``; or transformers has no such model, or the
+            weights have an output matrix of their own although the configuration says otherwise.
+    """
+    directory = _readable(path)
+    load_tokenizer(directory)
+    refuse_second_head(directory, tied_weights(directory))
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer.
 
     Raises:
         CheckpointError: see ``check_directory``; or there is no chat template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(check_directory(path))
+    directory = check_directory(path)
+    with reading(directory):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise CheckpointError(f"{path} has no chat template; add chat_template.jinja to it")
     return tokenizer
@@ -71,11 +91,24 @@ def load_model(path: str | Path, dtype: str = "float32", attention: str = "sdpa"
     """The checkpoint's model on the CPU, in training mode.
 
     Raises:
-        CheckpointError: see ``check_directory``.
+        CheckpointError: see ``check_directory``; or weights of the model are not in the files, or differ in shape.
     """
-    return AutoModelForCausalLM.from_pretrained(
-        check_directory(path), dtype=getattr(torch, dtype), attn_implementation=attention
-    ).train()
+    return _loaded(path, dtype=getattr(torch, dtype), attn_implementation=attention).train()
+
+
+def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
+    """A model by ``from_pretrained``, which would fill weights that it does not find with random numbers."""
+    directory = _readable(path)
+    refuse_second_head(directory, tied_weights(directory))
+    with reading(directory):
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            directory, trust_remote_code=False, output_loading_info=True, **options
+        )
+    model, info = result
+    if missing := sorted(info["missing_keys"]):
+        listed = ", ".join(missing[:_SHOWN_NAMES])
+        raise CheckpointError(f"{directory} lacks {len(missing)} weights of the model, such as {listed}")
+    return model
 
 
 def empty_model(path: str | Path, attention: str = "sdpa") -> PreTrainedModel:
@@ -84,28 +117,32 @@ def empty_model(path: str | Path, attention: str = "sdpa") -> PreTrainedModel:
     Raises:
         CheckpointError: see ``check_directory``.
     """
-    config = AutoConfig.from_pretrained(check_directory(path))
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    directory = check_directory(path)
+    with reading(directory), init_empty_weights(include_buffers=False):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        )
     model.tie_weights()
     return model.train()
 
 
-def save_weights(state: dict[str, Tensor], path: Path, tied: bool) -> None:
+def save_weights(state: dict[str, Tensor], path: Path, tied: Mapping[str, str]) -> None:
     """Write a full state dict as one safetensors file, by atomic rename.
 
     Args:
         state: parameters by name, on the CPU.
         path: the file.
-        tied: the output matrix is the embedding, and is written out all the same: vLLM's ``reload_weights`` leaves a
+        tied: see ``tied_weights``. The output matrix is written out all the same: vLLM's ``reload_weights`` leaves a
             tied head as it was when the file does not name it.
 
     Raises:
         CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    if tied:
-        tensors[_HEAD] = tensors[_EMBEDDING].clone()
+    for head, embedding in tied.items():
+        if embedding in tensors:
+            tensors[head] = tensors[embedding].clone()
     _write(tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
 
 
@@ -186,18 +223,18 @@ def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> 
     for file in source.iterdir():
         if file.suffix in {".json", ".jinja", ".txt", ".model"} and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
-    save_weights(state, directory / WEIGHTS, is_tied(source))
+    save_weights(state, directory / WEIGHTS, tied_weights(source))
 
 
 def copy_policy(base: str | Path, directory: Path) -> None:
     """Fill ``directory`` with the checkpoint ``base`` as it is, its weights in one file however many it has."""
-    model = AutoModelForCausalLM.from_pretrained(check_directory(base), dtype="auto")
+    model = _loaded(base, dtype="auto")
     save_policy(model.state_dict(), base, directory)
 
 
-def is_tied(path: str | Path) -> bool:
-    """Whether the checkpoint's output matrix is its embedding."""
-    return bool(AutoConfig.from_pretrained(check_directory(path)).tie_word_embeddings)
+def tied_weights(path: str | Path) -> dict[str, str]:
+    """The output matrix of a checkpoint whose embedding is used for it, and that embedding, by name; else empty."""
+    return dict(empty_model(path, "eager").all_tied_weights_keys)
 
 
 def digest(path: str | Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from bi_ray.config import PretrainConfig
 from bi_ray.files import temporary_name
+from bi_ray.learning.progress import StepDirectories
 from bi_ray.metrics import append_metrics, cut_metrics, read_steps
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
@@ -28,9 +30,10 @@ from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.store import RunError, read_record, write_atomically
 from bi_ray.tasks.promptbench import PromptBenchTask, phrases
 
-CHECKPOINT = "checkpoint"
 _PROGRESS = "progress.json"  # in the checkpoint
 IGNORED = -100  # label of a token that is not learned
+CHECKPOINTS = "checkpoints"  # what training resumes from
+NEWEST = "checkpoint"  # has the model of the newest one, for everybody else
 _POOL_STEPS = 4  # drills of this many steps are sorted by length together, which keeps padding low
 
 
@@ -157,7 +160,7 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
     directory.mkdir(parents=True, exist_ok=True)
     metrics = directory / "metrics.jsonl"
     rendezvous = temporary_name(directory / "rendezvous")
-    _refuse_foreign_checkpoint(directory / CHECKPOINT)
+    _refuse_foreign_checkpoint(directory / NEWEST)
     processes = torch.multiprocessing.spawn(
         _train, (config, directory, rendezvous), nprocs=config.processes, join=False
     )
@@ -187,7 +190,8 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     muon = Muon(matrices, lr=config.muon_learning_rate)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    start, seconds = _resume(directory, model, [muon, adamw])
+    checkpoints = StepDirectories(directory / CHECKPOINTS)
+    start, seconds = _resume(checkpoints, config.steps, model, [muon, adamw])
     if rank == 0:
         cut_metrics(directory / "metrics.jsonl", start)
     parent = os.getppid()
@@ -222,7 +226,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
             }
             append_metrics(directory / "metrics.jsonl", row)
             if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps:
-                _save(directory, model, tokenizer, [muon, adamw], step + 1, seconds)
+                _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()
 
 
@@ -264,14 +268,14 @@ def _sum_over_processes(parameters: list[torch.nn.Parameter], loss: Tensor) -> T
 
 
 def _save(
-    directory: Path,
+    checkpoints: StepDirectories,
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     optimizers: list[torch.optim.Optimizer],
     step: int,
     seconds: float,
 ) -> None:
-    with write_atomically(directory / CHECKPOINT) as folder:
+    def fill(folder: Path) -> None:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         state: dict[str, Tensor] = {}
@@ -279,32 +283,39 @@ def _save(
             for index, entries in optimizer.state_dict()["state"].items():
                 state |= {f"{number}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
         save_file(state, folder / "optimizers.safetensors")
-        (folder / _PROGRESS).write_text(json.dumps({"step": step, "training_s": seconds}))
+        (folder / _PROGRESS).write_text(json.dumps({"training_s": seconds}))
+
+    checkpoints.write(step, fill)
+    with write_atomically(checkpoints.directory.with_name(NEWEST)) as folder:
+        shutil.copytree(checkpoints.path(step) / "model", folder / "model")
 
 
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    step: int
     training_s: float
 
 
 def _refuse_foreign_checkpoint(folder: Path) -> None:
-    """Raises RunError where something else is in the place of the checkpoint, or its record is damaged."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / _PROGRESS).exists():
-        raise RunError(f"{folder} was not made by bi-ray: it has no {_PROGRESS}; move it away and try again")
-    if (folder / _PROGRESS).exists():
-        _progress_of(folder)
+    """Raises RunError where something else is in the place of the newest model."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "model" / "config.json").exists():
+        raise RunError(f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try again")
 
 
-def _progress_of(checkpoint: Path) -> _Progress:
-    return read_record(checkpoint / _PROGRESS, _Progress, f"remove {checkpoint} to begin again")
-
-
-def _resume(directory: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Load the last checkpoint, if there is one; returns its step and the seconds trained so far."""
-    checkpoint = directory / CHECKPOINT
-    if not checkpoint.exists():
+def _resume(
+    checkpoints: StepDirectories,
+    last_step: int,
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+) -> tuple[int, float]:
+    """Load the newest whole checkpoint, if there is one; returns its step and the seconds trained so far."""
+    found = [0]
+    if distributed.get_rank() == 0:
+        found = [checkpoints.recover(last_step)]
+    distributed.broadcast_object_list(found)
+    step = found[0]
+    if not step:
         return 0, 0.0
+    checkpoint = checkpoints.path(step)
     model.load_state_dict(LlamaForCausalLM.from_pretrained(checkpoint / "model").state_dict())
     state = load_file(checkpoint / "optimizers.safetensors")
     for number, optimizer in enumerate(optimizers):
@@ -314,5 +325,4 @@ def _resume(directory: Path, model: LlamaForCausalLM, optimizers: list[torch.opt
             if int(which) == number:
                 entries.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    progress = _progress_of(checkpoint)
-    return progress.step, progress.training_s
+    return step, read_record(checkpoint / _PROGRESS, _Progress).training_s

@@ -226,3 +226,29 @@ def test_a_batch_in_the_making_is_finished_before_the_engines_change_weights(tmp
         assert recorder.made == [1]
 
     run(scenario())
+
+
+def test_learners_that_come_back_from_behind_a_checkpoint_get_its_batches_again(tmp_path):
+    """The newest checkpoint was damaged: its batches were dropped, and are made again by the restored weights."""
+
+    async def scenario():
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        for step in (1, 2, 3, 4):
+            await rl.lease(step, incarnation)
+            await rl.publish(incarnation, step, Path(str(step)), {})
+            if step in (2, 4):
+                rl.checkpointed(step)
+        back = await rl.join(2)
+        assert recorder.synced[-1] == ((back, 2), "policy_2")
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+        recorder.made.clear()
+        for step in (3, 4, 5):
+            batch = await rl.lease(step, back)
+            assert batch.samples_total == step
+            await rl.publish(back, step, Path(str(step)), {})
+        assert recorder.made[:2] == [3, 4]
+        assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+    run(scenario())

@@ -19,7 +19,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bi_ray.metrics import read_metrics
-from bi_ray.mirror import LOCK, Remote, RunPlace
+from bi_ray.mirror import LOCK, RunPlace
+from bi_ray.remote import Remote
 from bi_ray.status import describe_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -211,4 +212,5 @@ def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path,
     run = RunPlace.of(uri, tmp_path / "there").path
     assert_same(run, undisturbed)
     assert not remote.folders_with("state.json", "work")  # data sets have files of that name too
-    assert json.loads(remote.read("rl/base/outcome.json"))["step"] == STEPS
+    folder = f"rl/base/{remote.stages()['rl/base'].generation}"
+    assert json.loads(remote.read(f"{folder}/outcome.json"))["step"] == STEPS

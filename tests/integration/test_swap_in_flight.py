@@ -40,7 +40,7 @@ def changed(model: LlamaForCausalLM, path: Path) -> LlamaForCausalLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_weights({name: tensor.clone() for name, tensor in model.state_dict().items()}, path, tied=False)
+    save_weights({name: tensor.clone() for name, tensor in model.state_dict().items()}, path, tied={})
     return model
 
 

@@ -52,7 +52,7 @@ def request(key: str = "a", seed: int = 7, samples: int = 3, prompt: tuple[int, 
 def publish(state: dict[str, torch.Tensor], directory: Path, version: PolicyVersion, tied: bool) -> Path:
     """As rank 0 of the learners does it."""
     path = directory / f"{version}.safetensors"
-    save_weights(state, path, tied)
+    save_weights(state, path, {"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
     return path
 
 

@@ -76,3 +76,17 @@ def test_a_frozen_reference_is_not_written(tmp_path, tiny_model):
     assert distance(*weights) == 0  # before it moved
     weights = [load_file(tmp_path / name / "weights/1.3.safetensors") for name in ("frozen", "moving")]
     assert distance(*weights) > 1e-4
+
+
+def test_training_resumes_from_the_older_checkpoint_where_a_bit_of_the_newest_flipped(tmp_path, tiny_model):
+    on_ranks(1, run, tiny_model(tied=True), tmp_path, 6, KL)
+    damaged = tmp_path / "rl/step_6/reference.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    weights = tmp_path / "weights/1.6.safetensors"
+    published_before = weights.read_bytes()
+    weights.unlink()
+    on_ranks(1, run, tiny_model(tied=True), tmp_path, 6, KL)
+    assert damaged.read_bytes() == whole
+    assert weights.read_bytes() == published_before
+    assert not (tmp_path / "rl/step_6.damaged").exists()

@@ -40,7 +40,8 @@ def write(folder, values):
 
 def load(folder, device="cpu", **options):
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **options)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 @pytest.mark.parametrize("values", MODELS_OF_MANY_KINDS, ids=lambda values: "-".join(map(str, values.values())))

@@ -36,7 +36,7 @@ def small_files():
 
 def test_weights_that_do_not_fit_are_one_clear_error_and_leave_nothing(tmp_path, small_files):
     with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB.*are free") as caught:
-        save_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors", tied=False)
+        save_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors", tied={})
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -44,13 +44,13 @@ def test_weights_that_do_not_fit_are_one_clear_error_and_leave_nothing(tmp_path,
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_policy_is_what_transformers_loads(tiny_model, tmp_path, tied):
     base = tiny_model(tied)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     with torch.no_grad():
         model.model.embed_tokens.weight += 1
     state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
     save_policy(state, base, tmp_path / "policy")
     assert "lm_head.weight" in load_file(tmp_path / "policy" / WEIGHTS)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", trust_remote_code=False).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
     assert load_tokenizer(tmp_path / "policy").chat_template == load_tokenizer(base).chat_template
     assert digest(tmp_path / "policy") != digest(base)
@@ -80,13 +80,13 @@ def test_a_model_card_does_not_change_the_digest(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_copied_policy_is_the_checkpoint_in_one_file(tiny_model, tmp_path, tied):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model(tied), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tied), dtype=torch.bfloat16, trust_remote_code=False)
     model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
     load_tokenizer(tiny_model(tied)).save_pretrained(tmp_path / "base")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     copy_policy(tmp_path / "base", tmp_path / "copy")
     assert [file.name for file in (tmp_path / "copy").glob("*.safetensors*")] == [WEIGHTS]
-    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype="auto").state_dict()
+    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype="auto", trust_remote_code=False).state_dict()
     assert all(
         tensor.dtype == torch.bfloat16 and torch.equal(tensor, copy[n]) for n, tensor in model.state_dict().items()
     )
@@ -101,7 +101,7 @@ def test_a_tied_head_is_left_out_of_published_weights_alone_and_a_head_of_its_ow
     for name, state, names in (("b", shared, 1), ("c", own, 2), ("d", copied, 1)):
         publish_weights(state, tmp_path / name)
         assert len(load_file(tmp_path / name)) == names
-    save_weights(shared, tmp_path / "a", tied=True)
+    save_weights(shared, tmp_path / "a", {"lm_head.weight": "model.embed_tokens.weight"})
     assert len(load_file(tmp_path / "a")) == 2
 
 

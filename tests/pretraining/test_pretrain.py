@@ -110,7 +110,7 @@ def train(monkeypatch):
 
 
 def final_state(directory):
-    checkpoint = directory / "checkpoint"
+    checkpoint = directory / "checkpoints/step_12"
     return load_file(checkpoint / "model" / "model.safetensors") | load_file(checkpoint / "optimizers.safetensors")
 
 
@@ -128,6 +128,18 @@ def test_resumed_in_the_middle_it_equals_an_undisturbed_run(tmp_path, train, unt
     for name, tensor in whole.items():
         assert torch.equal(tensor, other[name]), name
     assert len(train(config, tmp_path / "whole")) == 12  # finished: nothing is done again
+
+
+def test_it_resumes_from_the_older_checkpoint_where_the_newest_is_damaged(tmp_path, train):
+    config, damaged = config_of(), "optimizers.safetensors"
+    train(config, tmp_path, until=11)  # checkpoints at 5 and 10
+    whole = (tmp_path / "checkpoints/step_10" / damaged).read_bytes()
+    (tmp_path / "checkpoints/step_10" / damaged).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    rows = train(config, tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert (tmp_path / "checkpoints/step_10" / damaged).read_bytes() == whole
+    newest, shown = final_state(tmp_path), load_file(tmp_path / "checkpoint/model/model.safetensors")
+    assert all(torch.equal(newest[name], shown[name]) for name in shown)
 
 
 def test_it_learns(tmp_path, train):

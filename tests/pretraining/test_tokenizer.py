@@ -112,7 +112,7 @@ def test_the_vocabulary_is_a_multiple_of_32_without_repeats():
 def loaded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     TOKENIZER.save_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def test_saved_and_loaded_it_gives_the_same_ids(loaded):
