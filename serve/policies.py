@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
@@ -18,6 +18,7 @@ KINDS: tuple[Kind, ...] = ("sft", "rl")
 BASE = "base"
 _STEP = re.compile(r"step_(\d+)")
 _DIGEST_CHARACTERS = 8
+_AGAIN = "run `bi-ray run` with --from and the stage's name to make it again"
 
 
 class ServeError(RuntimeError):
@@ -69,13 +70,18 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
 
     While RL goes on, that is its newest checkpoint; before the first one, step 0, which is the SFT policy. The
     name ``base`` is that of the directory at the run's ``model.path``.
+
+    Raises:
+        ServeError: a file that says what a finished stage holds is damaged.
     """
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
     if kind == "sft":
+        _require_stage(run / "sft" / arm)
         return _policy(name, "sft", run / "sft" / arm / "policy")
     if (finished := run / "rl" / arm / STAGE_FILE).exists():
+        _require_stage(finished.parent)
         return _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
     work = run / "work" / "rl" / arm
     if not work.is_dir():
@@ -87,8 +93,42 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
 def _kept_step(finished: Path) -> int:
     """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early stop not the last."""
     if (outcome := finished / OUTCOME).exists():
-        return json.loads(outcome.read_text())["step"]
-    return json.loads((finished / STAGE_FILE).read_text())["config"]["rl"]["steps"]
+        return _step_in(outcome, ["step"])
+    return _step_in(finished / STAGE_FILE, ["config", "rl", "steps"])
+
+
+def _step_in(file: Path, names: list[str]) -> int:
+    """The number at a place in a JSON file.
+
+    Raises:
+        ServeError: the file is damaged.
+    """
+    value = _read_json(file)
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    if type(value) is not int or value < 0:
+        raise ServeError(f"{file} is damaged: {'.'.join(names)} is not a number of steps; {_AGAIN}")
+    return value
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ServeError(f"{file} is damaged: {error}; {_AGAIN}") from error
+
+
+def _require_stage(stage: Path) -> None:
+    """Refuse a finished stage whose description is not one; a run that is older than stages has none.
+
+    Raises:
+        ServeError: it is damaged.
+    """
+    file = stage / STAGE_FILE
+    if file.exists():
+        description = _read_json(file)
+        if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+            raise ServeError(f"{file} is damaged: it has no configuration; {_AGAIN}")
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:
@@ -115,7 +155,7 @@ def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None
     """The policies to serve: those of ``names``, or every one that the run trained, or its base if it trained none.
 
     Raises:
-        ServeError: the run has no such policy, or none at all.
+        ServeError: the run has no such policy, or none at all; or a file of the run is damaged.
         CheckpointError: a chosen one is not complete.
     """
     known = [BASE, *(f"{arm}-{kind}" for arm in config.arms for kind in KINDS)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -17,18 +18,55 @@ class MixedVersions(RuntimeError):
 
 
 class StampedEngine(AsyncLLM):
-    """``AsyncLLM`` whose finished outputs are checked, token by token, by vLLM's own version stamps."""
+    """``AsyncLLM`` whose prompts are checked before, and whose finished outputs after they were in the engine."""
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
+    async def generate(
+        self, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
         """See ``AsyncLLM.generate``.
 
         Raises:
             MixedVersions: see there.
+            VLLMValidationError: a token of the prompt is unknown to the model, or a grammar cannot be compiled.
         """
-        async with aclosing(super().generate(*args, **kwargs)) as outputs:
+        require_known_tokens(prompt, self.model_config.get_vocab_size())
+        async with aclosing(super().generate(prompt, sampling_params, *args, **kwargs)) as outputs:
             async for output in outputs:
                 require_one_version(output, announced_version.get())
+                require_grammar(output, sampling_params)
                 yield output
+
+
+def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
+    """Refuse tokens that have no embedding: one of them would end the engine. vLLM allows what a tokenizer knows.
+
+    Args:
+        prompt: one that has been tokenized, a mapping with ``prompt_token_ids``.
+        vocabulary_size: rows of the model's embedding.
+
+    Raises:
+        VLLMValidationError: there is such a token.
+    """
+    tokens = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    if not tokens:
+        return
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < vocabulary_size:
+            message = f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
+            raise VLLMValidationError(message, parameter="prompt")
+
+
+def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
+    """Blame the request for a grammar that the engine could not compile; vLLM would call it an internal error.
+
+    Raises:
+        VLLMValidationError: the engine gave up a request that has ``structured_outputs``.
+    """
+    if getattr(sampling_params, "structured_outputs", None) is None:
+        return
+    if any(sequence.finish_reason == "error" for sequence in output.outputs):
+        message = "structured_outputs or response_format describes text that cannot be generated; simplify it"
+        raise VLLMValidationError(message, parameter="structured_outputs")
 
 
 def require_one_version(output: RequestOutput, announced: str | None) -> None:

@@ -118,3 +118,48 @@ def test_a_run_is_read_by_its_own_configuration(run):
         read_run(run)
     save_config(config(), run / "config.yaml")
     assert read_run(run) == config()
+
+
+DAMAGED = [
+    "",
+    "{",
+    "null",
+    "[]",
+    "{}",
+    '{"step": "ten"}',
+    '{"config": 5}',
+    '{"config": {"rl": {"steps": "x"}}}',
+    "[" * 9000,
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_description_of_a_stage_is_one_line_that_names_the_file(run, content):
+    make(run / "rl/bridge", "ten", steps=10)
+    file = run / "rl/bridge/stage.json"
+    file.write_text(content)
+    with pytest.raises(ServeError) as error:
+        choose_policies(run, config())
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [c for c in DAMAGED if "config" not in c] + ['{"step": true}', '{"step": -1}'])
+def test_a_damaged_outcome_of_rl_is_one_line_that_names_the_file(run, content):
+    make(run / "rl/bridge", "ten", steps=10)
+    (run / "rl/bridge/outcome.json").write_text(content)
+    with pytest.raises(ServeError, match=r"outcome\.json is damaged"):
+        choose_policies(run, config())
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"config": []}'])
+def test_a_damaged_description_of_sft_is_refused(run, content):
+    (run / "sft/bridge/stage.json").write_text(content)
+    with pytest.raises(ServeError, match=r"sft/bridge/stage\.json is damaged"):
+        choose_policies(run, config())
+
+
+def test_a_file_that_is_not_text_is_damaged(run):
+    (run / "sft/bridge/stage.json").write_bytes(b"\xff\x00")
+    with pytest.raises(ServeError, match=r"sft/bridge/stage\.json is damaged"):
+        choose_policies(run, config())
