@@ -19,13 +19,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-# An engine argument: vLLM's own sampling defaults instead of those in the checkpoint's generation_config.json, which
-# evaluations do not read either. End tokens are still taken from there, as they are by evaluations.
-NEUTRAL_SAMPLING = {"generation_config": "vllm"}
 _PROBES = {
     COMPLETIONS: {"prompt": "a", "max_tokens": 1},
     CHAT: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
 }
+
+
+def engine_options() -> dict[str, Any]:
+    """Engine arguments of a served policy, besides those of every engine of the run."""
+    from vllm.config import StructuredOutputsConfig
+
+    return {
+        # vLLM's own sampling defaults, not those in the checkpoint's generation_config.json: evaluations do not read
+        # them either. End tokens are still taken from there, as they are by evaluations.
+        "generation_config": "vllm",
+        # No other backend for what xgrammar refuses: llguidance takes memory in proportion to numbers like `minItems`.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
+    }
 
 
 async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_response_tokens: int) -> ASGIApp:

@@ -16,7 +16,7 @@ from bi_ray.policy.checkpoint import CheckpointError
 from serve.asgi import Head, post
 from serve.faults import FaultMiddleware, RequestFault
 from serve.policies import Policy, ServeError, newest_policy, version_of
-from serve.routes import NEUTRAL_SAMPLING, fault_of_request, openai_routes
+from serve.routes import engine_options, fault_of_request, openai_routes
 from serve.versions import VERSION_FIELD, EngineBroken, VersionGate, VersionMiddleware
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class PolicyServer:
             raise ServeError(f"{self.run} has no {self.name} any more: it was removed while the server started")
         self._policy, version = policy, await asyncio.to_thread(version_of, policy)
         self._names = checkpoint_names(policy.directory)
-        more = {"worker_extension_cls": EXTENSION} | NEUTRAL_SAMPLING
+        more = {"worker_extension_cls": EXTENSION} | engine_options()
         arguments = engine_arguments(policy.directory, self.model, self.rollout, more)
         self._engine = StampedEngine.from_engine_args(arguments)
         await self._engine.update_weight_version(version)

@@ -12,6 +12,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from serve.versions import announced_version
 
+# Beyond these vLLM's worker for GPUs raises in the middle of a step, which ends the engine
+# (vllm/v1/worker/gpu/sample/logit_bias.py). 28 of its 128 stop tokens are left to the checkpoint's own end tokens.
+_MOST_TOKENS = {"allowed_token_ids": 1024, "logit_bias": 1024, "stop_token_ids": 100}
+
 
 class MixedVersions(RuntimeError):
     """Tokens of an answer are not of the version that it has announced: an error of this program."""
@@ -27,9 +31,11 @@ class StampedEngine(AsyncLLM):
 
         Raises:
             MixedVersions: see there.
-            VLLMValidationError: a token of the prompt is unknown to the model, or a grammar cannot be compiled.
+            VLLMValidationError: a token of the prompt is unknown to the model, a list of tokens is too long, or a
+                grammar cannot be compiled.
         """
         require_known_tokens(prompt, self.model_config.get_vocab_size())
+        require_short_lists(sampling_params)
         async with aclosing(super().generate(prompt, sampling_params, *args, **kwargs)) as outputs:
             async for output in outputs:
                 require_one_version(output, announced_version.get())
@@ -54,6 +60,17 @@ def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
         if not 0 <= token < vocabulary_size:
             message = f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
             raise VLLMValidationError(message, parameter="prompt")
+
+
+def require_short_lists(sampling_params: Any) -> None:
+    """Refuse lists of tokens that a worker has no room for.
+
+    Raises:
+        VLLMValidationError: there is one.
+    """
+    for name, most in _MOST_TOKENS.items():
+        if len(getattr(sampling_params, name, None) or ()) > most:
+            raise VLLMValidationError(f"{name} has more than {most} tokens", parameter=name)
 
 
 def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
