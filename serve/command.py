@@ -26,7 +26,7 @@ from actors.cluster import connect
 from bi_ray.config import RunConfig
 from bi_ray.display import Display
 from bi_ray.policy.chat import messages
-from bi_ray.problems import read_problems
+from bi_ray.problems import ProblemRow
 from bi_ray.tasks.registry import build_task
 from serve.access import (
     API_KEYS_VARIABLE,
@@ -38,7 +38,7 @@ from serve.access import (
     option_keys,
 )
 from serve.app import APPLICATION, ServeArgs, build
-from serve.policies import ServeError, choose_policies, read_run
+from serve.policies import ServeError, choose_policies, first_problem, read_run
 from serve.proxy import CALLBACK, KEEP_ALIVE_S
 
 _FOLLOW_S = 2.0
@@ -84,6 +84,7 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     keys = _keys(options)
     check_allowed(options.allowed_hosts, options.allowed_origins)
     _require_free(options.host, options.port)
+    problem = first_problem(run, config)
     args = ServeArgs(
         run=str(run),
         models=names,
@@ -97,7 +98,8 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     # Signals after Ray, which sets handlers of its own when it starts.
     with _ray_serve(config, len(names), options), _stop_signal() as stop:
         if _start(args, config, display, stop):
-            _greet(options, config, names, bool(keys), console)
+            greeting = _greeting(options, config, problem, names, bool(keys))
+            console.print(greeting, highlight=False, markup=False, soft_wrap=True)
             stop.wait()
             display.note("stopping")
 
@@ -214,9 +216,8 @@ def reason_of(application: ApplicationStatusOverview) -> str:
     return lines[-1] if lines else ""
 
 
-def _greet(options: ServeOptions, config: RunConfig, names: list[str], key: bool, console: Console) -> None:
+def _greeting(options: ServeOptions, config: RunConfig, problem: ProblemRow, names: list[str], key: bool) -> str:
     """Where it is, what there is, and a command to try it with."""
-    problem = read_problems(options.run / "data" / config.evaluation.sets[0])[0]
     task = build_task(config.task, config.seeds.data)
     name = next((name for name in reversed(names) if name.endswith("-rl")), names[-1])
     url = base_url(options.host, options.port)
@@ -227,7 +228,7 @@ def _greet(options: ServeOptions, config: RunConfig, names: list[str], key: bool
         "",
         curl(url, name, messages(task.system_prompt, problem.question), key),
     ]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    return "\n".join(lines)
 
 
 def base_url(host: str, port: int) -> str:

@@ -19,6 +19,7 @@ from serve.errors import INTERNAL_ERROR, ApiError, error_response
 from serve.versions import VERSION_HEADER
 
 MAX_BODY_BYTES = 8 * 2**20
+MAX_PROMPTS = 1024  # of one request
 BODY_TIMEOUT_S = 30.0
 _CARD_TIMEOUT_S = 10.0
 logger = logging.getLogger("ray.serve")
@@ -94,6 +95,7 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
         _require_json(request)
         content = _parse(await _body(request))
         name = _require_model(servers, content.get("model"))
+        _require_few_prompts(content)
         # As in rollouts and evaluations: the text is what was said. The end token is left out all the same.
         content.setdefault("skip_special_tokens", False)
         if stop and request.url.path.endswith("/chat/completions") and content.get("stop") is None:
@@ -201,6 +203,13 @@ def _require_model(servers: Servers, name: object) -> str:
         message = f"no model is called {name!r} here; served are {served}"
         raise ApiError(404, message, code="model_not_found", param="model")
     return name
+
+
+def _require_few_prompts(content: dict[str, Any]) -> None:
+    """Refuse a body that is a million requests; a list of token ids is one prompt."""
+    prompt = content.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int):
+        raise ApiError(400, f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests", param="prompt")
 
 
 async def _card(servers: Servers, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
+from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.store import STAGE_FILE
 from bi_ray.validation import OUTCOME
 
@@ -78,11 +79,13 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
     if kind == "sft":
-        _require_stage(run / "sft" / arm)
-        return _policy(name, "sft", run / "sft" / arm / "policy")
+        policy = _policy(name, "sft", run / "sft" / arm / "policy")
+        _require_stage(run / "sft" / arm, policy)
+        return policy
     if (finished := run / "rl" / arm / STAGE_FILE).exists():
-        _require_stage(finished.parent)
-        return _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
+        policy = _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
+        _require_stage(finished.parent, policy)
+        return policy
     work = run / "work" / "rl" / arm
     if not work.is_dir():
         return None
@@ -118,17 +121,24 @@ def _read_json(file: Path) -> Any:
         raise ServeError(f"{file} is damaged: {error}; {_AGAIN}") from error
 
 
-def _require_stage(stage: Path) -> None:
-    """Refuse a finished stage whose description is not one; a run that is older than stages has none.
+def _require_stage(stage: Path, policy: Policy | None) -> None:
+    """Refuse a finished stage that is damaged.
+
+    Args:
+        stage: its folder; one without a description is not finished.
+        policy: what it holds.
 
     Raises:
-        ServeError: it is damaged.
+        ServeError: its description is not one, or it has no policy.
     """
     file = stage / STAGE_FILE
-    if file.exists():
-        description = _read_json(file)
-        if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-            raise ServeError(f"{file} is damaged: it has no configuration; {_AGAIN}")
+    if not file.exists():
+        return
+    description = _read_json(file)
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise ServeError(f"{file} is damaged: it has no configuration; {_AGAIN}")
+    if policy is None:
+        raise ServeError(f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {_AGAIN}")
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:
@@ -149,6 +159,20 @@ def version_of(policy: Policy) -> str:
         OSError: it was removed meanwhile.
     """
     return f"{policy.label}-{digest(policy.directory)[:_DIGEST_CHARACTERS]}"
+
+
+def first_problem(run: Path, config: RunConfig) -> ProblemRow:
+    """A problem of the run's first test set.
+
+    Raises:
+        ServeError: the set is damaged or absent.
+    """
+    folder = run / "data" / config.evaluation.sets[0]
+    try:
+        return read_problems(folder)[0]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ServeError(f"{folder} cannot be read: {reason or type(error).__name__}; {_AGAIN}") from error
 
 
 def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None) -> list[Policy]:

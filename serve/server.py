@@ -146,7 +146,7 @@ class PolicyServer:
                     return  # check_health says why
                 if str(error) != reported:  # once, not at every look
                     reported = str(error)
-                    logger.warning(f"{self.name} stays at version {self._gate.version}: {reported}")
+                    logger.warning(f"{self.name} stays at version {self._gate.version}: {reported}", exc_info=True)
 
     async def check_health(self) -> None:
         """Called by Serve now and then.

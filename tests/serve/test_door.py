@@ -199,6 +199,15 @@ def test_half_a_character_is_refused_in_every_place():
     assert answer.json()["body"]["prompt"] == "\U0001f642"
 
 
+def test_a_body_of_a_million_requests_is_refused(monkeypatch):
+    monkeypatch.setattr(door, "MAX_PROMPTS", 3)
+    for prompt in (["a"] * 4, [[1]] * 4, [None] * 4):
+        error = error_of(client().post("/v1/completions", json=REQUEST | {"prompt": prompt}), 400)
+        assert error["param"] == "prompt"
+    for prompt in (["a"] * 3, [1] * 4, [], "aaaa"):
+        assert client().post("/v1/completions", json=REQUEST | {"prompt": prompt}).status_code == 200
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[1e999]", '{"a": -1e999}'])
 def test_numbers_that_are_not_json_are_refused(number):
     body = f'{{"model": "bridge-rl", "temperature": {number}}}'
