@@ -18,7 +18,7 @@ from serve.errors import ApiError, error_response
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares"}
 HEADERS_TIMEOUT_S = 20.0
-KEEP_ALIVE_S = 30  # an idle connection is closed after that time
+KEEP_ALIVE_S = 75  # between two requests; longer than the 60 s after which proxies in front give up a connection
 # Ray Serve reads these: a client could switch off the time limit of its request, or make the proxy fail to decode one.
 _OF_SERVE = (
     "x-request-timeout-seconds",
