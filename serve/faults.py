@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import INTERNAL_ERROR
-from serve.versions import EngineBroken
+from serve.versions import EngineBroken, MixedVersions
 
 logger = logging.getLogger("ray.serve")
 _EVENT = b"data: "
@@ -45,7 +45,7 @@ class FaultMiddleware:
 
         Raises:
             EngineBroken: the engine ended before the answer began.
-        Exception: ``app`` raised it in the middle of an answer.
+            Exception: ``app`` raised it in the middle of an answer.
         """
         request = _RecordedRequest(receive)
         answer = _HeldAnswer(send)
@@ -58,6 +58,8 @@ class FaultMiddleware:
             if error is not None:
                 raise error  # too late for another answer; the client sees that this one is not whole
             return
+        if error is None and not answer.error_status:
+            return  # the client has left
         status, content = await self._error(scope["path"], request.body, answer, error)
         await _send_json(send, status, content)
 
@@ -71,7 +73,9 @@ class FaultMiddleware:
             return answer.error_status, answer.error_content
         if error is None and answer.error_status == 501:
             return 400, error_content(RequestFault(_message(answer.error_content)))
-        fault = await self._fault_of_request(path, body)
+        fault = None
+        if not isinstance(error, MixedVersions):
+            fault = await self._fault_of_request(path, body)
         if fault is not None:
             logger.warning("refused a request: %s", fault.message, exc_info=error)
             return 400, error_content(fault)

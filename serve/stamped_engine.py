@@ -10,15 +10,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serve.versions import announced_version
+from serve.versions import MixedVersions, announced_version
 
 # Beyond these vLLM's worker for GPUs raises in the middle of a step, which ends the engine
 # (vllm/v1/worker/gpu/sample/logit_bias.py). 28 of its 128 stop tokens are left to the checkpoint's own end tokens.
 _MOST_TOKENS = {"allowed_token_ids": 1024, "logit_bias": 1024, "stop_token_ids": 100}
-
-
-class MixedVersions(RuntimeError):
-    """Tokens of an answer are not of the version that it has announced: an error of this program."""
 
 
 class StampedEngine(AsyncLLM):

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serve.asgi import Head, post
 from serve.faults import FaultMiddleware, RequestFault
-from serve.versions import EngineBroken
+from serve.versions import EngineBroken, MixedVersions
 
 BODY = b'{"prompt": "x"}'
 
@@ -76,6 +76,20 @@ def test_an_error_of_the_program_is_a_500_with_its_traceback_in_the_log(status, 
     assert code == 500
     assert b"secret" not in body
     assert any(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)
+
+
+def test_mixed_versions_are_never_the_requests_fault():
+    assert answer_of(raising(MixedVersions("of 1 and 2"), 500), fault=RequestFault("it would be blamed"))[0] == 500
+
+
+def test_a_client_that_left_gets_nothing():
+    async def app(scope, receive, send):
+        await receive()
+
+    async def ask():
+        return [piece async for piece in post(FaultMiddleware(app, lambda: False, None), "/v1/completions", BODY)]
+
+    assert asyncio.run(ask()) == []
 
 
 @pytest.mark.parametrize("app", [raising(KeyError(), 500), raising(KeyError()), stream('{"error": {"code": 500}}')])
