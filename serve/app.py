@@ -70,13 +70,13 @@ class _Handles:
         return list(self._handles)
 
     async def card(self, name: str) -> dict[str, Any]:
-        with _losses():
+        with losses():
             return await self._handles[name].card.remote()
 
     async def answer(self, name: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         pieces: Any = self._handles[name].options(stream=True).answer.remote(path, body)
         try:
-            with _losses():
+            with losses():
                 async for piece in pieces:
                     yield piece
         finally:
@@ -84,7 +84,7 @@ class _Handles:
 
 
 @contextmanager
-def _losses() -> Iterator[None]:
+def losses() -> Iterator[None]:
     """Tell a server that is busy or lost from an error that it raised."""
     try:
         yield
