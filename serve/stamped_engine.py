@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
+from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serve.versions import MixedVersions, announced_version
@@ -36,6 +37,7 @@ class StampedEngine(AsyncLLM):
             async for output in outputs:
                 require_one_version(output, announced_version.get())
                 require_grammar(output, sampling_params)
+                drop_end_tokens(output, sampling_params, self.get_tokenizer())
                 yield output
 
 
@@ -80,6 +82,23 @@ def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
     if any(sequence.finish_reason == "error" for sequence in output.outputs):
         message = "structured_outputs or response_format describes text that cannot be generated; simplify it"
         raise VLLMValidationError(message, parameter="structured_outputs")
+
+
+def drop_end_tokens(output: RequestOutput, sampling_params: Any, tokenizer: TokenizerLike) -> None:
+    """Leave end tokens out of texts that keep their stop strings, as evaluations do; vLLM writes out both or neither.
+
+    Args:
+        output: the texts of its sequences are shortened in place.
+        sampling_params: of the request.
+        tokenizer: of the model.
+    """
+    if not sampling_params.include_stop_str_in_output or sampling_params.skip_special_tokens:
+        return
+    for sequence in output.outputs:
+        at_end_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
+        if at_end_token and sequence.token_ids:
+            end = tokenizer.decode([sequence.token_ids[-1]], skip_special_tokens=False)
+            sequence.text = sequence.text.removesuffix(end)
 
 
 def require_one_version(output: RequestOutput, announced: str | None) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from bi_ray.policy.checkpoint import load_tokenizer
 from tests.serving import KEY, conversations, greedy, put_policy, serving, write_run
 
 pytestmark = pytest.mark.timeout(500)
@@ -109,6 +110,23 @@ def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(served, pol
     answer = served.client().chat.completions.create(model="bridge-sft", messages=chats[0], temperature=0)
     assert answer.choices[0].message.content == true.text
     assert answer.usage.completion_tokens == len(true.tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_end_token_is_left_out_beside_stop_strings_that_stay(served, policies, chats, stream):
+    """As `model.stop` makes it; the end token is wished for, so that the response is nothing else."""
+    tokenizer = load_tokenizer(policies[0])
+    wish = {"logit_bias": {str(tokenizer.eos_token_id): 100}, "stop": ["never said"], "temperature": 0}
+    answer = served.client().chat.completions.create(
+        model="bridge-sft", messages=chats[0], stream=stream, extra_body={"include_stop_str_in_output": True}, **wish
+    )
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer]
+        assert "".join(choice.delta.content or "" for choice in choices) == ""
+        assert choices[-1].finish_reason == "stop"
+    else:
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "stop")
+        assert answer.usage.completion_tokens == 1
 
 
 def test_sampling_defaults_of_a_checkpoint_are_not_applied(served, truth):
