@@ -26,7 +26,7 @@ from actors.cluster import connect
 from bi_ray.config import RunConfig
 from bi_ray.display import Display
 from bi_ray.policy.chat import messages
-from bi_ray.problems import ProblemRow
+from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.tasks.registry import build_task
 from serve.access import (
     API_KEYS_VARIABLE,
@@ -38,7 +38,7 @@ from serve.access import (
     option_keys,
 )
 from serve.app import APPLICATION, ServeArgs, build
-from serve.policies import ServeError, choose_policies, first_problem, read_run
+from serve.policies import MAKE_AGAIN, ServeError, choose_policies, read_run
 from serve.proxy import CALLBACK, KEEP_ALIVE_S
 
 _FOLLOW_S = 2.0
@@ -120,6 +120,20 @@ def _keys(options: ServeOptions) -> list[str]:
             f"--api-key KEY, or set {API_KEYS_VARIABLE}"
         )
     return keys
+
+
+def first_problem(run: Path, config: RunConfig) -> ProblemRow:
+    """A problem of the run's first test set.
+
+    Raises:
+        ServeError: the set is damaged or absent.
+    """
+    folder = run / "data" / config.evaluation.sets[0]
+    try:
+        return read_problems(folder)[0]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ServeError(f"{folder} cannot be read: {reason}; {MAKE_AGAIN}") from error
 
 
 def _require_free(host: str, port: int) -> None:

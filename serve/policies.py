@@ -6,11 +6,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
-from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.store import STAGE_FILE
 from bi_ray.validation import OUTCOME
 
@@ -19,7 +18,7 @@ KINDS: tuple[Kind, ...] = ("sft", "rl")
 BASE = "base"
 _STEP = re.compile(r"step_(\d+)")
 _DIGEST_CHARACTERS = 8
-_AGAIN = "run `bi-ray run` with --from and the stage's name to make it again"
+MAKE_AGAIN = "run `bi-ray run` with --from and the stage's name to make it again"
 
 
 class ServeError(RuntimeError):
@@ -73,19 +72,17 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     name ``base`` is that of the directory at the run's ``model.path``.
 
     Raises:
-        ServeError: a file that says what a finished stage holds is damaged.
+        ServeError: a finished stage has no weights.
     """
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
+    if kind == "sft" and (run / "sft" / arm / STAGE_FILE).exists():
+        return _finished_policy(name, "sft", run / "sft" / arm)
     if kind == "sft":
-        policy = _policy(name, "sft", run / "sft" / arm / "policy")
-        _require_stage(run / "sft" / arm, policy)
-        return policy
+        return _policy(name, "sft", run / "sft" / arm / "policy")
     if (finished := run / "rl" / arm / STAGE_FILE).exists():
-        policy = _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
-        _require_stage(finished.parent, policy)
-        return policy
+        return _finished_policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent)
     work = run / "work" / "rl" / arm
     if not work.is_dir():
         return None
@@ -96,49 +93,15 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
 def _kept_step(finished: Path) -> int:
     """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early stop not the last."""
     if (outcome := finished / OUTCOME).exists():
-        return _step_in(outcome, ["step"])
-    return _step_in(finished / STAGE_FILE, ["config", "rl", "steps"])
+        return json.loads(outcome.read_text())["step"]
+    return json.loads((finished / STAGE_FILE).read_text())["config"]["rl"]["steps"]
 
 
-def _step_in(file: Path, names: list[str]) -> int:
-    """The number at a place in a JSON file.
-
-    Raises:
-        ServeError: the file is damaged.
-    """
-    value = _read_json(file)
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    if type(value) is not int or value < 0:
-        raise ServeError(f"{file} is damaged: {'.'.join(names)} is not a number of steps; {_AGAIN}")
-    return value
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ServeError(f"{file} is damaged: {error}; {_AGAIN}") from error
-
-
-def _require_stage(stage: Path, policy: Policy | None) -> None:
-    """Refuse a finished stage that is damaged.
-
-    Args:
-        stage: its folder; one without a description is not finished.
-        policy: what it holds.
-
-    Raises:
-        ServeError: its description is not one, or it has no policy.
-    """
-    file = stage / STAGE_FILE
-    if not file.exists():
-        return
-    description = _read_json(file)
-    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
-        raise ServeError(f"{file} is damaged: it has no configuration; {_AGAIN}")
+def _finished_policy(name: str, label: str, stage: Path) -> Policy:
+    policy = _policy(name, label, stage / "policy")
     if policy is None:
-        raise ServeError(f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {_AGAIN}")
+        raise ServeError(f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}")
+    return policy
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:
@@ -161,25 +124,11 @@ def version_of(policy: Policy) -> str:
     return f"{policy.label}-{digest(policy.directory)[:_DIGEST_CHARACTERS]}"
 
 
-def first_problem(run: Path, config: RunConfig) -> ProblemRow:
-    """A problem of the run's first test set.
-
-    Raises:
-        ServeError: the set is damaged or absent.
-    """
-    folder = run / "data" / config.evaluation.sets[0]
-    try:
-        return read_problems(folder)[0]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ServeError(f"{folder} cannot be read: {reason or type(error).__name__}; {_AGAIN}") from error
-
-
 def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None) -> list[Policy]:
     """The policies to serve: those of ``names``, or every one that the run trained, or its base if it trained none.
 
     Raises:
-        ServeError: the run has no such policy, or none at all; or a file of the run is damaged.
+        ServeError: the run has no such policy, or none at all.
         CheckpointError: a chosen one is not complete.
     """
     known = [BASE, *(f"{arm}-{kind}" for arm in config.arms for kind in KINDS)]

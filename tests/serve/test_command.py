@@ -1,6 +1,7 @@
 import importlib
 import json
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -12,8 +13,12 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from bi_ray import cli
 from bi_ray.config import RunConfig, load_config, save_config
+from bi_ray.policy.checkpoint import load_tokenizer
+from bi_ray.problems import write_problems
+from bi_ray.store import RunError
+from bi_ray.tasks.registry import build_task
 from serve.app import ServeArgs, build
-from serve.command import base_url, curl, reason_of
+from serve.command import base_url, curl, first_problem, reason_of
 from serve.policies import ServeError
 from tests.serve.test_policies import make
 
@@ -113,3 +118,29 @@ def test_the_arguments_of_the_shipped_file_build_an_application(run):
     assert isinstance(build(shipped["args"] | {"run": str(run)}), ray_serve.Application)
     with pytest.raises(ValueError, match="no_such_option"):
         build({"run": str(run), "no_such_option": 1})
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """A run with a test set of one problem."""
+    quickstart = load_config(QUICKSTART, RunConfig)
+    folder = tmp_path / "data" / quickstart.evaluation.sets[0]
+    task = build_task(quickstart.task, 0)
+    write_problems(task, "test_id", 1, load_tokenizer(quickstart.model.path), quickstart.model, folder)
+    return folder
+
+
+def test_the_first_problem_is_read_and_a_damaged_set_is_one_line_that_names_it(problems, tmp_path):
+    assert first_problem(tmp_path, load_config(QUICKSTART, RunConfig)).answer
+    for file in [*problems.rglob("*.arrow"), problems / "dataset_info.json", problems / "state.json"]:
+        whole = file.read_bytes()
+        for content in (b"", whole[:50], b"\xff\x00"):
+            file.write_bytes(content)
+            with pytest.raises((ServeError, RunError)) as error:
+                first_problem(tmp_path, load_config(QUICKSTART, RunConfig))
+            assert str(problems) in str(error.value)
+            assert "\n" not in str(error.value)
+        file.write_bytes(whole)
+    shutil.rmtree(problems)
+    with pytest.raises((ServeError, RunError), match=str(problems)):
+        first_problem(tmp_path, load_config(QUICKSTART, RunConfig))

@@ -1,16 +1,13 @@
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
-from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError, load_tokenizer
-from bi_ray.problems import write_problems
-from bi_ray.tasks.registry import build_task
+from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError
 from serve import policies
-from serve.policies import ServeError, choose_policies, first_problem, read_run, version_of
+from serve.policies import ServeError, choose_policies, read_run, version_of
 
 
 def newest_policy(run, name):
@@ -123,79 +120,8 @@ def test_a_run_is_read_by_its_own_configuration(run):
     assert read_run(run) == config()
 
 
-DAMAGED = [
-    "",
-    "{",
-    "null",
-    "[]",
-    "{}",
-    '{"step": "ten"}',
-    '{"config": 5}',
-    '{"config": {"rl": {"steps": "x"}}}',
-    "[" * 9000,
-]
-
-
-@pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_description_of_a_stage_is_one_line_that_names_the_file(run, content):
-    make(run / "rl/bridge", "ten", steps=10)
-    file = run / "rl/bridge/stage.json"
-    file.write_text(content)
-    with pytest.raises(ServeError) as error:
-        choose_policies(run, config())
-    assert str(file) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [c for c in DAMAGED if "config" not in c] + ['{"step": true}', '{"step": -1}'])
-def test_a_damaged_outcome_of_rl_is_one_line_that_names_the_file(run, content):
-    make(run / "rl/bridge", "ten", steps=10)
-    (run / "rl/bridge/outcome.json").write_text(content)
-    with pytest.raises(ServeError, match=r"outcome\.json is damaged"):
-        choose_policies(run, config())
-
-
-@pytest.mark.parametrize("content", ["", "{}", '{"config": []}'])
-def test_a_damaged_description_of_sft_is_refused(run, content):
-    (run / "sft/bridge/stage.json").write_text(content)
-    with pytest.raises(ServeError, match=r"sft/bridge/stage\.json is damaged"):
-        choose_policies(run, config())
-
-
 def test_a_finished_stage_without_its_weights_is_refused(run):
     make(run / "rl/bridge", "ten", steps=10)
     (run / "rl/bridge/policy" / WEIGHTS).unlink()
     with pytest.raises(ServeError, match=r"rl/bridge/policy has no model\.safetensors"):
-        choose_policies(run, config())
-
-
-@pytest.fixture
-def problems(tmp_path):
-    """A run with a test set of one problem."""
-    quickstart = config()
-    folder = tmp_path / "data" / quickstart.evaluation.sets[0]
-    task = build_task(quickstart.task, 0)
-    write_problems(task, "test_id", 1, load_tokenizer(quickstart.model.path), quickstart.model, folder)
-    return folder
-
-
-def test_the_first_problem_is_read_and_a_damaged_set_is_one_line_that_names_it(problems, tmp_path):
-    assert first_problem(tmp_path, config()).answer
-    for file in [*problems.rglob("*.arrow"), problems / "dataset_info.json", problems / "state.json"]:
-        whole = file.read_bytes()
-        for content in (b"", whole[:50], b"\xff\x00"):
-            file.write_bytes(content)
-            with pytest.raises(ServeError) as error:
-                first_problem(tmp_path, config())
-            assert str(problems) in str(error.value)
-            assert "\n" not in str(error.value)
-        file.write_bytes(whole)
-    shutil.rmtree(problems)
-    with pytest.raises(ServeError, match="cannot be read"):
-        first_problem(tmp_path, config())
-
-
-def test_a_file_that_is_not_text_is_damaged(run):
-    (run / "sft/bridge/stage.json").write_bytes(b"\xff\x00")
-    with pytest.raises(ServeError, match=r"sft/bridge/stage\.json is damaged"):
         choose_policies(run, config())
