@@ -68,7 +68,7 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
     async def require_access(request: Request) -> None:
         authorize(request, access)
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     router = APIRouter(prefix="/v1", dependencies=[Depends(require_access)])
 
     @router.get("/models")

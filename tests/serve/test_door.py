@@ -250,6 +250,8 @@ def test_a_request_that_is_too_large_is_refused(monkeypatch):
         ("/v1/chat/completions/batch", "POST", 404),
         ("/update_weights", "POST", 404),
         ("/docs", "GET", 404),
+        ("/v1/completions/", "POST", 404),
+        ("/v1/models/", "GET", 404),
         ("/openapi.json", "GET", 404),
         ("/v1/completions", "GET", 405),
     ],
