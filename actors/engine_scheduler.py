@@ -20,17 +20,28 @@ from vllm.v1.outputs import LogprobsLists
 
 @dataclass(slots=True)
 class _Held:
-    """What a request has said and nobody was told."""
+    """What a request has said and nobody was told.
+
+    Attributes:
+        client: who asked.
+        first: the first message.
+        columns: log-probabilities a token that the request asked for. A step has as many columns as the request of
+            the step that asked for the most, so their number changes with the neighbors.
+        tokens: all of them.
+        logprobs: of each step.
+    """
 
     client: int
     first: EngineCoreOutput
+    columns: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[LogprobsLists] = field(default_factory=list)
 
     def add(self, output: EngineCoreOutput) -> None:
         self.tokens += output.new_token_ids
         if output.new_logprobs is not None:
-            self.logprobs.append(output.new_logprobs)
+            tokens, logprobs, ranks, _ = output.new_logprobs
+            self.logprobs.append(LogprobsLists(tokens[:, : self.columns], logprobs[:, : self.columns], ranks))
 
     def onto(self, last: EngineCoreOutput) -> EngineCoreOutput:
         """The message ``last`` with all that was held, and what only a first message says."""
@@ -45,9 +56,10 @@ class _Held:
 class WholeResponses(Scheduler):
     """Holds back the tokens of requests that ask for their final output only, until they end or generation pauses.
 
-    Requests with stop strings are sent on as ever: it is the front end that finds those. At a pause in the middle of
-    responses ("keep") all that is held goes out before the pause is complete, so under the version of the weights that
-    made it.
+    Requests with stop strings are sent on as ever: it is the front end that finds those. So are those that ask for
+    log-probabilities of the prompt, of all tokens or of tokens by name, which only clients of a server do. At a pause
+    in the middle of responses ("keep") all that is held goes out before the pause is complete, so under the version of
+    the weights that made it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,9 +79,10 @@ class WholeResponses(Scheduler):
         held = self._held.get(output.request_id)
         if output.finish_reason is None:
             if held is None:
-                if not self._may_wait(output):
+                columns = self._columns(output)
+                if columns is None:
                     return output
-                held = self._held[output.request_id] = _Held(client, output)
+                held = self._held[output.request_id] = _Held(client, output, columns)
             held.add(output)
             return None
         if held is None:
@@ -78,10 +91,15 @@ class WholeResponses(Scheduler):
         held.add(output)
         return held.onto(output)
 
-    def _may_wait(self, output: EngineCoreOutput) -> bool:
+    def _columns(self, output: EngineCoreOutput) -> int | None:
+        """Log-probabilities a token of a request that may wait; None if it may not."""
         request = self.requests.get(output.request_id)
         params = request.sampling_params if request else None
-        return params is not None and params.output_kind is RequestOutputKind.FINAL_ONLY and not params.stop
+        if params is None or params.output_kind is not RequestOutputKind.FINAL_ONLY or params.stop:
+            return None
+        if params.prompt_logprobs is not None or params.logprob_token_ids or params.logprobs == -1:
+            return None
+        return 1 + (params.logprobs or 0)
 
     def _let_go(self, batches: dict[int, EngineCoreOutputs]) -> None:
         for name, held in self._held.items():

@@ -166,7 +166,17 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at; others than loopback need an API key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="Who sends it is let in; repeatable. Also read: BI_RAY_API_KEYS=key,key")
+        list[str] | None,
+        typer.Option(help="API key that clients must send (repeatable; also read from BI_RAY_API_KEYS=key,key)"),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one API key a line, which no other user may read")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Host name that requests may use besides localhost (repeatable)")
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page origin that may send requests from a browser (repeatable)")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Take the newest version of each policy while training goes on")
@@ -176,7 +186,18 @@ def serve(
     from serve.command import ServeOptions, serve_run
 
     names = [name for group in models or [] for name in group.split(",") if name]
-    serve_run(ServeOptions(run_path, names or None, host, port, api_key or [], follow), console)
+    options = ServeOptions(
+        run_path,
+        names or None,
+        host,
+        port,
+        api_key or [],
+        api_key_file,
+        allowed_host or [],
+        allowed_origin or [],
+        follow,
+    )
+    serve_run(options, console)
 
 
 @app.command()

@@ -76,7 +76,7 @@ def sync(path: Path) -> None:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Relative paths of all files below ``folder``; hidden ones (``.nfs0001``, what is being written) are nobody's input."""
+    """Relative paths of all files below ``folder``, without hidden ones (``.nfs0001``) and what is being written."""
     names = []
     for parent, folders, files in os.walk(folder):  # passes over folders that are removed meanwhile
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,1 +1,1 @@
-"""The door: policies of a run behind an OpenAI-compatible HTTP interface, by Ray Serve and vLLM."""
+"""The gateway: policies of a run behind an OpenAI-compatible HTTP interface, by Ray Serve and vLLM."""

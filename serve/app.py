@@ -1,4 +1,4 @@
-"""The Ray Serve application: the door, and a deployment per model. ``build`` is what ``serve deploy`` imports.
+"""The Ray Serve application: the gateway, and a deployment per model. ``build`` is what ``serve deploy`` imports.
 
 Ray's own LLM application is not used: it cannot hold answers back while weights change, does not hand on the engine's
 version stamps, and Ray pins another release of vLLM for it.
@@ -6,40 +6,47 @@ version stamps, and Ray pins another release of vLLM for it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from bi_ray.config import ModelConfig, RolloutConfig
+from serve.access import Access, check_allowed, environment_keys, key_digest
 from serve.asgi import Head
-from serve.door import ServerBusy, key_digest, make_app
+from serve.door import ServerBusy, ServerLost, make_app
 from serve.policies import ServeError, choose_policies, read_run
 from serve.server import PolicyServer, server_environment
+from serve.versions import EngineBroken
 
 APPLICATION = "bi-ray"
-API_KEYS_VARIABLE = "BI_RAY_API_KEYS"
 _DOOR_REQUESTS = 2048  # under way at a time, all models together
 _WAITING_REQUESTS = 1024  # per model, beyond those under way; more are refused
 _QUIET = LoggingConfig(enable_access_log=False)
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 in hexadecimal
+
+
 class ServeArgs(BaseModel):
     """Arguments of the application in ``serve/config.yaml``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # an input may be a key by mistake
 
     run: str  # absolute path of the run directory, seen from every node
     models: list[str] | None = None  # <arm>-sft, <arm>-rl or base; none: every one that the run trained
     follow_s: float = Field(default=2.0, ge=0)  # how often to look for a newer version; 0: never
-    api_key_digests: list[str] = []  # SHA-256 in hexadecimal; the environment's BI_RAY_API_KEYS come on top
+    api_key_digests: list[Digest] = []  # of API keys; those in the environment's BI_RAY_API_KEYS are added
+    allowed_hosts: list[str] = []  # names in the Host header that are accepted besides loopback ones
+    allowed_origins: list[str] = []  # web pages that may send requests from a browser
 
 
 class PolicyDeployment(PolicyServer):
@@ -63,30 +70,45 @@ class _Handles:
         return list(self._handles)
 
     async def card(self, name: str) -> dict[str, Any]:
-        return await self._handles[name].card.remote()
+        with losses():
+            return await self._handles[name].card.remote()
 
     async def answer(self, name: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         pieces: Any = self._handles[name].options(stream=True).answer.remote(path, body)
         try:
-            async for piece in pieces:
-                yield piece
-        except BackPressureError as error:
-            raise ServerBusy(str(error)) from error
+            with losses():
+                async for piece in pieces:
+                    yield piece
         finally:
             pieces.cancel()  # of no effect on an answer that is whole
+
+
+@contextmanager
+def losses() -> Iterator[None]:
+    """Tell a server that is busy or lost from an error that it raised."""
+    try:
+        yield
+    except BackPressureError as error:
+        raise ServerBusy(str(error)) from error
+    except (EngineBroken, DeploymentUnavailableError) as error:
+        raise ServerLost(str(error)) from error
+    except RayTaskError:
+        raise  # an error of its code
+    except RayError as error:
+        raise ServerLost(str(error)) from error
 
 
 @serve.ingress()
 class DoorDeployment:
     """The application of ``make_app`` over the deployments."""
 
-    def __init__(self, handles: dict[str, DeploymentHandle], key_digests: Sequence[str], stop: Sequence[str]) -> None:
+    def __init__(self, handles: dict[str, DeploymentHandle], access: Access, stop: Sequence[str]) -> None:
         self._servers = _Handles(handles)
-        self._key_digests = key_digests
+        self._access = access
         self._stop = stop
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._servers, self._key_digests, self._stop)
+        return make_app(self._servers, self._access, self._stop)
 
 
 def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
@@ -102,7 +124,8 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
     args = ServeArgs.model_validate(args)
     run = Path(args.run)
     if not run.is_absolute():
-        raise ServeError(f"run: {run} is no absolute path; servers have other working directories than you")
+        raise ServeError(f"run: {run} is not an absolute path; servers have other working directories than you")
+    check_allowed(args.allowed_hosts, args.allowed_origins)
     config = read_run(run)
     rollout, model = config.rollout, config.model.model_copy(update={"path": str(Path(config.model.path).absolute())})
     deploy_policy: Any = serve.deployment(PolicyDeployment)
@@ -124,9 +147,6 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
     door = deploy_door.options(
         name="door", max_ongoing_requests=_DOOR_REQUESTS, logging_config=_QUIET, ray_actor_options={"num_cpus": 0}
     )
-    return door.bind(models, [*args.api_key_digests, *map(key_digest, environment_keys())], model.stop)
-
-
-def environment_keys() -> list[str]:
-    """The API keys in the environment, between commas."""
-    return [key for part in os.environ.get(API_KEYS_VARIABLE, "").split(",") if (key := part.strip())]
+    digests = [*args.api_key_digests, *map(key_digest, environment_keys())]
+    access = Access(tuple(digests), tuple(args.allowed_hosts), tuple(args.allowed_origins))
+    return door.bind(models, access, model.stop)

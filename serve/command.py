@@ -27,11 +27,20 @@ from bi_ray.config import RUN_CONFIG_FILE, RunConfig
 from bi_ray.display import Display
 from bi_ray.policy.chat import messages
 from bi_ray.private import PrivacyError, read_own
-from bi_ray.problems import read_problems
+from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.tasks.registry import build_task
-from serve.app import API_KEYS_VARIABLE, APPLICATION, ServeArgs, build, environment_keys
-from serve.door import is_loopback, key_digest
-from serve.policies import ServeError, choose_policies, read_run
+from serve.access import (
+    API_KEYS_VARIABLE,
+    check_allowed,
+    environment_keys,
+    file_keys,
+    is_loopback,
+    key_digest,
+    option_keys,
+)
+from serve.app import APPLICATION, ServeArgs, build
+from serve.policies import MAKE_AGAIN, ServeError, choose_policies, read_run
+from serve.proxy import CALLBACK, KEEP_ALIVE_S
 
 _FOLLOW_S = 2.0
 _POLL_S = 0.5
@@ -46,8 +55,11 @@ class ServeOptions:
         models: names of the models, None for all.
         host: address to listen at.
         port: port there.
-        api_keys: who sends one of these, or of the environment's, is let in.
-        follow: take newer versions while the run goes on.
+        api_keys: clients must send one of these, of the file's or of the environment's.
+        api_key_file: has a key a line; None for no file.
+        allowed_hosts: names in the Host header that are accepted besides loopback ones.
+        allowed_origins: web pages that may send requests from a browser.
+        follow: take newer versions while the run continues.
     """
 
     run: Path
@@ -55,6 +67,9 @@ class ServeOptions:
     host: str
     port: int
     api_keys: list[str]
+    api_key_file: Path | None
+    allowed_hosts: list[str]
+    allowed_origins: list[str]
     follow: bool
 
 
@@ -67,30 +82,60 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     run = options.run.absolute()
     config = read_run(run)
     names = [policy.name for policy in choose_policies(run, config, options.models)]
-    _require_keys(options)
+    keys = _keys(options)
+    check_allowed(options.allowed_hosts, options.allowed_origins)
     _require_own_address(run, config)
     _require_free(options.host, options.port)
+    problem = first_problem(run, config)
     args = ServeArgs(
         run=str(run),
         models=names,
         follow_s=_FOLLOW_S if options.follow else 0,
-        api_key_digests=[key_digest(key) for key in options.api_keys],
+        api_key_digests=[key_digest(key) for key in keys],
+        allowed_hosts=options.allowed_hosts,
+        allowed_origins=options.allowed_origins,
     )
+    os.environ.pop(API_KEYS_VARIABLE, None)  # the processes of Ray and vLLM need no keys
     display = Display(console)
     # Signals after Ray, which sets handlers of its own when it starts.
     with _ray_serve(config, len(names), options), _stop_signal() as stop:
         if _start(args, config, display, stop):
-            _greet(options, config, names, console)
+            greeting = _greeting(options, config, problem, names, bool(keys))
+            console.print(greeting, highlight=False, markup=False, soft_wrap=True)
             stop.wait()
             display.note("stopping")
 
 
-def _require_keys(options: ServeOptions) -> None:
-    if not is_loopback(options.host) and not options.api_keys and not environment_keys():
+def _keys(options: ServeOptions) -> list[str]:
+    """All API keys: of the command line, of the file and of the environment.
+
+    Raises:
+        ServeError: one of them is unusable, or there are none where other machines can ask.
+    """
+    keys = option_keys(options.api_keys)
+    if options.api_key_file:
+        keys += file_keys(options.api_key_file)
+    keys += environment_keys()
+    if not keys and not is_loopback(options.host):
         raise ServeError(
-            f"--host {options.host}: others than this machine reach it, so it needs an API key: add --api-key KEY, "
-            f"or set {API_KEYS_VARIABLE}"
+            f"--host {options.host}: other machines can reach it, so it needs an API key: add --api-key-file FILE or "
+            f"--api-key KEY, or set {API_KEYS_VARIABLE}"
         )
+    return keys
+
+
+def first_problem(run: Path, config: RunConfig) -> ProblemRow:
+    """A problem of the run's first test set.
+
+    Raises:
+        ServeError: the set is damaged or absent.
+    """
+    folder = run / "data" / config.evaluation.sets[0]
+    try:
+        return read_problems(folder)[0]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ServeError(f"{folder} cannot be read: {reason}; {MAKE_AGAIN}") from error
 
 
 def _require_own_address(run: Path, config: RunConfig) -> None:
@@ -143,6 +188,7 @@ def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterato
     # Logical CPUs: a model more than there are cores makes answers slower; it must not wait for a place for ever.
     needed = math.ceil(models * config.rollout.cpus_per_worker)
     cpus = max(config.ray.local_cpus or os.cpu_count() or 1, needed)
+    os.environ.update(CALLBACK)  # Ray's processes inherit it
     connect(config.ray.model_copy(update={"local_cpus": cpus}))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -152,6 +198,7 @@ def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterato
                 "host": options.host,
                 "port": options.port,
                 "request_timeout_s": config.rollout.generate_timeout_s,
+                "keep_alive_timeout_s": KEEP_ALIVE_S,
             },
             logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         )
@@ -197,13 +244,11 @@ def reason_of(application: ApplicationStatusOverview) -> str:
     return lines[-1] if lines else ""
 
 
-def _greet(options: ServeOptions, config: RunConfig, names: list[str], console: Console) -> None:
+def _greeting(options: ServeOptions, config: RunConfig, problem: ProblemRow, names: list[str], key: bool) -> str:
     """Where it is, what there is, and a command to try it with."""
-    problem = read_problems(options.run / "data" / config.evaluation.sets[0])[0]
     task = build_task(config.task, config.seeds.data)
     name = next((name for name in reversed(names) if name.endswith("-rl")), names[-1])
     url = base_url(options.host, options.port)
-    key = bool(options.api_keys or environment_keys())
     lines = [
         f"Serving {', '.join(names)} at {url}",
         "Ctrl-C stops it. Ask a problem of the run's test set, whose answer is "
@@ -211,7 +256,7 @@ def _greet(options: ServeOptions, config: RunConfig, names: list[str], console: 
         "",
         curl(url, name, messages(task.system_prompt, problem.question), key),
     ]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    return "\n".join(lines)
 
 
 def base_url(host: str, port: int) -> str:

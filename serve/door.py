@@ -1,11 +1,8 @@
-"""What clients talk to: keys, model names, and errors in OpenAI's form. The rest is passed on to the model's server."""
+"""The gateway: checks requests, finds the server of their model and passes them on; errors have OpenAI's form."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -14,10 +11,16 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from serve.access import Access, HeaderGuard, authorize
 from serve.asgi import Head
+from serve.errors import INTERNAL_ERROR, ApiError, error_response
+from serve.versions import VERSION_HEADER
 
 MAX_BODY_BYTES = 8 * 2**20
+MAX_PROMPTS = 1024  # of one request
+BODY_TIMEOUT_S = 30.0
 _CARD_TIMEOUT_S = 10.0
 logger = logging.getLogger("ray.serve")
 
@@ -30,69 +33,53 @@ class Servers(Protocol):
         """Names of the models."""
 
     async def card(self, name: str) -> dict[str, Any]:
-        """The entry of a model in the list."""
+        """The entry of a model in the list.
+
+        Raises:
+            ServerLost: see there.
+        """
 
     def answer(self, name: str, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         """See ``PolicyServer.answer``; closing the iterator ends the work.
 
         Raises:
             ServerBusy: it has too much to do.
-            Exception: the server was lost.
+            ServerLost: see there.
         """
+
+
+class ServerLost(RuntimeError):
+    """A model's server is gone and is being replaced."""
 
 
 class ServerBusy(RuntimeError):
     """A model's server has as many requests waiting as it may have."""
 
 
-class ApiError(Exception):
-    """Becomes an error in OpenAI's form.
-
-    Args:
-        status: HTTP status.
-        message: what is wrong and what to change.
-        kind: OpenAI's ``type``.
-        code: OpenAI's ``code``.
-        param: the field of the request at fault.
-    """
-
-    def __init__(self, status: int, message: str, kind: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def key_digest(key: str) -> str:
-    """What is kept of an API key: servers and their configuration never hold the key itself."""
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def make_app(servers: Servers, key_digests: Sequence[str], stop: Sequence[str] = ()) -> FastAPI:
+def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> FastAPI:
     """The application that clients see.
 
     Args:
         servers: who answers.
-        key_digests: of the API keys that open the door (``key_digest``); none: open, but for this machine only.
-        stop: strings that end an answer in a chat, and stay in it, where the request does not say.
+        access: who is let in.
+        stop: strings that end an answer in a chat, and stay in it, where the request does not name any.
     """
 
-    def authorise(request: Request) -> None:
-        if key_digests:
-            _require_key(request, key_digests)
-        elif not is_loopback(request.client.host if request.client else ""):
-            message = "this server has no API keys, so it answers its own machine only; start it with --api-key"
-            raise ApiError(403, message, "permission_error")
+    async def require_access(request: Request) -> None:
+        authorize(request, access)
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    router = APIRouter(prefix="/v1", dependencies=[Depends(authorise)])
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    router = APIRouter(prefix="/v1", dependencies=[Depends(require_access)])
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
         """Every model that is in service, with the version that would answer now."""
         cards = await asyncio.gather(*(_card(servers, name) for name in servers.names), return_exceptions=True)
         listed = [card for card in cards if not isinstance(card, BaseException)]
-        if not listed and isinstance(cards[0], ApiError):
-            raise cards[0]
+        errors = [card for card in cards if isinstance(card, BaseException)]
+        for error in errors:
+            if not listed or not isinstance(error, ApiError):
+                raise error
         return {"object": "list", "data": listed}
 
     @router.get("/models/{name}")
@@ -105,84 +92,131 @@ def make_app(servers: Servers, key_digests: Sequence[str], stop: Sequence[str] =
     @router.post("/chat/completions")
     async def answer(request: Request) -> Response:
         """Pass the request on to the server of its model."""
+        _require_json(request)
         content = _parse(await _body(request))
         name = _require_model(servers, content.get("model"))
+        _require_few_prompts(content)
         # As in rollouts and evaluations: the text is what was said. The end token is left out all the same.
         content.setdefault("skip_special_tokens", False)
         if stop and request.url.path.endswith("/chat/completions") and content.get("stop") is None:
             content |= {"stop": list(stop), "include_stop_str_in_output": True}
-        pieces = servers.answer(name, request.url.path, json.dumps(content).encode())
+        pieces = servers.answer(name, request.url.path, _encode(content))
         return await _respond(name, pieces)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the door stands; open to everybody, says nothing else."""
+        """Liveness probe; needs no key."""
         return {"status": "ok"}
 
     app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+    if access.allowed_origins:  # browsers ask before they send, and read answers only with these headers
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=[VERSION_HEADER],
+        )
+    app.add_middleware(HeaderGuard, access=access)
     return app
 
 
-def _require_key(request: Request, key_digests: Sequence[str]) -> None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    given = key_digest(key.strip())
-    # Every digest is compared, each in constant time: how long it takes says nothing about the keys.
-    if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, known) for known in key_digests):
-        what = "this API key is not known here" if scheme else "no API key was given"
-        message = f"{what}; send one as the header `Authorization: Bearer KEY`"
-        raise ApiError(401, message, "authentication_error", "invalid_api_key")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or host name is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+def _require_json(request: Request) -> None:
+    """Refuse bodies that a web page may send without asking first: a form, or plain text."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ApiError(415, "send the body with the header `Content-Type: application/json`", closes=True)
 
 
 async def _body(request: Request) -> bytes:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the request is larger than {MAX_BODY_BYTES} bytes; split it", "invalid_request_error")
-    return body
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_BODY_BYTES:
+                    message = f"the request is larger than {MAX_BODY_BYTES} bytes; split it"
+                    raise ApiError(413, message, closes=True)
+    except TimeoutError as error:
+        message = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+        raise ApiError(408, message, closes=True) from error
+    return b"".join(pieces)
 
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        content = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no valid JSON: {error}", "invalid_request_error") from error
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        message = f"the body has to be a JSON object, not {type(content).__name__}"
-        raise ApiError(400, message, "invalid_request_error")
+        raise ApiError(400, f"the body has to be a JSON object, not {type(content).__name__}")
     return content
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _encode(content: dict[str, Any]) -> bytes:
+    """The request as JSON in UTF-8, which has no place for half a character or an infinite number."""
+    try:
+        return _json(content)
+    except (ValueError, RecursionError) as error:
+        field = _field_at_fault(content)
+        what = f"`{field}`" if field else "the request"
+        raise ApiError(400, f"{what} {_encoding_fault(error)}", param=field) from error
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _field_at_fault(content: dict[str, Any]) -> str | None:
+    """The first field that cannot be encoded; None if all can one by one."""
+    for name, value in content.items():
+        try:
+            _json({name: value})
+        except (ValueError, RecursionError):
+            return name.encode("utf-8", "replace").decode()
+    return None
+
+
+def _encoding_fault(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "has a lone surrogate, which is half a character; send whole characters"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    return "has a number beyond the range of 64-bit floats"
 
 
 def _require_model(servers: Servers, name: object) -> str:
     served = ", ".join(servers.names)
     if not isinstance(name, str) or not name:
         message = f"`model` has to name a model; served are {served}"
-        raise ApiError(400, message, "invalid_request_error", None, "model")
+        raise ApiError(400, message, param="model")
     if name not in servers.names:
         message = f"no model is called {name!r} here; served are {served}"
-        raise ApiError(404, message, "invalid_request_error", "model_not_found", "model")
+        raise ApiError(404, message, code="model_not_found", param="model")
     return name
+
+
+def _require_few_prompts(content: dict[str, Any]) -> None:
+    """Refuse a body that is a million requests; a list of token ids is one prompt."""
+    prompt = content.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int):
+        raise ApiError(400, f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests", param="prompt")
 
 
 async def _card(servers: Servers, name: str) -> dict[str, Any]:
     try:
         async with asyncio.timeout(_CARD_TIMEOUT_S):
             return await servers.card(name)
-    except Exception as error:
+    except (ServerLost, TimeoutError) as error:
         raise _unavailable(name, error) from error
 
 
@@ -198,7 +232,7 @@ async def _respond(name: str, pieces: AsyncIterator[Head | bytes]) -> Response:
     except ServerBusy as error:
         message = f"{name} has as many requests waiting as it may have; try again later"
         raise ApiError(429, message, "rate_limit_error", "server_busy") from error
-    except Exception as error:
+    except ServerLost as error:
         raise _unavailable(name, error) from error
 
 
@@ -209,15 +243,14 @@ async def _bodies(pieces: AsyncIterator[Head | bytes]) -> AsyncIterator[bytes]:
 
 
 def _unavailable(name: str, error: Exception) -> ApiError:
-    logger.warning(f"{name} did not answer: {type(error).__name__}: {error}")
+    logger.warning(f"{name} did not answer: {type(error).__name__}: {error}", exc_info=error)
     message = f"{name} is out of service for a moment and being replaced; try again"
     return ApiError(503, message, "service_unavailable_error", "model_unavailable")
 
 
 def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
-    return JSONResponse(error.content, error.status, headers)
+    return error_response(error)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -225,4 +258,10 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     routes = "GET /v1/models, POST /v1/completions and POST /v1/chat/completions"
     message = f"{request.method} {request.url.path} is not served; there is {routes}"
-    return _api_error(request, ApiError(error.status_code, message, "invalid_request_error"))
+    return error_response(ApiError(error.status_code, message))
+
+
+def _internal_error(request: Request, error: Exception) -> JSONResponse:
+    """An error of this program. Starlette raises it again, and Ray Serve writes it to the log."""
+    logger.error(f"{request.method} {request.url.path} failed", exc_info=error)
+    return error_response(ApiError(500, INTERNAL_ERROR, "server_error"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.files import damaged
+from bi_ray.learning.progress import step_of
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
 from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_sizes
 from bi_ray.store import read_record
@@ -17,8 +17,8 @@ from bi_ray.validation import OUTCOME, Outcome
 Kind = Literal["sft", "rl"]
 KINDS: tuple[Kind, ...] = ("sft", "rl")
 BASE = "base"
-_STEP = re.compile(r"step_(\d+)")
 _DIGEST_CHARACTERS = 8
+MAKE_AGAIN = "run `bi-ray run` with --from and the stage's name to make it again"
 
 
 class ServeError(RuntimeError):
@@ -70,18 +70,23 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
 
     While RL goes on, that is its newest checkpoint; before the first one, step 0, which is the SFT policy. The
     name ``base`` is that of the directory at the run's ``model.path``.
+
+    Raises:
+        ServeError: a finished stage has no weights.
     """
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
+    if kind == "sft" and (run / "sft" / arm / STAGE_FILE).exists():
+        return _finished_policy(name, "sft", run / "sft" / arm)
     if kind == "sft":
         return _policy(name, "sft", run / "sft" / arm / "policy")
     if (finished := run / "rl" / arm / STAGE_FILE).exists():
-        return _policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent / "policy")
+        return _finished_policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent)
     work = run / "work" / "rl" / arm
     if not work.is_dir():
         return None
-    steps = max((int(match[1]) for path in work.iterdir() if (match := _STEP.fullmatch(path.name))), default=0)
+    steps = max((step_of(path.name) or 0 for path in work.iterdir()), default=0)
     return _policy(name, f"rl-{steps}", (work / f"step_{steps}" if steps else run / "sft" / arm) / "policy")
 
 
@@ -94,6 +99,13 @@ def _kept_step(finished: Path) -> int:
     if not isinstance(steps, int):
         raise damaged(finished / STAGE_FILE, "config.rl.steps is missing")
     return steps
+
+
+def _finished_policy(name: str, label: str, stage: Path) -> Policy:
+    policy = _policy(name, label, stage / "policy")
+    if policy is None:
+        raise ServeError(f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}")
+    return policy
 
 
 def _policy(name: str, label: str, directory: Path) -> Policy | None:

@@ -14,7 +14,9 @@ from actors.weight_sync import EXTENSION, load_file
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.checkpoint import CheckpointError
 from serve.asgi import Head, post
+from serve.faults import FaultMiddleware, RequestFault
 from serve.policies import Policy, ServeError, newest_policy, version_of
+from serve.routes import engine_options, fault_of_request, openai_routes
 from serve.versions import VERSION_FIELD, EngineBroken, VersionGate, VersionMiddleware
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ class PolicyServer:
             raise ServeError(f"{self.run} has no {self.name} any more: it was removed while the server started")
         self._policy, version = policy, await asyncio.to_thread(version_of, policy)
         self._names = checkpoint_names(policy.directory)
-        arguments = engine_arguments(policy.directory, self.model, self.rollout, {"worker_extension_cls": EXTENSION})
+        more = {"worker_extension_cls": EXTENSION} | engine_options()
+        arguments = engine_arguments(policy.directory, self.model, self.rollout, more)
         self._engine = StampedEngine.from_engine_args(arguments)
         await self._engine.update_weight_version(version)
         warm_up = SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True)
@@ -76,19 +79,13 @@ class PolicyServer:
             self._follower = asyncio.create_task(self._follow())
 
     async def _routes(self) -> ASGIApp:
-        """The OpenAI application of vLLM over our engine: the whole protocol is vLLM's."""
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        """The routes of vLLM, behind which its errors are told apart."""
+        app = await openai_routes(self._engine, self._policy.directory, self.name, self.model.max_response_tokens)
 
-        options = ["--model", str(self._policy.directory), "--served-model-name", self.name]
-        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
-        app = build_app(arguments, ("generate",))
-        await init_app_state(self._engine, app.state, arguments, ("generate",))
-        # A chat that names no limit gets the longest response that the policy was trained for.
-        app.state.openai_serving_chat.default_sampling_params["max_tokens"] = self.model.max_response_tokens
-        return app
+        async def fault(path: str, body: bytes) -> RequestFault | None:
+            return await fault_of_request(app, self.name, path, body)
+
+        return FaultMiddleware(app, lambda: self._engine.errored, fault)
 
     async def answer(self, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
         """Answer a request to one of vLLM's routes: the head, then the body in pieces. Leaving it ends the work."""
@@ -149,7 +146,7 @@ class PolicyServer:
                     return  # check_health says why
                 if str(error) != reported:  # once, not at every look
                     reported = str(error)
-                    logger.warning(f"{self.name} stays at version {self._gate.version}: {reported}")
+                    logger.warning(f"{self.name} stays at version {self._gate.version}: {reported}", exc_info=True)
 
     async def check_health(self) -> None:
         """Called by Serve now and then.

@@ -27,6 +27,10 @@ class EngineBroken(RuntimeError):
     """The engine must not answer any more; another one takes its place."""
 
 
+class MixedVersions(RuntimeError):
+    """Tokens of an answer are not of the version that it has announced: an error of this program."""
+
+
 class VersionGate:
     """Lets any number of answers through, or one update.
 

@@ -100,6 +100,11 @@ class Served:
     def client(self, key: str = KEY) -> OpenAI:
         return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
 
+    def engines(self) -> list[psutil.Process]:
+        """The processes of the engines that run now."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if child.status() != "zombie" and "VLLM" in " ".join(child.cmdline())]
+
     def version(self, model: str) -> str:
         return self.client().models.retrieve(model).policy_version  # type: ignore[attr-defined]
 

@@ -222,7 +222,7 @@ def test_a_damaged_stage_is_found_before_the_next_one_reads_it(tmp_path, damage,
     assert len(message.splitlines()) == 1
     assert str(tmp_path / "run/sft/vanilla") in message
     assert words in message
-    assert message.endswith("make the stage again with --from sft")
+    assert message.endswith("again with --from sft")
 
 
 def test_work_stays_until_the_stage_is_committed(tmp_path):

@@ -36,7 +36,7 @@ def params(**options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind
 
     kind = RequestOutputKind[options.pop("kind", "FINAL_ONLY")]
-    return SamplingParams(seed=5, logprobs=0, flat_logprobs=True, output_kind=kind, **options)
+    return SamplingParams(**{"seed": 5, "logprobs": 0, "flat_logprobs": True, "output_kind": kind} | options)
 
 
 async def answer(engine: Any, name: str, **options: Any) -> Any:
@@ -60,6 +60,35 @@ async def check_same(engine: Any, messages: list[int]) -> None:
         assert sample.logprobs.logprobs == other.logprobs.logprobs
         assert sample.finish_reason == other.finish_reason
     assert {sample.finish_reason for sample in whole.outputs} == {"stop", "length"}
+
+
+async def check_neighbors(engine: Any, messages: list[int]) -> None:
+    """Neighbors that come and go, and ask for other log-probabilities, change nothing of an answer."""
+    wishes: list[dict[str, Any]] = [
+        {"logprobs": 0},
+        {"logprobs": 3, "flat_logprobs": False},
+        {"logprobs": 2, "prompt_logprobs": 2, "flat_logprobs": False},
+        {"logprobs": None},
+    ]
+    alone = [await answer(engine, f"alone-{number}", max_tokens=60, **wish) for number, wish in enumerate(wishes)]
+    lengths = enumerate((5, 60, 20, 40, 10, 30, 50))
+    neighbors = [answer(engine, f"n-{number}", max_tokens=length, logprobs=5 + number) for number, length in lengths]
+    among = [answer(engine, f"among-{number}", max_tokens=60, **wish) for number, wish in enumerate(wishes)]
+    answers = await asyncio.gather(*among, *neighbors)
+    for other, one in zip(answers, alone, strict=False):
+        assert other.outputs[0].text == one.outputs[0].text
+        assert values(other.outputs[0].logprobs) == values(one.outputs[0].logprobs)
+        assert values(other.prompt_logprobs) == values(one.prompt_logprobs)
+    assert alone[2].prompt_logprobs is not None
+    assert [len(position) for position in answers[1].outputs[0].logprobs if len(position) < 3] == []
+
+
+def values(logprobs: Any) -> Any:
+    """Log-probabilities by position and token, to four digits."""
+    if logprobs is None:
+        return None
+    positions = [position or {} for position in logprobs]
+    return [{token: round(entry.logprob, 4) for token, entry in position.items()} for position in positions]
 
 
 async def check_pause(engine: Any, messages: list[int]) -> None:
@@ -122,7 +151,7 @@ def test_whole_responses(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> No
             await engine.update_weight_version("old")
             await answer(engine, "warm-up", max_tokens=4)
             messages = count_messages(engine)
-            for check in (check_same, check_pause, check_stop, check_abort):
+            for check in (check_same, check_neighbors, check_pause, check_stop, check_abort):
                 messages.clear()
                 await check(engine, messages)
         finally:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
 from dataclasses import dataclass
 
+import httpx
 import openai
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from bi_ray.policy.checkpoint import load_tokenizer
 from tests.serving import KEY, conversations, greedy, put_policy, serving, write_run
 
 pytestmark = pytest.mark.timeout(500)
 TOKENS = 24
+ENVIRONMENT_KEY = "a key of the environment"
 STEPS = 4  # of RL that appear while requests run
 THREADS = 6
 
@@ -34,10 +39,24 @@ def config(tmp_path_factory, policies):
 @pytest.fixture(scope="module")
 def served(config, policies):
     run, _ = config
-    put_policy(run / "sft/bridge", policies[0])
-    put_policy(run / "work/rl/bridge/step_1", policies[1])
-    with serving(run, "--api-key", "another", "--api-key", KEY) as served:
-        yield served
+    for stage, policy in (("sft/bridge", policies[0]), ("work/rl/bridge/step_1", policies[1])):
+        put_policy(run / stage, policy)
+        with_sampling_defaults(run / stage / "policy")
+    keys = run.with_name("keys")
+    keys.write_text(f"# of the tests\n\n{KEY}\n")
+    keys.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BI_RAY_API_KEYS", ENVIRONMENT_KEY)
+        with serving(run, "--api-key", "another", "--api-key-file", str(keys)) as served:
+            yield served
+
+
+def with_sampling_defaults(policy):
+    """Defaults as published checkpoints have them, which neither training nor evaluations apply."""
+    file = policy / "generation_config.json"
+    config = json.loads(file.read_text()) | {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.5}
+    config |= {"repetition_penalty": 1.5, "max_new_tokens": 7}
+    file.write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +103,59 @@ def test_greedy_chat_is_what_transformers_says(served, chats, truth):
             assert answer.policy_version == served.version(model)
             got = [token.logprob for token in answer.choices[0].logprobs.content]
             assert got == pytest.approx(true.logprobs, abs=1e-4)
+
+
+def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(served, policies, config, chats):
+    true = greedy(policies[0], chats[0], config[1].model.max_response_tokens)
+    answer = served.client().chat.completions.create(model="bridge-sft", messages=chats[0], temperature=0)
+    assert answer.choices[0].message.content == true.text
+    assert answer.usage.completion_tokens == len(true.tokens)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_end_token_is_left_out_beside_stop_strings_that_stay(served, policies, chats, stream):
+    """As `model.stop` makes it; the end token is wished for, so that the response is nothing else."""
+    tokenizer = load_tokenizer(policies[0])
+    wish = {"logit_bias": {str(tokenizer.eos_token_id): 100}, "stop": ["never said"], "temperature": 0}
+    answer = served.client().chat.completions.create(
+        model="bridge-sft", messages=chats[0], stream=stream, extra_body={"include_stop_str_in_output": True}, **wish
+    )
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer]
+        assert "".join(choice.delta.content or "" for choice in choices) == ""
+        assert choices[-1].finish_reason == "stop"
+    else:
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("", "stop")
+        assert answer.usage.completion_tokens == 1
+
+
+def test_sampling_defaults_of_a_checkpoint_are_not_applied(served, truth):
+    """At temperature 1 and with all tokens: the log-probabilities are the model's own."""
+    true = truth[0][0]
+    answer = served.client().completions.create(
+        model="bridge-sft", prompt=true.prompt_tokens + true.tokens[:-1], max_tokens=1, logprobs=0, seed=3, echo=True
+    )
+    got = answer.choices[0].logprobs.token_logprobs[len(true.prompt_tokens) : -1]
+    assert got == pytest.approx(true.logprobs[:-1], abs=1e-4)
+
+
+def test_the_proxy_hides_its_routes_and_reads_no_headers_of_its_own(served):
+    root = served.url.removesuffix("/v1")
+    assert httpx.get(f"{root}/-/routes", timeout=30).status_code == 404
+    assert httpx.get(f"{root}/-/healthz", timeout=30).text == "success"
+    steering = {"serve_multiplexed_model_id": b"\xff", "x-request-id": b"\xff", "x-session-id": b"\xff"}
+    assert httpx.get(f"{root}/health", headers=steering, timeout=30).json() == {"status": "ok"}
+
+
+def test_the_keys_are_nowhere_in_the_processes(served):
+    assert served.client(ENVIRONMENT_KEY).models.list().data
+    for process in psutil.Process(served.process.pid).children(recursive=True):
+        try:
+            shown = " ".join([*process.cmdline(), *process.environ().values()])
+            assert KEY not in shown
+            assert ENVIRONMENT_KEY not in shown
+        except psutil.Error:
+            continue
 
 
 def test_completions_of_token_ids_equal_chats(served, truth):

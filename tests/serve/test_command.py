@@ -1,6 +1,7 @@
 import importlib
 import json
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -12,8 +13,12 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from bi_ray import cli
 from bi_ray.config import RunConfig, load_config, save_config
-from serve.app import ServeArgs, build, environment_keys
-from serve.command import base_url, curl, reason_of
+from bi_ray.policy.checkpoint import load_tokenizer
+from bi_ray.problems import write_problems
+from bi_ray.store import RunError
+from bi_ray.tasks.registry import build_task
+from serve.app import ServeArgs, build
+from serve.command import base_url, curl, first_problem, reason_of
 from serve.policies import ServeError
 from tests.serve.test_policies import make
 from tests.serving import free_port
@@ -44,7 +49,9 @@ def test_mistakes_are_one_line_before_anything_starts(run, monkeypatch, capsys):
     assert "no run at" in error(run / "absent")
     assert "it has base, vanilla-sft" in error(run, "--models", "bridge-sft,other")
     assert "not trained yet" in error(run, "--models", "bridge-rl")
-    assert "needs an API key: add --api-key KEY" in error(run, "--host", "0.0.0.0")
+    assert "needs an API key: add --api-key-file FILE" in error(run, "--host", "0.0.0.0")
+    assert "--allowed-host http://x: expected a name" in error(run, "--allowed-host", "http://x")
+    assert "--allowed-origin x: expected scheme" in error(run, "--allowed-origin", "x")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port + 1}" in error(run, "--port", port)
@@ -61,6 +68,32 @@ def test_a_run_that_others_can_write_does_not_choose_the_cluster(run, monkeypatc
     assert "serve a copy of the run that is your own" in error
 
 
+def test_unusable_keys_are_one_line_that_shows_no_key(run, monkeypatch, capsys):
+    def error(*arguments):
+        shown = error_of(monkeypatch, capsys, run, *arguments)
+        assert "secret" not in shown
+        return shown
+
+    file = run / "keys"
+    file.write_text("secret\n")
+    file.chmod(0o644)
+    assert f"chmod 600 {file}" in error("--api-key-file", file)
+    file.write_text("# secret\n")
+    file.chmod(0o600)
+    assert "no key in it" in error("--api-key-file", file)
+    assert "No such file" in error("--api-key-file", run / "absent")
+    assert "the key is empty" in error("--api-key", "")
+    assert "printable ASCII" in error("--api-key", "secret\x7f")
+    monkeypatch.setenv("BI_RAY_API_KEYS", "one,secr\u00e9t,secret")
+    assert "BI_RAY_API_KEYS: key 2" in error()
+
+
+def test_a_key_in_the_place_of_its_digest_is_refused_and_not_shown(run):
+    with pytest.raises(ValueError, match="api_key_digests") as error:
+        build({"run": str(run), "api_key_digests": ["a secret key"]})
+    assert "secret" not in str(error.value)
+
+
 def test_the_curl_survives_a_shell():
     conversation = [{"role": "user", "content": 'it\'s\n"5" $HOME `x`'}]
     words = shlex.split(curl(base_url("127.0.0.1", 8000), "bridge-rl", conversation, key=False))
@@ -74,13 +107,6 @@ def test_the_url_is_one_that_this_machine_can_call():
     assert base_url("0.0.0.0", 80) == "http://127.0.0.1:80/v1"
     assert base_url("::", 80) == "http://[::1]:80/v1"
     assert base_url("host.example.org", 80) == "http://host.example.org:80/v1"
-
-
-def test_keys_of_the_environment(monkeypatch):
-    monkeypatch.setenv("BI_RAY_API_KEYS", " one, two,,")
-    assert environment_keys() == ["one", "two"]
-    monkeypatch.delenv("BI_RAY_API_KEYS")
-    assert environment_keys() == []
 
 
 def test_why_an_engine_did_not_start_is_the_end_of_what_serve_says():
@@ -104,3 +130,29 @@ def test_the_arguments_of_the_shipped_file_build_an_application(run):
     assert isinstance(build(shipped["args"] | {"run": str(run)}), ray_serve.Application)
     with pytest.raises(ValueError, match="no_such_option"):
         build({"run": str(run), "no_such_option": 1})
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """A run with a test set of one problem."""
+    quickstart = load_config(QUICKSTART, RunConfig)
+    folder = tmp_path / "data" / quickstart.evaluation.sets[0]
+    task = build_task(quickstart.task, 0)
+    write_problems(task, "test_id", 1, load_tokenizer(quickstart.model.path), quickstart.model, folder)
+    return folder
+
+
+def test_the_first_problem_is_read_and_a_damaged_set_is_one_line_that_names_it(problems, tmp_path):
+    assert first_problem(tmp_path, load_config(QUICKSTART, RunConfig)).answer
+    for file in [*problems.rglob("*.arrow"), problems / "dataset_info.json", problems / "state.json"]:
+        whole = file.read_bytes()
+        for content in (b"", whole[:50], b"\xff\x00"):
+            file.write_bytes(content)
+            with pytest.raises((ServeError, RunError)) as error:
+                first_problem(tmp_path, load_config(QUICKSTART, RunConfig))
+            assert str(problems) in str(error.value)
+            assert "\n" not in str(error.value)
+        file.write_bytes(whole)
+    shutil.rmtree(problems)
+    with pytest.raises((ServeError, RunError), match=str(problems)):
+        first_problem(tmp_path, load_config(QUICKSTART, RunConfig))

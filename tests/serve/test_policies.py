@@ -1,11 +1,13 @@
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
 from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError
+from bi_ray.run_files import StageRecord
 from serve import policies
 from serve.policies import ServeError, choose_policies, read_run, version_of
 
@@ -28,7 +30,8 @@ def make(stage, weights, steps=None):
     (policy / "config.json").write_text("{}")
     (policy / "tokenizer_config.json").write_text("{}")
     if steps:
-        (stage / "stage.json").write_text(json.dumps({"config": {"rl": {"steps": steps}}}))
+        record = StageRecord("key", {"rl": {"steps": steps}}, {}, "0", 1.0, None)
+        (stage / "stage.json").write_text(json.dumps(asdict(record)))
     return policy
 
 
@@ -118,3 +121,10 @@ def test_a_run_is_read_by_its_own_configuration(run):
         read_run(run)
     save_config(config(), run / "config.yaml")
     assert read_run(run) == config()
+
+
+def test_a_finished_stage_without_its_weights_is_refused(run):
+    make(run / "rl/bridge", "ten", steps=10)
+    (run / "rl/bridge/policy" / WEIGHTS).unlink()
+    with pytest.raises(ServeError, match=r"rl/bridge/policy has no model\.safetensors"):
+        choose_policies(run, config())

@@ -1,0 +1,120 @@
+"""vLLM's OpenAI routes over an engine of ours, with defaults that make greedy text the evaluation's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from bi_ray.policy.checkpoint import load_tokenizer
+from serve.asgi import Head, post
+from serve.faults import RequestFault
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from starlette.types import ASGIApp
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger("ray.serve")
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+_PROBES = {
+    COMPLETIONS: {"prompt": "a", "max_tokens": 1},
+    CHAT: {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+}
+
+
+def engine_options() -> dict[str, Any]:
+    """Engine arguments of a served policy, besides those of every engine of the run."""
+    from vllm.config import StructuredOutputsConfig
+
+    return {
+        # vLLM's own sampling defaults, not those in the checkpoint's generation_config.json: evaluations do not read
+        # them either. End tokens are still taken from there, as they are by evaluations.
+        "generation_config": "vllm",
+        # No other backend for what xgrammar refuses: llguidance takes memory in proportion to numbers like `minItems`.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
+    }
+
+
+async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_response_tokens: int) -> ASGIApp:
+    """The OpenAI application of vLLM: the whole protocol is vLLM's.
+
+    Args:
+        engine: answers.
+        directory: the checkpoint.
+        name: the model's name in requests.
+        max_response_tokens: the length that a chat may have if its request names no limit.
+    """
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    options = ["--model", str(directory), "--served-model-name", name]
+    # Prompts as in training: messages are strings, and the tokenizer's template wins over a processor's.
+    options += ["--chat-template-content-format", "string"]
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
+    arguments.chat_template = load_tokenizer(directory).get_chat_template()
+    app = build_app(arguments, ("generate",))
+    await init_app_state(engine, app.state, arguments, ("generate",))
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors writes there
+    app.state.openai_serving_chat.default_sampling_params["max_tokens"] = max_response_tokens
+    return app
+
+
+async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> RequestFault | None:
+    """Why a request to ``app`` failed, if it was the request's own fault.
+
+    It was if the request cannot be read, or if the application still answers a plain request on the same path.
+
+    Args:
+        app: from ``openai_routes``.
+        name: of its model.
+        path: of the request.
+        body: of the request, JSON.
+    """
+    content = json.loads(body)
+    request_type = _request_type(path)
+    if not _is_readable(request_type, content):
+        field = _unreadable_field(request_type, content)
+        what = f"`{field}`" if field else "the request"
+        return RequestFault(f"{what} has a type or value that cannot be read; see the API reference", field)
+    if await _answers(app, path, {"model": name} | _PROBES[path]):
+        return RequestFault("this combination of options cannot be answered; send fewer options")
+    return None
+
+
+def _request_type(path: str) -> type[BaseModel]:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return ChatCompletionRequest if path == CHAT else CompletionRequest
+
+
+def _is_readable(request_type: type[BaseModel], content: dict[str, Any]) -> bool:
+    try:
+        request_type.model_validate(content)
+    except Exception:  # vLLM's validators raise whatever the value makes them raise
+        return False
+    return True
+
+
+def _unreadable_field(request_type: type[BaseModel], content: dict[str, Any]) -> str | None:
+    """The first field without which the request can be read."""
+    for name in content:
+        others = {other: value for other, value in content.items() if other != name}
+        if _is_readable(request_type, others):
+            return name
+    return None
+
+
+async def _answers(app: ASGIApp, path: str, content: dict[str, Any]) -> bool:
+    """Whether ``app`` has an answer to a request."""
+    try:
+        pieces = [piece async for piece in post(app, path, json.dumps(content).encode())]
+    except Exception:
+        logger.warning("a plain request failed too", exc_info=True)
+        return False
+    return isinstance(pieces[0], Head) and pieces[0].status == 200
