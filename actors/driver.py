@@ -25,11 +25,12 @@ from actors.weight_sync import announce
 from bi_ray.config import EvaluationConfig, RunConfig
 from bi_ray.learning.selection import describe_selection, reject
 from bi_ray.metrics import read_metrics
+from bi_ray.policy.advantages import RIGHT_REWARD
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, PolicyVersion
 from bi_ray.problems import ProblemRow, read_problems
-from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
+from bi_ray.readiness.measure import Demonstrations
 
 QUERIES = "queries.jsonl"
 

@@ -163,7 +163,8 @@ class InfluenceAnalyzer:
 
     def _groups(self, rows: Sequence[GroupRow], with_behaviours: bool = False) -> list[ScoredGroup]:
         spans = self.task.behaviour_spans if with_behaviours else None
-        return [scored_group(row, self._tokenizer, spans) for row in rows]
+        by_outcome = self.config.rl.wrong_groups == "outcome"
+        return [scored_group(row, self._tokenizer, spans, by_outcome) for row in rows]
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
