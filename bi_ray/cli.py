@@ -172,10 +172,11 @@ def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None)
     """The pipeline of a run in its directory, which is locked meanwhile."""
     from actors.pipeline import STAGES, Pipeline
     from bi_ray.display import Display
+    from bi_ray.policy.chat import check_chat
     from bi_ray.policy.checkpoint import load_tokenizer
     from bi_ray.store import keep_config
 
-    load_tokenizer(config.model.path)  # a wrong model shows before anything starts
+    check_chat(load_tokenizer(config.model.path), config.model)  # a wrong model shows before anything starts
     with _stopped_by_sigterm(), place.directory() as directory:
         if from_stage:
             directory.forget_from(STAGES, from_stage)
