@@ -155,7 +155,12 @@ class InfluenceAnalyzer:
             if settings.gpus:
                 model = model.to("cuda")
             self._differentiator = Differentiator(
-                model, self.config.rl.temperature, settings.microbatch_tokens, settings.method, settings.shift_norm
+                model,
+                self.config.rl.temperature,
+                settings.microbatch_tokens,
+                settings.method,
+                settings.shift_norm,
+                self.config.rl.top_p,
             )
             self._tokenizer = load_tokenizer(policy)
             self._policy = policy
