@@ -210,9 +210,10 @@ class RolloutWorker:
         tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
         if output.finish_reason == "stop":
             tokens.pop()
-        tokenizer = self._tokenizer
-        text = tokenizer.decode([*context, *tokens], skip_special_tokens=False)
-        return text.removeprefix(tokenizer.decode(context, skip_special_tokens=False)).rstrip("\ufffd")
+        before: Any = self._tokenizer.decode(context, skip_special_tokens=False)
+        text: Any = self._tokenizer.decode([*context, *tokens], skip_special_tokens=False)
+        said: str = text.removeprefix(before)
+        return said.rstrip("\ufffd")
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Take over the announced weights, and go on with them.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -145,8 +145,8 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     if tokenizer.chat_template is None:
         raise ChatError(f"{_name(tokenizer)} has no chat template; add chat_template.jinja to the checkpoint")
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    return text
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return cast(str, text)
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -80,14 +80,22 @@ class TokenLogprobs(nn.Module):
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
-    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
-    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-    logits = model(input_ids=tokens, use_cache=False).logits
-    if not torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits):
+    training = model.training
+    model.eval()  # dropout would make the two passes differ
+    matches = _head_matches(model)
+    model.train(training)
+    if not matches:
         kind = type(model).__name__
         raise CheckpointError(
             f"{kind} scales or caps its logits, which is not supported: set model.path to another model"
         )
+
+
+def _head_matches(model: PreTrainedModel) -> bool:
+    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits)
 
 
 def _logprobs(
