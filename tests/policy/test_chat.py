@@ -5,11 +5,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
-from bi_ray.config import ModelConfig
+from bi_ray import cli
+from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RunConfig
 from bi_ray.policy.chat import ChatError, check_chat, check_tokens, encode_prompt, end_of_turn, end_tokens
 from bi_ray.policy.checkpoint import load_tokenizer
+from bi_ray.problems import ProblemRow, demonstrate
+from bi_ray.tasks.registry import build_task
 
 PAD, UNK, END, SYSTEM, USER, ASSISTANT = range(6)
 SYSTEM_TEXT, QUESTION = "aab", "What is the value of aac?"
@@ -135,3 +140,27 @@ def test_a_context_that_is_too_short_is_said_with_both_limits(checkpoint):
     with pytest.raises(ChatError, match=r"takes 100 tokens .* \(60\) and .* \(41\) add up to 101; lower one of them"):
         check_chat(tokenizer, ModelConfig(max_prompt_tokens=60, max_response_tokens=41))
     check_chat(tokenizer, ModelConfig(max_prompt_tokens=60, max_response_tokens=40))
+
+
+def test_a_run_is_refused_before_it_has_a_directory(checkpoint, tmp_path):
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    config = yaml.safe_load(quickstart.read_text())
+    config.setdefault("model", {})["path"] = str(checkpoint(config={"vocab_size": 4}))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")])
+    assert isinstance(result.exception, ChatError)
+    assert "beyond the model's vocabulary" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_demonstration_ends_as_the_template_ends_it(checkpoint):
+    tokenizer = load_tokenizer(checkpoint(tokenizer=UNK_IS_EOS, generation={"eos_token_id": [UNK, END]}))
+    sets = {name: DifficultyConfig(depth=(1, 2)) for name in ("sft", "rl", "test_id", "test_ood")}
+    run = RunConfig(name="ends", task=PromptBenchConfig(sets=sets), arms=["vanilla"])
+    task = build_task(run.task, 0)
+    problem = task.problem("sft", 0)
+    prompt = tuple(encode_prompt(tokenizer, task.system_prompt, problem.question))
+    row = ProblemRow(problem.id, problem.question, problem.answer, problem.graph.to_json(), prompt)
+    [demonstration] = demonstrate(task, run.arms["vanilla"], run, [row], tokenizer)
+    assert demonstration["response_tokens"][-1] == END
+    assert UNK not in demonstration["response_tokens"]
