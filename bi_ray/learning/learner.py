@@ -29,7 +29,7 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.attention import PACKED_ATTENTION, can_pack, can_share_prompts
+from bi_ray.policy.attention import PACKED_ATTENTION, attends_as_laid_out, can_pack, can_share_prompts
 from bi_ray.policy.checkpoint import CheckpointError, empty_model, is_tied, load_model, save_policy, save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.noise import switch_off_noise
@@ -205,6 +205,10 @@ def load_sharded(
         full.gradient_checkpointing_enable({"use_reentrant": False})
     if can_share_prompts(full, device):
         full.set_attn_implementation(PACKED_ATTENTION)
+        exact = [reads and attends_as_laid_out(full)]
+        distributed.broadcast_object_list(exact)
+        if not exact[0]:
+            full.set_attn_implementation("sdpa")
     sharded = shard(log_probabilities, device, getattr(torch, model.dtype), options)
     if distributed.get_world_size() > 1:
         fill_shards(full, state, torch.device("cpu") if options.cpu_offload else device)

@@ -80,12 +80,14 @@ class TokenLogprobs(nn.Module):
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
+    kind = type(model).__name__
+    if model.get_decoder() is model:
+        raise CheckpointError(f"{kind} has no decoder apart from its head: set model.path to another model")
     training = model.training
     model.eval()  # dropout would make the two passes differ
     matches = _head_matches(model)
     model.train(training)
     if not matches:
-        kind = type(model).__name__
         raise CheckpointError(
             f"{kind} scales or caps its logits, which is not supported: set model.path to another model"
         )
