@@ -15,7 +15,6 @@ from actors.influence_analyzer import GroupRow, make_ray_analyzer
 from actors.rollout_pool import RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
-from bi_ray.policy.advantages import RIGHT_REWARD
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
@@ -123,7 +122,7 @@ class ReadinessMeter:
         points = []
         for number, row in enumerate(queries):
             self.report("steps on single queries", number, len(queries))
-            right = sum(sample["reward"] >= RIGHT_REWARD for sample in row["samples"])
+            right = scored_group(row).right
             points.append({"query": row["id"], "right": right, "of": len(row["samples"])} | await step(row))
         ahead.unlink()
         behind.unlink()

@@ -46,9 +46,9 @@ def scored_group(
         behaviours = () if spans is None else token_behaviours(tokenizer, tokens, sample["response"], spans)
         reward = float(sample["reward"])
         outcome = sample.get("outcome")
-        if outcome is None:
-            outcome = float(sample["right"])
-        right = reward >= RIGHT_REWARD
+        if outcome is None:  # None: exact match; a row that has no outcomes counts by its rewards
+            outcome = float(sample["right"]) if "outcome" in sample else reward
+        right = outcome >= RIGHT_REWARD
         rollouts.append(Rollout(tokens, reward, right, behaviours, outcome if by_outcome else None))
     return ScoredGroup(row["id"], tuple(row["prompt_tokens"]), tuple(rollouts))
 

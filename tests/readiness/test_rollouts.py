@@ -84,4 +84,6 @@ def test_what_only_format_or_rounding_tells_apart_is_not_informative():
         assert made.rewards == [reward for reward, _, _ in verdicts]
         if name == "format":
             assert scored_group(row | {"samples": samples}, by_outcome=False).informative
+    almost = [{"tokens": [2], "reward": 0.45 + added, "right": False, "outcome": 0.45} for added in (0.0, 0.1)]
+    assert scored_group(row | {"samples": almost}).right == 0  # a reward for the format makes no answer right
     assert informative == {"format": False, "rounding": False, "one right": True, "partial credit": True}
