@@ -29,7 +29,7 @@ from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, PolicyVersion
 from bi_ray.problems import ProblemRow, read_problems
-from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
+from bi_ray.readiness.measure import Demonstrations, scored_group
 
 QUERIES = "queries.jsonl"
 
@@ -120,9 +120,9 @@ class Driver:
         queries = read_problems(problems)[: config.queries]
         await self._load(policy / WEIGHTS)
         groups = await self.readiness.sample(queries, "query filter", config.samples_per_prompt)
-        by_reward = self.config.verifier.reward_function is not None  # then only the reward knows what is right
-        right = [[s["reward"] >= RIGHT_REWARD if by_reward else s["right"] for s in g["samples"]] for g in groups]
-        rows = reject(zip([group["id"] for group in groups], right, strict=True), config)
+        scored = [scored_group(group) for group in groups]
+        right = [[rollout.right for rollout in group.rollouts] for group in scored]
+        rows = reject(zip([group.id for group in scored], right, strict=True), config)
         summary = describe_selection(rows, len(queries), config)
         (out / QUERIES).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
         return summary

@@ -155,7 +155,12 @@ class InfluenceAnalyzer:
             if settings.gpus:
                 model = model.to("cuda")
             self._differentiator = Differentiator(
-                model, self.config.rl.temperature, settings.microbatch_tokens, settings.method, settings.shift_norm
+                model,
+                self.config.rl.temperature,
+                settings.microbatch_tokens,
+                settings.method,
+                settings.shift_norm,
+                self.config.rl.top_p,
             )
             self._tokenizer = load_tokenizer(policy)
             self._policy = policy
@@ -163,7 +168,8 @@ class InfluenceAnalyzer:
 
     def _groups(self, rows: Sequence[GroupRow], with_behaviours: bool = False) -> list[ScoredGroup]:
         spans = self.task.behaviour_spans if with_behaviours else None
-        return [scored_group(row, self._tokenizer, spans) for row in rows]
+        by_outcome = self.config.rl.wrong_groups == "outcome"
+        return [scored_group(row, self._tokenizer, spans, by_outcome) for row in rows]
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase

@@ -19,7 +19,7 @@ from bi_ray.files import read_jsonl
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
-from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
+from bi_ray.readiness.measure import Demonstrations, scored_group
 from bi_ray.readiness.realised import mean_and_error, realised_change
 
 ROLLOUTS = "rollouts.jsonl"
@@ -103,7 +103,10 @@ class ReadinessMeter:
         """
         lines = read_jsonl(readiness / ROLLOUTS, dict[str, Any])
         settings, seed = self.config.readiness, "realised"
-        queries = [row for row in lines if row["kind"] == "query" and _informative(row)][: settings.realised_queries]
+        by_outcome = self.config.rl.wrong_groups == "outcome"
+        queries = [row for row in lines if row["kind"] == "query"]
+        queries = [row for row in queries if scored_group(row, by_outcome=by_outcome).informative]
+        queries = queries[: settings.realised_queries]
         goal = [row for row in lines if row["kind"] == "target"]
         await self._ask(self.analyzer.aim.remote(policy, goal))
         before = await self._rewards(policy / WEIGHTS, target, seed)
@@ -120,7 +123,7 @@ class ReadinessMeter:
         points = []
         for number, row in enumerate(queries):
             self.report("steps on single queries", number, len(queries))
-            right = sum(sample["reward"] >= RIGHT_REWARD for sample in row["samples"])
+            right = scored_group(row).right
             points.append({"query": row["id"], "right": right, "of": len(row["samples"])} | await step(row))
         ahead.unlink()
         behind.unlink()
@@ -170,7 +173,3 @@ class ReadinessMeter:
         except TimeoutError as error:
             raise ReadinessError(f"the analysis took over {limit:g} s; raise readiness.timeout_s") from error
         return answer.result()
-
-
-def _informative(row: GroupRow) -> bool:
-    return len({sample["reward"] for sample in row["samples"]}) > 1

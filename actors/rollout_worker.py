@@ -19,9 +19,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from actors.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
 from actors.weight_sync import Announcement, make_weight_sync, parse_version
 from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.policy.chat import ChatError, check_tokens, end_tokens
 from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, VersionSpan
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm.outputs import CompletionOutput, RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -93,6 +95,8 @@ class RolloutWorker:
         self.version = INITIAL_VERSION
         self._weights = make_weight_sync(rollout, copies)
         self._engine: AsyncLLM | None = None
+        self._tokenizer: PreTrainedTokenizerBase
+        self._ends: tuple[int, ...]
         self._requests = 0
         self._open = asyncio.Event()  # new requests may go to the engine
         self._open.set()
@@ -103,10 +107,15 @@ class RolloutWorker:
         Raises:
             WeightSyncError: this machine cannot sync weights the way that the config wants.
             CheckpointError: the model directory is not complete.
+            ChatError: no token ends a response.
         """
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from bi_ray.policy.checkpoint import load_tokenizer
+
         arguments = engine_arguments(self.model.path, self.model, self.rollout, self._weights.engine_options())
+        self._tokenizer = load_tokenizer(self.model.path)
+        self._ends = end_tokens(self._tokenizer)
         self._engine = AsyncLLM.from_engine_args(arguments)
         engine_pids = await self._engine.collective_rpc("engine_pid")
         await self._engine.update_weight_version(str(self.version))
@@ -122,7 +131,7 @@ class RolloutWorker:
         """Sample the group; sample j is drawn with seed ``request.seed + j``, as vLLM derives it for ``n`` samples.
 
         Raises:
-            RequestError: the prompt is empty or too long, or vLLM refuses it.
+            RequestError: the prompt is empty, too long or not in the vocabulary, or vLLM refuses it.
             WorkerLost: the engine is gone.
         """
         from vllm import SamplingParams
@@ -139,6 +148,7 @@ class RolloutWorker:
                 max_tokens=sampling.max_tokens,
                 seed=request.seed,
                 stop=list(sampling.stop),
+                stop_token_ids=list(self._ends),
                 include_stop_str_in_output=True,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
@@ -158,6 +168,10 @@ class RolloutWorker:
             raise RequestError(f"{request.key}: the prompt is empty")
         if tokens > limit:
             raise RequestError(f"{request.key}: the prompt has {tokens} tokens, model.max_prompt_tokens is {limit}")
+        try:
+            check_tokens(self._tokenizer, request.prompt_tokens)
+        except ChatError as error:
+            raise RequestError(f"{request.key}: {error}") from error
 
     async def _final(self, tokens: list[int], params: Any) -> RequestOutput:
         """The engine's answer when all samples are finished."""
@@ -191,14 +205,15 @@ class RolloutWorker:
 
         It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
         """
-        if output.stop_reason is not None:  # a stop string, which vLLM leaves in
+        if isinstance(output.stop_reason, str):  # a stop string, which vLLM leaves in; a number is an end token
             return output.text
         tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
         if output.finish_reason == "stop":
             tokens.pop()
-        tokenizer = self._running().get_tokenizer()
-        text = tokenizer.decode([*context, *tokens], skip_special_tokens=False)
-        return text.removeprefix(tokenizer.decode(context, skip_special_tokens=False)).rstrip("\ufffd")
+        before: Any = self._tokenizer.decode(context, skip_special_tokens=False)
+        text: Any = self._tokenizer.decode([*context, *tokens], skip_special_tokens=False)
+        said: str = text.removeprefix(before)
+        return said.rstrip("\ufffd")
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Take over the announced weights, and go on with them.

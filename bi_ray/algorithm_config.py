@@ -124,6 +124,9 @@ class AlgorithmConfig(Config):
     # drop: groups whose rewards are equal leave the step; they count in none but the sequence_* scales. keep: they
     # count in token_mean, in batch advantages and in the KL term. None: keep where the loss has a KL term, else drop.
     zero_variance_groups: Literal["drop", "keep"] | None = None
+    # Groups without a right response, whose rewards differ in format, trace or length alone. outcome: they teach
+    # nothing, as if nothing was added or taken off. shaped: their advantages are as large as those of right answers.
+    wrong_groups: Literal["outcome", "shaped"] = "outcome"
     dynamic_sampling: DynamicSamplingConfig | None = None
     shaping: ShapingConfig = ShapingConfig()
     format_reward: Annotated[float, Field(ge=0)] = 0.0  # added where the format is right

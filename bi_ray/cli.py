@@ -213,10 +213,13 @@ def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None)
     """The pipeline of a run in its directory, which is locked meanwhile."""
     from actors.pipeline import STAGES, Pipeline
     from bi_ray.display import Display
-    from bi_ray.policy.checkpoint import check_model
+    from bi_ray.policy.chat import check_chat
+    from bi_ray.policy.checkpoint import check_model, load_tokenizer
     from bi_ray.store import keep_config
 
-    check_model(config.model.path)  # a wrong model shows before anything starts
+    # A wrong model shows before anything starts.
+    check_model(config.model.path)
+    check_chat(load_tokenizer(config.model.path), config.model)
     with _stopped_by_sigterm(), place.directory() as directory:
         if from_stage:
             directory.forget_from(STAGES, from_stage)

@@ -190,7 +190,7 @@ class EvaluationConfig(Config):
     samples_per_prompt: Annotated[int, Field(ge=0)] = 8  # for pass@k and the informative share; 0: greedy only
     base_model: bool = False  # also evaluate the model that SFT starts from
     sampled_problems: Positive = 100  # how many problems of each set are sampled that often
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01)] = 1.0
     bootstrap_draws: Positive = 10_000
     timeout_s: Seconds = 7200  # of one policy on one set
 

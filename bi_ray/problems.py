@@ -29,7 +29,7 @@ from bi_ray.export import PROBLEM_SCHEMA, Counts
 from bi_ray.files import damaged, read_record
 from bi_ray.generation import Seen, distinct, problems
 from bi_ray.injection.recipes import Demonstration, Recipe
-from bi_ray.policy.chat import encode_prompt
+from bi_ray.policy.chat import check_tokens, encode_prompt, end_of_turn
 from bi_ray.policy.spans import encode_with_ends, token_spans
 from bi_ray.reading import MANIFEST
 from bi_ray.reasoning.graph import Graph
@@ -389,7 +389,8 @@ def _sft_row(
     prompt = list(row.prompt_tokens)
     if question != row.question:
         prompt = encode_prompt(tokenizer, task.system_prompt, question)
-    tokens = [*encode_with_ends(tokenizer, response)[0], tokenizer.eos_token_id]
+    tokens = [*encode_with_ends(tokenizer, response)[0], end_of_turn(tokenizer)]
+    check_tokens(tokenizer, tokens)
     return {
         "id": f"{row.id}/{demonstration.copy}" if demonstration.copy else row.id,
         "problem": row.id,

@@ -97,7 +97,7 @@ class ValidationConfig(Config):
     every_steps: Positive = 20
     problems: Positive | None = None  # the first so many of each set; None: all
     samples_per_prompt: Annotated[int, Field(ge=0)] = 0  # beside the greedy response, for pass@k; 0: greedy only
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of those samples
+    temperature: Annotated[float, Field(ge=0.01)] = 1.0  # of those samples
     metric: Annotated[str, Field(pattern=r"^(greedy|pass_at_[1-9]\d*)$")] = "greedy"  # by which steps are compared
     patience: Positive | None = None  # RL stops after so many validations in a row without a better one; None: never
     min_gain: Annotated[float, Field(ge=0)] = 0.0  # what counts as better: the best one so far by more than this
@@ -130,7 +130,7 @@ class RLConfig(AlgorithmConfig):
     # 0: every batch is made by the policy that it trains. S > 0: engines and learners work at the same time, weights
     # are swapped in flight, and no token is made by a policy more than S steps older than the one that it trains.
     max_staleness: Annotated[int, Field(ge=0)] = 0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0.01)] = 1.0  # vLLM takes smaller ones for 0.01
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     query_filter: QueryFilterConfig | None = None  # None: every query of the set rl

@@ -77,6 +77,7 @@ class Verdict:
         corrections: lines that mend a wrong value.
         verifications: lines that compute something known again.
         plans: lines that say what needs what.
+        outcome: what the user's reward function returned, 0 where the response was truncated; None: without one.
     """
 
     reward: float
@@ -94,6 +95,12 @@ class Verdict:
     corrections: int = 0
     verifications: int = 0
     plans: int = 0
+    outcome: float | None = None
+
+    @property
+    def answer_reward(self) -> float:
+        """The reward for the answer alone, without those for the format and for the trace."""
+        return float(self.right) if self.outcome is None else self.outcome
 
 
 BEHAVIOUR_FIELDS = {  # of a verdict, by the behaviour that they count
@@ -155,9 +162,12 @@ def verify(
     shown = Counter(behaviour for step in steps for behaviour in step.behaviours)
     format_right = not truncated and task.format_is_right(response_text)
     right = not truncated and (is_right() if is_right else task.parse_answer(response_text) == answer)
+    outcome = None
+    if reward_function:
+        outcome = 0.0 if truncated else reward_function()
     reward = 0.0
     if not truncated:
-        reward = (reward_function() if reward_function else float(right)) + format_reward * format_right
+        reward = (float(right) if outcome is None else outcome) + format_reward * format_right
         if trace:
             reward += trace_reward * (trace.progress if trace_reward_of == "progress" else trace.valid)
     return Verdict(
@@ -176,6 +186,7 @@ def verify(
         corrections=shown["correction"],
         verifications=shown["verification"],
         plans=shown["planning"],
+        outcome=outcome,
     )
 
 

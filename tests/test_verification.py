@@ -274,6 +274,15 @@ def test_a_reward_function_and_the_check_of_the_answer_are_two_things(verifier_o
     assert (wrong.reward, wrong.right) == (0.5, False)
 
 
+def test_a_verdict_keeps_what_the_answer_alone_is_worth(verifier_of):
+    whole = "<think>half</think><answer>0.5</answer>"
+    verifier = Verifier(text_task(checker="numeric"), VerifierConfig(), format_reward=0.25)
+    items = [text_item(whole), text_item("<answer>0.6</answer>"), text_item(whole, truncated=True)]
+    assert [verdict.answer_reward for verdict in verifier.score(items)] == [1.0, 0.0, 0.0]
+    verifier.reward_function = verifier_of("half").reward_function
+    assert [verdict.answer_reward for verdict in verifier.score(items)] == [0.5, 0.5, 0.0]
+
+
 def test_mathematics_that_never_ends_is_a_data_failure_and_spoils_no_other():
     verifier = Verifier(text_task(checker="math", extract="boxed"), VerifierConfig(sample_timeout_s=3))
     endless, right, wrong = verifier.score(

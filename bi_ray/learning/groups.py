@@ -12,7 +12,7 @@ import numpy as np
 from bi_ray.config import ConfigError, RLConfig, RunConfig
 from bi_ray.importing import load_object
 from bi_ray.learning.shaping import length_penalty, overlong_penalty
-from bi_ray.policy.advantages import step_advantages
+from bi_ray.policy.advantages import learned_rewards, rewards_differ, step_advantages
 from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.rollout import Group, Sample
 from bi_ray.verification import DataFailure, Verdict
@@ -40,9 +40,14 @@ class ScoredGroup:
         return [verdict.reward for verdict in self.verdicts]
 
     @property
+    def outcomes(self) -> list[float]:
+        """What the answers alone are worth."""
+        return [verdict.answer_reward for verdict in self.verdicts]
+
+    @property
     def informative(self) -> bool:
-        """Whether the rewards differ."""
-        return len(set(self.rewards)) > 1
+        """Whether some answers are worth more than others; format, trace and length have no say."""
+        return rewards_differ(self.outcomes)
 
     @property
     def tokens(self) -> int:
@@ -113,7 +118,7 @@ def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[Learn
         chosen = [group for group in scored if group.informative][: rl.prompts_per_step]
     shaped = [_shaped_rewards(group, config) for group in chosen]
     if rl.zero_variance_groups == "drop":
-        used = [(g, rewards) for g, rewards in zip(chosen, shaped, strict=True) if len(set(rewards)) > 1]
+        used = [(g, rewards) for g, rewards in zip(chosen, shaped, strict=True) if rewards_differ(rewards)]
     else:
         used = list(zip(chosen, shaped, strict=True))
     advantages = _advantages([rewards for _, rewards in used], rl)
@@ -146,12 +151,13 @@ def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[Learn
 
 def _shaped_rewards(group: ScoredGroup, config: RunConfig) -> list[float]:
     shaping, limit = config.rl.shaping, config.model.max_response_tokens
-    return [
+    rewards = [
         verdict.reward
         - overlong_penalty(len(sample.tokens), limit, shaping)
         - length_penalty(len(sample.tokens), limit, verdict.right, shaping)
         for sample, verdict in zip(group.samples, group.verdicts, strict=True)
     ]
+    return rewards if config.rl.wrong_groups == "shaped" else learned_rewards(rewards, group.outcomes)
 
 
 def _advantages(groups: list[list[float]], rl: RLConfig) -> list[list[float]]:

@@ -29,9 +29,10 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.attention import PACKED_ATTENTION, can_share_prompts
+from bi_ray.policy.attention import PACKED_ATTENTION, attends_as_laid_out, can_pack, can_share_prompts
 from bi_ray.policy.checkpoint import CheckpointError, empty_model, load_model, save_policy, save_weights, tied_weights
 from bi_ray.policy.logprobs import TokenLogprobs
+from bi_ray.policy.noise import switch_off_noise
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
 from bi_ray.policy.rollout import seed_for
 from bi_ray.store import DiskFull
@@ -193,6 +194,7 @@ def load_sharded(
     """
     reads = distributed.get_rank() == 0
     full = (load_model if reads else empty_model)(policy, attention=model.attention)
+    switch_off_noise(full)
     log_probabilities = TokenLogprobs(full)
     if options.lora:
         add_adapters(full, options.lora, weights if reads else None)
@@ -203,6 +205,10 @@ def load_sharded(
         full.gradient_checkpointing_enable({"use_reentrant": False})
     if can_share_prompts(full, device):
         full.set_attn_implementation(PACKED_ATTENTION)
+        exact = [reads and attends_as_laid_out(full)]
+        distributed.broadcast_object_list(exact)
+        if not exact[0]:
+            full.set_attn_implementation("sdpa")
     sharded = shard(log_probabilities, device, getattr(torch, model.dtype), options)
     if distributed.get_world_size() > 1:
         fill_shards(full, state, torch.device("cpu") if options.cpu_offload else device)
@@ -213,7 +219,7 @@ def load_sharded(
 
 
 def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
-    """The first of shared, flat and padded that is wanted and that the model's attention can do.
+    """The first of shared, flat and padded that is wanted and that the model can do.
 
     Raises:
         ValueError: it cannot do what is wanted.
@@ -222,7 +228,7 @@ def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
     possible: list[Packing] = ["padded"]
     if attention == PACKED_ATTENTION:
         possible = ["shared", "flat", "padded"]
-    elif attention.startswith("flash_attention"):
+    elif attention.startswith("flash_attention") and can_pack(model):
         possible = ["flat", "padded"]
     if wanted == "auto":
         return possible[0]
@@ -230,8 +236,9 @@ def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
         if packing == wanted:
             return packing
     raise ValueError(
-        f"learner.packing is {wanted}, which this model's attention ({attention}) cannot do here: set it to auto, or "
-        f"to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners"
+        f"learner.packing is {wanted}, which {type(model).__name__} ({attention}) cannot do here: set it to auto, "
+        f"or to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners; "
+        "flat also works with flash_attention_2, where every layer is full or sliding attention"
     )
 
 

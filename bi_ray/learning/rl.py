@@ -95,11 +95,11 @@ def microbatch_loss(
     algorithm = load_algorithm(config)
 
     def loss(batch: MicroBatch, totals: Totals) -> Tensor:
-        logprobs, entropy = policy(batch, config.temperature, with_entropy=True)
+        logprobs, entropy = policy(batch, config.temperature, with_entropy=True, top_p=config.top_p)
         reference_logprobs = None
         if reference is not None:
             with torch.no_grad():
-                reference_logprobs = reference(batch, config.temperature)[0]
+                reference_logprobs = reference(batch, config.temperature, top_p=config.top_p)[0]
         sampler_logprobs = without_rounding(logprobs, batch.sampler_logprobs, config.importance.tolerance)
         sampled = sampler_logprobs, batch.advantages, batch.weights, batch.sequences
         result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)

@@ -18,7 +18,8 @@ from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.metrics import append_metrics, cut_metrics
-from bi_ray.policy.checkpoint import save_policy
+from bi_ray.policy.chat import check_tokens
+from bi_ray.policy.checkpoint import load_tokenizer, save_policy
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.store import write_atomically
 
@@ -107,9 +108,11 @@ def train(job: SFTJob, device: torch.device) -> None:
     Raises:
         TrainingError: see ``Learner.update``.
         ValueError: see ``load_demonstrations``.
+        ChatError: a demonstration has tokens that the model has no embedding for.
     """
     config = job.config
     demonstrations = load_demonstrations(job.data, config.loss_on_prompt)
+    check_tokens(load_tokenizer(job.base), [max(row.tokens) for row in demonstrations])
     steps = config.epochs * steps_per_epoch(len(demonstrations), config)
     directories = StepDirectories(job.output / CHECKPOINTS)
     learner, start = _resume(job, directories, steps, device)

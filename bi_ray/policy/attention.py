@@ -7,6 +7,7 @@ log-sum-exp, is the exact gradient of its part. Nothing is padded, copied per re
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bi_ray.policy.packing import Layout
 
 PACKED_ATTENTION = "bi_ray_packed"
+_EXACT = 1e-4  # of a norm, in float32
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # kinds of layers
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -115,13 +118,56 @@ def packed_attention(
     return out.transpose(1, 2), None
 
 
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether sequences that stand one behind the other in a row can be told apart by their positions.
+
+    Attention can be cut where positions begin anew. Linear attention, state spaces and convolutions carry what they
+    have seen into the next sequence, attention in chunks counts its chunks from the row's start, and a decoder that
+    takes no positions makes its own. Attention of a model's own (Falcon, StableLM) is not relied on.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
+    only_attends = not model._is_stateful and _layer_kinds(model) <= {_FULL, _SLIDING}
+    return takes_positions and only_attends and model._supports_attention_backend
+
+
 def can_share_prompts(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether ``PACKED_ATTENTION`` gives what the model's own attention gives: full, causal, softmax and on a CPU."""
+    """Whether ``PACKED_ATTENTION`` may replace the model's own: full, causal, softmax and on a CPU.
+
+    Whether it does, ``attends_as_laid_out`` measures.
+    """
     config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ())
-    windowed = kinds - {"full_attention"} if kinds else getattr(config, "sliding_window", None)
+    kinds = _layer_kinds(model)
+    windowed = _SLIDING in kinds or (not kinds and getattr(config, "sliding_window", None))
     other = getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_logit_softcapping", None)
-    return device.type == "cpu" and config._attn_implementation == "sdpa" and not windowed and not other
+    latent = hasattr(config, "qk_rope_head_dim")  # keys and values of different sizes, for which there is no kernel
+    plain = config._attn_implementation == "sdpa" and not windowed and not other and not latent
+    return device.type == "cpu" and plain and can_pack(model)
+
+
+@torch.no_grad()
+def attends_as_laid_out(model: PreTrainedModel) -> bool:
+    """Whether a sequence behind another one in a row is what it is by itself; some decoders drop the layout (Nemotron).
+
+    Args:
+        model: with its weights, float32, under ``PACKED_ATTENTION``.
+    """
+    length = 4
+    tokens = torch.arange(1, 2 * length + 1).unsqueeze(0)
+    positions = torch.arange(length).repeat(2).unsqueeze(0)
+    layout = Layout(((0, length), (length, length)), ())
+    decoder = model.get_decoder()
+    training = model.training
+    model.eval()  # the dropout of an adapter would make the two differ
+    together = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
+    alone = decoder(input_ids=tokens[:, length:], use_cache=False).last_hidden_state
+    model.train(training)
+    difference = together[:, length:] - alone
+    return bool(difference.norm() <= _EXACT * alone.norm())
+
+
+def _layer_kinds(model: PreTrainedModel) -> set[str]:
+    """What mixes the tokens in each layer, in transformers' words; empty where the config does not say."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)

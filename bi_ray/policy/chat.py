@@ -1,8 +1,23 @@
-"""From a question to prompt tokens, by the checkpoint's own chat template."""
+"""From a question to prompt tokens, and how a response ends: both as the checkpoint's own chat template has it."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from bi_ray.config import ModelConfig
+
+_ANSWER = "ANSWER"  # stands for a response when a template is asked what it writes behind one
+
+
+class ChatError(ValueError):
+    """A chat template or a tokenizer that does not fit its model; the message says what to change."""
 
 
 def messages(system_prompt: str, question: str) -> list[dict[str, str]]:
@@ -10,13 +25,169 @@ def messages(system_prompt: str, question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
 
 
+def conversation(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[dict[str, str]]:
+    """``messages`` as the template takes them.
+
+    Templates that refuse a system message (Gemma 2, Mistral), or leave it out, get its text at the start of the user's
+    message, which is what Gemma 3's own template does.
+
+    Raises:
+        ChatError: there is no template, or it takes neither.
+    """
+    asked = messages(system_prompt, question)
+    try:
+        if system_prompt.strip() in _render(tokenizer, asked):
+            return asked
+    except TemplateError:
+        pass  # it refuses the system message; if it is something else, the next attempt fails too
+    folded = [{"role": "user", "content": f"{system_prompt}\n\n{question}" if system_prompt else question}]
+    try:
+        _render(tokenizer, folded)
+    except TemplateError as error:
+        raise ChatError(f"{_name(tokenizer)}: its chat template refuses a question: {error}") from error
+    return folded
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[int]:
     """Token ids of the prompt, up to where the response starts.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ChatError: see ``conversation``; or the prompt has tokens that the model has no embedding for.
     """
+    text = _render(tokenizer, conversation(tokenizer, system_prompt, question))
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    check_tokens(tokenizer, tokens)
+    return tokens
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token by which the template ends a response: what SFT teaches and every engine stops at.
+
+    It need not be the tokenizer's EOS (Gemma, Llama 3, Phi). A template that ends a response without a special token
+    has the tokenizer's EOS.
+
+    Raises:
+        ChatError: there is neither, or the model has no embedding for it.
+    """
+    turns = [{"role": "user", "content": "1"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = _render(tokenizer, turns, add_generation_prompt=False)
+    except TemplateError as error:
+        raise ChatError(f"{_name(tokenizer)}: its chat template refuses a response: {error}") from error
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special.update(tokenizer.all_special_ids)
+    special.update(_declared_ends(tokenizer.name_or_path))
+    behind = tokenizer.encode(text.rpartition(_ANSWER)[2], add_special_tokens=False)
+    end = next((token for token in behind if token in special), tokenizer.eos_token_id)
+    if end is None:
+        raise ChatError(
+            f"{_name(tokenizer)}: no token ends a response: its chat template writes none, and the tokenizer has no "
+            "EOS; set eos_token in tokenizer_config.json"
+        )
+    check_tokens(tokenizer, [end])
+    return end
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response, in ascending order.
+
+    They are the template's (``end_of_turn``), the tokenizer's EOS, and those that the checkpoint's generation config
+    and config name.
+
+    Raises:
+        ChatError: see ``end_of_turn``.
+    """
+    ends = {end_of_turn(tokenizer), *_declared_ends(tokenizer.name_or_path)}
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    return tuple(sorted(ends))
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> None:
+    """Hold token ids against the vocabulary of the tokenizer's checkpoint, if it has been read from one.
+
+    Raises:
+        ChatError: the model has no embedding for one of them.
+    """
+    config = _config(tokenizer.name_or_path)
+    largest = max(tokens, default=0)
+    if config is not None and largest >= config.vocab_size:
+        raise ChatError(
+            f"{_name(tokenizer)}: token {largest} ({tokenizer.decode([largest])!r}) is beyond the model's vocabulary "
+            f"(vocab_size {config.vocab_size} in config.json); use the tokenizer and chat template that belong to the "
+            "model, or resize its embedding"
+        )
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
+    """Refuse, before anything heavy begins, a checkpoint that cannot do what its template or the run's limits ask for.
+
+    Args:
+        tokenizer: of the checkpoint ``model.path``.
+        model: the limits.
+
+    Raises:
+        ChatError: the template does not render, no token ends a response, tokens have no embedding, or prompt and
+            response together are longer than the model's context.
+    """
+    encode_prompt(tokenizer, "1", "1")
+    end_tokens(tokenizer)
+    config = _config(tokenizer.name_or_path)
+    longest = _context_tokens(config)
+    if longest is not None and model.max_model_tokens > longest:
+        raise ChatError(
+            f"{_name(tokenizer)} takes {longest} tokens (max_position_embeddings); model.max_prompt_tokens "
+            f"({model.max_prompt_tokens}) and model.max_response_tokens ({model.max_response_tokens}) add up to "
+            f"{model.max_model_tokens}; lower one of them"
+        )
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
     if tokenizer.chat_template is None:
-        raise ValueError(f"{tokenizer.name_or_path} has no chat template; add chat_template.jinja to the checkpoint")
-    text = tokenizer.apply_chat_template(messages(system_prompt, question), tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+        raise ChatError(f"{_name(tokenizer)} has no chat template; add chat_template.jinja to the checkpoint")
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return cast(str, text)
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
+
+
+def _declared_ends(directory: str) -> set[int]:
+    """The EOS tokens that the generation config and the config of a checkpoint name."""
+    declared: list[int | list[int] | None] = []
+    file = Path(directory, "generation_config.json")
+    if directory and file.is_file():
+        declared.append(json.loads(file.read_text()).get("eos_token_id"))
+    config = _config(directory)
+    if config is not None:
+        declared.append(config.eos_token_id)
+    ends: set[int] = set()
+    for tokens in declared:
+        if isinstance(tokens, int):
+            ends.add(tokens)
+        elif tokens is not None:
+            ends.update(tokens)
+    return ends
+
+
+def _config(directory: str) -> Any:
+    """The text model's config; None for a tokenizer that was not read from a checkpoint."""
+    file = Path(directory, "config.json")
+    if not directory or not file.is_file():
+        return None
+    return _read_config(directory, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read_config(directory: str, _modified_ns: int) -> Any:
+    return AutoConfig.from_pretrained(directory, trust_remote_code=False).get_text_config()
+
+
+def _context_tokens(config: Any) -> int | None:
+    """Tokens that the positions reach, with the factor by which a rotary embedding is stretched; None: no limit."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    return int(longest * max(1.0, rope.get("factor") or 1.0))

@@ -38,7 +38,11 @@ class TokenLogprobs(nn.Module):
         self._chunk_logits = chunk_logits
 
     def forward(
-        self, batch: MicroBatch, temperature: float = 1.0, with_entropy: bool = False
+        self,
+        batch: MicroBatch,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+        top_p: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the learned tokens, given all tokens before them in their sequence.
 
@@ -48,6 +52,7 @@ class TokenLogprobs(nn.Module):
             batch: the tokens.
             temperature: the logits are divided by it, as the sampler did.
             with_entropy: also return the entropy of the distribution of each learned token, without gradient.
+            top_p: the distribution is cut off as the sampler cut it off, see ``_nucleus_logprobs``.
 
         Returns:
             Log-probabilities and entropies (or None), each [learned tokens], float32 or wider.
@@ -58,11 +63,15 @@ class TokenLogprobs(nn.Module):
         out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more)
         hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.sources)
         head = self.model.get_output_embeddings()
-        rows = max(1, self._chunk_logits // self.model.config.vocab_size)
+        rows = self._chunk_logits // self.model.config.vocab_size
+        if top_p < 1.0:
+            rows //= 4  # sorting makes copies
+        rows = max(1, rows)
+        options = temperature, with_entropy, top_p
         if len(hidden) <= rows:
-            return _logprobs(head, hidden, batch.targets, temperature, with_entropy)
+            return _logprobs(head, hidden, batch.targets, *options)
         found = [
-            checkpoint(_logprobs, head, *part, temperature, with_entropy, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(_logprobs, head, *part, *options, use_reentrant=False, preserve_rng_state=False)
             for part in zip(hidden.split(rows), batch.targets.split(rows), strict=True)
         ]
         logprobs, entropies = zip(*found, strict=True)
@@ -71,18 +80,28 @@ class TokenLogprobs(nn.Module):
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
-    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
-    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-    logits = model(input_ids=tokens, use_cache=False).logits
-    if not torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits):
-        kind = type(model).__name__
+    kind = type(model).__name__
+    if model.get_decoder() is model:
+        raise CheckpointError(f"{kind} has no decoder apart from its head: set model.path to another model")
+    training = model.training
+    model.eval()  # dropout would make the two passes differ
+    matches = _head_matches(model)
+    model.train(training)
+    if not matches:
         raise CheckpointError(
             f"{kind} scales or caps its logits, which is not supported: set model.path to another model"
         )
 
 
+def _head_matches(model: PreTrainedModel) -> bool:
+    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+    logits = model(input_ids=tokens, use_cache=False).logits
+    return torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits)
+
+
 def _logprobs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool, top_p: float
 ) -> tuple[Tensor, Tensor | None]:
     """Of ``hidden`` [tokens, width] and ``targets`` [tokens]."""
     logits = head(hidden)
@@ -90,9 +109,47 @@ def _logprobs(
         logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
+    if top_p < 1.0:
+        return _nucleus_logprobs(logits, targets, top_p, with_entropy)
     logs = functional.log_softmax(logits, dim=-1)
     entropy = None
     if with_entropy:
         seen = logs.detach()
         entropy = -(seen.exp() * seen).sum(dim=-1)
     return -functional.nll_loss(logs, targets, reduction="none"), entropy
+
+
+def _nucleus_logprobs(
+    logits: Tensor, targets: Tensor, top_p: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities within the most probable tokens that together have the probability ``top_p``.
+
+    The set is vLLM's: probabilities are added up from the smallest on, and tokens go while the sum is at most
+    1 - top_p, all but the last. Among equal logits at the edge the target is the one that stays. After an update, or
+    where the sampler computes otherwise, the target may lie outside of the learner's own set: then it is added to it,
+    so that its log-probability is finite and has a gradient.
+
+    Args:
+        logits: [tokens, vocabulary], divided by the temperature.
+        targets: [tokens], int64.
+        top_p: below 1.
+        with_entropy: also return the entropy of the set, without gradient.
+
+    Returns:
+        Log-probabilities and entropies (or None), each [tokens].
+    """
+    ascending = logits.sort(dim=-1).values
+    total = ascending.detach().softmax(dim=-1).cumsum(dim=-1)
+    dropped = total <= 1 - torch.tensor(top_p, dtype=logits.dtype, device=logits.device)
+    dropped[:, -1] = False
+    kept = ascending.masked_fill(dropped, -torch.inf)
+    normalizer = kept.logsumexp(dim=-1)
+    target = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    least = ascending.detach().masked_fill(dropped, torch.inf).amin(dim=-1)
+    outside = target.detach() < least
+    logprobs = target - torch.where(outside, torch.logaddexp(normalizer, target), normalizer)
+    entropy = None
+    if with_entropy:
+        seen = (kept - normalizer.unsqueeze(-1)).detach()
+        entropy = -(seen.exp() * seen.masked_fill(dropped, 0.0)).sum(dim=-1)
+    return logprobs, entropy

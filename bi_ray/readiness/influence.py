@@ -59,6 +59,7 @@ class Differentiator:
     Args:
         model: in evaluation mode, float32; ``forward`` needs eager attention on a CPU.
         temperature: at which the rollouts were sampled.
+        top_p: of the probability that they were sampled from.
         microbatch_tokens: most padded tokens of one pass.
         method: ``forward``, exact; or ``shifted``, two plain passes at weights moved along v by +-``shift_norm``, which
             works with every attention kernel and is off by about 1 % (``benchmarks/influence_cost.py`` measures it).
@@ -72,10 +73,12 @@ class Differentiator:
         microbatch_tokens: int = 4096,
         method: Method = "forward",
         shift_norm: float = 3e-3,
+        top_p: float = 1.0,
     ) -> None:
         self.model = model
         self._policy = TokenLogprobs(model, ALL_AT_ONCE)
         self.temperature = temperature
+        self.top_p = top_p
         self.microbatch_tokens = microbatch_tokens
         self.method = method
         self.shift_norm = shift_norm
@@ -122,7 +125,7 @@ class Differentiator:
         """Log-probabilities [learned tokens] under other weights than the model's own."""
         # tied parameters: the weights name the embedding once, and the head follows it
         named = {f"model.{name}": value for name, value in weights.items()}
-        arguments = batch, self.temperature
+        arguments = batch, self.temperature, False, self.top_p
         return torch.func.functional_call(self._policy, named, arguments, tie_weights=True)[0]
 
 

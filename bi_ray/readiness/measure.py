@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bi_ray.policy.advantages import RIGHT_REWARD
 from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import (
     Differentiator,
@@ -21,19 +22,22 @@ from bi_ray.readiness.influence import (
 from bi_ray.readiness.rollouts import Rollout, ScoredGroup, token_behaviours
 from bi_ray.reasoning.trace import Span
 
-RIGHT_REWARD = 0.5  # a rollout with at least this reward counts as right, whoever gave it
 Demonstrations = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 def scored_group(
-    row: Mapping[str, Any], tokenizer: Any, behaviour_spans: Callable[[str], Sequence[Span]] | None
+    row: Mapping[str, Any],
+    tokenizer: Any = None,
+    behaviour_spans: Callable[[str], Sequence[Span]] | None = None,
+    by_outcome: bool = True,
 ) -> ScoredGroup:
     """A group from the row that keeps it: ``id``, ``prompt_tokens`` and ``samples`` (see ``describe_samples``).
 
     Args:
         row: the group.
-        tokenizer: of the policy.
+        tokenizer: of the policy; needed with ``behaviour_spans`` only.
         behaviour_spans: finds the behaviours in a response; None: nobody asks.
+        by_outcome: as RL under ``wrong_groups: outcome``.
     """
     rollouts = []
     for sample in row["samples"]:
@@ -41,7 +45,11 @@ def scored_group(
         spans = behaviour_spans(sample["response"]) if behaviour_spans else None
         behaviours = () if spans is None else token_behaviours(tokenizer, tokens, sample["response"], spans)
         reward = float(sample["reward"])
-        rollouts.append(Rollout(tokens, reward, reward >= RIGHT_REWARD, behaviours))
+        outcome = sample.get("outcome")
+        if outcome is None:  # None: exact match; a row that has no outcomes counts by its rewards
+            outcome = float(sample["right"]) if "outcome" in sample else reward
+        right = outcome >= RIGHT_REWARD
+        rollouts.append(Rollout(tokens, reward, right, behaviours, outcome if by_outcome else None))
     return ScoredGroup(row["id"], tuple(row["prompt_tokens"]), tuple(rollouts))
 
 

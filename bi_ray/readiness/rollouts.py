@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bi_ray.policy.advantages import group_advantages
+from bi_ray.policy.advantages import group_advantages, learned_rewards, rewards_differ
 from bi_ray.policy.packing import Row
 from bi_ray.policy.spans import token_spans
 from bi_ray.reasoning.trace import Span
@@ -22,14 +22,16 @@ class Rollout:
     Attributes:
         tokens: the response, its end token included where there is one.
         reward: what RL would see.
-        right: whether it counts as right (``measure.RIGHT_REWARD``).
+        right: whether it counts as right (``RIGHT_REWARD``).
         behaviours: of every token, ``plain`` for most; or empty where nobody asks.
+        outcome: what its answer alone is worth; None: the reward.
     """
 
     tokens: tuple[int, ...]
     reward: float
     right: bool
     behaviours: tuple[str, ...] = ()
+    outcome: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,19 @@ class ScoredGroup:
         return [rollout.reward for rollout in self.rollouts]
 
     @property
+    def learned_rewards(self) -> list[float]:
+        """The rewards that RL makes advantages of (``policy.advantages.learned_rewards``)."""
+        outcomes = [r.reward if r.outcome is None else r.outcome for r in self.rollouts]
+        return learned_rewards(self.rewards, outcomes)
+
+    @property
     def informative(self) -> bool:
         """Whether RL learns from it: rewards differ, so advantages are not all zero."""
-        return len(set(self.rewards)) > 1
+        return rewards_differ(self.learned_rewards)
 
     def advantages(self) -> list[float]:
         """(r - mean)/std with the population's std (Eq. 6 of arXiv:2505.18917); zeros where rewards are equal."""
-        return group_advantages(self.rewards)
+        return group_advantages(self.learned_rewards)
 
     def centred_rewards(self) -> list[float]:
         """Reward minus the mean of the other rollouts: weights of the unbiased gradient of expected reward."""

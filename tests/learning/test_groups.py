@@ -120,6 +120,49 @@ def test_a_wrong_response_is_not_paid_for_being_short():
     assert [sample.advantage for sample in batch.samples] == pytest.approx(wanted)
 
 
+def shaped_verdicts(*pairs, outcome=False):
+    """Verdicts of (reward for the answer, what was added to it)."""
+    return [Verdict(a + b, a >= 0.5, b > 0, False, None, outcome=a if outcome else None) for a, b in pairs]
+
+
+ALL_WRONG = {
+    "format or trace": (shaped_verdicts((0.0, 0.05), (0.0, 0.0)), [2, 2], {}),
+    "overlong": (verdicts(0, 0), [10, 100], {"shaping": {"overlong_penalty": 0.5}}),
+    "a reward function": (shaped_verdicts((0.1, 0.05), (0.1, 0.0), outcome=True), [2, 2], {}),
+}
+
+
+@pytest.mark.parametrize("name", ALL_WRONG)
+def test_a_group_without_a_right_answer_teaches_nothing_but_by_request(name):
+    outcome, tokens, options = ALL_WRONG[name]
+    judged = [(group("a", 2, tokens=tokens), outcome)]
+    batch, metrics = build_batch(judged, config(**options))
+    assert batch.samples == []
+    assert metrics["informative_share"] == 0.0
+    kept, _ = build_batch(judged, config(zero_variance_groups="keep", kl={"estimator": "k3"}, **options))
+    assert [sample.advantage for sample in kept.samples] == [0.0, 0.0]
+    shaped, metrics = build_batch(judged, config(wrong_groups="shaped", **options))
+    assert [sample.advantage for sample in shaped.samples] == pytest.approx([1.0, -1.0])
+    assert metrics["informative_share"] == 0.0
+    dynamic = RLConfig(dynamic_sampling={}, prompts_per_step=1, **options)
+    assert refill(judged, 1, dynamic) == 1
+    assert build_batch(judged, config(**dynamic.model_dump()))[0].samples == []
+
+
+def test_partial_credit_of_a_reward_function_is_learned_from():
+    outcome = shaped_verdicts((0.1, 0.0), (0.4, 0.0), outcome=True)
+    batch, metrics = build_batch([(group("a", 2), outcome)], config())
+    assert [sample.advantage for sample in batch.samples] == pytest.approx([-1.0, 1.0])
+    assert metrics["informative_share"] == 1.0
+
+
+def test_rounding_in_rewards_teaches_nothing():
+    outcome = shaped_verdicts((0.1 + 0.2, 0.3), (0.3, 0.3), outcome=True)
+    batch, metrics = build_batch([(group("a", 2), outcome)], config(wrong_groups="shaped"))
+    assert (batch.samples, metrics["informative_share"]) == ([], 0.0)
+    assert refill([(group("a", 2), outcome)], 1, RLConfig(dynamic_sampling={}, prompts_per_step=1)) == 1
+
+
 DYNAMIC = {"dynamic_sampling": {"max_rounds": 3}, "prompts_per_step": 2}
 
 

@@ -214,7 +214,7 @@ def fill_the_disk(policy: Path, folder: Path) -> None:
     assert directories.recover() == 2
     weights = learner.gather_weights()
     (folder / "1.4.safetensors").mkdir(exist_ok=True)  # cannot be replaced by a file
-    with pytest.raises(TrainingError, match=r"1\.4\.safetensors was not written: .* MiB are free"):  # as in a publish
+    with pytest.raises(TrainingError, match=r"1\.4\.safetensors was not written: it is a directory"):  # as in a publish
         write_once(lambda: save_weights(weights, folder / "1.4.safetensors", tied={}))
 
 

@@ -1,8 +1,10 @@
 import pytest
+import torch
 from datasets import Dataset
 
-from bi_ray.config import SFTConfig
-from bi_ray.learning.sft import load_demonstrations, step_rows, steps_per_epoch
+from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
+from bi_ray.learning.sft import SFTJob, load_demonstrations, step_rows, steps_per_epoch, train
+from bi_ray.policy.chat import ChatError
 
 CONFIG = SFTConfig(epochs=3, batch_examples=4)
 
@@ -47,3 +49,10 @@ def test_data_that_cannot_be_learned_is_refused(data):
         load_demonstrations(data(text=["a"]), False)
     with pytest.raises(ValueError, match="row 1 has no answer"):
         load_demonstrations(data(prompt_tokens=[[1], [2]], response_tokens=[[3], []]), False)
+
+
+def test_a_token_without_an_embedding_is_refused_before_the_model_is_loaded(data, tiny_model, tmp_path):
+    path = data(prompt_tokens=[[1, 2]], response_tokens=[[4, 10**6]])
+    job = SFTJob(tiny_model(tied=True), path, tmp_path, CONFIG, ModelConfig(), LearnerConfig(), seed=0)
+    with pytest.raises(ChatError, match=r"token 1000000 .* beyond the model's vocabulary"):
+        train(job, torch.device("cpu"))

@@ -6,7 +6,7 @@ from ranks import TOKENS
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from bi_ray.policy.checkpoint import CheckpointError, load_model
-from bi_ray.policy.logprobs import TokenLogprobs
+from bi_ray.policy.logprobs import TokenLogprobs, _nucleus_logprobs
 from bi_ray.policy.packing import Row, pack
 
 
@@ -75,3 +75,70 @@ def test_a_model_that_caps_its_logits_is_refused():
         TokenLogprobs(Gemma2ForCausalLM(config))
     config.final_logit_softcapping = None
     TokenLogprobs(Gemma2ForCausalLM(config))
+
+
+def plain_nucleus(logits, top_p):
+    """Numbers of the kept tokens and their probabilities, in plain Python: from the largest on, until the sum is top_p.
+
+    A token stays while those above it have less than ``top_p`` together.
+    """
+    weights = [math.exp(value) for value in logits]
+    probabilities = [weight / math.fsum(weights) for weight in weights]
+    kept, above = {}, 0.0
+    for number in sorted(range(len(logits)), key=lambda i: -logits[i]):
+        if above < top_p or not kept:
+            kept[number] = probabilities[number]
+        above += probabilities[number]
+    mass = math.fsum(kept.values())
+    return {number: probability / mass for number, probability in kept.items()}
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("chunk", [10**9, 30 * TOKENS])
+def test_top_p_renormalizes_over_what_the_sampler_drew_from(model, top_p, chunk):
+    torch.manual_seed(2)
+    row = Row(tuple(torch.randint(0, TOKENS, (40,)).tolist()), 5, 1.0)
+    logits = model(input_ids=torch.tensor([row.tokens])).logits[0].detach() / 0.6
+    wanted, entropies, outside = [], [], 0
+    for t in range(row.first_learned, len(row.tokens)):
+        kept = plain_nucleus(logits[t - 1].tolist(), top_p)
+        entropies.append(-math.fsum(p * math.log(p) for p in kept.values()))
+        if row.tokens[t] in kept:
+            wanted.append(math.log(kept[row.tokens[t]]))
+            continue
+        outside += 1  # it joins the set
+        probabilities = logits[t - 1].softmax(-1)
+        target = float(probabilities[row.tokens[t]])
+        wanted.append(math.log(target / (target + float(probabilities[list(kept)].sum()))))
+    [batch] = pack([row], 10**9, packing="padded")
+    got, entropy = TokenLogprobs(model, chunk)(batch, 0.6, with_entropy=True, top_p=top_p)
+    assert got.tolist() == pytest.approx(wanted, abs=1e-9)
+    assert entropy.tolist() == pytest.approx(entropies, abs=1e-9)
+    assert outside > (0 if top_p < 0.9 else -1)
+    model.zero_grad()
+    got.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_a_target_among_equal_logits_at_the_edge_stays(target):
+    logits = torch.tensor([[1.0, 1.0, 1.0, -3.0]], dtype=torch.float64)
+    logprobs, _ = _nucleus_logprobs(logits, torch.tensor([target]), 0.5, False)
+    assert float(logprobs) == pytest.approx(-math.log(2))  # two of the three have the probability 0.5
+
+
+def test_top_p_of_one_changes_nothing_to_the_last_bit(model):
+    [batch] = pack([Row(tuple(range(1, 30)), 3, 1.0)], 10**9)
+    plain, limited = TokenLogprobs(model)(batch, 0.7), TokenLogprobs(model)(batch, 0.7, top_p=1.0)
+    assert torch.equal(plain[0], limited[0])
+
+
+def test_the_gradient_under_top_p_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 1, 2, 3, 4, 5])
+
+    def logprobs(values):
+        return _nucleus_logprobs(values, targets, 0.7, False)[0]
+
+    assert torch.autograd.gradcheck(logprobs, logits, check_forward_ad=True)

@@ -5,6 +5,7 @@ import pytest
 from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.pretraining.tokenizer import build_tokenizer
+from bi_ray.readiness.measure import scored_group
 from bi_ray.readiness.rollouts import PLAIN, Rollout, ScoredGroup, token_behaviours
 from bi_ray.tasks.promptbench import PromptBenchTask, node_names, phrases
 
@@ -64,3 +65,25 @@ def test_advantages_are_those_of_equation_6():
     assert group(1.0, 1.0).advantages() == [0.0, 0.0]
     assert not group(1.0, 1.0).informative
     assert group(1.0, 0.0).informative
+
+
+def test_what_only_format_or_rounding_tells_apart_is_not_informative():
+    row = {"id": "q", "prompt_tokens": [1]}
+    answers = {
+        "format": [(0.05, False, None), (0.0, False, None)],
+        "rounding": [(0.1 + 0.2, True, 0.1 + 0.2), (0.3, True, 0.3)],
+        "one right": [(1.0, True, None), (0.05, False, None)],
+        "partial credit": [(0.1, False, 0.1), (0.4, False, 0.4)],
+    }
+    informative = {}
+    for name, verdicts in answers.items():
+        samples = [{"tokens": [2], "reward": r, "right": right, "outcome": o} for r, right, o in verdicts]
+        made = scored_group(row | {"samples": samples})
+        informative[name] = made.informative
+        assert any(made.advantages()) == made.informative
+        assert made.rewards == [reward for reward, _, _ in verdicts]
+        if name == "format":
+            assert scored_group(row | {"samples": samples}, by_outcome=False).informative
+    almost = [{"tokens": [2], "reward": 0.45 + added, "right": False, "outcome": 0.45} for added in (0.0, 0.1)]
+    assert scored_group(row | {"samples": almost}).right == 0  # a reward for the format makes no answer right
+    assert informative == {"format": False, "rounding": False, "one right": True, "partial credit": True}

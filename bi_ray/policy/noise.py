@@ -1,0 +1,28 @@
+"""Policies without dropout: the probabilities that a token was drawn by have none, so neither have the learner's."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+_NAMES = ("drop", "jitter")  # dropout of every kind, layers that are left out, and noise on a router's input
+
+
+def switch_off_noise(model: PreTrainedModel) -> None:
+    """Set every rate of dropout and of noise in a model and its config to 0.
+
+    The model stays in training mode, which gradient checkpointing needs.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _clear_rates(module)
+    _clear_rates(model.config)
+
+
+def _clear_rates(owner: object) -> None:
+    """Set the attributes to 0 that are a number above 0 and are called after dropout or noise."""
+    for name, value in list(vars(owner).items()):
+        noisy = any(part in name for part in _NAMES)
+        if noisy and isinstance(value, float) and value > 0:
+            setattr(owner, name, 0.0)
