@@ -6,7 +6,6 @@ last published step.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,6 +31,16 @@ from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.readiness.measure import RIGHT_REWARD, Demonstrations
 
 QUERIES = "queries.jsonl"
+_CONTROL_CALLS = 64
+
+
+def driver_concurrency(learners: int) -> int:
+    """How many calls the actor of a ``Driver`` has to serve at a time.
+
+    Every learner may wait for a batch, those that died and their successors, and still the call on
+    which they all wait must get through.
+    """
+    return _CONTROL_CALLS + 2 * learners
 
 
 class Driver:
@@ -194,11 +203,9 @@ class Driver:
         self._monitor = self.session = None
 
     async def _make_monitor(self, policy: Path, target: Path, out: Path) -> InfluenceMonitor:
-        analyzer = self.readiness.analyzer
-        async with asyncio.timeout(self.config.readiness.start_timeout_s):
-            await analyzer.begin_watch.remote()
+        await self.readiness.begin_watch()
         problems = read_problems(target)
-        return InfluenceMonitor(self.config, analyzer, problems, policy, out / "influence.jsonl")
+        return InfluenceMonitor(self.config, self.readiness.analyzer, problems, policy, out / "influence.jsonl")
 
     async def join(self, step: int) -> int:
         """See ``RLSession.join``."""

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import ray
 
 from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, write_address
-from actors.driver import Driver
+from actors.driver import Driver, driver_concurrency
 from actors.learner_group import LearnerGroup
+from actors.learner_loops import DRIVER_DIED
 from actors.weight_sync import weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
@@ -434,7 +435,8 @@ class Pipeline:
             base = Path(self.config.model.path).absolute()
             # It asks for no CPU: it waits for engines and learners nearly all the time.
             name = free_driver_name(self.run_id, self.config.ray.call_timeout_s)
-            options = {"num_cpus": 0, "max_concurrency": 64, "name": name, "namespace": NAMESPACE}
+            calls = driver_concurrency(self.config.learner.workers)
+            options = {"num_cpus": 0, "max_concurrency": calls, "name": name, "namespace": NAMESPACE}
             self._driver = ray.remote(Driver).options(**options).remote(self.config, self.run_id, base)
             with self.display.task(f"starting {self.config.rollout.workers} rollout engines", None):
                 self._call(self._driver.start.remote(), self.config.rollout.start_timeout_s + 30)
@@ -464,9 +466,16 @@ class Pipeline:
             except ray.exceptions.GetTimeoutError as error:
                 if time.monotonic() >= deadline:
                     raise DriverError(f"the driver did not answer within {timeout_s:g} s") from error
+            except ray.exceptions.RayTaskError as error:  # first: it is an instance of its cause's class too
+                raise DriverError(_cause(error)) from error
             except ray.exceptions.RayActorError as error:
-                raise DriverError("the driver died; run the same command again and it goes on from here") from error
-            except ray.exceptions.RayTaskError as error:
-                raise DriverError(str(error.cause)) from error
+                raise DriverError(DRIVER_DIED) from error
             if while_waiting:
                 while_waiting()
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> str:
+    """What a call of the driver ended with: an actor that died under it is not the driver."""
+    if isinstance(error.cause, ray.exceptions.RayActorError):
+        return f"an actor that the driver needs died: {str(error.cause).splitlines()[0]}"
+    return str(error.cause)

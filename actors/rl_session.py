@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,8 @@ class RLSession:
         """
         newest = PolicyVersion(self.version.incarnation + 1, step)
         self.version = newest  # from now on those before are refused
+        async with self._settled:
+            self._settled.notify_all()
         if self._first_validation is not None:  # of a join whose learners died over it
             self._first_validation.cancel()
         async with self._joining:
@@ -227,6 +230,7 @@ class RLSession:
             self._refuse_old(incarnation)
         self.version = PolicyVersion(incarnation, step)
         self._publishing = asyncio.ensure_future(self._take(self.version, path, metrics))
+        self._publishing.add_done_callback(partial(_name_failure, what=f"step {step} was not published"))
         if self._schedule.waits(step):
             await asyncio.shield(self._publishing)
 
@@ -276,7 +280,7 @@ class RLSession:
             for number in range(step + 1, newest + 1):
                 if number not in self._kept:
                     self._kept[number] = asyncio.ensure_future(self._make(number))
-                    self._kept[number].add_done_callback(_name_failure)
+                    self._kept[number].add_done_callback(partial(_name_failure, what=f"batch {number} failed"))
             self._settled.notify_all()
 
     async def close(self) -> None:
@@ -304,7 +308,7 @@ def _is_whole(task: asyncio.Task[Kept]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-def _name_failure(task: asyncio.Task[Kept]) -> None:
-    """Say it at once, and not only to the learner that will ask for the batch."""
+def _name_failure(task: asyncio.Task[Any], what: str) -> None:
+    """Say it at once, and not only to the learner that will ask."""
     if not task.cancelled() and (error := task.exception()):
-        log.warning("a batch failed: %s: %s", type(error).__name__, error)
+        log.warning("%s: %s: %s", what, type(error).__name__, error, exc_info=error)

@@ -240,7 +240,7 @@ class RolloutWorker:
 
     def _loss(self) -> WorkerLost:
         """What ended the engine's process: a signal from outside, or an error of its own."""
-        manager = self._running().engine_core.resources.engine_manager  # type: ignore[attr-defined]
+        manager = self._running().engine_core.resources.engine_manager
         for code in manager.finished_procs().values():
             if code in _KILLED:
                 return WorkerLost(f"the engine's process was killed by signal {-code}")
