@@ -15,6 +15,7 @@ from typing import Any
 from actors.batch_maker import BatchMaker
 from actors.evaluate import evaluate, evaluation_requests, group_rows, judge
 from actors.influence_monitor import InfluenceMonitor
+from actors.notes import NoteKeeper
 from actors.readiness import ReadinessMeter
 from actors.rl_session import RLSession, Schedule, SessionError
 from actors.rollout_pool import RolloutPool, make_ray_pool
@@ -53,6 +54,8 @@ class Driver:
     """
 
     def __init__(self, config: RunConfig, run_id: str, base: Path) -> None:
+        self._notes = NoteKeeper()
+        self._notes.install()
         self.config = config
         self.run_id = run_id
         self.base = base
@@ -87,6 +90,10 @@ class Driver:
         """What is going on: phase, finished and all units of it, the metrics of the last RL step."""
         metrics = self.session.last_metrics if self.session else {}
         return self._progress | {"metrics": metrics, "pool": self.pool.status()}
+
+    async def notes(self, seen: int) -> tuple[int, list[str]]:
+        """See ``NoteKeeper.after``."""
+        return self._notes.after(seen)
 
     async def evaluate(self, policy: Path, problems: Path, out: Path) -> int:
         """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to ``out``.

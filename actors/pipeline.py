@@ -17,6 +17,7 @@ from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, w
 from actors.driver import Driver, driver_concurrency
 from actors.learner_group import LearnerGroup
 from actors.learner_loops import DRIVER_DIED
+from actors.notes import NoteFollower
 from actors.weight_sync import weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
@@ -54,6 +55,7 @@ class Pipeline:
     run_directory: RunDirectory
     display: Display
     _driver: Any = None
+    _notes: NoteFollower | None = None
     _warned: set[str] = field(default_factory=set)
 
     def run(self, until: str | None = None) -> None:
@@ -438,6 +440,7 @@ class Pipeline:
             calls = driver_concurrency(self.config.learner.workers)
             options = {"num_cpus": 0, "max_concurrency": calls, "name": name, "namespace": NAMESPACE}
             self._driver = ray.remote(Driver).options(**options).remote(self.config, self.run_id, base)
+            self._notes = NoteFollower(self._driver, self.display.note)
             with self.display.task(f"starting {self.config.rollout.workers} rollout engines", None):
                 self._call(self._driver.start.remote(), self.config.rollout.start_timeout_s + 30)
         return self._driver
@@ -449,6 +452,8 @@ class Pipeline:
             self._call(self._driver.close.remote(), self.config.ray.call_timeout_s)
         except DriverError as error:
             self.display.note(f"the driver did not close: {error}")
+        if self._notes is not None:
+            self._notes.stop()
         ray.kill(self._driver)
         self._driver = None
 

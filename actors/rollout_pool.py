@@ -407,7 +407,7 @@ class RolloutPool:
                 on_group(answer)
         else:
             self.failures[answer.kind] += 1
-            log.warning("group %s has no answer, %s failure: %s", request.key, answer.kind, answer.reason)
+            log.info("group %s has no answer, %s failure: %s", request.key, answer.kind, answer.reason)
         return answer
 
     async def _is_late(self, first: asyncio.Task[Any], run: _Run, race: _Race, history: GroupHistory) -> bool:

@@ -183,7 +183,7 @@ class Training:
         seed: int = 0,
         kinds: Sequence[str] = KINDS,
         kills: int = 0,
-        pause_s: tuple[float, float] = (20, 200),
+        pause_s: tuple[float, float] = (5, 80),
     ) -> None:
         self.random = random.Random(seed)
         self.kinds, self.kills_left, self.pause_s = kinds, kills, pause_s

@@ -597,7 +597,7 @@ class Poison:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize(("loss", "most"), [(EngineCrashed, 2), (WorkerLost, 10)])
 @pytest.mark.parametrize("keys", [{"q3"}, {"q0", "q5", "q11"}])
-def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, keys, caplog):
+def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, keys):
     async def scenario():
         world, poison = World(), Poison(keys, loss)
 
@@ -622,8 +622,6 @@ def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are
         await world.pool.close()
 
     run(scenario())
-    for key in keys:
-        assert f"group {key} has no answer" in caplog.text
 
 
 def test_a_group_that_must_be_alone_gets_an_engine_although_others_keep_coming():

@@ -45,14 +45,14 @@ def test_the_undisturbed_training_has_every_step_once_and_all_its_groups(tmp_pat
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_killed_trainings_end_like_the_undisturbed_one(mixture, tmp_path):
-    table = _kill(tmp_path, {mixture: MIXTURES[mixture]}, trainings=2)
+    table = _kill(tmp_path, {mixture: MIXTURES[mixture]}, trainings=1)
     print(table)
     assert table.all_equal
 
 
 @pytest.mark.slow
 def test_a_thousand_kills(tmp_path):
-    table = _kill(tmp_path, MIXTURES, trainings=7)
+    table = _kill(tmp_path, MIXTURES, trainings=4)
     print(table)
     assert table.all_equal
     assert table.kills.total() >= 1000
@@ -83,7 +83,7 @@ def _kill(folder: Path, mixtures: dict[str, tuple[str, ...]], trainings: int) ->
         kills: Counter[str] = Counter()
         equal = []
         for seed in range(trainings):
-            outcome = trained(folder / name / str(seed), seed=seed, kinds=kinds, kills=30)
+            outcome = trained(folder / name / str(seed), seed=seed, kinds=kinds, kills=40)
             kills += outcome.kills
             equal.append(outcome.same_as(undisturbed))
         table.add(name, kills, equal)
