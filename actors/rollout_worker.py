@@ -214,6 +214,7 @@ class RolloutWorker:
 
         Raises:
             WeightSyncError: the weights could not be loaded.
+            WorkerLost: the engine's process ended over it.
         """
         engine = self._running()
 
@@ -222,7 +223,12 @@ class RolloutWorker:
 
         keep_cache = in_flight and self.rollout.keep_cache_in_flight
         self._open.clear()
-        await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
+        try:
+            await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
+        except Exception as error:
+            if engine.errored:  # then it is not the weights' fault
+                raise self._loss() from error
+            raise
         self.version = announcement.version
         self._open.set()
 

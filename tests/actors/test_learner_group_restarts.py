@@ -36,6 +36,7 @@ def test_the_group_starts_again_when_the_controller_dies_and_then_ends_in_one_li
         group._fit("sft", print, tmp_path, tmp_path / "out", {})
         assert fit.fits == deaths + 1
         return
-    with pytest.raises(LearnerError, match=r"controller of Ray Train died 3 times .* run the same command again") as end:
+    reason = r"controller of Ray Train died 3 times .* run the same command again"
+    with pytest.raises(LearnerError, match=reason) as end:
         group._fit("sft", print, tmp_path, tmp_path / "out", {})
     assert len(str(end.value).splitlines()) == 1
