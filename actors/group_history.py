@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from actors.rollout_worker import EngineCrashed, WorkerLost
 
 _MOST_CRASHES = 2
-_MOST_LOSSES = 10
+_MOST_LOSSES = 20
 _LOSSES_IN_COMPANY = 3
 
 

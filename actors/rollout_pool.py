@@ -222,10 +222,10 @@ class RolloutPool:
         await self._admit(member)
 
     async def _pause(self, member: Member, attempt: int) -> None:
-        """None before the second attempt, then 2 s, 4 s, 8 s and so on up to a minute."""
+        """None before the second attempt, then a heartbeat, and each time twice as long, up to a minute."""
         if attempt == 1:
             return
-        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (attempt - 1))
+        pause_s = min(_LONGEST_PAUSE_S, self.config.heartbeat_s * 2 ** min(attempt - 2, 30))
         log.warning(
             "rollout worker %d did not start %d times in a row; next attempt in %g s", member.number, attempt, pause_s
         )

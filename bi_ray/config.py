@@ -160,7 +160,8 @@ class RolloutConfig(Config):
     redispatch_least_s: Seconds = 10
     keep_cache_in_flight: bool = False  # a swap in flight keeps the keys and values that the old weights made
     start_timeout_s: Seconds = 300
-    no_engine_timeout_s: Seconds = 1800  # that a run waits for engines to come back when none is left
+    # That a run waits for an engine when none is left; less than `rl.batch_timeout_s`, so that the reason is named.
+    no_engine_timeout_s: Seconds = 540
     sync_timeout_s: Seconds = 120
     generate_timeout_s: Seconds = 600
     heartbeat_s: Seconds = 5

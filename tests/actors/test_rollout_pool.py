@@ -494,7 +494,8 @@ def test_when_no_worker_can_be_had_for_long_nobody_waits_for_ever():
 def test_a_place_is_not_given_up_after_late_and_failed_starts(workers, caplog):
     async def scenario():
         failing = {"start": hang}, {"start": broken}, {"start": unusable}, {"start": lost}, {"sync": broken}
-        world = World({0: {"generate": lost}} | {workers + i: twist for i, twist in enumerate(failing)}, HASTY)
+        twists = {0: {"generate": lost}} | {workers + i: twist for i, twist in enumerate(failing)}
+        world = World(twists, HASTY.model_copy(update={"heartbeat_s": 2}))
         await world.pool.start(workers)
         await world.pool.sync(announcement(V1))
         began = asyncio.get_running_loop().time()
@@ -595,7 +596,7 @@ class Poison:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize(("loss", "most"), [(EngineCrashed, 2), (WorkerLost, 10)])
+@pytest.mark.parametrize(("loss", "most"), [(EngineCrashed, 2), (WorkerLost, 20)])
 @pytest.mark.parametrize("keys", [{"q3"}, {"q0", "q5", "q11"}])
 def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, keys):
     async def scenario():

@@ -98,8 +98,8 @@ async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
 
 async def poison(pool: RolloutPool, undisturbed: list) -> None:
     """A request over which the engine itself crashes: it ends two engines, and costs no other group."""
-    vocabulary_ends_before = 10**6
-    bad = GroupRequest("bad", (6, vocabulary_ends_before), SamplingConfig(samples=2, max_tokens=8), 0)
+    no_token = -1  # which vLLM does not refuse, and no embedding has
+    bad = GroupRequest("bad", (6, no_token), SamplingConfig(samples=2, max_tokens=8), 0)
     *answers, failed = await pool.generate([*requests(), bad])
     assert answers == undisturbed
     assert isinstance(failed, FailedGroup)
