@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _FIRST_ATTEMPTS = 3  # of a worker, before the pool does not start
 _LONGEST_PAUSE_S = 60.0  # between two attempts later on
 _IN_SERVICE = (WorkerState.HEALTHY, WorkerState.SUSPECT)
+_AT_WORK = (*_IN_SERVICE, WorkerState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,8 @@ class RolloutPool:
         """Between two syncs, give a STALE worker the current weights; then it is HEALTHY."""
         async with self._lock:
             if self._announcement is not None:
-                await self._give_weights(member, self._announcement.for_worker(0), in_flight=False)
+                assert member.handle is not None
+                await self._give_weights(member, member.handle, self._announcement.for_worker(0))
             member.version = self.version
             member.health.synced()
 
@@ -266,12 +268,13 @@ class RolloutPool:
         await self._end(member)
 
     async def _end(self, member: Member) -> None:
+        member.let_go(WorkerLost("it was closed"))
         if member.handle is not None:
             try:
                 await member.handle.close()
             except Exception:  # a worker that cannot be closed any more is killed
-                log.debug("rollout worker %d was killed, its close failed", member.number, exc_info=True)
-        member.end(WorkerLost("it was closed"))
+                log.debug("rollout worker %d is killed, its close failed", member.number, exc_info=True)
+                member.handle.kill()
 
     def _bury(self, member: Member, loss: WorkerLost) -> None:
         """A worker is DEAD: end it, and let go of what waits for its answers."""
@@ -341,8 +344,10 @@ class RolloutPool:
     async def _sync_member(self, member: Member, announcement: Announcement, in_flight: bool) -> Exception | None:
         """What went wrong, if it did."""
         handle = member.handle
+        if handle is None or member.state not in _IN_SERVICE:
+            return WorkerLost("it ended just before")
         try:
-            await self._give_weights(member, announcement, in_flight)
+            await self._give_weights(member, handle, announcement, in_flight)
         except Exception as error:  # whatever it was, the weights of this worker are unknown
             if member.handle is handle and member.state in _IN_SERVICE:
                 self._lose(member, "sync", error)
@@ -352,10 +357,12 @@ class RolloutPool:
         self._queue.dispatch()
         return None
 
-    async def _give_weights(self, member: Member, announcement: Announcement, in_flight: bool) -> None:
+    async def _give_weights(
+        self, member: Member, handle: WorkerHandle, announcement: Announcement, in_flight: bool = False
+    ) -> None:
         try:
             async with asyncio.timeout(self.config.sync_timeout_s):
-                await self._or_lost(member, member.worker.sync(announcement, in_flight))
+                await self._or_lost(member, handle.sync(announcement, in_flight))
         except TimeoutError as error:
             limit = f"{self.config.sync_timeout_s:g} s (rollout.sync_timeout_s)"
             raise TimeoutError(f"it did not take version {announcement.version} within {limit}") from error
@@ -433,7 +440,10 @@ class RolloutPool:
         while (reason := history.given_up(self.config.group_attempts)) is None:
             run.member = None
             member = await self._queue.acquire(samples, avoid, other_than is not None, history.must_be_alone)
-            handle = member.worker
+            handle = member.handle
+            if handle is None or member.state not in _AT_WORK:  # it ended before this task had its turn
+                self._queue.release(member, samples)
+                continue
             run.member, run.began = member, self._clock()
             try:
                 async with asyncio.timeout(self.config.generate_timeout_s):
@@ -500,7 +510,9 @@ class RolloutPool:
             )
 
     async def _ping(self, member: Member) -> None:
-        handle = member.worker
+        handle = member.handle
+        if handle is None:  # it ended since the round began
+            return
         try:
             # Shorter than what makes others suspect, so that one silent worker does not hold up the round for them.
             async with asyncio.timeout(self.config.suspect_after_s / 2):

@@ -51,16 +51,14 @@ class Member:
     restarts: int = 0
     task: asyncio.Task[None] | None = None  # brings the worker up, or drains it
 
-    @property
-    def worker(self) -> WorkerHandle:
-        """The handle of a place that has a worker."""
-        assert self.handle is not None
-        return self.handle
+    def let_go(self, loss: WorkerLost) -> None:
+        """Whoever waits for an answer of its worker waits no longer."""
+        if not self.lost.done():
+            self.lost.set_result(loss)
 
     def end(self, loss: WorkerLost) -> None:
         """Let go of whoever waits for an answer of its worker, and kill it."""
-        if not self.lost.done():
-            self.lost.set_result(loss)
+        self.let_go(loss)
         if self.handle is not None:
             self.handle.kill()
 

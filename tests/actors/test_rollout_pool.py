@@ -570,6 +570,26 @@ def test_the_deaths_of_engines_lose_no_group():
     run(scenario())
 
 
+def test_a_worker_that_ends_between_the_choice_and_the_call_costs_nothing():
+    async def scenario():
+        world = World(config=CONFIG.model_copy(update={"max_sequences": 2}))
+        await world.pool.start(1)
+        release, losses = world.pool._queue.release, iter([WorkerLost("gone")])
+
+        def release_and_lose(member, samples):
+            release(member, samples)  # the next group is given this worker, and has not begun
+            for loss in losses:
+                world.pool._lose(member, "lost", loss)
+
+        world.pool._queue.release = release_and_lose
+        assert seeds(await world.pool.generate(requests(4))) == EXPECTED[:4]
+        assert world.workers[0].served == ["q0"]
+        assert [row["outstanding"] for row in world.pool.status()["workers"]] == [0]
+        await world.pool.close()
+
+    run(scenario())
+
+
 class Poison:
     """A request that ends every engine which it comes to, together with all that the engine has in work."""
 
