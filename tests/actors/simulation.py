@@ -126,7 +126,7 @@ class Driver:
             validate=self._validate,
             usage=lambda step_s: {},
             metrics_file=training.metrics,
-            schedule=Schedule(STEPS),
+            schedule=Schedule(STEPS, training.max_staleness, _is_settled_first),
         )
 
     def _make_worker(self) -> Engine:
@@ -162,6 +162,10 @@ class Driver:
         return {"validation/val/greedy": _contents(await self._groups(f"validation {step}", GROUPS))}
 
 
+def _is_settled_first(step: int) -> bool:
+    return step % CHECKPOINT_EVERY == 0 or step % VALIDATE_EVERY == 0 or step == STEPS
+
+
 def _contents(groups: Sequence[Group]) -> str:
     return fingerprint([(group.key, [sample.tokens for sample in group.samples]) for group in groups])
 
@@ -175,6 +179,7 @@ class Training:
         kinds: what may happen, of ``KINDS``.
         kills: how many times something happens.
         pause_s: shortest and longest time between two of these.
+        max_staleness: of batches. Above 0 the values of a disturbed training are its own.
     """
 
     def __init__(
@@ -184,7 +189,9 @@ class Training:
         kinds: Sequence[str] = KINDS,
         kills: int = 0,
         pause_s: tuple[float, float] = (5, 80),
+        max_staleness: int = 0,
     ) -> None:
+        self.max_staleness = max_staleness
         self.random = random.Random(seed)
         self.kinds, self.kills_left, self.pause_s = kinds, kills, pause_s
         self.metrics = folder / "metrics.jsonl"

@@ -50,6 +50,13 @@ def test_killed_trainings_end_like_the_undisturbed_one(mixture, tmp_path):
     assert table.all_equal
 
 
+@pytest.mark.parametrize("mixture", ["engines and learners", "everything"])
+def test_with_batches_made_ahead_every_step_has_one_row_and_all_its_groups(mixture, tmp_path):
+    outcome = trained(tmp_path / "run", seed=3, kinds=MIXTURES[mixture], kills=40, max_staleness=2)
+    assert [row["step"] for row in outcome.rows] == list(range(STEPS + 1))
+    assert all(row.get("groups", 8) == 8 for row in outcome.rows)
+
+
 @pytest.mark.slow
 def test_a_thousand_kills(tmp_path):
     table = _kill(tmp_path, MIXTURES, trainings=4)
