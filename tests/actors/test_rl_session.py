@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.driver import driver_concurrency
 from actors.rl_session import RLSession, Schedule, SessionError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
@@ -321,5 +322,36 @@ def test_a_join_that_the_engines_did_not_follow_can_be_repeated(tmp_path):
 
     async def refuse(version, path):
         raise RuntimeError("no rollout worker took it")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("learners", [1, 64, 70, 500])
+def test_calls_that_wait_leave_room_for_the_one_on_which_they_wait(learners, tmp_path):
+    """An actor serves so many calls at a time; `tests/integration/test_driver_calls.py` has a real one."""
+
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        places = asyncio.Semaphore(driver_concurrency(learners))
+
+        async def call(method, *arguments):
+            async with places:
+                return await method(*arguments)
+
+        def wait_for_batch(step):
+            return [asyncio.ensure_future(call(rl.lease, step, incarnation)) for _ in range(learners)]
+
+        incarnation = await call(rl.join, 0)
+        await asyncio.gather(*wait_for_batch(1))
+        ahead = wait_for_batch(2)
+        await asyncio.sleep(0.01)
+        await call(rl.publish, incarnation, 1, Path("1"), {})
+        await asyncio.gather(*ahead)
+        dead = wait_for_batch(3)
+        await asyncio.sleep(0.01)
+        incarnation = await call(rl.join, 0)
+        await asyncio.gather(*wait_for_batch(1))
+        refused = await asyncio.gather(*dead, return_exceptions=True)
+        assert all(isinstance(answer, SessionError) for answer in refused)
 
     run(scenario())
