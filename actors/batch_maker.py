@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actors.evaluate import judge
-from actors.rollout_pool import RolloutPool
+from actors.rollout_pool import FailedGroup, RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
 from bi_ray.learning.groups import build_batch, refill
@@ -19,6 +20,7 @@ from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for, ve
 from bi_ray.problems import ProblemRow
 from bi_ray.verification import DataFailure, Verdict
 
+log = logging.getLogger(__name__)
 Judged = tuple[Group, list[Verdict | DataFailure]]
 
 
@@ -111,7 +113,10 @@ class BatchMaker:
         try:
             answers = await self.pool.generate([self._request(step, query) for query in queries], begin)
             generated = time.monotonic()
-            groups = [group for group in answers if isinstance(group, Group)]
+            groups = [answer for answer in answers if isinstance(answer, Group)]
+            for answer in answers:
+                if isinstance(answer, FailedGroup):
+                    log.warning("step %d goes on without query %s: %s", step, answer.key, answer.reason)
             return [(await verdicts[group.key])[0] for group in groups], generated
         finally:
             for task in verdicts.values():

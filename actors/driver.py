@@ -6,7 +6,6 @@ last published step.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from typing import Any
 from actors.batch_maker import BatchMaker
 from actors.evaluate import evaluate, evaluation_requests, group_rows, judge
 from actors.influence_monitor import InfluenceMonitor
+from actors.notes import NoteKeeper
 from actors.readiness import ReadinessMeter
 from actors.rl_session import RLSession, Schedule, SessionError
 from actors.rollout_pool import RolloutPool, make_ray_pool
@@ -32,6 +32,16 @@ from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.readiness.measure import Demonstrations, scored_group
 
 QUERIES = "queries.jsonl"
+_CONTROL_CALLS = 64
+
+
+def driver_concurrency(learners: int) -> int:
+    """How many calls the actor of a ``Driver`` has to serve at a time.
+
+    Every learner may wait for a batch, those that died and their successors, and still the call on
+    which they all wait must get through.
+    """
+    return _CONTROL_CALLS + 2 * learners
 
 
 class Driver:
@@ -44,6 +54,8 @@ class Driver:
     """
 
     def __init__(self, config: RunConfig, run_id: str, base: Path) -> None:
+        self._notes = NoteKeeper()
+        self._notes.install()
         self.config = config
         self.run_id = run_id
         self.base = base
@@ -78,6 +90,10 @@ class Driver:
         """What is going on: phase, finished and all units of it, the metrics of the last RL step."""
         metrics = self.session.last_metrics if self.session else {}
         return self._progress | {"metrics": metrics, "pool": self.pool.status()}
+
+    async def notes(self, seen: int) -> tuple[int, list[str]]:
+        """See ``NoteKeeper.after``."""
+        return self._notes.after(seen)
 
     async def evaluate(self, policy: Path, problems: Path, out: Path) -> int:
         """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to ``out``.
@@ -192,11 +208,9 @@ class Driver:
         self._monitor = self.session = None
 
     async def _make_monitor(self, policy: Path, target: Path, out: Path) -> InfluenceMonitor:
-        analyzer = self.readiness.analyzer
-        async with asyncio.timeout(self.config.readiness.start_timeout_s):
-            await analyzer.begin_watch.remote()
+        await self.readiness.begin_watch()
         problems = read_problems(target)
-        return InfluenceMonitor(self.config, analyzer, problems, policy, out / "influence.jsonl")
+        return InfluenceMonitor(self.config, self.readiness.analyzer, problems, policy, out / "influence.jsonl")
 
     async def join(self, step: int) -> int:
         """See ``RLSession.join``."""

@@ -69,7 +69,11 @@ class InfluenceMonitor:
             queries: rows of the batch's groups.
             target: rows of the target's groups.
         """
-        held = _hold(weights, f"influence_{version.step}.held")
+        try:
+            held = _hold(weights, f"influence_{version.step}.held")
+        except OSError:  # no space, or the file is gone: never a reason for RL to stop
+            log.warning("influence: the weights of step %d cannot be kept for it", version.step, exc_info=True)
+            return
         self._analysis = asyncio.ensure_future(self._analyse(version.step, held, queries, target))
 
     def go_back(self, step: int) -> None:
@@ -88,7 +92,7 @@ class InfluenceMonitor:
             cut_metrics(self.out, step - 1)  # after a restart the same step may come twice
             append_metrics(self.out, row)
         except Exception as error:  # whatever it is, never a reason for RL to stop
-            log.warning("influence: the analysis of step %d failed: %s", step, error)
+            log.warning("influence: the analysis of step %d failed: %s", step, error, exc_info=True)
         finally:
             weights.unlink(missing_ok=True)
 

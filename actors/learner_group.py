@@ -7,6 +7,7 @@ workers are one and the same path.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from actors.learner_loops import rl_loop, sft_loop
 from actors.process_group import NodeTorchConfig
 from bi_ray.config import LearnerConfig, ModelConfig, RayConfig, RLConfig, SFTConfig
 from bi_ray.policy.checkpoint import check_directory
+
+log = logging.getLogger(__name__)
 
 
 class LearnerError(RuntimeError):
@@ -79,7 +82,14 @@ class LearnerGroup:
         job |= {"learner": self._learner.model_dump(), "model": self._model.model_dump()}
         output.mkdir(parents=True, exist_ok=True)
         self._set_deadlines()
-        trainer = TorchTrainer(
+        result = self._result(lambda: self._trainer(kind, loop, output, job))
+        if result.return_value:
+            raise LearnerError(result.return_value)
+
+    def _trainer(
+        self, kind: str, loop: Callable[[dict[str, Any]], Any], output: Path, job: dict[str, Any]
+    ) -> TorchTrainer:
+        return TorchTrainer(
             loop,
             train_loop_config=job,
             torch_config=NodeTorchConfig(timeout_s=int(self._learner.collective_timeout_s)),
@@ -92,12 +102,25 @@ class LearnerGroup:
                 ),
             ),
         )
-        try:
-            result: Any = trainer.fit()
-        except TrainingFailedError as error:
-            raise LearnerError(self._reason(error)) from error
-        if result.return_value:
-            raise LearnerError(result.return_value)
+
+    def _result(self, make_trainer: Callable[[], TorchTrainer]) -> Any:
+        """What a fit returns. Its controller is an actor that Ray Train does not start again: here that is done."""
+        deaths = 0
+        while True:
+            try:
+                return make_trainer().fit()
+            except TrainingFailedError as error:
+                raise LearnerError(self._reason(error)) from error
+            except RayActorError as error:
+                deaths += 1
+                if deaths > self._learner.max_restarts:
+                    raise LearnerError(
+                        f"the controller of Ray Train died {deaths} times (learner.max_restarts is "
+                        f"{self._learner.max_restarts}); run the same command again and it goes on from the last "
+                        "checkpoint"
+                    ) from error
+                log.warning("the controller of Ray Train died; the learners start again from the last checkpoint")
+                log.debug("how it died", exc_info=True)
 
     def _scaling(self) -> ScalingConfig:
         gpus = self._learner.gpus_per_worker

@@ -7,14 +7,18 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import ActorDiedError
 from ray.train.torch import get_device
 
+from actors.rl_session import SessionError
 from actors.weight_sync import make_weights_directory
 from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFTConfig
 from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.private import PrivacyError
+
+DRIVER_DIED = "the driver died; run the same command again and it goes on from here"
 
 
 class DriverClient:
@@ -37,7 +41,12 @@ class DriverClient:
 
     def join(self, step: int) -> int:
         """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile."""
-        return self._wait(self._actor.join.remote(step), "answer to join")
+        try:
+            return self._wait(self._actor.join.remote(step), "answer to join")
+        except SessionError as error:
+            raise TrainingError(str(error)) from error
+        except ActorDiedError as error:
+            raise TrainingError(DRIVER_DIED) from error
 
     def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """See ``rl.Driver``."""
@@ -58,7 +67,7 @@ class DriverClient:
         except ray.exceptions.GetTimeoutError as error:
             limit = f"{self._batch_timeout_s:g} s (rl.batch_timeout_s)"
             raise TimeoutError(f"the driver had no {what} within {limit}") from error
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayTaskError as error:  # before all others: it is an instance of its cause's class too
             raise error.cause from error  # what the driver raised, without a traceback as its text
 
 

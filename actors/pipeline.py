@@ -14,8 +14,10 @@ from typing import Any, Literal
 import ray
 
 from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, write_address
-from actors.driver import Driver
+from actors.driver import Driver, driver_concurrency
 from actors.learner_group import LearnerGroup
+from actors.learner_loops import DRIVER_DIED
+from actors.notes import NoteFollower
 from actors.weight_sync import SHARED_MEMORY, weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
 from bi_ray.display import Display
@@ -63,6 +65,7 @@ class Pipeline:
     run_directory: RunDirectory
     display: Display
     _driver: Any = None
+    _notes: NoteFollower | None = None
     _warned: set[str] = field(default_factory=set)
 
     def run(self, until: str | None = None) -> None:
@@ -466,8 +469,10 @@ class Pipeline:
             base = Path(self.config.model.path).absolute()
             # It asks for no CPU: it waits for engines and learners nearly all the time.
             name = free_driver_name(self.run_id, self.config.ray.call_timeout_s)
-            options = {"num_cpus": 0, "max_concurrency": 64, "name": name, "namespace": NAMESPACE}
+            calls = driver_concurrency(self.config.learner.workers)
+            options = {"num_cpus": 0, "max_concurrency": calls, "name": name, "namespace": NAMESPACE}
             self._driver = ray.remote(Driver).options(**options).remote(self.config, self.run_id, base)
+            self._notes = NoteFollower(self._driver, self.display.note)
             with self.display.task(f"starting {self.config.rollout.workers} rollout engines", None):
                 self._call(self._driver.start.remote(), self.config.rollout.start_timeout_s + 30)
         return self._driver
@@ -479,6 +484,8 @@ class Pipeline:
             self._call(self._driver.close.remote(), self.config.ray.call_timeout_s)
         except DriverError as error:
             self.display.note(f"the driver did not close: {error}")
+        if self._notes is not None:
+            self._notes.stop()
         ray.kill(self._driver)
         self._driver = None
 
@@ -496,9 +503,16 @@ class Pipeline:
             except ray.exceptions.GetTimeoutError as error:
                 if time.monotonic() >= deadline:
                     raise DriverError(f"the driver did not answer within {timeout_s:g} s") from error
+            except ray.exceptions.RayTaskError as error:  # first: it is an instance of its cause's class too
+                raise DriverError(_cause(error)) from error
             except ray.exceptions.RayActorError as error:
-                raise DriverError("the driver died; run the same command again and it goes on from here") from error
-            except ray.exceptions.RayTaskError as error:
-                raise DriverError(str(error.cause)) from error
+                raise DriverError(DRIVER_DIED) from error
             if while_waiting:
                 while_waiting()
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> str:
+    """What a call of the driver ended with: an actor that died under it is not the driver."""
+    if isinstance(error.cause, ray.exceptions.RayActorError):
+        return f"an actor that the driver needs died: {str(error.cause).splitlines()[0]}"
+    return str(error.cause)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from actors.evaluate import group_rows, judge
 from actors.influence_analyzer import GroupRow, make_ray_analyzer
@@ -26,6 +29,12 @@ ROLLOUTS = "rollouts.jsonl"
 REALISED = "realised.json"
 _Z95 = 1.96
 _POLL_S = 1.0
+_ANALYSES = 3  # times that an analysis is begun when the analyzer dies over it
+_DIED = (
+    "the influence analyzer died (killed, or out of memory? readiness.microbatch_tokens and readiness.pairwise_mib "
+    "set what it needs); run the same command again and it goes on from here"
+)
+log = logging.getLogger(__name__)
 Load = Callable[[Path], Awaitable[None]]
 Report = Callable[[str, int, int | None], None]
 
@@ -68,6 +77,14 @@ class ReadinessMeter:
             ray.kill(self._analyzer)
             self._analyzer = None
 
+    async def begin_watch(self) -> None:
+        """Another arm's RL begins, and the analyzer is to watch it.
+
+        Raises:
+            ReadinessError: it does not answer.
+        """
+        await self._ask(lambda: self.analyzer.begin_watch.remote(), attempts=_ANALYSES)
+
     async def measure(
         self,
         policy: Path,
@@ -79,9 +96,9 @@ class ReadinessMeter:
         """Sample both sets and fill the folder ``out`` with the rollouts, a row per query, and the policy's own row.
 
         Raises:
-            ReadinessError: nothing was sampled, or the analyzer was late.
+            ReadinessError: nothing was sampled, or the analyzer was late or died again and again.
         """
-        analyzer = self.analyzer  # it loads its libraries while the engines sample
+        _ = self.analyzer  # it loads its libraries while the engines sample
         await self.load(policy / WEIGHTS)
         rows = await self.sample([*queries, *target], "readiness", self.config.rl.samples_per_prompt)
         names = {problem.id for problem in queries}
@@ -90,7 +107,8 @@ class ReadinessMeter:
         chosen = {kind: [row for k, row in kinds if k == kind] for kind in ("query", "target")}
         if not all(chosen.values()):
             raise ReadinessError("no rollouts: every group of the queries, or of the target, failed")
-        await self._ask(analyzer.measure.remote(policy, chosen["query"], chosen["target"], demonstrations, out))
+        arguments = (policy, chosen["query"], chosen["target"], demonstrations, out)
+        await self._ask(lambda: self.analyzer.measure.remote(*arguments), attempts=_ANALYSES)
 
     async def realise(self, policy: Path, readiness: Path, target: Sequence[ProblemRow], out: Path) -> None:
         """Take single SGD steps and count what they change on the target; fills ``out`` with ``realised.json``.
@@ -108,14 +126,14 @@ class ReadinessMeter:
         queries = [row for row in queries if scored_group(row, by_outcome=by_outcome).informative]
         queries = queries[: settings.realised_queries]
         goal = [row for row in lines if row["kind"] == "target"]
-        await self._ask(self.analyzer.aim.remote(policy, goal))
+        await self._ask(lambda: self.analyzer.aim.remote(policy, goal), attempts=_ANALYSES)
         before = await self._rewards(policy / WEIGHTS, target, seed)
         again = await self._rewards(policy / WEIGHTS, target, "noise")
         # Weights of one step, for a moment only; the engines read the files wherever they are.
         ahead, behind = out / "ahead.safetensors", out / "behind.safetensors"
 
         async def step(row: GroupRow | None) -> dict[str, float]:
-            predicted = await self._ask(self.analyzer.step.remote(policy, row, ahead, behind))
+            predicted = await self._ask(lambda: self.analyzer.step.remote(policy, row, ahead, behind))
             rewards = [await self._rewards(weights, target, seed) for weights in (ahead, behind)]
             return {"predicted": predicted} | realised_change(before, *rewards)
 
@@ -161,15 +179,45 @@ class ReadinessMeter:
         groups = [group for group in await self.pool.generate(requests, count) if isinstance(group, Group)]
         return group_rows(await judge(self.verifier, problems, groups))
 
-    async def _ask(self, call: Any) -> Any:
-        """The analyzer's answer; meanwhile its phase is reported."""
-        answer = asyncio.wrap_future(call.future())
+    async def _ask(self, call: Callable[[], Any], attempts: int = 1) -> Any:
+        """The analyzer's answer to a call; meanwhile its phase is reported.
+
+        Args:
+            call: makes it.
+            attempts: how often it is made while the analyzer dies over it. More than one for a call
+                that needs nothing from those before it: an analyzer that starts again has forgotten them.
+        """
         limit = self.config.readiness.timeout_s
         try:
             async with asyncio.timeout(limit):
-                while not answer.done():
-                    await asyncio.wait([answer], timeout=_POLL_S)
-                    self.report(await self.analyzer.phase.remote(), 0, None)
+                for left in reversed(range(attempts)):
+                    try:
+                        return await self._answer(call())
+                    except RayActorError as error:
+                        if not left:
+                            raise ReadinessError(_DIED) from error
+                        log.warning("the influence analyzer died; it starts again", exc_info=True)
+                        await self._until_it_is_back()
         except TimeoutError as error:
             raise ReadinessError(f"the analysis took over {limit:g} s; raise readiness.timeout_s") from error
-        return answer.result()
+
+    async def _until_it_is_back(self) -> None:
+        deadline = time.monotonic() + self.config.readiness.start_timeout_s
+        while True:
+            try:
+                await self.analyzer.phase.remote()
+                return
+            except RayActorError as error:
+                if time.monotonic() > deadline:
+                    raise ReadinessError(_DIED) from error
+            await asyncio.sleep(_POLL_S)
+
+    async def _answer(self, call: Any) -> Any:
+        answer = asyncio.wrap_future(call.future())
+        try:
+            while not answer.done():
+                await asyncio.wait([answer], timeout=_POLL_S)
+                self.report(await self.analyzer.phase.remote(), 0, None)
+            return answer.result()
+        finally:
+            answer.cancel()

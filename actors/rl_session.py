@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ class RLSession:
         self._finished_step = 0  # and this one is validated and has its row
         self._settled = asyncio.Condition()
         self._publishing: asyncio.Task[None] | None = None
+        self._joining = asyncio.Lock()
+        self._first_validation: asyncio.Task[dict[str, Any]] | None = None
         self._step_began = time.monotonic()
         self._dropped = 0  # batches of abandoned versions
         self.last_metrics: dict[str, Any] = {}
@@ -111,28 +114,59 @@ class RLSession:
         Finished batches of later steps are served again, also those made by versions that are abandoned now: the
         learners come to the same versions again, by the same batches. A batch in the making is finished first where
         one version makes it. Else it is dropped and counted: the restored weights may be too old for it.
+
+        Raises:
+            SessionError: the learners died meanwhile, and others have joined.
+            PoolError: the engines did not take the weights; joining again may help.
         """
-        self.version = PolicyVersion(self.version.incarnation + 1, step)  # from now on those before are refused
+        newest = PolicyVersion(self.version.incarnation + 1, step)
+        self.version = newest  # from now on those before are refused
+        async with self._settled:
+            self._settled.notify_all()
+        if self._first_validation is not None:  # of a join whose learners died over it
+            self._first_validation.cancel()
+        async with self._joining:
+            await self._go_back(newest)
+        return newest.incarnation
+
+    async def _go_back(self, version: PolicyVersion) -> None:
+        """What ``join`` does, one join at a time.
+
+        Learners that die while they join leave their call running, and it must not touch what is
+        their successors' by now: after every wait it is checked that no later join has come.
+        """
+        incarnation, step = version
+        self._refuse_old(incarnation)
         if self._publishing is not None:  # an engine that takes weights is not to be disturbed
             await asyncio.wait({self._publishing})
+            self._refuse_old(incarnation)
         await self._quieten()
+        self._refuse_old(incarnation)
         # A kill in the middle of a batch leaves a failed or cancelled task behind: such a batch is made again.
         self._kept = {number: task for number, task in self._kept.items() if number > step and _is_whole(task)}
         self._publishing = None
         cut_metrics(self._metrics_file, step)
-        await self._sync(self.version, self._policy_of(step))
+        await self._sync(version, self._policy_of(step))
+        self._refuse_old(incarnation)
         if step == 0:
-            await self._validate_first()
+            await self._validate_first(incarnation)
         self._usage(0)
         self._step_began = time.monotonic()
         self._finished_step = step
         await self._settle(step)
-        return self.version.incarnation
 
-    async def _validate_first(self) -> None:
+    async def _validate_first(self, incarnation: int) -> None:
         """Step 0 has a row only where it is validated."""
         cut_metrics(self._metrics_file, -1)
-        if figures := await self._validate(0):
+        self._first_validation = asyncio.ensure_future(self._validate(0))
+        try:
+            await asyncio.wait({self._first_validation})
+            self._refuse_old(incarnation)
+            figures = self._first_validation.result()
+        finally:
+            self._first_validation.cancel()
+            self._first_validation = None
+        if figures:
             append_metrics(self._metrics_file, {"step": 0} | figures)
 
     async def _quieten(self) -> None:
@@ -196,6 +230,7 @@ class RLSession:
             self._refuse_old(incarnation)
         self.version = PolicyVersion(incarnation, step)
         self._publishing = asyncio.ensure_future(self._take(self.version, path, metrics))
+        self._publishing.add_done_callback(partial(_name_failure, what=f"step {step} was not published"))
         if self._schedule.waits(step):
             await asyncio.shield(self._publishing)
 
@@ -245,7 +280,7 @@ class RLSession:
             for number in range(step + 1, newest + 1):
                 if number not in self._kept:
                     self._kept[number] = asyncio.ensure_future(self._make(number))
-                    self._kept[number].add_done_callback(_name_failure)
+                    self._kept[number].add_done_callback(partial(_name_failure, what=f"batch {number} failed"))
             self._settled.notify_all()
 
     async def close(self) -> None:
@@ -273,7 +308,7 @@ def _is_whole(task: asyncio.Task[Kept]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-def _name_failure(task: asyncio.Task[Kept]) -> None:
-    """Say it at once, and not only to the learner that will ask for the batch."""
+def _name_failure(task: asyncio.Task[Any], what: str) -> None:
+    """Say it at once, and not only to the learner that will ask."""
     if not task.cancelled() and (error := task.exception()):
-        log.warning("a batch failed: %s: %s", type(error).__name__, error)
+        log.warning("%s: %s: %s", what, type(error).__name__, error, exc_info=error)

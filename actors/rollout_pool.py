@@ -10,6 +10,7 @@ One lock separates syncs from changes of membership: a new worker is admitted be
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import statistics
 import time
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from actors.background import start_watched
+from actors.group_history import GroupHistory
 from actors.health import Clock, WorkerHealth, WorkerState
 from actors.rollout_worker import INITIAL_VERSION, RayWorker, RequestError, WorkerHandle, WorkerLost
 from actors.weight_sync import Announcement, RunWeightFiles, WeightSyncError, weights_directory
@@ -28,8 +31,10 @@ from bi_ray.config import RolloutConfig, RunConfig
 from bi_ray.policy.rollout import Group, GroupRequest
 
 log = logging.getLogger(__name__)
-_START_ATTEMPTS = 3  # of a worker in a row, before its place is given up
+_FIRST_ATTEMPTS = 3  # of a worker, before the pool does not start
+_LONGEST_PAUSE_S = 60.0  # between two attempts later on
 _IN_SERVICE = (WorkerState.HEALTHY, WorkerState.SUSPECT)
+_AT_WORK = (*_IN_SERVICE, WorkerState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class FailedGroup:
 
     Attributes:
         key: of the request.
-        kind: ``data``: the request is at fault; ``infrastructure``: workers failed on it as often as the config allows.
+        kind: ``data``: the request is at fault; ``infrastructure``: workers failed on it too often, or ended over it.
         reason: one line.
     """
 
@@ -113,6 +118,7 @@ class RolloutPool:
         self._members = self._queue.members
         self._numbers = 0
         self._start_fault = ""
+        self._in_service_at = 0.0
         self._lock = asyncio.Lock()
         self._heart: asyncio.Task[None] | None = None
 
@@ -133,7 +139,8 @@ class RolloutPool:
         if missing:
             await self.close()
             raise PoolError(f"{missing} of {workers} rollout workers did not start: {self._start_fault}")
-        self._heart = asyncio.create_task(self._beat_for_ever())
+        self._in_service_at = self._clock()
+        self._heart = start_watched(self._beat_for_ever(), "heartbeat of the rollout pool")
 
     async def scale(self, workers: int) -> None:
         """Have ``workers`` engines from now on; returns at once, they come up or drain in the background.
@@ -169,58 +176,87 @@ class RolloutPool:
     def _add(self) -> None:
         self._numbers += 1
         health = WorkerHealth(self.config.suspect_after_s, self.config.dead_after_s, self._clock)
-        member = Member(self._numbers, self._make_worker(), health)
+        member = Member(self._numbers, health)
         self._members.append(member)
-        member.task = asyncio.create_task(self._bring_up(member))
+        self._begin_to_bring_up(member)
+
+    def _begin_to_bring_up(self, member: Member) -> None:
+        def give_up(error: BaseException) -> None:
+            self._start_fault = _name(error)
+            self._forget(member)
+
+        name = f"start of rollout worker {member.number}"
+        member.task = start_watched(self._bring_up(member), name, give_up)
 
     async def _bring_up(self, member: Member) -> None:
-        """Start a worker and admit it; after failures start successors, then give the place up."""
-        for attempt in range(1, _START_ATTEMPTS + 1):
+        """Start a worker and admit it; after a failure its successor, with growing pauses, until one is there.
+
+        Only while the pool itself starts is a place given up, so that a run that cannot work ends at once.
+        """
+        for attempt in itertools.count(1):
             try:
-                async with asyncio.timeout(self.config.start_timeout_s):
-                    member.info = await member.handle.start()
-                member.health.started()
-                await self._admit(member)
+                await self._start_worker(member)
             except Exception as error:  # whatever goes wrong in a start: the worker is of no use
-                self._start_fault = self._explain(error)
-                self._count("start", member, self._start_fault)
-                self._bury(member)
-                # Late, or built from values that cannot work: the next attempt would end the same way.
-                if isinstance(error, TimeoutError | ValueError | WeightSyncError) or attempt == _START_ATTEMPTS:
+                self._start_fault = _name(error)
+                self._count("start", member, error)
+                self._bury(member, WorkerLost("it did not start"))
+                if self._heart is None and (_is_hopeless(error) or attempt == _FIRST_ATTEMPTS):
                     break
-                self._succeed(member)
+                await self._pause(member, attempt)
+                member.restart()
             else:
+                if member.restarts:
+                    log.warning("rollout worker %d is in service again", member.number)
+                self._queue.recover()
                 self._queue.dispatch()
                 return
         self._forget(member)
 
-    def _explain(self, error: Exception) -> str:
-        if not isinstance(error, TimeoutError):
-            return _name(error)
+    async def _start_worker(self, member: Member) -> None:
+        member.handle = self._make_worker()
+        try:
+            async with asyncio.timeout(self.config.start_timeout_s):
+                member.info = await member.handle.start()
+        except TimeoutError as error:
+            raise TimeoutError(self._late_start()) from error
+        member.health.started()
+        await self._admit(member)
+
+    async def _pause(self, member: Member, attempt: int) -> None:
+        """None before the second attempt, then a heartbeat, and each time twice as long, up to a minute."""
+        if attempt == 1:
+            return
+        pause_s = min(_LONGEST_PAUSE_S, self.config.heartbeat_s * 2 ** min(attempt - 2, 30))
+        log.warning(
+            "rollout worker %d did not start %d times in a row; next attempt in %g s", member.number, attempt, pause_s
+        )
+        await asyncio.sleep(pause_s)
+
+    def _late_start(self) -> str:
         return (
             f"no answer in {self.config.start_timeout_s:g} s. Each wants {self.config.cpus_per_worker:g} CPU and "
-            f"{self.config.gpus_per_worker:g} GPU: lower rollout.workers or rollout.cpus_per_worker if the cluster has "
-            "not got them, raise rollout.start_timeout_s if it is only slow"
+            f"{self.config.gpus_per_worker:g} GPU: lower rollout.workers or rollout.cpus_per_worker if the cluster "
+            "lacks these resources, raise rollout.start_timeout_s if it is merely slow"
         )
 
     async def _admit(self, member: Member) -> None:
         """Between two syncs, give a STALE worker the current weights; then it is HEALTHY."""
         async with self._lock:
             if self._announcement is not None:
-                async with asyncio.timeout(self.config.sync_timeout_s):
-                    await member.handle.sync(self._announcement.for_worker(0))
+                assert member.handle is not None
+                await self._give_weights(member, member.handle, self._announcement.for_worker(0))
             member.version = self.version
             member.health.synced()
 
     def _dismiss(self, member: Member) -> None:
         if member.state is WorkerState.HEALTHY:
             member.health.drain()
-            member.task = asyncio.create_task(self._drain(member))
+            member.task = start_watched(self._drain(member), f"draining of rollout worker {member.number}")
             return
         if member.task is not None:
             member.task.cancel()
         if member.state is not WorkerState.DEAD:
-            self._bury(member)
+            self._bury(member, WorkerLost("it was removed"))
         self._forget(member)
 
     async def _drain(self, member: Member) -> None:
@@ -232,38 +268,28 @@ class RolloutPool:
         await self._end(member)
 
     async def _end(self, member: Member) -> None:
-        member.lost.set()
-        try:
-            await member.handle.close()
-        except Exception as error:  # a worker that cannot be closed any more is killed
-            log.debug("worker %d was killed: %s", member.number, error)
-            member.handle.kill()
+        member.let_go(WorkerLost("it was closed"))
+        if member.handle is not None:
+            try:
+                await member.handle.close()
+            except Exception:  # a worker that cannot be closed any more is killed
+                log.debug("rollout worker %d is killed, its close failed", member.number, exc_info=True)
+                member.handle.kill()
 
-    def _bury(self, member: Member) -> None:
+    def _bury(self, member: Member, loss: WorkerLost) -> None:
         """A worker is DEAD: end it, and let go of what waits for its answers."""
         member.health.lost()
-        self._end_dead(member)
+        member.end(loss)
 
-    def _end_dead(self, member: Member) -> None:
-        member.lost.set()
-        member.handle.kill()
-
-    def _succeed(self, member: Member) -> None:
-        """Put a new worker in the place of a DEAD one."""
-        member.health.restarted()
-        member.handle, member.lost = self._make_worker(), asyncio.Event()
-        member.info = member.version = None
-        member.restarts += 1
-
-    def _lose(self, member: Member, kind: str, error: BaseException | str) -> None:
+    def _lose(self, member: Member, kind: str, error: Exception) -> None:
         """A worker in service is DEAD; its successor comes up in the background."""
         self._count(kind, member, error)
-        self._bury(member)
+        self._bury(member, error if isinstance(error, WorkerLost) else WorkerLost(f"it was ended: {_name(error)}"))
         self._replace(member)
 
     def _replace(self, member: Member) -> None:
-        self._succeed(member)
-        member.task = asyncio.create_task(self._bring_up(member))
+        member.restart()
+        self._begin_to_bring_up(member)
 
     def _forget(self, member: Member) -> None:
         if member in self._members:
@@ -278,40 +304,68 @@ class RolloutPool:
 
         What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new weights. A worker
         that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just coming up
-        take the version before they are given work.
+        take the version before they are given work: also where every engine died over the sync.
 
         Raises:
-            PoolError: the version is older than the current one, or no worker took it.
+            PoolError: the version is older than the current one, or no worker could load it.
         """
         async with self._lock:
             if announcement.version < self.version:
                 raise PoolError(f"version {announcement.version} is older than {self.version}, which the engines have")
             self._announcement, self.version = announcement, announcement.version
             members = [member for member in self._members if member.state in _IN_SERVICE]
-            taken = await asyncio.gather(
+            faults = await asyncio.gather(
                 *(self._sync_member(member, announcement.for_worker(i), in_flight) for i, member in enumerate(members))
             )
-            if not any(taken) and (members or not self._members):
-                raise PoolError(
-                    f"no rollout worker took version {announcement.version} within {self.config.sync_timeout_s:.0f} s; "
-                    "see the log for the reason, and rollout.sync_timeout_s"
-                )
-            if self._files is not None:
-                await self._files.release(announcement)
+            self._check_sync(announcement, faults)
+            await self._release(announcement)
 
-    async def _sync_member(self, member: Member, announcement: Announcement, in_flight: bool) -> bool:
-        handle = member.handle
+    def _check_sync(self, announcement: Announcement, faults: Sequence[Exception | None]) -> None:
+        """Where no worker is left of those that took part, their successors take the version, if it can be taken."""
+        if self._queue.fault is not None:
+            raise PoolError(self._queue.fault)
+        refusals = [fault for fault in faults if fault is not None and not isinstance(fault, WorkerLost | TimeoutError)]
+        if refusals and None not in faults:
+            raise PoolError(
+                f"no rollout worker took version {announcement.version}; the first one: {_name(refusals[0])}"
+            ) from refusals[0]
+        if not self._members:
+            raise PoolError(f"no rollout worker is left to take version {announcement.version}: {self._start_fault}")
+
+    async def _release(self, announcement: Announcement) -> None:
+        """Files that stay a while longer are no reason to fail a sync."""
+        if self._files is None:
+            return
         try:
-            async with asyncio.timeout(self.config.sync_timeout_s):
-                await self._or_lost(member, handle.sync(announcement, in_flight))
+            await self._files.release(announcement)
+        except Exception as error:
+            log.warning("weights before %s were not removed: %s", announcement.version, _name(error), exc_info=True)
+
+    async def _sync_member(self, member: Member, announcement: Announcement, in_flight: bool) -> Exception | None:
+        """What went wrong, if it did."""
+        handle = member.handle
+        if handle is None or member.state not in _IN_SERVICE:
+            return WorkerLost("it ended just before")
+        try:
+            await self._give_weights(member, handle, announcement, in_flight)
         except Exception as error:  # whatever it was, the weights of this worker are unknown
             if member.handle is handle and member.state in _IN_SERVICE:
                 self._lose(member, "sync", error)
-            return False
+            return error
         member.version = announcement.version
         member.health.heartbeat()
         self._queue.dispatch()
-        return True
+        return None
+
+    async def _give_weights(
+        self, member: Member, handle: WorkerHandle, announcement: Announcement, in_flight: bool = False
+    ) -> None:
+        try:
+            async with asyncio.timeout(self.config.sync_timeout_s):
+                await self._or_lost(member, handle.sync(announcement, in_flight))
+        except TimeoutError as error:
+            limit = f"{self.config.sync_timeout_s:g} s (rollout.sync_timeout_s)"
+            raise TimeoutError(f"it did not take version {announcement.version} within {limit}") from error
 
     # Work
 
@@ -341,15 +395,15 @@ class RolloutPool:
     async def _answer(
         self, request: GroupRequest, race: _Race, on_group: Callable[[Group], None] | None
     ) -> Group | FailedGroup:
-        run = _Run()
-        first = asyncio.create_task(self._attempts(request, run))
+        run, history = _Run(), GroupHistory()
+        first = asyncio.create_task(self._attempts(request, run, history))
         copies = {first}
         try:
-            if await self._is_late(first, run, race):
+            if await self._is_late(first, run, race, history):
                 self.redispatched += 1
                 assert run.member is not None
                 log.info("group %s takes long on worker %d; another one is asked", request.key, run.member.number)
-                copies.add(asyncio.create_task(self._attempts(request, _Run(), run.member)))
+                copies.add(asyncio.create_task(self._attempts(request, _Run(), history, run.member)))
             answer = await _first_group(copies)
         finally:
             for copy in copies:
@@ -360,9 +414,10 @@ class RolloutPool:
                 on_group(answer)
         else:
             self.failures[answer.kind] += 1
+            log.info("group %s has no answer, %s failure: %s", request.key, answer.kind, answer.reason)
         return answer
 
-    async def _is_late(self, first: asyncio.Task[Any], run: _Run, race: _Race) -> bool:
+    async def _is_late(self, first: asyncio.Task[Any], run: _Run, race: _Race, history: GroupHistory) -> bool:
         """Wait until a copy is finished, or has taken too long while another worker could do it."""
         factor, least_s = self.config.redispatch_factor, self.config.redispatch_least_s
         if factor is None:
@@ -370,29 +425,33 @@ class RolloutPool:
         while not first.done():
             limit_s = race.limit_s(factor or 1.0, least_s)
             out_s = self._clock() - run.began if run.member else 0.0
-            if limit_s is not None and out_s > limit_s and self._queue.other_has_room(run.member):
+            is_late = limit_s is not None and out_s > limit_s and not history.must_be_alone
+            if is_late and self._queue.other_has_room(run.member):
                 return True
             await asyncio.wait({first}, timeout=least_s / 10)
         return False
 
     async def _attempts(
-        self, request: GroupRequest, run: _Run, other_than: Member | None = None
+        self, request: GroupRequest, run: _Run, history: GroupHistory, other_than: Member | None = None
     ) -> Group | FailedGroup:
-        """Ask workers for a group, as often as the config allows."""
+        """Ask workers for a group until it is there or its history says that it is of no use."""
         avoid = frozenset({other_than.number} if other_than else ())
-        reason = ""
-        for _ in range(self.config.group_attempts):
+        samples = request.sampling.samples
+        while (reason := history.given_up(self.config.group_attempts)) is None:
             run.member = None
-            member = await self._queue.acquire(request.sampling.samples, avoid, only_others=other_than is not None)
+            member = await self._queue.acquire(samples, avoid, other_than is not None, history.must_be_alone)
             handle = member.handle
+            if handle is None or member.state not in _AT_WORK:  # it ended before this task had its turn
+                self._queue.release(member, samples)
+                continue
             run.member, run.began = member, self._clock()
             try:
                 async with asyncio.timeout(self.config.generate_timeout_s):
                     group = await self._or_lost(member, handle.generate(request))
             except RequestError as error:
                 return FailedGroup(request.key, "data", str(error))
-            except Exception as error:  # anything else is the worker's fault, not the request's
-                reason = f"worker {member.number}: {_name(error)}"
+            except Exception as error:  # anything else is the worker's fault, or is taken for it
+                history.add(member.number, error, _name(error))
                 avoid |= {member.number}
                 if member.handle is handle:
                     self._blame(member, error)
@@ -400,8 +459,8 @@ class RolloutPool:
                 member.generated_tokens += sum(len(sample.tokens) for sample in group.samples)
                 return group
             finally:
-                self._queue.release(member, request.sampling.samples)
-        return FailedGroup(request.key, "infrastructure", f"given up after {self.config.group_attempts}; {reason}")
+                self._queue.release(member, samples)
+        return FailedGroup(request.key, "infrastructure", reason)
 
     def _blame(self, member: Member, error: Exception) -> None:
         """A call failed: a lost worker is DEAD, any other has to answer a ping before it gets more work."""
@@ -413,30 +472,47 @@ class RolloutPool:
 
     async def _or_lost(self, member: Member, call: Coroutine[Any, Any, Any]) -> Any:
         """The answer of a worker, or ``WorkerLost`` as soon as it is known that there will be none."""
-        answer, lost = asyncio.ensure_future(call), asyncio.ensure_future(member.lost.wait())
+        answer, lost = asyncio.ensure_future(call), member.lost
         try:
             await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                raise WorkerLost("it was declared dead")
+                loss = lost.result()
+                raise type(loss)(str(loss))  # each waiter gets one of its own, for its traceback
             return answer.result()
         finally:
             answer.cancel()
-            lost.cancel()
 
     # Health
 
     async def _beat_for_ever(self) -> None:
         while True:
             await asyncio.sleep(self.config.heartbeat_s)
-            await self.beat()
+            try:
+                await self.beat()
+            except Exception:  # the next beat may do better, and without any no dead worker is found
+                log.exception("a heartbeat of the rollout pool failed")
 
     async def beat(self) -> None:
-        """Ping the workers in service once and act on their silence."""
+        """Ping the workers in service once, act on their silence, and on there being none for too long."""
         await asyncio.gather(*(self._ping(member) for member in self._members if member.state in _IN_SERVICE))
         self._queue.dispatch()
+        self._act_on_absence()
+
+    def _act_on_absence(self) -> None:
+        """Without any engine for ``no_engine_timeout_s`` whoever waits for one is told why."""
+        now = self._clock()
+        if any(member.state in _IN_SERVICE for member in self._members):
+            self._in_service_at = now
+        elif now - self._in_service_at > self.config.no_engine_timeout_s:
+            self._queue.fail(
+                f"no rollout engine for {self.config.no_engine_timeout_s:g} s (rollout.no_engine_timeout_s); "
+                f"the last one did not start: {self._start_fault or 'no reason is known yet'}"
+            )
 
     async def _ping(self, member: Member) -> None:
         handle = member.handle
+        if handle is None:  # it ended since the round began
+            return
         try:
             # Shorter than what makes others suspect, so that one silent worker does not hold up the round for them.
             async with asyncio.timeout(self.config.suspect_after_s / 2):
@@ -456,11 +532,12 @@ class RolloutPool:
             return
         member.health.tick()
         if member.state is WorkerState.DEAD:
-            self._count("silent", member, f"silent for {self.config.dead_after_s:g} s")
-            self._end_dead(member)
+            silence = WorkerLost(f"silent for {self.config.dead_after_s:g} s")
+            self._count("silent", member, silence)
+            member.end(silence)
             self._replace(member)
 
-    def _count(self, kind: str, member: Member, error: BaseException | str) -> None:
+    def _count(self, kind: str, member: Member, error: BaseException) -> None:
         self.failures[kind] += 1
         log.warning("rollout worker %d, %s failure: %s", member.number, kind, _name(error))
 
@@ -490,11 +567,14 @@ async def _first_group(copies: set[asyncio.Task[Group | FailedGroup]]) -> Group 
             return (groups or answers)[0]
 
 
-def _name(error: BaseException | str) -> str:
-    if isinstance(error, str):
-        return error
+def _is_hopeless(error: Exception) -> bool:
+    """Late, or built from values that cannot work: the next attempt would end the same way."""
+    return isinstance(error, TimeoutError | ValueError | WeightSyncError)
+
+
+def _name(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return str(error) or "no answer in time"
     return f"{type(error).__name__}: {error}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INITIAL_VERSION = PolicyVersion(0, 0)  # the checkpoint that an engine was built from
 _CLOSE_TIMEOUT_S = 20.0
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes
 _CONTEXT_TOKENS = 4  # of the prompt, enough for a character that spans tokens
 
 
@@ -39,6 +41,10 @@ class RequestError(ValueError):
 
 class WorkerLost(RuntimeError):
     """The worker will never answer again."""
+
+
+class EngineCrashed(WorkerLost):
+    """The engine ended by an error of its own: whatever it was working on may be at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ class RolloutWorker:
 
         Raises:
             RequestError: the prompt is empty, too long or not in the vocabulary, or vLLM refuses it.
-            WorkerLost: the engine is gone.
+            WorkerLost: the engine is gone; ``EngineCrashed`` where it ended by itself.
         """
         from vllm import SamplingParams
         from vllm.exceptions import VLLMClientError
@@ -159,7 +165,7 @@ class RolloutWorker:
         except VLLMClientError as error:
             raise RequestError(f"{request.key}: {error}") from error
         except EngineDeadError as error:
-            raise WorkerLost("the engine's process ended") from error
+            raise self._loss() from error
         return Group(request.key, request.prompt_tokens, [self._sample(request, part) for part in output.outputs])
 
     def _check_prompt(self, request: GroupRequest) -> None:
@@ -223,6 +229,7 @@ class RolloutWorker:
 
         Raises:
             WeightSyncError: the weights could not be loaded.
+            WorkerLost: the engine's process ended over it.
         """
         engine = self._running()
 
@@ -231,7 +238,12 @@ class RolloutWorker:
 
         keep_cache = in_flight and self.rollout.keep_cache_in_flight
         self._open.clear()
-        await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
+        try:
+            await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
+        except Exception as error:
+            if engine.errored:  # then it is not the weights' fault
+                raise self._loss() from error
+            raise
         self.version = announcement.version
         self._open.set()
 
@@ -243,9 +255,17 @@ class RolloutWorker:
         """
         engine = self._running()
         if engine.errored:
-            raise WorkerLost("the engine's process ended")
+            raise self._loss()
         await engine.collective_rpc("engine_pid")
         return Ping(self.version, engine.get_num_unfinished_requests())
+
+    def _loss(self) -> WorkerLost:
+        """What ended the engine's process: a signal from outside, or an error of its own."""
+        manager = self._running().engine_core.resources.engine_manager
+        for code in manager.finished_procs().values():
+            if code in _KILLED:
+                return WorkerLost(f"the engine's process was killed by signal {-code}")
+        return EngineCrashed("the engine's process ended by an error of its own")
 
     async def close(self) -> None:
         """End the engine's process."""
@@ -315,4 +335,5 @@ async def _await(call: Awaitable[T]) -> T:
     except ActorUnavailableError:  # cut off for now; whether it comes back, pings will tell
         raise
     except RayActorError as error:
-        raise WorkerLost(str(error).splitlines()[0]) from error
+        kind = EngineCrashed if "low on memory" in str(error) else WorkerLost  # Ray's memory monitor ended it
+        raise kind(str(error).splitlines()[0]) from error

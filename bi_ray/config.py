@@ -157,13 +157,15 @@ class RolloutConfig(Config):
     kv_cache_mib: Positive = 512
     max_sequences: Positive = 256  # that one engine decodes at a time
     enforce_eager: bool = True  # compilation takes minutes on a CPU
-    group_attempts: Positive = 3  # before a group that meets infrastructure failures is given up
+    group_attempts: Positive = 3  # failed calls, all engines being alive, before a group is given up
     # A group that takes this many times as long as the median of those finished with it runs a second time on another
     # worker with room, if it is out for `redispatch_least_s`; the first answer counts. None: never.
     redispatch_factor: Annotated[float, Field(ge=1)] | None = 3.0
     redispatch_least_s: Seconds = 10
     keep_cache_in_flight: bool = False  # a swap in flight keeps the keys and values that the old weights made
     start_timeout_s: Seconds = 300
+    # That a run waits for an engine when none is left; less than `rl.batch_timeout_s`, so that the reason is named.
+    no_engine_timeout_s: Seconds = 540
     sync_timeout_s: Seconds = 120
     generate_timeout_s: Seconds = 600
     heartbeat_s: Seconds = 5

@@ -6,6 +6,7 @@ from step M, it says so by joining again, and is served M+1, M+2, ... from what 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,12 +30,22 @@ from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.validation import scores_of
 
+log = logging.getLogger(__name__)
+
+
+class JoinError(RuntimeError):
+    """The driver could not let the group in this time; one that starts again may be let in."""
+
 
 class Driver(Protocol):
     """What a learner asks of the driver. Every call has a deadline and raises when it passes."""
 
     def join(self, step: int) -> int:
-        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only."""
+        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only.
+
+        Raises:
+            TrainingError: the group need not ask again. Any other error may pass.
+        """
 
     def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
         """Wait for the batch of ``step``; None: training is over with the step before. Every rank."""
@@ -122,7 +133,8 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     """Train to the end, from the last checkpoint if there is one. Every rank calls it.
 
     Raises:
-        TrainingError: see ``Learner.update``; or the driver refused the group.
+        TrainingError: see ``Learner.update``; or the driver refused the group for good.
+        JoinError: the driver refused it this time.
         ConfigError: an algorithm by import path that cannot be loaded, or does not give a loss per token.
     """
     config = job.config
@@ -193,17 +205,19 @@ def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple
 
     Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that has given up.
     """
-    answer: list[tuple[int, int, str]] = [(0, 0, "")]
+    answer: list[tuple[int, int, str, bool]] = [(0, 0, "", False)]
     if distributed.get_rank() == 0:
-        step = directories.recover(last_step)
         try:
-            answer = [(step, driver.join(step), "")]
+            step = directories.recover(last_step)
+            answer = [(step, driver.join(step), "", False)]
         except Exception as error:
-            answer = [(step, 0, f"the driver did not let the learners join: {error or type(error).__name__}")]
+            log.warning("rank 0 did not join", exc_info=True)
+            reason = f"the driver did not let the learners join: {str(error) or type(error).__name__}"
+            answer = [(0, 0, reason, isinstance(error, TrainingError))]
     distributed.broadcast_object_list(answer)
-    step, incarnation, reason = answer[0]
+    step, incarnation, reason, is_final = answer[0]
     if reason:
-        raise TrainingError(reason)
+        raise TrainingError(reason) if is_final else JoinError(reason)
     return step, incarnation
 
 

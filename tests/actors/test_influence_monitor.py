@@ -122,3 +122,10 @@ def test_going_back_takes_later_rows_back(tmp_path, weights):
         assert [row["step"] for row in read_metrics(watch.out)] == [5]
 
     asyncio.run(scenario())
+
+
+def test_weights_that_cannot_be_held_are_no_reason_for_rl_to_stop(tmp_path, caplog):
+    watch = monitor(Analyzer(), tmp_path)
+    watch.begin(VERSION, tmp_path / "absent.safetensors", [], [])
+    assert "the weights of step 10 cannot be kept" in caplog.text
+    asyncio.run(watch.finish())

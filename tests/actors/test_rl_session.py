@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.driver import driver_concurrency
 from actors.rl_session import RLSession, Schedule, SessionError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
@@ -250,5 +251,133 @@ def test_learners_that_come_back_from_behind_a_checkpoint_get_its_batches_again(
             await rl.publish(back, step, Path(str(step)), {})
         assert recorder.made[:2] == [3, 4]
         assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+    run(scenario())
+
+
+class SlowRecorder(Recorder):
+    """Whose waits are long: an own gate for each call that a test names."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates: dict[tuple[str, int], asyncio.Event] = {}
+        self.calls = {"sync": 0, "validate": 0, "make_batch": 0}
+
+    async def _wait(self, name):
+        self.calls[name] += 1
+        if gate := self.gates.get((name, self.calls[name])):
+            await gate.wait()
+
+    async def make_batch(self, step):
+        await self._wait("make_batch")
+        return await super().make_batch(step)
+
+    async def sync(self, version, path):
+        await self._wait("sync")
+        await super().sync(version, path)
+
+    async def validate(self, step):
+        await self._wait("validate")
+        return await super().validate(step)
+
+
+@pytest.mark.parametrize("ends", ["before", "while", "after"])
+@pytest.mark.parametrize("call", ["sync", "validate", "make_batch"])
+def test_a_join_whose_learners_died_does_not_touch_what_is_their_successors(call, ends, tmp_path):
+    """The dead one's call waits in a sync, a validation, or for a batch, and ends whenever it likes."""
+
+    async def scenario():
+        recorder = SlowRecorder()
+        recorder.validated = {0}
+        rl = session(recorder, tmp_path)
+        gate = recorder.gates[call, 1] = asyncio.Event()
+        if call == "make_batch":  # the join before it begins the batch that the dead one waits for
+            await rl.join(0)
+            await asyncio.sleep(0)
+        dead = asyncio.ensure_future(rl.join(0))
+        await asyncio.sleep(0.005)
+        joining = asyncio.ensure_future(rl.join(0))
+        if ends == "before":
+            gate.set()
+        await asyncio.sleep(0.005)
+        if ends == "while":
+            gate.set()
+            await asyncio.sleep(0.005)
+        if ends == "after" and call == "validate":  # the one wait that may be broken off
+            await joining
+        gate.set()
+        incarnation = await joining
+        with pytest.raises(SessionError, match="replaced"):
+            await dead
+        assert incarnation == rl.version.incarnation
+        for step in (1, 2, 3):
+            assert await rl.lease(step, incarnation) is not None
+            await rl.publish(incarnation, step, Path(str(step)), {})
+        assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3]
+        assert recorder.synced[-4:] == [((incarnation, 0), "policy_0")] + [
+            ((incarnation, i), str(i)) for i in (1, 2, 3)
+        ]
+
+    run(scenario())
+
+
+def test_of_three_joins_at_once_the_newest_one_counts(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        recorder.validated = {0}
+        rl = session(recorder, tmp_path)
+        answers = await asyncio.gather(*(rl.join(0) for _ in range(3)), return_exceptions=True)
+        assert [isinstance(answer, SessionError) for answer in answers] == [True, True, False]
+        assert answers[-1] == 3
+        assert [row["step"] for row in rows(tmp_path)] == [0]
+
+    run(scenario())
+
+
+def test_a_join_that_the_engines_did_not_follow_can_be_repeated(tmp_path):
+    async def scenario():
+        recorder = Recorder()
+        recorder.validated = {0}
+        rl = session(recorder, tmp_path)
+        rl._sync, whole = refuse, rl._sync
+        with pytest.raises(RuntimeError, match="no rollout worker"):
+            await rl.join(0)
+        rl._sync = whole
+        incarnation = await rl.join(0)
+        assert await rl.lease(1, incarnation) is not None
+
+    async def refuse(version, path):
+        raise RuntimeError("no rollout worker took it")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("learners", [1, 64, 70, 500])
+def test_calls_that_wait_leave_room_for_the_one_on_which_they_wait(learners, tmp_path):
+    """An actor serves so many calls at a time; `tests/integration/test_driver_calls.py` has a real one."""
+
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        places = asyncio.Semaphore(driver_concurrency(learners))
+
+        async def call(method, *arguments):
+            async with places:
+                return await method(*arguments)
+
+        def wait_for_batch(step):
+            return [asyncio.ensure_future(call(rl.lease, step, incarnation)) for _ in range(learners)]
+
+        incarnation = await call(rl.join, 0)
+        await asyncio.gather(*wait_for_batch(1))
+        ahead = wait_for_batch(2)
+        await asyncio.sleep(0.01)
+        await call(rl.publish, incarnation, 1, Path("1"), {})
+        await asyncio.gather(*ahead)
+        dead = wait_for_batch(3)
+        await asyncio.sleep(0.01)
+        incarnation = await call(rl.join, 0)
+        await asyncio.gather(*wait_for_batch(1))
+        refused = await asyncio.gather(*dead, return_exceptions=True)
+        assert all(isinstance(answer, SessionError) for answer in refused)
 
     run(scenario())

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+import virtual_time
 
 from actors.rollout_pool import FailedGroup, PoolError, RolloutPool
-from actors.rollout_worker import Ping, RequestError, WorkerInfo, WorkerLost
+from actors.rollout_worker import EngineCrashed, Ping, RequestError, WorkerInfo, WorkerLost
 from actors.weight_sync import FileAnnouncement
 from bi_ray.config import RolloutConfig
 from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, SamplingConfig
@@ -135,7 +136,7 @@ EXPECTED = [[100 * i, 100 * i + 1] for i in range(40)]
 
 
 def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
+    return virtual_time.run(coroutine, limit_s=3000)
 
 
 def test_work_is_spread_bounded_and_answered_in_order():
@@ -310,12 +311,49 @@ def test_a_failed_sync_costs_one_worker_and_not_the_others(twist):
     run(scenario())
 
 
-def test_a_sync_that_nobody_took_is_an_error():
+def test_a_sync_that_nobody_could_load_is_an_error_with_its_reason():
     async def scenario():
         world = World(default={"sync": broken})
         await world.pool.start(2)
-        with pytest.raises(PoolError, match=r"no rollout worker took version 1\.1"):
+        with pytest.raises(
+            PoolError, match=r"no rollout worker took version 1\.1; the first one: RuntimeError: broken"
+        ):
             await world.pool.sync(announcement(V1))
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("twist", [lost, hang])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_every_engine_ends_over_a_sync_their_successors_take_the_version(twist, workers):
+    async def scenario():
+        world = World({i: {"sync": twist} for i in range(workers)}, HASTY)
+        await world.pool.start(workers)
+        await world.pool.sync(announcement(V1))
+        answers = await world.pool.generate(requests(4))
+        assert {sample.version for group in answers for sample in group.samples} == {V1}
+        await world.settle()
+        assert [worker.version for worker in world.workers[workers:]] == [V1] * workers
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_weights_that_cannot_be_removed_are_no_reason_to_fail():
+    class Stubborn:
+        async def release(self, announcement):
+            raise OSError("the node is gone")
+
+        async def clear(self):
+            pass
+
+    async def scenario():
+        world = World()
+        world.pool._files = Stubborn()
+        await world.pool.start(1)
+        await world.pool.sync(announcement(V1))
+        assert world.workers[0].version == V1
         await world.pool.close()
 
     run(scenario())
@@ -424,14 +462,212 @@ def test_a_start_that_fails_is_tried_again_and_then_given_up_with_its_reason():
     run(scenario())
 
 
-def test_when_no_worker_can_be_had_nobody_waits_for_ever():
+def test_when_no_worker_can_be_had_for_long_nobody_waits_for_ever():
     async def scenario():
-        world = World({0: {"generate": lost}}, default={"start": broken})
+        broken_since = {0: {"generate": lost}}
+        world = World(broken_since, CONFIG.model_copy(update={"no_engine_timeout_s": 100}), {"start": broken})
         await world.pool.start(1)
-        with pytest.raises(PoolError, match="no rollout worker is left"):
-            await world.pool.generate(requests(40))
-        with pytest.raises(PoolError, match="has no rollout worker"):
+        work = asyncio.create_task(world.pool.generate(requests(40)))
+        await world.until(lambda: len(world.workers) == 4)
+        world.clock.now = 99.0
+        await world.pool.beat()
+        assert not work.done()
+        world.clock.now = 101.0
+        await world.pool.beat()
+        reason = r"no rollout engine for 100 s \(rollout.no_engine_timeout_s\); .* RuntimeError: broken"
+        with pytest.raises(PoolError, match=reason):
+            await work
+        with pytest.raises(PoolError, match=reason):
             await world.pool.generate(requests(1))
+        with pytest.raises(PoolError, match=reason):
+            await world.pool.sync(announcement(V1))
+        world.default.clear()  # now there is room
+        await world.settle()
+        assert seeds(await world.pool.generate(requests(1))) == EXPECTED[:1]
+        assert world.workers[-1].version == V1
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_place_is_not_given_up_after_late_and_failed_starts(workers, caplog):
+    async def scenario():
+        failing = {"start": hang}, {"start": broken}, {"start": unusable}, {"start": lost}, {"sync": broken}
+        twists = {0: {"generate": lost}} | {workers + i: twist for i, twist in enumerate(failing)}
+        world = World(twists, HASTY.model_copy(update={"heartbeat_s": 2}))
+        await world.pool.start(workers)
+        await world.pool.sync(announcement(V1))
+        began = asyncio.get_running_loop().time()
+        assert seeds(await world.pool.generate(requests(12))) == EXPECTED[:12]
+        await world.settle()
+        assert world.states() == ["healthy"] * workers
+        assert asyncio.get_running_loop().time() - began >= 2 + 4 + 8 + 16  # pauses that grow
+        await world.pool.close()
+
+    run(scenario())
+    assert "worker 1 did not start 4 times in a row; next attempt in 8 s" in caplog.text
+    assert "worker 1 is in service again" in caplog.text
+    assert "lower rollout.workers or rollout.cpus_per_worker" in caplog.text  # why the first one was late
+
+
+async def unusable():
+    raise ValueError("no memory is free on this device")
+
+
+def test_a_worker_that_cannot_even_be_made_is_made_later_and_the_heart_beats_on():
+    async def scenario():
+        world = World({0: {"ping": lost}, 1: {}}, CONFIG.model_copy(update={"heartbeat_s": 5}))
+        make, failures = world.pool._make_worker, iter([RuntimeError("the GCS is away")])
+
+        def make_or_fail():
+            for failure in failures:
+                raise failure
+            return make()
+
+        await world.pool.start(2)
+        world.pool._make_worker = make_or_fail
+        await asyncio.sleep(6)
+        await world.settle()
+        assert world.states() == ["healthy", "healthy"]
+        world.workers[1].twists["ping"] = lost
+        await asyncio.sleep(6)
+        assert world.workers[1].killed
+        await world.settle()
+        assert len(world.workers) == 4
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_heartbeat_that_fails_is_logged_and_not_the_last(caplog):
+    async def scenario():
+        world = World(config=CONFIG.model_copy(update={"heartbeat_s": 5}))
+        await world.pool.start(1)
+        beats = []
+
+        async def beat():
+            beats.append(1)
+            raise LookupError("of a kind that nobody thought of")
+
+        world.pool.beat = beat
+        await asyncio.sleep(16)
+        assert len(beats) == 3
+        await world.pool.close()
+
+    run(scenario())
+    assert "Traceback" in caplog.text
+
+
+def test_the_deaths_of_engines_lose_no_group():
+    async def scenario():
+        world = World({i: {"generate": lost} for i in range(6)})
+        await world.pool.start(2)
+        assert seeds(await world.pool.generate(requests(6))) == EXPECTED[:6]
+        assert world.pool.failures["infrastructure"] == 0
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_worker_that_ends_between_the_choice_and_the_call_costs_nothing():
+    async def scenario():
+        world = World(config=CONFIG.model_copy(update={"max_sequences": 2}))
+        await world.pool.start(1)
+        release, losses = world.pool._queue.release, iter([WorkerLost("gone")])
+
+        def release_and_lose(member, samples):
+            release(member, samples)  # the next group is given this worker, and has not begun
+            for loss in losses:
+                world.pool._lose(member, "lost", loss)
+
+        world.pool._queue.release = release_and_lose
+        assert seeds(await world.pool.generate(requests(4))) == EXPECTED[:4]
+        assert world.workers[0].served == ["q0"]
+        assert [row["outstanding"] for row in world.pool.status()["workers"]] == [0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+class Poison:
+    """A request that ends every engine which it comes to, together with all that the engine has in work."""
+
+    def __init__(self, keys: set[str], loss: type[WorkerLost]):
+        self.keys, self.loss = keys, loss
+        self.ended = 0
+
+    def make(self, number: int) -> Worker:
+        poison = self
+
+        class Victim(Worker):
+            ends = False
+
+            async def generate(self, request):
+                if request.key in poison.keys:
+                    self.ends = True
+                    poison.ended += 1
+                group = await Worker.generate(self, request)
+                if self.ends:
+                    raise poison.loss("gone")
+                return group
+
+        return Victim(number, {})
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("loss", "most"), [(EngineCrashed, 2), (WorkerLost, 20)])
+@pytest.mark.parametrize("keys", [{"q3"}, {"q0", "q5", "q11"}])
+def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, keys):
+    async def scenario():
+        world, poison = World(), Poison(keys, loss)
+
+        def make():
+            world.workers.append(poison.make(len(world.workers)))
+            return world.workers[-1]
+
+        world.pool._make_worker = make
+        await world.pool.start(workers)
+        answers = await world.pool.generate(requests(12))
+        for number, answer in enumerate(answers):
+            if f"q{number}" in keys:
+                assert isinstance(answer, FailedGroup)
+                assert answer.kind == "infrastructure"
+                assert f"{most} engines" in answer.reason
+            else:
+                assert seeds([answer]) == [EXPECTED[number]]
+        assert poison.ended <= most * len(keys)
+        assert world.pool.failures["infrastructure"] == len(keys)
+        await world.settle()
+        assert seeds(await world.pool.generate(requests(2)[1:])) == EXPECTED[1:2]
+        await world.pool.close()
+
+    run(scenario())
+
+
+def test_a_group_that_must_be_alone_gets_an_engine_although_others_keep_coming():
+    async def scenario():
+        world, poison = World(), Poison({"bad"}, EngineCrashed)
+
+        def make():
+            world.workers.append(poison.make(len(world.workers)))
+            return world.workers[-1]
+
+        world.pool._make_worker = make
+        await world.pool.start(1)
+        done = asyncio.Event()
+
+        async def others():
+            while not done.is_set():
+                await world.pool.generate(requests(8))
+
+        crowd = [asyncio.create_task(others()) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        (failed,) = await world.pool.generate([GroupRequest("bad", (1, 2), SamplingConfig(2), 0)])
+        assert isinstance(failed, FailedGroup)
+        done.set()
+        await asyncio.gather(*crowd)
+        assert world.pool.failures["infrastructure"] == 1
         await world.pool.close()
 
     run(scenario())

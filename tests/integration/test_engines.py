@@ -41,7 +41,7 @@ async def until(condition, seconds: float) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.timeout(600)  # three engine starts
+@pytest.mark.timeout(900)  # six engine starts
 def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model):
     first, trained = tiny_model(False), tiny_model(False, seed=1)
 
@@ -65,6 +65,8 @@ def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model):
         assert pool.status()["workers"][0]["generated_tokens"] > before[0]["generated_tokens"]
         await until(lambda: not psutil.pid_exists(before[0]["engine_pid"]), 10)
         await kill_engine(pool, undisturbed)
+        await until(lambda: pool.status()["workers"][1]["state"] == "healthy", 300)
+        await poison(pool, undisturbed)
         pids = [row["engine_pid"] for row in pool.status()["workers"]]
         await pool.close()
         await until(lambda: not any(pid and psutil.pid_exists(pid) for pid in pids), 10)
@@ -92,3 +94,14 @@ async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
     os.kill(engine, signal.SIGKILL)
     assert await pool.generate(requests()) == undisturbed
     assert pool.failures["lost"] == 2
+
+
+async def poison(pool: RolloutPool, undisturbed: list) -> None:
+    """A request over which the engine itself crashes: it ends two engines, and costs no other group."""
+    no_token = -1  # which vLLM does not refuse, and no embedding has
+    bad = GroupRequest("bad", (6, no_token), SamplingConfig(samples=2, max_tokens=8), 0)
+    *answers, failed = await pool.generate([*requests(), bad])
+    assert answers == undisturbed
+    assert isinstance(failed, FailedGroup)
+    assert failed.reason.startswith("2 engines crashed on it")
+    assert pool.failures["lost"] == 4

@@ -18,6 +18,8 @@ from ranks import TOKENS, distance
 from safetensors.torch import load_file
 
 from actors.learner_group import LearnerError, LearnerGroup, failing_rank
+from actors.rl_session import SessionError
+from actors.worker_queue import PoolError
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RayConfig, RLConfig, SFTConfig
 from bi_ray.metrics import read_metrics
 from bi_ray.policy.advantages import group_advantages
@@ -100,11 +102,16 @@ class ServingDriver:
 
 def kill_learner():
     """SIGKILL of one process that runs a train worker."""
+    kill(b"RayTrainWorker")
+
+
+def kill(actor):
+    """SIGKILL of one process of this test's Ray with such a name."""
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and b"RayTrainWorker" in _cmdline(entry) and _session() in _environment(entry):
+        if entry.isdigit() and actor in _cmdline(entry) and _session() in _environment(entry):
             os.kill(int(entry), signal.SIGKILL)
             return
-    raise AssertionError("no learner is running")
+    raise AssertionError(f"no {actor.decode()} is running")
 
 
 def _cmdline(pid):
@@ -217,16 +224,66 @@ def test_killed_rl_learner_asks_again(tmp_path, base):
 
 
 class RefusingDriver:
+    """Refuses the first joins, with these errors."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.joins = 0
+
     def join(self, step):
-        raise RuntimeError("no RL session is open")
+        self.joins += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.joins
+
+    def asked(self):
+        return self.joins
+
+    def lease(self, step, incarnation):
+        return ray.put(prepared_batch(step))
+
+    def publish(self, incarnation, step, path, metrics):
+        pass
+
+    def checkpointed(self, step):
+        pass
 
 
 def test_a_job_that_cannot_go_on_says_so_in_one_line(tmp_path, base):
     """No restart either: the driver is asked once."""
-    driver = ray.remote(RefusingDriver).options(num_cpus=0).remote()
+    driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(SessionError("no RL session is open"))
     with pytest.raises(LearnerError, match="no RL session is open") as caught:
         group(tmp_path).run_rl(base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver)
     assert len(str(caught.value).splitlines()) == 1
+    assert ray.get(driver.asked.remote()) == 1
+
+
+@pytest.mark.slow
+def test_a_join_that_failed_this_time_is_tried_again_as_often_as_learners_restart(tmp_path, base):
+    errors = PoolError("no rollout worker took version 1.0"), TimeoutError("no answer")
+    driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(*errors)
+    group(tmp_path, 2, max_restarts=2).run_rl(base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver)
+    assert ray.get(driver.asked.remote()) == 3
+    driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(*errors)
+    with pytest.raises(LearnerError, match=r"did not let the learners join: no rollout worker took") as caught:
+        group(tmp_path, max_restarts=0).run_rl(
+            base, tmp_path / "again", tmp_path / "weights", RLConfig(steps=1), driver
+        )
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_killed_controller_of_ray_train_is_replaced(tmp_path, base):
+    rl = RLConfig(steps=5, optimizer=ADAMW, checkpoint_every_steps=2, batch_timeout_s=60)
+    driver = ray.remote(ServingDriver).options(num_cpus=0).remote(pause_s=1.0)
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(group(tmp_path).run_rl, base, tmp_path / "rl", tmp_path / "weights", rl, driver)
+        wait_for(lambda: ("publish", 3) in [call[:2] for call in ray.get(driver.seen.remote())])
+        kill(b"TrainController")
+        done.result(timeout=240)
+    calls = [call[:2] for call in ray.get(driver.seen.remote())]
+    assert [call for call in calls if call[0] == "join"] == [("join", 0), ("join", 2)]
+    assert calls[-2:] == [("publish", 5), ("checkpointed", 5)]
 
 
 def test_no_room_is_an_error_in_time(tmp_path, base, data):

@@ -1,0 +1,62 @@
+"""How a group joins, and what every rank raises where the driver does not let it."""
+
+from __future__ import annotations
+
+import pytest
+
+from bi_ray.learning import rl
+from bi_ray.learning.learner import TrainingError
+from bi_ray.learning.rl import JoinError
+
+
+class Driver:
+    def __init__(self, reply):
+        self.reply = reply
+
+    def join(self, step):
+        if isinstance(self.reply, Exception):
+            raise self.reply
+        return self.reply
+
+
+class Directories:
+    def recover(self, last_step):
+        assert last_step == 9
+        return 7
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Joins as rank 0, then as another one that gets what rank 0 sent."""
+    sent = []
+
+    def join(reply, rank):
+        def broadcast(answer):
+            if rank == 0:
+                sent[:] = answer
+            answer[:] = sent
+
+        monkeypatch.setattr(rl.distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(rl.distributed, "broadcast_object_list", broadcast)
+        return rl._join(Directories(), 9, Driver(reply))
+
+    return join
+
+
+def test_every_rank_gets_the_step_and_the_incarnation_of_rank_0(ranks):
+    assert ranks(3, 0) == ranks(None, 1) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "text"),
+    [
+        (TrainingError("no RL session is open"), TrainingError, "no RL session is open"),
+        (RuntimeError("no rollout worker took version 1.0"), JoinError, "no rollout worker took version 1.0"),
+        (TimeoutError(), JoinError, "TimeoutError"),
+    ],
+)
+def test_a_refusal_ends_the_job_on_every_rank_or_starts_the_group_again(ranks, error, raised, text):
+    for rank in (0, 1):
+        with pytest.raises(raised, match=f"did not let the learners join: {text}") as caught:
+            ranks(error, rank)
+        assert type(caught.value) is raised
