@@ -15,7 +15,7 @@ from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier
 
-_ATTEMPTS = 2  # of a sample on which the process died: once may be the machine, twice is the sample
+_ATTEMPTS = 2  # of a sample on which the actor died: once may be the machine, twice is the sample
 _PAUSE_S = 0.2  # between two questions to an actor that is coming back
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class VerifierClient:
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """A verdict or a data failure per item, in order.
 
-        When the batch is late or the process dies, the items are scored again one at a time, so that only the guilty
-        one becomes a data failure.
+        The actor ends what a response makes hang, so only a fault of the machine makes a batch late or kills it. Then
+        the items are scored again one at a time.
 
         Raises:
             VerifierUnavailable: see ``ready``.
@@ -78,27 +78,30 @@ class VerifierClient:
             return await self._score(items)
 
     async def _score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        limit_s = self.config.start_timeout_s + self.config.batch_timeout_s
         try:
-            return await self._within(self.config.batch_timeout_s, self.handle.score.remote(list(items)))
+            return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:
-            log.warning("verifier: %d samples took over %g s; one by one", len(items), self.config.batch_timeout_s)
+            log.warning("verifier: %d samples took over %g s; one by one", len(items), limit_s)
             await self._restart()
         except RayActorError:
-            log.warning("verifier: its process died over %d samples; one by one", len(items))
+            log.warning("verifier: its actor died over %d samples; one by one", len(items), exc_info=True)
             await self.ready()
         return [await self._score_alone(item) for item in items]
 
     async def _score_alone(self, item: VerificationItem) -> Verdict | DataFailure:
-        limit = 2 * self.config.sample_timeout_s  # Python code is stopped at half of it; what is left hangs in C
+        # Longer than the actor's own limits: a new process, its first call, and this one.
+        limit_s = 3 * self.config.start_timeout_s + self.config.sample_timeout_s
         for _ in range(_ATTEMPTS):
             try:
-                return (await self._within(limit, self.handle.score.remote([item])))[0]
+                return (await self._within(limit_s, self.handle.score.remote([item])))[0]
             except TimeoutError:
+                log.warning("verifier: one sample took over %g s", limit_s)
                 await self._restart()
-                return DataFailure(f"the reward function hung for {limit:g} s and its process was ended")
             except RayActorError:
+                log.warning("verifier: its actor died over one sample", exc_info=True)
                 await self.ready()
-        return DataFailure(f"the verifier's process died {_ATTEMPTS} times over this sample")
+        return DataFailure(f"the verifier died, or did not answer, {_ATTEMPTS} times over this sample")
 
     async def _restart(self) -> None:
         ray.kill(self.handle, no_restart=False)
