@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.evaluate import judge
-from actors.rollout_pool import RolloutPool
+from actors.evaluate import judge, refuse_lost, require_some
+from actors.rollout_pool import FailedGroup, RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
 from bi_ray.learning.groups import build_batch, refill
@@ -63,12 +63,17 @@ class BatchMaker:
         """The batch of a step (from 1), sampled from whatever policy the engines hold; ``watched`` is sampled along.
 
         Which queries, and with which random numbers, depends on the seeds and the step alone.
+
+        Raises:
+            VerdictError: engines lost a group, or no response of the first round could be judged.
         """
         began = time.monotonic()
         along = asyncio.ensure_future(self.pool.generate(watched))
         try:
             judged, asked, rounds, generated = await self._rounds(step)
-            others = [group for group in await along if isinstance(group, Group)]
+            along_answers = await along
+            refuse_lost(along_answers)
+            others = [group for group in along_answers if isinstance(group, Group)]
         finally:
             along.cancel()
         batch, metrics = build_batch(judged, self.config)
@@ -93,15 +98,18 @@ class BatchMaker:
         """
         rl, seed, problems = self.config.rl, self.config.seeds.training, len(self.queries)
         asked = step_prompts(problems, rl.prompts_per_step, step, seed)
-        judged, generated = await self._judged(step, [self.queries[i] for i in asked])
+        judged, failed, generated = await self._judged(step, [self.queries[i] for i in asked])
+        require_some(failed, [verdict for _, verdicts in judged for verdict in verdicts])
         rounds = 1
         while more := refill_prompts(problems, asked, refill(judged, rounds, rl), step, seed):
-            found, generated = await self._judged(step, [self.queries[i] for i in more])
+            found, _, generated = await self._judged(step, [self.queries[i] for i in more])
             judged, rounds, asked = judged + found, rounds + 1, asked + more
         return judged, len(asked), rounds, generated
 
-    async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], float]:
-        """The groups of these queries that did not fail, with their verdicts, and when the last one was generated."""
+    async def _judged(
+        self, step: int, queries: Sequence[ProblemRow]
+    ) -> tuple[list[Judged], list[FailedGroup], float]:
+        """The groups of these queries with their verdicts, those that failed, and when the last one was generated."""
         verdicts: dict[str, asyncio.Task[list[Judged]]] = {}
 
         def begin(group: Group) -> None:
@@ -111,8 +119,10 @@ class BatchMaker:
         try:
             answers = await self.pool.generate([self._request(step, query) for query in queries], begin)
             generated = time.monotonic()
-            groups = [group for group in answers if isinstance(group, Group)]
-            return [(await verdicts[group.key])[0] for group in groups], generated
+            refuse_lost(answers)
+            failed = [answer for answer in answers if isinstance(answer, FailedGroup)]
+            groups = [answer for answer in answers if isinstance(answer, Group)]
+            return [(await verdicts[group.key])[0] for group in groups], failed, generated
         finally:
             for task in verdicts.values():
                 task.cancel()

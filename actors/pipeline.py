@@ -335,7 +335,9 @@ class Pipeline:
             for name in config.evaluation.sets:
                 reference = driver.evaluate.remote(policy, self._path(f"data/{name}"), folder / f"{name}.jsonl")
                 with self.display.task(f"evaluation of {title}, {name}", None):
-                    self._call(reference, config.evaluation.timeout_s, self._show_progress)
+                    failures = self._call(reference, config.evaluation.timeout_s, self._show_progress)
+                if failures:
+                    self.display.note(f"{title}, {name}: {failures}")
 
     def _sft_data_key(self, arm: str, data: StageKey) -> StageKey:
         recipe = self.config.arms[arm]

@@ -15,7 +15,7 @@ from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier
 
-_ATTEMPTS = 2  # of a sample on which the actor died: once may be the machine, twice is the sample
+_ATTEMPTS = 5  # of a sample over which the actor died: its own process keeps it from what responses do
 _PAUSE_S = 0.2  # between two questions to an actor that is coming back
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class VerifierClient:
         the items are scored again one at a time.
 
         Raises:
-            VerifierUnavailable: see ``ready``.
+            VerifierUnavailable: see ``ready``; or it dies over and over.
         """
         async with self._one_call:
             return await self._score(items)
@@ -101,7 +101,7 @@ class VerifierClient:
             except RayActorError:
                 log.warning("verifier: its actor died over one sample", exc_info=True)
                 await self.ready()
-        return DataFailure(f"the verifier died, or did not answer, {_ATTEMPTS} times over this sample")
+        raise VerifierUnavailable(f"the verifier died, or did not answer, {_ATTEMPTS} times over one sample")
 
     async def _restart(self) -> None:
         ray.kill(self.handle, no_restart=False)

@@ -12,7 +12,7 @@ import inspect
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache, partial
@@ -126,6 +126,10 @@ class DataFailure:
         return f"{self.reason} ({self.where})" if self.where else self.reason
 
 
+class VerdictError(RuntimeError):
+    """A stage or an RL step that lacks the verdicts it needs, so it does not count as done; the message says why."""
+
+
 class RewardError(CallError):
     """A reward that is not one finite number."""
 
@@ -225,6 +229,33 @@ class Verifier:
 
 def _verdict_of(outcome: Verdict | Fault) -> Verdict | DataFailure:
     return DataFailure(outcome.reason, outcome.where) if isinstance(outcome, Fault) else outcome
+
+
+def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
+    """Refuse a batch in which nothing could be judged: then the fault is not in the responses.
+
+    A truncated response proves nothing, since it is wrong without any check. Failures beside verdicts are allowed,
+    however many they are; whoever counts them leaves them out.
+
+    Args:
+        outcomes: of all responses of an evaluation or an RL step.
+
+    Raises:
+        VerdictError: all of them, but for truncated ones, are failures.
+    """
+    reasons: Counter[str] = Counter()
+    judged = 0
+    for outcome in outcomes:
+        if isinstance(outcome, DataFailure):
+            reasons[str(outcome)] += 1
+        elif not outcome.truncated:
+            judged += 1
+    if judged or not reasons:
+        return
+    reason, count = reasons.most_common(1)[0]
+    share = "" if len(reasons) == 1 else f" ({count} of them, and other reasons)"
+    advice = "mend that and run the same command again"
+    raise VerdictError(f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}")
 
 
 def calls_user_code(task: Task) -> bool:

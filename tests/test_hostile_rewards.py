@@ -11,7 +11,7 @@ from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier
 from tests.integration import reward_functions
 from tests.integration.reward_functions import BAD_VALUES, HOSTILE, SELFISH, VALUES
 
-LIMITS = {"sample_timeout_s": 0.5, "memory_mib": 512}
+LIMITS = {"sample_timeout_s": 0.5, "memory_mib": 320}
 FEW = [reward_functions.raises, reward_functions.exits_at_once, reward_functions.swallows_everything]
 
 
@@ -39,7 +39,7 @@ def assert_right(verdicts):
 @pytest.mark.parametrize("functions", [FEW, pytest.param(list(HOSTILE), marks=pytest.mark.slow)], ids=["few", "all"])
 def test_a_hostile_function_spoils_its_own_response_alone(functions):
     pairs = [text for function in functions for text in (f"guilty {function.__name__}", "fine")]
-    first, *verdicts = score("hostile", ["fine", *pairs], sample_timeout_s=2.0 if len(functions) > 5 else 0.5)
+    first, *verdicts = score("hostile", ["fine", *pairs], sample_timeout_s=4.0 if len(functions) > 5 else 0.5)
     assert_right([first, *verdicts[1::2]])
     for function, guilty in zip(functions, verdicts[::2], strict=True):
         assert isinstance(guilty, DataFailure), function

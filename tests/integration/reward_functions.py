@@ -141,7 +141,7 @@ HOSTILE = {  # with what the reason has to say
     waits_for_a_process: "took longer than",
     asks: "raised EOFError",
     closes_everything: "ended its process",
-    eats_memory: "took more memory than 512 MiB (verifier.memory_mib) (2 times)",
+    eats_memory: "took more memory than 320 MiB (verifier.memory_mib) (2 times)",
     asks_for_too_much_memory: "raised MemoryError",
     recurses: "raised RecursionError",
 }

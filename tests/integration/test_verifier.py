@@ -67,7 +67,7 @@ def client_of(ray_local):
 
 def test_hostile_functions_spoil_their_own_samples_alone(client_of):
     """In one batch, with right responses between them."""
-    config = run_config("hostile", sample_timeout_s=2.0, memory_mib=512)
+    config = run_config("hostile", sample_timeout_s=4.0, memory_mib=320)
     client = client_of(config)
     functions = [exits_at_once, swallows_everything, has_its_own_alarm, eats_memory]
     items = items_of(config, 8, [function.__name__ for function in functions])
