@@ -106,9 +106,7 @@ class BatchMaker:
             judged, rounds, asked = judged + found, rounds + 1, asked + more
         return judged, len(asked), rounds, generated
 
-    async def _judged(
-        self, step: int, queries: Sequence[ProblemRow]
-    ) -> tuple[list[Judged], list[FailedGroup], float]:
+    async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], list[FailedGroup], float]:
         """The groups of these queries with their verdicts, those that failed, and when the last one was generated."""
         verdicts: dict[str, asyncio.Task[list[Judged]]] = {}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
@@ -48,9 +48,10 @@ class VerifierClient:
         """Wait for the actor; returns the identifier of its process.
 
         Raises:
-            VerifierUnavailable: it is not there within ``start_timeout_s``, or its constructor failed.
+            VerifierUnavailable: it is not there in time, or its constructor failed.
         """
-        deadline = time.monotonic() + self.config.start_timeout_s
+        limit_s = 2 * self.config.start_timeout_s  # the actor, and the process in which it judges
+        deadline = time.monotonic() + limit_s
         fault: Exception = TimeoutError("no reply")
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -61,8 +62,7 @@ class VerifierClient:
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier is not back within verifier.start_timeout_s ({self.config.start_timeout_s:g} s): "
-            f"{_last_line(fault)}"
+            f"the verifier is not there within {limit_s:g} s (twice verifier.start_timeout_s): {_last_line(fault)}"
         ) from fault
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
@@ -109,7 +109,10 @@ class VerifierClient:
 
     @staticmethod
     async def _within(seconds: float, reference: Any) -> Any:
-        return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+        except RayTaskError as error:
+            raise VerifierUnavailable(f"the verifier failed: {error.cause}") from error
 
 
 def _last_line(error: Exception) -> str:

@@ -268,7 +268,7 @@ class _Process:
         while not self._is_readable():
             allowed_s = loading_s if self._page[_LOADING] else limit_s
             if time.monotonic() - began > allowed_s:
-                loading = ", loading included" if allowed_s > self._limits.call_s else ""
+                loading = ", loading included (verifier.start_timeout_s)" if allowed_s > self._limits.call_s else ""
                 raise _Ended(f"the {self._part()} took longer than {allowed_s:g} s{loading}")
             if _resident_mib(self._process.pid) > self._limits.memory_mib:
                 limit = f"{self._limits.memory_mib} MiB (verifier.memory_mib)"

@@ -1,5 +1,7 @@
 """A run whose reward function does not work: it stops, says why in one line, and goes on once that is mended."""
 
+import os
+
 import pytest
 from datasets import load_from_disk
 
@@ -7,7 +9,7 @@ from tests.integration.test_pipeline import assert_one_error, config, finish, me
 
 __all__ = ["config"]  # a fixture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 RAISES = """
 def reward(question, answer, response):
@@ -27,7 +29,7 @@ def reward(question, answer, response):
 
 
 def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(config, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     rl = {"steps": 1, "prompts_per_step": 4, "samples_per_prompt": 4, "optimizer": {"learning_rate": 1e-3}}
     changes = {"readiness": {"queries": 0}, "rl": rl, "verifier": {"reward_function": "mended_rewards:reward"}}
     config_file, run = write(config | changes, tmp_path / "config.yaml"), tmp_path / "run"
