@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for, ve
 from bi_ray.problems import ProblemRow
 from bi_ray.verification import DataFailure, Verdict
 
+log = logging.getLogger(__name__)
 Judged = tuple[Group, list[Verdict | DataFailure]]
 
 
@@ -77,6 +80,7 @@ class BatchMaker:
         finally:
             along.cancel()
         batch, metrics = build_batch(judged, self.config)
+        _log_failures(step, judged)
         samples = [sample for group, _ in judged for sample in group.samples]
         tokens = sum(len(sample.tokens) for sample in samples)
         metrics |= {
@@ -128,3 +132,15 @@ class BatchMaker:
     def _request(self, step: int, query: ProblemRow) -> GroupRequest:
         seed = seed_for(self.config.seeds.sampling, self.arm, step, query.id)
         return GroupRequest(query.id, query.prompt_tokens, rl_sampling(self.config), seed)
+
+
+def _log_failures(step: int, judged: Sequence[Judged]) -> None:
+    outcomes = [outcome for _, verdicts in judged for outcome in verdicts]
+    reasons = Counter(str(outcome) for outcome in outcomes if isinstance(outcome, DataFailure))
+    if not reasons:
+        return
+    reason, count = reasons.most_common(1)[0]
+    log.warning(
+        "step %d: %d of %d responses have no verdict; %d of them: %s",
+        step, reasons.total(), len(outcomes), count, reason,
+    )  # fmt: skip
