@@ -68,17 +68,22 @@ class VerifierClient:
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """A verdict or a data failure per item, in order.
 
-        The actor ends what a response makes hang, so only a fault of the machine makes a batch late or kills it. Then
-        the items are scored again one at a time.
+        They go to the actor in blocks that ``batch_timeout_s`` is enough for even if each takes ``sample_timeout_s``:
+        the actor ends what a response makes hang, so only a fault of the machine makes a block late or kills the actor.
+        Then that block is scored again, one item at a time.
 
         Raises:
             VerifierUnavailable: see ``ready``; or it dies over and over.
         """
+        size = max(1, int(self.config.batch_timeout_s / self.config.sample_timeout_s))
+        outcomes: list[Verdict | DataFailure] = []
         async with self._one_call:
-            return await self._score(items)
+            for first in range(0, len(items), size):
+                outcomes += await self._score_block(items[first : first + size])
+        return outcomes
 
-    async def _score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
-        limit_s = self.config.start_timeout_s + self.config.batch_timeout_s
+    async def _score_block(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        limit_s = 2 * self.config.start_timeout_s + self.config.batch_timeout_s
         try:
             return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:

@@ -171,7 +171,7 @@ class VerifierConfig(Config):
     """How a response becomes a verdict."""
 
     sample_timeout_s: Seconds = 5  # a response whose judgement takes longer is a data failure
-    batch_timeout_s: Seconds = 120  # for a batch, beside the start; then its responses are judged one by one
+    batch_timeout_s: Seconds = 120  # sent to the verifier together: as many responses as this is enough for
     start_timeout_s: Seconds = 120  # of its process, and for a user's function to load what its first call needs
     memory_mib: Positive = 8192  # of the process that judges; a response that makes it take more is a data failure
     reward_function: str | None = None  # import path "package.module:function"; None: exact answer
