@@ -41,8 +41,8 @@ def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(con
     assert not (run / "eval_sft/bridge").exists()
 
     module.write_text(RAISES_IN_RL.format(questions=set(load_from_disk(str(run / "data/rl"))["question"])))
-    place = "step 1: none of 16 responses could be judged: the reward function raised LookupError: not of this question"
-    assert_one_error(start(config_file, run), place)
+    reason = f"could be judged: the reward function raised LookupError: not of this question ({module}:5)"
+    assert_one_error(start(config_file, run), reason)
     assert (run / "eval_sft/bridge/stage.json").exists()
     assert not (run / "rl/bridge").exists()
 
