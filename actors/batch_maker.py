@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.evaluate import judge
+from actors.evaluate import judge, refuse_lost, require_some
 from actors.rollout_pool import FailedGroup, RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import RunConfig
@@ -65,15 +66,21 @@ class BatchMaker:
         """The batch of a step (from 1), sampled from whatever policy the engines hold; ``watched`` is sampled along.
 
         Which queries, and with which random numbers, depends on the seeds and the step alone.
+
+        Raises:
+            VerdictError: engines lost a group, or no response of the first round could be judged.
         """
         began = time.monotonic()
         along = asyncio.ensure_future(self.pool.generate(watched))
         try:
             judged, asked, rounds, generated = await self._rounds(step)
-            others = [group for group in await along if isinstance(group, Group)]
+            along_answers = await along
+            refuse_lost(along_answers)
+            others = [group for group in along_answers if isinstance(group, Group)]
         finally:
             along.cancel()
         batch, metrics = build_batch(judged, self.config)
+        _log_failures(step, judged)
         samples = [sample for group, _ in judged for sample in group.samples]
         tokens = sum(len(sample.tokens) for sample in samples)
         metrics |= {
@@ -95,15 +102,16 @@ class BatchMaker:
         """
         rl, seed, problems = self.config.rl, self.config.seeds.training, len(self.queries)
         asked = step_prompts(problems, rl.prompts_per_step, step, seed)
-        judged, generated = await self._judged(step, [self.queries[i] for i in asked])
+        judged, failed, generated = await self._judged(step, [self.queries[i] for i in asked])
+        require_some(failed, [verdict for _, verdicts in judged for verdict in verdicts])
         rounds = 1
         while more := refill_prompts(problems, asked, refill(judged, rounds, rl), step, seed):
-            found, generated = await self._judged(step, [self.queries[i] for i in more])
+            found, _, generated = await self._judged(step, [self.queries[i] for i in more])
             judged, rounds, asked = judged + found, rounds + 1, asked + more
         return judged, len(asked), rounds, generated
 
-    async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], float]:
-        """The groups of these queries that did not fail, with their verdicts, and when the last one was generated."""
+    async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], list[FailedGroup], float]:
+        """The groups of these queries with their verdicts, those that failed, and when the last one was generated."""
         verdicts: dict[str, asyncio.Task[list[Judged]]] = {}
 
         def begin(group: Group) -> None:
@@ -113,11 +121,12 @@ class BatchMaker:
         try:
             answers = await self.pool.generate([self._request(step, query) for query in queries], begin)
             generated = time.monotonic()
+            refuse_lost(answers)
+            failed = [answer for answer in answers if isinstance(answer, FailedGroup)]
+            for group in failed:
+                log.warning("step %d goes on without query %s: %s", step, group.key, group.reason)
             groups = [answer for answer in answers if isinstance(answer, Group)]
-            for answer in answers:
-                if isinstance(answer, FailedGroup):
-                    log.warning("step %d goes on without query %s: %s", step, answer.key, answer.reason)
-            return [(await verdicts[group.key])[0] for group in groups], generated
+            return [(await verdicts[group.key])[0] for group in groups], failed, generated
         finally:
             for task in verdicts.values():
                 task.cancel()
@@ -125,3 +134,15 @@ class BatchMaker:
     def _request(self, step: int, query: ProblemRow) -> GroupRequest:
         seed = seed_for(self.config.seeds.sampling, self.arm, step, query.id)
         return GroupRequest(query.id, query.prompt_tokens, rl_sampling(self.config), seed)
+
+
+def _log_failures(step: int, judged: Sequence[Judged]) -> None:
+    outcomes = [outcome for _, verdicts in judged for outcome in verdicts]
+    reasons = Counter(str(outcome) for outcome in outcomes if isinstance(outcome, DataFailure))
+    if not reasons:
+        return
+    reason, count = reasons.most_common(1)[0]
+    log.warning(
+        "step %d: %d of %d responses have no verdict; %d of them: %s",
+        step, reasons.total(), len(outcomes), count, reason,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.batch_maker import BatchMaker
-from actors.evaluate import evaluate, evaluation_requests, group_rows, judge
+from actors.evaluate import describe_failures, evaluate, evaluation_requests, group_rows, judge
 from actors.influence_monitor import InfluenceMonitor
 from actors.notes import NoteKeeper
 from actors.readiness import ReadinessMeter
@@ -95,16 +95,19 @@ class Driver:
         """See ``NoteKeeper.after``."""
         return self._notes.after(seen)
 
-    async def evaluate(self, policy: Path, problems: Path, out: Path) -> int:
+    async def evaluate(self, policy: Path, problems: Path, out: Path) -> str | None:
         """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to ``out``.
 
         Returns:
-            the number of rows.
+            what is to be said of responses without a verdict, None where all have one.
+
+        Raises:
+            VerdictError: see ``actors.evaluate.evaluate``.
         """
         await self._load(policy / WEIGHTS)
         rows = await self._evaluate(read_problems(problems), self.config.evaluation)
         write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
-        return len(rows)
+        return describe_failures(rows)
 
     async def _evaluate(self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig) -> list[dict[str, Any]]:
         requests = evaluation_requests(problems, evaluation, self.config.model, self.config.seeds.sampling)

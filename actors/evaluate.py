@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from actors.rollout_pool import RolloutPool
+from actors.rollout_pool import FailedGroup, RolloutPool
 from actors.verifier import VerifierClient
 from bi_ray.config import EvaluationConfig, ModelConfig
 from bi_ray.policy.rollout import Group, GroupRequest, SamplingConfig, seed_for
 from bi_ray.problems import ProblemRow
-from bi_ray.verification import DataFailure, Verdict, VerificationItem
+from bi_ray.verification import DataFailure, Verdict, VerdictError, VerificationItem, require_verdicts
 
 GREEDY = "greedy"
 SAMPLED = "sampled"
@@ -43,6 +44,26 @@ def evaluation_requests(
     return requests
 
 
+def refuse_lost(answers: Sequence[Group | FailedGroup]) -> None:
+    """Refuse groups of which engines lost one: the result would depend on what died.
+
+    Raises:
+        VerdictError: one was lost. A request that failed by its own fault is no such group.
+    """
+    lost = [answer for answer in answers if isinstance(answer, FailedGroup) and answer.kind == "infrastructure"]
+    if lost:
+        raise VerdictError(
+            f"{len(lost)} of {len(answers)} groups of responses were lost, {lost[0].key} first: {lost[0].reason}; "
+            "run the same command again"
+        )
+
+
+def require_some(answers: Sequence[Group | FailedGroup], verdicts: Sequence[Verdict | DataFailure]) -> None:
+    """See ``require_verdicts``; a request that failed counts as a response that could not be judged."""
+    failed = [DataFailure(answer.reason) for answer in answers if isinstance(answer, FailedGroup)]
+    require_verdicts([*verdicts, *failed])
+
+
 async def evaluate(
     pool: RolloutPool,
     verifier: VerifierClient,
@@ -52,11 +73,15 @@ async def evaluate(
 ) -> list[dict[str, Any]]:
     """Generate and verify; returns one row per sample, in the order of the requests.
 
-    A request or a sample that failed has ``failure`` set and no verdict: it counts as no answer at all, never as a
-    wrong one.
+    A request or a sample that failed by its own fault has ``failure`` set and no verdict: it counts as no answer at
+    all, never as a wrong one.
+
+    Raises:
+        VerdictError: engines lost a request, or nothing could be judged.
     """
     by_id = {row.id: row for row in problems}
     groups = await pool.generate(requests, on_group)
+    refuse_lost(groups)
     rows: list[dict[str, Any]] = []
     items: list[VerificationItem] = []
     judged: list[dict[str, Any]] = []
@@ -79,12 +104,23 @@ async def evaluate(
             rows.append(row)
             judged.append(row)
             items.append(VerificationItem.of(problem, sample.text, sample.truncated))
-    for row, verdict in zip(judged, await verifier.score(items), strict=True):
+    verdicts = await verifier.score(items)
+    require_some(groups, verdicts)
+    for row, verdict in zip(judged, verdicts, strict=True):
         if isinstance(verdict, DataFailure):
-            row["failure"] = f"data: {verdict.reason}"
+            row["failure"] = f"data: {verdict}"
         else:
             row |= asdict(verdict)
     return rows
+
+
+def describe_failures(rows: Sequence[dict[str, Any]]) -> str | None:
+    """How many rows have no verdict and mostly why; None where all have one."""
+    reasons = Counter(row["failure"] for row in rows if row["failure"] is not None)
+    if not reasons:
+        return None
+    reason, count = reasons.most_common(1)[0]
+    return f"{reasons.total()} of {len(rows)} responses have no verdict and are left out; {count} of them: {reason}"
 
 
 def group_rows(judged: Sequence[tuple[Group, Sequence[Verdict | DataFailure]]]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from bi_ray.learning import rl, sft
 from bi_ray.learning.learner import TrainingError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.private import PrivacyError
+from bi_ray.verification import VerdictError
 
 DRIVER_DIED = "the driver died; run the same command again and it goes on from here"
 
@@ -49,8 +50,15 @@ class DriverClient:
             raise TrainingError(DRIVER_DIED) from error
 
     def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
-        """See ``rl.Driver``."""
-        reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
+        """See ``rl.Driver``.
+
+        Raises:
+            TrainingError: the batch has no verdicts; that a new group of learners would get the same is likely.
+        """
+        try:
+            reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
+        except VerdictError as error:
+            raise TrainingError(f"step {step}: {error}") from error
         return ray.get(reply, timeout=self._call_timeout_s) if isinstance(reply, ray.ObjectRef) else reply
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:

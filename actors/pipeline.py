@@ -19,7 +19,7 @@ from actors.learner_group import LearnerGroup
 from actors.learner_loops import DRIVER_DIED
 from actors.notes import NoteFollower
 from actors.weight_sync import SHARED_MEMORY, weights_directory
-from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, UserDataConfig
+from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, TaskConfig, UserDataConfig
 from bi_ray.display import Display
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sft import CHECKPOINTS
@@ -37,7 +37,7 @@ from bi_ray.problems import (
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.rows import REJECTS, Rejects, file_digest
 from bi_ray.store import RunDirectory, RunError, StageKey, key_of, read_record, write_text
-from bi_ray.tasks.base import FiniteTask
+from bi_ray.tasks.base import FiniteTask, Task
 from bi_ray.tasks.registry import build_task, data_files, target_config
 from bi_ray.tracking import FOLDER as TRACKERS_FOLDER
 from bi_ray.tracking import Tracked, Tracking, make_trackers
@@ -112,7 +112,7 @@ class Pipeline:
         )
         if self._skip("data", key):
             return key
-        task, tokenizer = build_task(config.task, config.seeds.data), load_tokenizer(config.model.path)
+        task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
         with self.run_directory.commit("data", key) as folder, self.display.task("problems", len(config.task.sets)):
             for name, difficulty in config.task.sets.items():
                 manifest = write_problems(task, name, difficulty.problems, tokenizer, config.model, folder / name)
@@ -134,7 +134,7 @@ class Pipeline:
         if self._skip(stage, key):
             return key
         self.run_directory.require_whole("data")
-        task, tokenizer = build_task(self.config.task, self.config.seeds.data), load_tokenizer(self.config.model.path)
+        task, tokenizer = self._task(self.config.task), load_tokenizer(self.config.model.path)
         with self.run_directory.commit(stage, key) as folder, self.display.task(f"demonstrations of {arm}", None):
             manifest = write_demonstrations(
                 task, self.config.arms[arm], self.config, self._path("data") / "sft", tokenizer, folder
@@ -191,7 +191,7 @@ class Pipeline:
         )
         if self._skip("target", key):
             return key
-        task, tokenizer = build_task(task_config, config.seeds.data), load_tokenizer(config.model.path)
+        task, tokenizer = self._task(task_config), load_tokenizer(config.model.path)
         with self.run_directory.commit("target", key) as folder:
             count = settings.target_queries
             write_problems(task, "influence_target", count, tokenizer, config.model, folder, exactly=False)
@@ -264,7 +264,7 @@ class Pipeline:
     def _held_out_demonstrations(self, recipes: dict[str, RecipeConfig]) -> dict[str, Demonstrations]:
         """Demonstrations of the target's problems by every recipe: tokens of (prompt, response)."""
         config = self.config
-        task, tokenizer = build_task(config.task, config.seeds.data), load_tokenizer(config.model.path)
+        task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
         problems = [row for row in read_problems(self._path("target")) if row.graph or row.response]
         if not problems:
             return {}
@@ -364,7 +364,9 @@ class Pipeline:
             for name in config.evaluation.sets:
                 reference = driver.evaluate.remote(policy, self._path(f"data/{name}"), folder / f"{name}.jsonl")
                 with self.display.task(f"evaluation of {title}, {name}", None):
-                    self._call(reference, config.evaluation.timeout_s, self._show_progress)
+                    failures = self._call(reference, config.evaluation.timeout_s, self._show_progress)
+                if failures:
+                    self.display.note(f"{title}, {name}: {failures}")
 
     def _sft_data_key(self, arm: str, data: StageKey) -> StageKey:
         recipe = self.config.arms[arm]
@@ -389,9 +391,12 @@ class Pipeline:
         made = demonstrations.get(arm)
         return self._sft_key(arm, made, "sft") if made else self._no_sft_key(data)
 
+    def _task(self, task: TaskConfig) -> Task:
+        return build_task(task, self.config.seeds.data, self.config.verifier)
+
     def _verifier_options(self) -> dict[str, Any]:
-        """What decides verdicts; deadlines may change while a run goes on."""
-        return self.config.verifier.model_dump(exclude={"batch_timeout_s", "start_timeout_s"})
+        """What decides verdicts; limits of the machine may change between two starts of a run."""
+        return self.config.verifier.model_dump(exclude={"batch_timeout_s", "start_timeout_s", "memory_mib"})
 
     def _limits(self) -> dict[str, Any]:
         model = self.config.model

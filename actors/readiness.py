@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from actors.evaluate import group_rows, judge
+from actors.evaluate import group_rows, judge, refuse_lost, require_some
 from actors.influence_analyzer import GroupRow, make_ray_analyzer
 from actors.rollout_pool import RolloutPool
 from actors.verifier import VerifierClient
@@ -96,7 +96,8 @@ class ReadinessMeter:
         """Sample both sets and fill the folder ``out`` with the rollouts, a row per query, and the policy's own row.
 
         Raises:
-            ReadinessError: nothing was sampled, or the analyzer was late or died again and again.
+            ReadinessError: no group has two samples with a verdict, or the analyzer was late or died again and again.
+            VerdictError: see ``sample``.
         """
         _ = self.analyzer  # it loads its libraries while the engines sample
         await self.load(policy / WEIGHTS)
@@ -106,7 +107,7 @@ class ReadinessMeter:
         (out / ROLLOUTS).write_text("".join(json.dumps({"kind": kind} | row) + "\n" for kind, row in kinds))
         chosen = {kind: [row for k, row in kinds if k == kind] for kind in ("query", "target")}
         if not all(chosen.values()):
-            raise ReadinessError("no rollouts: every group of the queries, or of the target, failed")
+            raise ReadinessError("no group of the queries, or of the target, has two responses with a verdict")
         arguments = (policy, chosen["query"], chosen["target"], demonstrations, out)
         await self._ask(lambda: self.analyzer.measure.remote(*arguments), attempts=_ANALYSES)
 
@@ -163,7 +164,11 @@ class ReadinessMeter:
         return {row["id"]: sum(s["reward"] for s in row["samples"]) / len(row["samples"]) for row in rows}
 
     async def sample(self, problems: Sequence[ProblemRow], seed: str, samples: int) -> list[dict[str, Any]]:
-        """Samples of each problem at RL's temperature, from the policy that the engines hold: ``group_rows``."""
+        """Samples of each problem at RL's temperature, from the policy that the engines hold: ``group_rows``.
+
+        Raises:
+            VerdictError: engines lost a group, or nothing could be judged.
+        """
         sampling = rl_sampling(self.config, samples)
         requests = [
             GroupRequest(row.id, row.prompt_tokens, sampling, seed_for(self.config.seeds.sampling, seed, row.id))
@@ -176,8 +181,12 @@ class ReadinessMeter:
             done += 1
             self.report("rollouts", done, len(requests))
 
-        groups = [group for group in await self.pool.generate(requests, count) if isinstance(group, Group)]
-        return group_rows(await judge(self.verifier, problems, groups))
+        answers = await self.pool.generate(requests, count)
+        refuse_lost(answers)
+        groups = [group for group in answers if isinstance(group, Group)]
+        judged = await judge(self.verifier, problems, groups)
+        require_some(answers, [verdict for _, verdicts in judged for verdict in verdicts])
+        return group_rows(judged)
 
     async def _ask(self, call: Callable[[], Any], attempts: int = 1) -> Any:
         """The analyzer's answer to a call; meanwhile its phase is reported.

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification import DataFailure, Verdict, VerificationItem, Verifier
 
-_ATTEMPTS = 2  # of a sample on which the process died: once may be the machine, twice is the sample
+_ATTEMPTS = 5  # of a sample over which the actor died: its own process keeps it from what responses do
 _PAUSE_S = 0.2  # between two questions to an actor that is coming back
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,10 @@ class VerifierClient:
         """Wait for the actor; returns the identifier of its process.
 
         Raises:
-            VerifierUnavailable: it is not there within ``start_timeout_s``, or its constructor failed.
+            VerifierUnavailable: it is not there in time, or its constructor failed.
         """
-        deadline = time.monotonic() + self.config.start_timeout_s
+        limit_s = 2 * self.config.start_timeout_s  # the actor, and the process in which it judges
+        deadline = time.monotonic() + limit_s
         fault: Exception = TimeoutError("no reply")
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -61,44 +62,51 @@ class VerifierClient:
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier is not back within verifier.start_timeout_s ({self.config.start_timeout_s:g} s): "
-            f"{_last_line(fault)}"
+            f"the verifier is not there within {limit_s:g} s (twice verifier.start_timeout_s): {_last_line(fault)}"
         ) from fault
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """A verdict or a data failure per item, in order.
 
-        When the batch is late or the process dies, the items are scored again one at a time, so that only the guilty
-        one becomes a data failure.
+        They go to the actor in blocks that ``batch_timeout_s`` is enough for even if each takes ``sample_timeout_s``:
+        the actor ends what a response makes hang, so only a fault of the machine makes a block late or kills the actor.
+        Then that block is scored again, one item at a time.
 
         Raises:
-            VerifierUnavailable: see ``ready``.
+            VerifierUnavailable: see ``ready``; or it dies over and over.
         """
+        size = max(1, int(self.config.batch_timeout_s / self.config.sample_timeout_s))
+        outcomes: list[Verdict | DataFailure] = []
         async with self._one_call:
-            return await self._score(items)
+            for first in range(0, len(items), size):
+                outcomes += await self._score_block(items[first : first + size])
+        return outcomes
 
-    async def _score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+    async def _score_block(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        limit_s = 2 * self.config.start_timeout_s + self.config.batch_timeout_s
         try:
-            return await self._within(self.config.batch_timeout_s, self.handle.score.remote(list(items)))
+            return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:
-            log.warning("verifier: %d samples took over %g s; one by one", len(items), self.config.batch_timeout_s)
+            log.warning("verifier: %d samples took over %g s; one by one", len(items), limit_s)
             await self._restart()
         except RayActorError:
-            log.warning("verifier: its process died over %d samples; one by one", len(items))
+            log.warning("verifier: its actor died over %d samples; one by one", len(items), exc_info=True)
             await self.ready()
         return [await self._score_alone(item) for item in items]
 
     async def _score_alone(self, item: VerificationItem) -> Verdict | DataFailure:
-        limit = 2 * self.config.sample_timeout_s  # Python code is stopped at half of it; what is left hangs in C
+        # Longer than the actor's own limits: a new process, its first call, and this one.
+        limit_s = 3 * self.config.start_timeout_s + self.config.sample_timeout_s
         for _ in range(_ATTEMPTS):
             try:
-                return (await self._within(limit, self.handle.score.remote([item])))[0]
+                return (await self._within(limit_s, self.handle.score.remote([item])))[0]
             except TimeoutError:
+                log.warning("verifier: one sample took over %g s", limit_s)
                 await self._restart()
-                return DataFailure(f"the reward function hung for {limit:g} s and its process was ended")
             except RayActorError:
+                log.warning("verifier: its actor died over one sample", exc_info=True)
                 await self.ready()
-        return DataFailure(f"the verifier's process died {_ATTEMPTS} times over this sample")
+        raise VerifierUnavailable(f"the verifier died, or did not answer, {_ATTEMPTS} times over one sample")
 
     async def _restart(self) -> None:
         ray.kill(self.handle, no_restart=False)
@@ -106,7 +114,10 @@ class VerifierClient:
 
     @staticmethod
     async def _within(seconds: float, reference: Any) -> Any:
-        return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+        except RayTaskError as error:
+            raise VerifierUnavailable(f"the verifier failed: {error.cause}") from error
 
 
 def _last_line(error: Exception) -> str:

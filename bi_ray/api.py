@@ -16,7 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from bi_ray.cells import plain_row
 from bi_ray.columns import ExtraColumns
-from bi_ray.config import BehaviorConfig, Config, ConfigError, RecipeConfig, RunConfig, SetName, TaskConfig, load_config
+from bi_ray.config import (
+    BehaviorConfig,
+    Config,
+    ConfigError,
+    RecipeConfig,
+    RunConfig,
+    SetName,
+    TaskConfig,
+    VerifierConfig,
+    load_config,
+)
 from bi_ray.dataset import read_manifest
 from bi_ray.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
 from bi_ray.generation import distinct_problems
@@ -70,7 +80,8 @@ def generate(
     count = configured if problems is None else problems
     if count is not None and count < 1:
         raise ConfigError(f"problems: {count} is not 1 or more")
-    made = distinct_problems(run.task, run.seeds.data, set, count, processes)
+    task = build_task(run.task, run.seeds.data, run.verifier)
+    made = distinct_problems(run.task, run.seeds.data, set, count, processes, task=task)
     return _dataset([row for _, row in made], PROBLEM_SCHEMA)
 
 
@@ -146,14 +157,19 @@ def check(
     task: Task | Config | str | Path | None = None,
     strict: bool = False,
     rejects: Rejects | None = None,
+    verifier: VerifierConfig | None = None,
 ) -> Dataset:
     """Responses graded, whoever wrote them: the answer, the format, and every line of the chain of thought.
+
+    They are judged in a process of their own. A response whose judgement fails, or takes longer than
+    ``sample_timeout_s``, is left out like a row with nothing to grade.
 
     Args:
         dataset: as for ``inject``, with a response (or completion, or messages) in every row.
         task: as for ``inject``.
         strict: whether a row with nothing to grade is an error; else it is left out, with a warning at the end.
         rejects: as for ``inject``.
+        verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the defaults.
 
     Returns:
         A row per graded response with the fields of ``bi_ray.grading.Grade``; behaviours with how many lines show each.
@@ -162,7 +178,8 @@ def check(
         ConfigError, DataError: as ``inject``.
     """
     left_out, rows = Rejects(strict) if rejects is None else rejects, []
-    for _, grade in grade_rows(_numbered(dataset, left_out), task_of(task, dataset), left_out):
+    limits = verifier or _limits_of(task)
+    for _, grade in grade_rows(_numbered(dataset, left_out), task_of(task, dataset), left_out, limits):
         shown = [{"behaviour": name, "lines": lines} for name, lines in grade.behaviours.items()]
         rows.append(grade.as_json() | {"behaviours": shown})
     _warn(left_out, rejects)
@@ -179,6 +196,11 @@ def problems_of(config: RunConfig, name: str) -> int | None:
     if name not in sets:
         raise ConfigError(f"no set {name}: the configuration has {', '.join(sets)}")
     return sets[name].problems
+
+
+def _limits_of(source: Any) -> VerifierConfig:
+    run = load_config(source, RunConfig) if isinstance(source, str | Path) else source
+    return run.verifier if isinstance(run, RunConfig) else VerifierConfig()
 
 
 def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
@@ -198,7 +220,7 @@ def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
     if isinstance(source, str | Path):
         source = load_config(source, RunConfig)
     if isinstance(source, RunConfig):
-        return build_task(source.task, source.seeds.data)
+        return build_task(source.task, source.seeds.data, source.verifier)
     if isinstance(source, Config):
         return build_task(source, seed)  # type: ignore[arg-type]  # any of the tasks' configurations
     if source is not None and not isinstance(source, Mapping):

@@ -150,7 +150,8 @@ def check(
     from bi_ray.api import task_of
     from bi_ray.grading import Grade, Tally, grade_rows
 
-    task = task_of(load_config(config_file, RunConfig) if config_file else None, source)
+    run = load_config(config_file, RunConfig) if config_file else None
+    task = task_of(run, source)
     out = out or source.with_name(f"{source.name}.verdicts.jsonl")
     if out.resolve() == source.resolve() or os.path.isdir(out):
         raise ConfigError(f"--out {out}: it has to be a file of its own")
@@ -160,7 +161,7 @@ def check(
         _refuse_foreign_rows(left_out, Reject, "rejected rows")
     tally, rejects, faults = Tally(), Rejects(), Table("row", "line of it", "what is wrong", box=None)
     with _written_to(out), _whole_file(out) as file, _bar("responses", None) as show:
-        for place, grade in grade_rows(rows_of(source, rejects), task, rejects):
+        for place, grade in grade_rows(rows_of(source, rejects), task, rejects, run.verifier if run else None):
             tally.add(grade)
             show(tally.rows)
             file.write(json.dumps(asdict(place) | grade.as_json(), ensure_ascii=False) + "\n")
@@ -227,7 +228,7 @@ def _made_row(config: RunConfig, arm: str | None, set_name: str, index: int) -> 
     if arm not in config.arms:
         raise ConfigError(f"--arm {arm}: the configuration has {', '.join(config.arms)}")
     problems_of(config, set_name)
-    task = build_task(config.task, config.seeds.data)
+    task = build_task(config.task, config.seeds.data, config.verifier)
     problem = task.problem(cast(SetName, set_name), index)
     wanted = config.arms[arm]
     if not wanted.sft or (problem.graph is None and not problem.response):

@@ -176,9 +176,10 @@ class RolloutConfig(Config):
 class VerifierConfig(Config):
     """How a response becomes a verdict."""
 
-    sample_timeout_s: Seconds = 5  # a reward function that takes longer makes a data failure
-    batch_timeout_s: Seconds = 120
-    start_timeout_s: Seconds = 120  # of its process, at first and after it was ended
+    sample_timeout_s: Seconds = 5  # a response whose judgement takes longer is a data failure
+    batch_timeout_s: Seconds = 120  # sent to the verifier together: as many responses as this is enough for
+    start_timeout_s: Seconds = 120  # of its process, and for a user's function to load what its first call needs
+    memory_mib: Positive = 8192  # of the process that judges; a response that makes it take more is a data failure
     reward_function: str | None = None  # import path "package.module:function"; None: exact answer
     trace_reward: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # times what `trace_reward_of` says is added
     trace_reward_of: Literal["progress", "valid"] = "progress"  # share of the needed quantities solved before the first

@@ -69,7 +69,7 @@ def write_set(
         DataError: ``out`` holds something else, or there are not so many problems.
         RunLocked: another process is at it.
     """
-    task = build_task(config.task, config.seeds.data)
+    task = build_task(config.task, config.seeds.data, config.verifier)
     layout = layout_of(export, task.system_prompt, f"bi_ray/{config.task.kind}", split_of(name), demonstrations=False)
     made_from = {"set": name, "problems": count, "data_seed": config.seeds.data, "task": config.task}
     key = key_of({**made_from, "format": export}, data_files(config.task))

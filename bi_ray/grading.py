@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
-from bi_ray.config import ConfigError
+from bi_ray.config import VerifierConfig
+from bi_ray.guard import Guard, Limits, doing
 from bi_ray.injection.rows import problem_of
 from bi_ray.reading import Fields, NumberedRow, fields_of
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.parse import place_of
-from bi_ray.rows import Place, Rejects, RowError
+from bi_ray.rows import Place, Rejects, RowError, RowValues
 from bi_ray.tasks.base import ChecksAnswers, Problem, Task
 from bi_ray.tasks.text import TextTask
+from bi_ray.verification import calls_user_code
+
+_ROWS_PER_CALL = 64  # that are handed to the guarded process together
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Grade:
 def grade(task: Task, fields: Fields, place: Place) -> Grade:
     """Grade the response of a row against the graph of its question; free text by its answer alone.
 
+    It runs in this process and without any limit; ``grade_rows`` sets one.
+
     Raises:
         RowError: no response, or neither graph nor answer to grade it by.
     """
@@ -64,15 +72,18 @@ def grade(task: Task, fields: Fields, place: Place) -> Grade:
         problem = task.recall(fields.id or f"row-{place.line}", fields.question, fields.answer)
     else:
         problem = problem_of(fields, task, place)[1]
+    doing("check of the trace")
     steps = task.parse_trace(fields.response)
     report = check_trace(steps, problem.graph, task.notation) if problem.graph else None
     bad = report.first_bad_step if report else None
     told = bad if bad is not None and bad < len(steps) else None
     line = None if told is None else _line_of(fields.response, place_of(fields.response, steps, told)[0])
+    doing("check of the format")
+    format_right = task.format_is_right(fields.response)
     return Grade(
         id=problem.id,
         right=_is_right(task, problem, fields.response),
-        format_right=task.format_is_right(fields.response),
+        format_right=format_right,
         trace_valid=report.valid if report else None,
         steps=len(steps),
         first_bad_step=bad,
@@ -89,23 +100,70 @@ def _line_of(text: str, character: int) -> int:
 
 
 def _is_right(task: Task, problem: Problem, response: str) -> bool:
+    doing("check of the answer")
     if not isinstance(task, ChecksAnswers):
         return task.parse_answer(response) == problem.answer
-    try:
-        return task.answer_is_right(response, problem.question, problem.answer, problem.reference)
-    except ConfigError:
-        raise
-    except Exception as error:  # a user's function: whatever it raises is about this row
-        raise RowError(f"the answer's check failed: {type(error).__name__}: {error}") from error
+    return task.answer_is_right(response, problem.question, problem.answer, problem.reference)
 
 
-def grade_rows(rows: Iterable[NumberedRow], task: Task, rejects: Rejects) -> Iterator[tuple[Place, Grade]]:
-    """A grade per row; ``rejects`` gets those with nothing to grade."""
-    for place, row in rows:
+class _Grader:
+    """Grades row after row; built and called in the guarded process."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        if isinstance(task, ChecksAnswers):
+            task.prepare()
+
+    def __call__(self, row: tuple[Place, Fields]) -> Grade | RowError:
+        place, fields = row
         try:
-            yield place, grade(task, fields_of(row), place)
+            return grade(self._task, fields, place)
         except RowError as error:
-            rejects.add(place, str(error), dict(row))
+            return error
+
+
+def grade_rows(
+    rows: Iterable[NumberedRow], task: Task, rejects: Rejects, config: VerifierConfig | None = None
+) -> Iterator[tuple[Place, Grade]]:
+    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgement failed.
+
+    Args:
+        rows: see ``bi_ray.reading.rows_of``.
+        task: reads questions and responses.
+        rejects: gets the bad rows.
+        config: the limits of a judgement; None: the defaults.
+
+    Raises:
+        ConfigError: what checks answers cannot be loaded.
+        DataError: a bad row, where ``rejects`` is strict.
+    """
+    numbered = iter(rows)
+    limits = Limits.of(config or VerifierConfig())
+    guard: Guard[tuple[Place, Fields], Grade | RowError]
+    with Guard(partial(_Grader, task), limits, calls_user_code(task)) as guard:
+        while block := list(islice(numbered, _ROWS_PER_CALL)):
+            yield from _grade_block(block, guard, rejects)
+
+
+def _grade_block(
+    block: Sequence[NumberedRow], guard: Guard[tuple[Place, Fields], Grade | RowError], rejects: Rejects
+) -> Iterator[tuple[Place, Grade]]:
+    read = [_fields_or_error(row) for _, row in block]
+    asked = [(place, fields) for (place, _), fields in zip(block, read, strict=True) if isinstance(fields, Fields)]
+    graded = guard.run(asked)
+    for (place, row), fields in zip(block, read, strict=True):
+        outcome = next(graded) if isinstance(fields, Fields) else fields
+        if isinstance(outcome, Grade):
+            yield place, outcome
+        else:
+            rejects.add(place, str(outcome), dict(row))
+
+
+def _fields_or_error(row: RowValues) -> Fields | RowError:
+    try:
+        return fields_of(row)
+    except RowError as error:
+        return error
 
 
 @dataclass(slots=True)

@@ -1,23 +1,26 @@
 """From a response to a verdict: exact answer, format, truncation, and the check of every line of the trace.
 
 A reward function of the user takes the place of the exact match where the configuration names one. When it raises,
-returns no finite number or takes too long, the sample ends as a data failure: a failure is never a reward of zero.
+returns anything but a finite number, or takes too long, the sample ends as a data failure: a failure is never a reward
+of zero. A response is judged in a process of its own (``bi_ray.guard``), reading, trace and format included.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache, partial
 from numbers import Real
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bi_ray.config import VerifierConfig
+from bi_ray.guard import CallError, Fault, Guard, Limits, doing
 from bi_ray.importing import load_object
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
@@ -26,7 +29,8 @@ from bi_ray.tasks.base import ChecksAnswers, Task
 if TYPE_CHECKING:
     from bi_ray.problems import ProblemRow
 
-RewardFunction = Callable[..., float]  # called with the keyword arguments question, answer and response, all text
+# Called with the keyword arguments question, answer and response, all text; may be a coroutine function.
+RewardFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +119,26 @@ BEHAVIOUR_FIELDS = {  # of a verdict, by the behaviour that they count
 
 @dataclass(frozen=True, slots=True)
 class DataFailure:
-    """A sample without a verdict, because of its data or of the user's reward function: dropped and counted."""
+    """A sample without a verdict, because of its data or of the user's reward function: dropped and counted.
+
+    Attributes:
+        reason: one line.
+        where: file and line of the user's code that raised, "" where nothing was raised.
+    """
 
     reason: str
+    where: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.where})" if self.where else self.reason
 
 
-class RewardError(ValueError):
-    """A reward function or a check of the answer that raised, took too long, or returned what it must not."""
+class VerdictError(RuntimeError):
+    """A stage or an RL step that lacks the verdicts it needs, so it does not count as done; the message says why."""
 
 
-class _Timeout(BaseException):
-    """Raised by the timer inside the user's code; no ``except Exception`` there can swallow it."""
+class RewardError(CallError):
+    """A reward that is not one finite number."""
 
 
 def verify(
@@ -140,7 +153,7 @@ def verify(
     trace_reward: float = 0.0,
     trace_reward_of: Literal["progress", "valid"] = "progress",
 ) -> Verdict:
-    """Judge one response (section 8 of docs/method.md).
+    """Judge one response (section 8 of docs/method.md), in this process and without any limit.
 
     Args:
         task: reads the response.
@@ -153,17 +166,18 @@ def verify(
         is_right: says whether the answer is right, in place of an exact match.
         trace_reward: added times the trace's progress, or where it is valid: a reward for the process.
         trace_reward_of: which of the two.
-
-    Raises:
-        RewardError: from ``reward_function`` or ``is_right``.
     """
+    doing("check of the trace")
     steps = task.parse_trace(response_text)
     trace = check_trace(steps, problem_graph, task.notation) if problem_graph is not None else None
     shown = Counter(behaviour for step in steps for behaviour in step.behaviours)
+    doing("check of the format")
     format_right = not truncated and task.format_is_right(response_text)
+    doing("check of the answer")
     right = not truncated and (is_right() if is_right else task.parse_answer(response_text) == answer)
     outcome = None
     if reward_function:
+        doing("reward function")
         outcome = 0.0 if truncated else reward_function()
     reward = 0.0
     if not truncated:
@@ -191,65 +205,106 @@ def verify(
 
 
 class Verifier:
-    """Scores batches; keeps no state between them.
+    """Scores batches in a process of its own, which is ended and replaced where a response takes too much of it.
 
     Args:
         task: reads the responses.
-        config: the reward function and its time limit, and the reward for the trace.
+        config: the reward function and the limits, and the reward for the trace.
         format_reward: added where the format is right (``RLConfig.format_reward``).
 
     Raises:
         ConfigError: the reward function, or that which checks answers, cannot be loaded.
+        GuardError: the process does not start.
     """
 
     def __init__(self, task: Task, config: VerifierConfig, format_reward: float = 0.0) -> None:
+        self._guard: Guard[VerificationItem, Verdict] = Guard(
+            partial(_Scorer, task, config, format_reward),
+            Limits.of(config),
+            first_call_loads=config.reward_function is not None or calls_user_code(task),
+        )
+        self._guard.start()
+
+    def ready(self) -> int:
+        """Identifier of this process."""
+        return os.getpid()
+
+    def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
+        """A verdict or a data failure per item, in order."""
+        return [_verdict_of(outcome) for outcome in self._guard.run(items)]
+
+    def close(self) -> None:
+        """End the process that scores."""
+        self._guard.close()
+
+
+def _verdict_of(outcome: Verdict | Fault) -> Verdict | DataFailure:
+    return DataFailure(outcome.reason, outcome.where) if isinstance(outcome, Fault) else outcome
+
+
+def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
+    """Refuse a batch in which nothing could be judged: then the fault is not in the responses.
+
+    A truncated response proves nothing, since it is wrong without any check. Failures beside verdicts are allowed,
+    however many they are; whoever counts them leaves them out.
+
+    Args:
+        outcomes: of all responses of an evaluation or an RL step.
+
+    Raises:
+        VerdictError: all of them, but for truncated ones, are failures.
+    """
+    reasons: Counter[str] = Counter()
+    judged = 0
+    for outcome in outcomes:
+        if isinstance(outcome, DataFailure):
+            reasons[str(outcome)] += 1
+        elif not outcome.truncated:
+            judged += 1
+    if judged or not reasons:
+        return
+    reason, count = reasons.most_common(1)[0]
+    share = "" if len(reasons) == 1 else f" ({count} of them, and other reasons)"
+    advice = "mend that and run the same command again"
+    raise VerdictError(f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}")
+
+
+def calls_user_code(task: Task) -> bool:
+    """Whether a function of the user checks the task's answers."""
+    checker = getattr(task, "checker", None)
+    return checker is not None and checker.config.checker == "function"
+
+
+class _Scorer:
+    """Judges one response after the other; built and called in the guarded process."""
+
+    def __init__(self, task: Task, config: VerifierConfig, format_reward: float) -> None:
         self.task = task
-        self.sample_timeout_s = config.sample_timeout_s
+        self.config = config
         self.format_reward = format_reward
-        self.trace_reward, self.trace_reward_of = config.trace_reward, config.trace_reward_of
         self.reward_function = load_reward_function(config.reward_function) if config.reward_function else None
         if isinstance(task, ChecksAnswers):
             task.prepare()
 
-    def ready(self) -> int:
-        """Identifier of the process that scores."""
-        return os.getpid()
-
-    def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
-        """A verdict or a data failure per item, in order. Only in the main thread where others' code has a say."""
-        return [self._score(item) for item in items]
-
-    def _score(self, item: VerificationItem) -> Verdict | DataFailure:
+    def __call__(self, item: VerificationItem) -> Verdict:
         task = self.task
-
-        def reward() -> float:
-            assert self.reward_function is not None
-            return call_reward_function(self.reward_function, item, self.sample_timeout_s)
-
-        def is_right() -> bool:
-            assert isinstance(task, ChecksAnswers)
-            question, answer, reference = item.question, item.answer, item.reference
-            return _guarded(
-                "check of the answer",
-                self.sample_timeout_s,
-                lambda: task.answer_is_right(item.response, question, answer, reference),
-            )
-
-        try:
-            return verify(
-                task,
-                Graph.from_json(item.graph) if item.graph else None,
-                item.answer,
-                item.response,
-                item.truncated,
-                reward if self.reward_function else None,
-                self.format_reward,
-                is_right if isinstance(task, ChecksAnswers) else None,
-                self.trace_reward,
-                self.trace_reward_of,
-            )
-        except RewardError as error:
-            return DataFailure(str(error))
+        reward = is_right = None
+        if self.reward_function:
+            reward = partial(call_reward_function, self.reward_function, item)
+        if isinstance(task, ChecksAnswers):
+            is_right = partial(task.answer_is_right, item.response, item.question, item.answer, item.reference)
+        return verify(
+            task,
+            Graph.from_json(item.graph) if item.graph else None,
+            item.answer,
+            item.response,
+            item.truncated,
+            reward,
+            self.format_reward,
+            is_right,
+            self.config.trace_reward,
+            self.config.trace_reward_of,
+        )
 
 
 def load_reward_function(path: str) -> RewardFunction:
@@ -262,47 +317,48 @@ def load_reward_function(path: str) -> RewardFunction:
     return function
 
 
-def call_reward_function(function: RewardFunction, item: VerificationItem, timeout_s: float) -> float:
-    """What ``function`` returns for ``item``.
+def call_reward_function(function: RewardFunction, item: VerificationItem) -> float:
+    """The reward that ``function`` gives ``item``; what a coroutine function returns is awaited.
 
     Raises:
-        RewardError: it raised, ran longer than ``timeout_s`` in Python code, or returned no finite number.
+        RewardError: it is not one finite number.
+        Exception: whatever the function raises.
     """
-    value = _guarded(
-        "reward function",
-        timeout_s,
-        lambda: function(question=item.question, answer=item.answer, response=item.response),
-    )
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise RewardError(f"the reward function returned {value!r:.80}, which is no finite number")
-    return float(value)
+    value = function(question=item.question, answer=item.answer, response=item.response)
+    if inspect.isawaitable(value):
+        value = _event_loop().run_until_complete(value)
+    return reward_of(value)
 
 
-def _guarded(name: str, timeout_s: float, function: Callable[[], Any]) -> Any:
-    """What others' code returns; whatever it raises, and a lack of time, is about this sample."""
-    try:
-        with _time_limit(timeout_s):
-            return function()
-    except _Timeout as error:
-        raise RewardError(f"the {name} took longer than {timeout_s:g} s") from error
-    except (Exception, SystemExit) as error:
-        raise RewardError(f"the {name} raised {type(error).__name__}: {error}") from error
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One for all calls: a client that a coroutine function keeps belongs to the loop that it was made in."""
+    return asyncio.new_event_loop()
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block after ``seconds``: a signal, so only in the main thread and only between two bytecodes.
+def reward_of(value: Any) -> float:
+    """A reward as a plain number: any number, or an array or tensor without dimensions.
 
-    A call that stays in C for longer is left to the deadline of whoever waits for this process.
+    Raises:
+        RewardError: it is something else, or not finite.
     """
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise _Timeout
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # of numpy, torch or jax
+    if not isinstance(value, Real | Decimal):
+        raise RewardError(f"the reward function returned {_shown(value)}, which is not a number")
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        number = float(value)
+    except (OverflowError, ValueError):  # an integer beyond floats; Decimal("sNaN")
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(f"the reward function returned {_shown(value)}, which is not a finite number")
+    return number
+
+
+def _shown(value: Any) -> str:
+    """The start of a value, and of what type it is."""
+    try:
+        text = " ".join(f"{value!r:.80}".split())
+    except Exception:  # a __repr__ of the user
+        text = "a value that cannot be printed"
+    return f"{text} ({type(value).__name__})"

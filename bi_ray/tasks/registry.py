@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bi_ray.config import IGSMConfig, ReasoningGymConfig, TaskConfig, UserDataConfig, UserSetConfig
+from bi_ray.config import IGSMConfig, ReasoningGymConfig, TaskConfig, UserDataConfig, UserSetConfig, VerifierConfig
 from bi_ray.rows import file_digest
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.igsm import IGSMTask
@@ -13,14 +13,19 @@ from bi_ray.tasks.reasoning_gym import ReasoningGymTask
 from bi_ray.tasks.userdata import UserDataTask
 
 
-def build_task(config: TaskConfig, seed: int) -> Task:
+def build_task(config: TaskConfig, seed: int, verifier: VerifierConfig | None = None) -> Task:
     """The task that ``config.kind`` names.
+
+    Args:
+        config: of the task.
+        seed: the data seed.
+        verifier: the limits within which a user's own responses are judged when they are read; None: the defaults.
 
     Raises:
         ConfigError: it cannot be made of these options, or what it needs is not installed.
     """
     if isinstance(config, UserDataConfig):
-        return UserDataTask(config, seed)
+        return UserDataTask(config, seed, verifier)
     if isinstance(config, ReasoningGymConfig):
         return ReasoningGymTask(config, seed)
     return IGSMTask(config, seed) if isinstance(config, IGSMConfig) else PromptBenchTask(config, seed)

@@ -8,13 +8,16 @@ trains is left out when a set that tests has the same question.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from bi_ray.answers import AnswerChecker, write_response
 from bi_ray.cells import cell_text
-from bi_ray.config import ConfigError, FieldsConfig, SetName, UserDataConfig, UserSetConfig
+from bi_ray.config import ConfigError, FieldsConfig, SetName, UserDataConfig, UserSetConfig, VerifierConfig
+from bi_ray.guard import Fault, Guard, Limits, doing
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues, read_rows
 from bi_ray.tasks.base import Problem, in_split, text_hash
@@ -47,13 +50,15 @@ class UserDataTask(TextTask):
     Args:
         config: the files and how they are read.
         seed: orders the problems of each set.
+        verifier: the limits within which a row's own response is judged.
     """
 
-    def __init__(self, config: UserDataConfig, seed: int) -> None:
+    def __init__(self, config: UserDataConfig, seed: int, verifier: VerifierConfig | None = None) -> None:
         super().__init__(config.answer.extract, config.system_prompt)
         self.config = config
         self.seed = seed
         self.checker = AnswerChecker(config.answer)
+        self.limits = Limits.of(verifier or VerifierConfig())
         self.rejects = Rejects(config.strict)
         self._files: dict[str, list[UserRow]] = {}
         self._sets: dict[SetName, list[UserRow]] = {}
@@ -147,12 +152,72 @@ class UserDataTask(TextTask):
 
     def _read(self, path: str, rejects: Rejects) -> list[UserRow]:
         def read(values: RowValues, place: Place) -> UserRow:
-            return read_row(values, place, self.config.fields, self)
+            return read_row(values, place, self.config.fields, self, judge)
 
-        return list(read_rows(path, read, rejects))
+        with self._judge() as judge:
+            return list(read_rows(path, read, rejects))
+
+    def _judge(self) -> AbstractContextManager[Judge]:
+        """What judges rows: in a process of its own where a check may hang, since asking that takes longer."""
+        checker = self.config.answer.checker
+        if checker in ("exact", "numeric"):
+            return nullcontext(_JudgeHere(self.checker))
+        guard: Guard[RowCheck, Any] = Guard(partial(_JudgeHere, self.checker), self.limits, checker == "function")
+        return _GuardedJudge(guard)
 
 
-def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDataTask) -> UserRow:
+class RowCheck(NamedTuple):
+    """What is asked about a row.
+
+    Attributes:
+        answer: the right one.
+        response: its demonstration; None: only whether any response could be compared with the answer.
+        question: the problem's text.
+    """
+
+    answer: str
+    response: str | None = None
+    question: str = ""
+
+
+# Why nothing could be compared with an answer, None where it can be; or whether a response gives it.
+Judge = Callable[[RowCheck], str | bool | None]
+
+
+class _JudgeHere:
+    """Judges rows in this process."""
+
+    def __init__(self, checker: AnswerChecker) -> None:
+        self._checker = checker
+        checker.prepare()
+
+    def __call__(self, check: RowCheck) -> str | bool | None:
+        doing("check of the answer")
+        if check.response is None:
+            return self._checker.fault_of(check.answer)
+        return self._checker.is_right(check.response, check.question, check.answer)
+
+
+class _GuardedJudge:
+    """Judges rows in a guarded process, which starts with the first one."""
+
+    def __init__(self, guard: Guard[RowCheck, Any]) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._guard.close()
+
+    def __call__(self, check: RowCheck) -> str | bool | None:
+        (outcome,) = self._guard.run([check])
+        if isinstance(outcome, Fault):
+            raise RowError(str(outcome))
+        return outcome
+
+
+def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDataTask, judge: Judge) -> UserRow:
     """A row, if it can be used.
 
     Raises:
@@ -167,24 +232,15 @@ def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDa
     answer = _text(values, fields.answer) or (task.parse_answer(response) or "" if response else "")
     if not answer:
         raise RowError(f"no answer (field {fields.answer!r})" + _fields_of(values, fields.answer))
-    if fault := task.checker.fault_of(answer):
+    if fault := judge(RowCheck(answer)):
         raise RowError(f"{fault}: {answer!r:.80}")
     spans = _spans(values.get(fields.spans), response) if response else ()
     if not response and thought:
         response = write_response(thought, answer, task.extract)
-    if response and not _gives(task, response, question, answer):
+    if response and not judge(RowCheck(answer, response, question)):
         found = task.parse_answer(response)
         raise RowError(f"its response is not right: the answer is {answer!r:.40}, and it gives {found!r:.40}")
     return UserRow(question, answer, response, spans, place)
-
-
-def _gives(task: UserDataTask, response: str, question: str, answer: str) -> bool:
-    try:
-        return task.checker.is_right(response, question, answer)
-    except ConfigError:
-        raise
-    except Exception as error:  # a user's function: whatever it raises is about this row
-        raise RowError(f"the answer's check failed: {type(error).__name__}: {error}") from error
 
 
 def refuse_tested(row: UserRow, tested: Mapping[str, SetName], rejects: Rejects) -> bool:

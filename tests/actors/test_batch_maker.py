@@ -10,7 +10,7 @@ from actors.rollout_pool import FailedGroup
 from bi_ray.config import PromptBenchConfig, RunConfig
 from bi_ray.policy.rollout import Group, PolicyVersion, Sample, VersionSpan
 from bi_ray.problems import ProblemRow
-from bi_ray.verification import DataFailure, Verdict
+from bi_ray.verification import DataFailure, Verdict, VerdictError
 
 PROBLEMS, PROMPTS, SAMPLES = 40, 4, 2
 VERSION = PolicyVersion(1, 4)
@@ -30,9 +30,10 @@ def config_of(**rl):
 class World:
     """Engines that answer in a random order, and a verifier: one query in four teaches something."""
 
-    def __init__(self, seed=0, failing=(), **rl):
+    def __init__(self, seed=0, failing=(), kind="data", **rl):
         self.random = random.Random(seed)
         self.failing = failing
+        self.kind = kind
         self.asked: list[list[str]] = []
         self.seeds: dict[str, int] = {}
         self.events: list[str] = []
@@ -48,7 +49,7 @@ class World:
         for request in self.random.sample(list(requests), len(requests)):
             await asyncio.sleep(0.001)
             if request.key in self.failing:
-                answers[request.key] = FailedGroup(request.key, "infrastructure", "gone")
+                answers[request.key] = FailedGroup(request.key, self.kind, "gone")
                 continue
             spans = (VersionSpan(VERSION, 3),)
             text = f"{request.key}/"
@@ -131,9 +132,44 @@ def test_a_data_failure_leaves_its_group_or_takes_it_along(incomplete):
     world = World(incomplete_groups=incomplete)
 
     async def score(items):
-        return [DataFailure("hung"), *(await World.score(world, items[1:]))]
+        return [DataFailure("hung"), *(await unanimous(items[1:]))]
 
     world.score = score
     made = world.make()
     assert made.metrics["data_failures"] == PROMPTS
     assert made.batch.samples_total == 0  # one sample is left of two: no group either way
+
+
+def test_a_step_in_which_nothing_could_be_judged_is_no_step():
+    """A truncated response is wrong without any check, so it does not show that the reward function works."""
+    world = World(dynamic_sampling={"max_rounds": 10})
+
+    async def score(items):
+        return [
+            DataFailure("the reward function raised ValueError: no", "mine.py:7"),
+            *(await World.score(world, items[1:])),
+        ]
+
+    world.score = score
+    with pytest.raises(VerdictError) as caught:
+        world.make()
+    assert "none of 4 responses could be judged: the reward function raised ValueError: no (mine.py:7)" in str(
+        caught.value
+    )
+    assert len(world.asked) == 1  # and no further round
+
+
+def test_a_step_whose_requests_all_fail_is_no_step():
+    whole, world = World(), World()
+    whole.make()
+    world.failing = tuple(whole.asked[0])
+    with pytest.raises(VerdictError, match="none of 4 responses could be judged: gone"):
+        world.make()
+
+
+def test_a_step_that_lost_a_group_to_its_engines_is_no_step():
+    whole, world = World(), World(kind="infrastructure")
+    whole.make()
+    world.failing = (whole.asked[0][0],)
+    with pytest.raises(VerdictError, match="1 of 4 groups of responses were lost"):
+        world.make()

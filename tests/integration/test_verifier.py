@@ -1,17 +1,25 @@
-"""The verifier as a real actor: reward functions that raise, sleep, hang in C or end the process; kill -9."""
+"""The verifier as a real actor: reward functions that hang, crash or misbehave otherwise; kill -9."""
 
 import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 
+import psutil
 import pytest
-import ray
 
 from actors.verifier import VerifierClient, VerifierUnavailable
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification import DataFailure, Verdict, VerificationItem
+from tests.integration.reward_functions import (
+    HOSTILE,
+    eats_memory,
+    exits_at_once,
+    has_its_own_alarm,
+    swallows_everything,
+)
 
 FUNCTIONS = "tests.integration.reward_functions"
 
@@ -25,7 +33,6 @@ def run_config(function: str | None, **limits: float) -> RunConfig:
             "rl": {"format_reward": 0.25},
             "verifier": {
                 "sample_timeout_s": 1.0,
-                "batch_timeout_s": 30.0,
                 "reward_function": function and f"{FUNCTIONS}:{function}",
                 **limits,
             },
@@ -33,14 +40,14 @@ def run_config(function: str | None, **limits: float) -> RunConfig:
     )
 
 
-def items_of(config: RunConfig, count: int, guilty: int | None = None) -> list[VerificationItem]:
-    """Right responses; the guilty one says so after its answer, which also breaks its format."""
+def items_of(config: RunConfig, count: int, words: Sequence[str] = ()) -> list[VerificationItem]:
+    """Right responses; behind the answer of the first ones comes what they ask of the reward function."""
     task = build_task(config.task, config.seeds.data)
     items = []
     for i in range(count):
         problem = task.problem("rl", i)
         response = f"<think>\nno lines\n</think>\n<answer> The final answer is {problem.answer} </answer>"
-        response += " guilty" if i == guilty else ""
+        response += f" guilty {words[i]}" if i < len(words) else ""
         items.append(VerificationItem(problem.question, problem.graph.to_json(), problem.answer, response, False))
     return items
 
@@ -58,36 +65,41 @@ def client_of(ray_local):
         client.close()
 
 
-def assert_only_guilty(outcome: list[Verdict | DataFailure], guilty: int, words: str) -> None:
-    for position, verdict in enumerate(outcome):
-        if position == guilty:
-            assert isinstance(verdict, DataFailure), verdict
-            assert words in verdict.reason
-        else:
-            assert isinstance(verdict, Verdict), verdict
-            assert verdict.reward == 0.75  # 0.5 of the function, 0.25 for the format
-            assert verdict.right
-
-
-@pytest.mark.parametrize(
-    ("function", "limits", "words"),
-    [
-        ("raises", {}, "raised ValueError: cannot score this"),
-        ("sleeps", {"sample_timeout_s": 0.5}, "took longer than 0.5 s"),
-        ("hangs_in_c", {"batch_timeout_s": 8.0, "sample_timeout_s": 2.0}, "hung for 4 s"),
-        ("ends_the_process", {}, "died 2 times"),
-    ],
-)
-def test_only_the_guilty_sample_becomes_a_data_failure(client_of, function, limits, words):
-    config = run_config(function, **limits)
+def test_hostile_functions_spoil_their_own_samples_alone(client_of):
+    """In one batch, with right responses between them."""
+    config = run_config("hostile", sample_timeout_s=4.0, memory_mib=320)
     client = client_of(config)
-    items = items_of(config, 6, guilty=3)
+    functions = [exits_at_once, swallows_everything, has_its_own_alarm, eats_memory]
+    items = items_of(config, 8, [function.__name__ for function in functions])
+    guilty, innocent = items[:4], items[4:]
+    mixed = [item for pair in zip(innocent, guilty, strict=True) for item in pair]
 
     async def score() -> list[Verdict | DataFailure]:
         await client.ready()
-        return await client.score(items)
+        return await client.score(mixed)
 
-    assert_only_guilty(asyncio.run(score()), 3, words)
+    outcome = asyncio.run(score())
+    for verdict in outcome[::2]:
+        assert isinstance(verdict, Verdict), verdict
+        assert (verdict.reward, verdict.right) == (1.25, True)  # 1 of the function, 0.25 for the format
+    for function, failure in zip(functions, outcome[1::2], strict=True):
+        assert isinstance(failure, DataFailure), failure
+        assert HOSTILE[function] in failure.reason
+
+
+def test_a_killed_actor_leaves_no_process_behind(client_of):
+    config = run_config("hostile")
+    client = client_of(config)
+
+    async def pids() -> tuple[int, list[int]]:
+        pid = await client.ready()
+        return pid, [child.pid for child in psutil.Process(pid).children()]
+
+    pid, children = asyncio.run(pids())
+    assert children
+    os.kill(pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs([psutil.Process(child) for child in children if psutil.pid_exists(child)], timeout=10)
+    assert not alive
 
 
 def test_scoring_goes_on_when_its_process_is_killed(client_of):
@@ -112,18 +124,3 @@ def test_a_verifier_that_cannot_start_says_why(client_of):
     with pytest.raises(VerifierUnavailable, match="has no function 'no_such_function'"):
         asyncio.run(client.ready())
     assert time.monotonic() - began < 30
-
-
-def test_actor_scores_in_its_main_thread(ray_local):
-    """The timer of the plain function needs it."""
-
-    @ray.remote(num_cpus=0)
-    class Probe:
-        def is_main(self) -> bool:
-            import threading
-
-            return threading.current_thread() is threading.main_thread()
-
-    probe = Probe.remote()
-    assert ray.get(probe.is_main.remote(), timeout=60)
-    ray.kill(probe)
