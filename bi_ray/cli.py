@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -22,6 +22,9 @@ from bi_ray.cli_jobs import add_commands as add_job_commands
 from bi_ray.cli_plan import add_commands as add_plan_commands
 from bi_ray.config import RUN_CONFIG_FILE, ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
 from bi_ray.mirror import RunPlace
+
+if TYPE_CHECKING:
+    from bi_ray.pretraining.pretrain import DrillScore
 
 app = typer.Typer(
     help="Will reinforcement learning help this checkpoint, and if not, what should its SFT data look like?",
@@ -118,9 +121,10 @@ def pretrain(
     console.print(f"The model: {model}", highlight=False)
 
 
-def _show_scores(scores: dict[str, float]) -> None:
-    for name, share in scores.items():
-        console.print(f"{name}: {share:.1%} of fresh drills answered exactly", highlight=False)
+def _show_scores(scores: dict[str, DrillScore]) -> None:
+    for name, score in scores.items():
+        line = f"{name}: {score.exact:.1%} of fresh drills exact, {score.tokens:.2%} of their tokens"
+        console.print(line, highlight=False)
 
 
 @app.command()
