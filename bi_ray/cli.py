@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
@@ -25,6 +25,9 @@ from bi_ray.files import in_words
 from bi_ray.mirror import RunPlace
 from bi_ray.store import RunError
 from bi_ray.uri import public_name, uri_in
+
+if TYPE_CHECKING:
+    from bi_ray.pretraining.pretrain import DrillScore
 
 app = typer.Typer(
     help="Will reinforcement learning help this checkpoint, and if not, what should its SFT data look like?",
@@ -133,9 +136,10 @@ def pretrain(
     console.print(f"The model: {model}", highlight=False)
 
 
-def _show_scores(scores: dict[str, float]) -> None:
-    for name, share in scores.items():
-        console.print(f"{name}: {share:.1%} of fresh drills answered exactly", highlight=False)
+def _show_scores(scores: dict[str, DrillScore]) -> None:
+    for name, score in scores.items():
+        line = f"{name}: {score.exact:.1%} of fresh drills exact, {score.tokens:.2%} of their tokens"
+        console.print(line, highlight=False)
 
 
 @app.command()

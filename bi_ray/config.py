@@ -386,6 +386,8 @@ class PretrainConfig(Config):
 
     name: str
     task: PromptBenchConfig
+    igsm: IGSMConfig | None = None  # small problems of iGSM too
+    in_order_share: Fraction = 0.3  # of PromptBench drills whose premises come after those they use
     seed: int = 0
     hidden_size: Positive = 128
     layers: Positive = 4
@@ -402,6 +404,9 @@ class PretrainConfig(Config):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     muon_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     processes: Positive = 2  # of one thread each
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # of matrix products; auto: bfloat16 where the CPU has it
+    )
     checkpoint_every_steps: Positive = 50
     scored_drills: Positive = 200  # of each kind, in the scores at the end
 

@@ -1,27 +1,45 @@
-"""What the tiny base practises: copying, recall by name, single equations, and small problems with plain traces.
+"""What the tiny base practices: copying, recall by name, arithmetic, plain traces, and telling what is known.
 
-A drill is a pair (prompt tokens, response text). Difficulty rises with ``progress`` (0 at the start of training, 1 at
-its end): drills for copying and recall come first, then fade without vanishing; problems come last.
+Difficulty rises with ``progress`` (0 at the start of training, 1 at its end): drills for copying and recall come first,
+then fade without vanishing; problems, and questions about half-finished traces, come last. No drill holds a reflection
+or an analysis: those are brought by SFT. What reflection rests on, to see whether a quantity was computed before and
+what it still needs, is practiced in other words.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bi_ray.config import DifficultyConfig
-from bi_ray.reasoning.graph import compute
-from bi_ray.reasoning.trace import Step, join, vanilla_plan
+from bi_ray.config import DifficultyConfig, IGSMDifficultyConfig, PretrainConfig
+from bi_ray.injection.recipes import random_order
+from bi_ray.reasoning.expression import Operator, reductions
+from bi_ray.reasoning.graph import Graph, NodeState, compute
+from bi_ray.reasoning.trace import Step, join, plan_in_order, vanilla_plan
 from bi_ray.tasks.base import in_split
+from bi_ray.tasks.igsm import IGSMTask
 from bi_ray.tasks.promptbench import NOTATION, PREMISES, PromptBenchTask
+
+AnyTask = PromptBenchTask | IGSMTask
+LOOK = "Look at what each step waits for."  # the prompt's last line where ``looking`` is asked for
+NOTHING = "nothing"
 
 
 class Drill(NamedTuple):
-    """A response to learn, and the prompt that the chat template puts before it."""
+    """A conversation to learn from.
+
+    Attributes:
+        prompt: the user's first turn.
+        response: the assistant's first turn.
+        follow_ups: further turns, each a question and its answer.
+        learned: whether the response is learned; answers to follow-ups always are.
+    """
 
     prompt: str
     response: str
+    follow_ups: tuple[tuple[str, str], ...] = ()
+    learned: bool = True
 
 
 def copying(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
@@ -52,7 +70,7 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
     values = {name: _number(rng, limit) for name in names[count:]}
     premises = [PREMISES[None].format(node=name, value=value) for name, value in values.items()]
     lines = []
-    restated, written_out = rng.random() < 0.3, rng.random() < 0.5
+    written_out = rng.random() < 0.5
     for name in names[:count]:
         operator = rng.choice(task.operators)
         parents = rng.sample(list(values), operator.arity)
@@ -62,10 +80,8 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
         premises.append(PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result))
         symbols = NOTATION.text((operator, *parents))
         numbers = NOTATION.text((operator, *(values[parent] for parent in parents)))
-        known = " and ".join(f"{parent} is {values[parent]}" for parent in dict.fromkeys(parents))
-        lead = f"since {known}, " if restated else ""
         middle = f" = {numbers}" if written_out else ""
-        lines.append(f"Let's solve {name}, {lead}{name} = {symbols}{middle} = {result}")
+        lines.append(f"Let's solve {name}, {name} = {symbols}{middle} = {result}")
     if not lines:
         return equations(task, rng, progress)
     return Drill("\n".join(premises), "\n".join(lines))
@@ -84,37 +100,210 @@ def arithmetic(task: PromptBenchTask, rng: random.Random, progress: float) -> Dr
     return Drill("\n".join(lines), "\n".join(f"{line} = {result}" for line, result in lines.items()))
 
 
-def problems(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
+def sums(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
+    """Sums of two to five numbers, then each with its result; half of the drills write every partial sum out."""
+    lines: dict[str, str] = {}
+    limit = task.config.max_abs_value
+    written_out = rng.random() < 0.5
+    while len(lines) < 6:
+        numbers = [abs(_number(rng, limit)) for _ in range(rng.randint(2, 5))]
+        if sum(numbers) > limit:
+            continue
+        expression = (Operator.ADD, *numbers)
+        sides = reductions(expression)[1:] if written_out else []
+        results = [*(NOTATION.text(side) for side in sides), str(sum(numbers))]
+        lines[NOTATION.text(expression)] = " = ".join(results)
+    told = [f"{sum_} = {result}" for sum_, result in lines.items()]
+    return Drill("\n".join(lines), "\n".join(told))
+
+
+def problems(task: AnyTask, rng: random.Random, progress: float) -> Drill:
     """Whole problems of the pre-training buckets; traces plain or with the numbers written out."""
-    sets = task.config.sets["pretrain"]
-    low, high = sets.depth
-    depth = rng.randint(low, max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3))))
-    most = round(sets.redundant_nodes[1] * min(1.0, 0.2 + progress))
-    difficulty = DifficultyConfig(depth=(depth, depth), redundant_nodes=(0, most))
-    while not in_split((graph := task.draw(rng, difficulty)).hash(), "pretrain"):
-        pass
+    graph = draw_graph(task, rng, progress)
     subgoal = rng.random() < 0.5
     plan = [Step(step.node, subgoal=subgoal) for step in vanilla_plan(graph)]
     return Drill(task.describe(graph, rng), join(task.render(plan, graph))[0])
 
 
-DrillMaker = Callable[[PromptBenchTask, random.Random, float], Drill]
+def asking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
+    """A trace that breaks off anywhere, then questions: is it known, what does it need, which can be solved now?"""
+    graph = draw_graph(task, rng, progress)
+    order = random_order(graph, rng) if rng.random() < 0.5 else graph.needed_order
+    done = order[: rng.randrange(len(order))]
+    trace = join(task.render(plan_in_order(order), graph))[0]
+    lines = trace.split("\n")[: 1 + len(done)]
+    told = "\n".join(lines) if done else f"{lines[0]}\n"
+    computed = [name for name, node in graph.nodes.items() if node.parents]
+    questions: list[tuple[str, str]] = []
+    for _ in range(8):
+        pool = computed if computed and rng.random() < 0.7 else list(graph.nodes)
+        name = rng.choice(pool)
+        kind = rng.random()
+        if kind < 0.25:
+            known = "yes" if name in done else "no"
+            questions.append((f"Is {_called(task, name)} known?", known))
+        elif kind < 0.6:
+            missing = graph.missing_parents(name, done)
+            answer = _listed(task, missing)
+            questions.append((f"What does {_called(task, name)} still need?", answer))
+        else:
+            questions.append(_choice(task, graph, done, rng))
+    return Drill(task.describe(graph, rng), told, tuple(questions), learned=False)
+
+
+def _choice(task: AnyTask, graph: Graph, done: list[str], rng: random.Random) -> tuple[str, str]:
+    """Which of some quantities can be solved now, or matter to the question; the answer keeps their order."""
+    offered = rng.sample(list(graph.nodes), min(len(graph.nodes), rng.randint(2, 4)))
+    if rng.random() < 0.5:
+        chosen = [name for name in offered if graph.state(name, done) is NodeState.UNLOCKED]
+        return f"Which of {_listed(task, offered)} can be solved now?", _listed(task, chosen)
+    chosen = [name for name in offered if name in graph.needed]
+    return f"Which of {_listed(task, offered)} matter?", _listed(task, chosen)
+
+
+def looking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
+    """A whole trace which, before some steps, names a quantity and what it waits for, in the prompt's words.
+
+    The quantity is the next one, a later one or one that does not matter.
+    """
+    graph = draw_graph(task, rng, progress)
+    order = graph.needed_order
+    trace = join(task.render(plan_in_order(order), graph))[0]
+    lines = trace.split("\n")
+    computed = [name for name, node in graph.nodes.items() if node.parents]
+    told = [lines[0]]
+    for position, line in enumerate(lines[1 : 1 + len(order)]):
+        if computed and rng.random() < 0.6:
+            name = rng.choice(computed)
+            missing = graph.missing_parents(name, order[:position])
+            told.append(f"Look at {_called(task, name)}, it waits for {_listed(task, missing)}")
+        told.append(line)
+    told += lines[1 + len(order) :]
+    return Drill(f"{task.describe(graph, rng)}\n{LOOK}", "\n".join(told))
+
+
+def draw_graph(task: AnyTask, rng: random.Random, progress: float) -> Graph:
+    """A problem of the pre-training buckets, small at first."""
+    if isinstance(task, IGSMTask):
+        return _draw_igsm(task, rng, progress)
+    sets = task.config.sets["pretrain"]
+    low, high = sets.depth
+    depth = rng.randint(low, max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3))))
+    most = round(sets.redundant_nodes[1] * min(1.0, 0.2 + progress))
+    difficulty = DifficultyConfig(depth=(depth, depth), redundant_nodes=(0, most))
+    while True:
+        graph = task.draw(rng, difficulty)
+        if in_split(graph.hash(), "pretrain"):
+            return graph
+
+
+def _draw_igsm(task: IGSMTask, rng: random.Random, progress: float) -> Graph:
+    sets = task.config.sets["pretrain"]
+    low, high = sets.ops
+    most = max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3)))
+    difficulty = IGSMDifficultyConfig(ops=(low, most), redundant_nodes=sets.redundant_nodes)
+    while True:
+        graph = task.draw(rng, difficulty, "pretrain")
+        if graph is not None:
+            return graph
+
+
+def _called(task: AnyTask, name: str) -> str:
+    return f"each {name}" if isinstance(task, IGSMTask) else name
+
+
+def _listed(task: AnyTask, names: list[str]) -> str:
+    return " and ".join(_called(task, name) for name in names) or NOTHING
+
+
+def phrases() -> list[str]:
+    """The fixed parts of what this module adds to the tasks' texts, for the tokenizer."""
+    return [
+        "Is ",
+        " known?",
+        "yes",
+        "no",
+        "What does ",
+        " still need?",
+        "Which of ",
+        " can be solved now?",
+        " matter?",
+        NOTHING,
+        LOOK,
+        "Look at ",
+        "\nLook at ",
+        ", it waits for ",
+        "each ",
+        " and each ",
+    ]
+
+
+class Practice:
+    """The tasks that drills are drawn from.
+
+    Attributes:
+        promptbench: problems in the configured order.
+        in_order: the same with premises after those that they use.
+        igsm: None where the base does not learn iGSM.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.promptbench = PromptBenchTask(config.task, config.seed)
+        in_order = config.task.model_copy(update={"order": "topological"})
+        self.in_order = PromptBenchTask(in_order, config.seed)
+        self.in_order_share = config.in_order_share
+        self.igsm = IGSMTask(config.igsm, config.seed) if config.igsm else None
+
+    def task_of(self, kind: str, rng: random.Random) -> AnyTask:
+        """The task that a drill of this kind is drawn from."""
+        if kind.startswith("igsm_"):
+            assert self.igsm is not None
+            return self.igsm
+        return self.in_order if rng.random() < self.in_order_share else self.promptbench
+
+    def kinds(self) -> dict[str, tuple[float, float]]:
+        """Every kind of drill and its share at the start and at the end of training."""
+        return {kind: share for kind, share in SCHEDULE.items() if self.igsm or not kind.startswith("igsm_")}
+
+
+DrillMaker = Callable[[Any, random.Random, float], Drill]
+MAKERS: dict[str, DrillMaker] = {
+    "copying": copying,
+    "recall": recall,
+    "equations": equations,
+    "arithmetic": arithmetic,
+    "sums": sums,
+    "problems": problems,
+    "asking": asking,
+    "looking": looking,
+    "igsm_problems": problems,
+    "igsm_asking": asking,
+    "igsm_looking": looking,
+}
 # Share of the drawn texts, at the start and at the end of training.
-SCHEDULE: dict[DrillMaker, tuple[float, float]] = {
-    copying: (0.40, 0.02),
-    recall: (0.30, 0.08),
-    equations: (0.15, 0.25),
-    arithmetic: (0.10, 0.15),
-    problems: (0.05, 0.50),
+SCHEDULE: dict[str, tuple[float, float]] = {
+    "copying": (0.35, 0.02),
+    "recall": (0.25, 0.05),
+    "equations": (0.15, 0.13),
+    "arithmetic": (0.10, 0.10),
+    "sums": (0.05, 0.05),
+    "problems": (0.05, 0.27),
+    "asking": (0.02, 0.10),
+    "looking": (0.01, 0.08),
+    "igsm_problems": (0.01, 0.13),
+    "igsm_asking": (0.005, 0.04),
+    "igsm_looking": (0.005, 0.03),
 }
 _RAMP = 0.25  # share of the training after which the mixture stays at its end
 
 
-def draw_drill(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
+def draw_drill(practice: Practice, rng: random.Random, progress: float) -> Drill:
     """One drill of the mixture at ``progress`` (0 to 1)."""
     ramp = min(1.0, progress / _RAMP)
-    weights = [start + (end - start) * ramp for start, end in SCHEDULE.values()]
-    return rng.choices(list(SCHEDULE), weights)[0](task, rng, progress)
+    shares = practice.kinds()
+    weights = [start + (end - start) * ramp for start, end in shares.values()]
+    kind = rng.choices(list(shares), weights)[0]
+    return MAKERS[kind](practice.task_of(kind, rng), rng, progress)
 
 
 def _number(rng: random.Random, limit: int) -> int:

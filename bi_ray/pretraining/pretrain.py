@@ -10,13 +10,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bi_ray.config import PretrainConfig
 from bi_ray.files import temporary_name
@@ -24,11 +31,12 @@ from bi_ray.learning.progress import StepDirectories
 from bi_ray.metrics import append_metrics, cut_metrics, read_steps
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.pretraining.drills import SCHEDULE, Drill, draw_drill
+from bi_ray.pretraining import drills
+from bi_ray.pretraining.drills import MAKERS, Drill, Practice, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.store import RunError, read_record, write_atomically
-from bi_ray.tasks.promptbench import PromptBenchTask, phrases
+from bi_ray.tasks import igsm, promptbench
 
 _PROGRESS = "progress.json"  # in the checkpoint
 IGNORED = -100  # label of a token that is not learned
@@ -86,14 +94,56 @@ def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Te
     return query, key
 
 
-Example = tuple[list[int], int]  # tokens, and how many of them are the prompt
+def make_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """A token for every phrase and name of the tasks that the base learns."""
+    practice = Practice(config)
+    fixed = promptbench.phrases()
+    names = list(practice.promptbench.names)
+    if practice.igsm:
+        fixed += igsm.phrases()
+        names += igsm.names()
+    return build_tokenizer([*fixed, *drills.phrases()], names)
 
 
-def encode_drill(tokenizer: PreTrainedTokenizerBase, task: PromptBenchTask, drill: Drill) -> Example:
+def _float32_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
+) -> Any:
+    """PyTorch's attention in float32 amid bfloat16 products: on a CPU its backward is four times slower in bfloat16."""
+    with torch.autocast("cpu", enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
+
+
+_FLOAT32_ATTENTION = "bi_ray_float32_sdpa"
+AttentionInterface.register(_FLOAT32_ATTENTION, _float32_attention)
+
+
+def in_bfloat16(config: PretrainConfig) -> bool:
+    """Whether matrix products are in bfloat16; weights, gradients and attention never are."""
+    if config.precision == "auto":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return config.precision == "bfloat16"
+
+
+Example = tuple[list[int], list[bool]]  # tokens, and which of them are learned
+
+
+def encode_drill(tokenizer: PreTrainedTokenizerBase, system_prompt: str, drill: Drill) -> Example:
     """Turn a drill into tokens."""
+    tokens = encode_prompt(tokenizer, system_prompt, drill.prompt)
+    learned = [False] * len(tokens)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
     response = [*tokenizer.encode(drill.response, add_special_tokens=False), tokenizer.eos_token_id]
-    prompt = encode_prompt(tokenizer, task.system_prompt, drill.prompt)
-    return prompt + response, len(prompt)
+    tokens += response
+    learned += [drill.learned] * len(response)
+    for question, answer in drill.follow_ups:
+        asked = tokenizer.encode(question, add_special_tokens=False)
+        told = tokenizer.encode(answer, add_special_tokens=False)
+        asked = [user, *asked, tokenizer.eos_token_id, assistant]
+        told = [*told, tokenizer.eos_token_id]
+        tokens += asked + told
+        learned += [False] * len(asked) + [True] * len(told)
+    return tokens, learned
 
 
 def batches(
@@ -104,14 +154,15 @@ def batches(
     A step's content depends on the configuration and on its number only, so that a resumed run sees what an
     undisturbed one does.
     """
-    task = PromptBenchTask(config.task, config.seed)
+    practice = Practice(config)
+    system_prompt = practice.promptbench.system_prompt
     for pool in range(start_step // _POOL_STEPS, -(-config.steps // _POOL_STEPS)):
         rng = random.Random(f"{config.seed}/pretrain/{pool}")
         progress = min(1.0, pool * _POOL_STEPS / config.curriculum_steps)
         examples: list[Example] = []
         tokens = 0
         while tokens < _POOL_STEPS * config.batch_tokens:
-            example = encode_drill(tokenizer, task, draw_drill(task, rng, progress))
+            example = encode_drill(tokenizer, system_prompt, draw_drill(practice, rng, progress))
             if len(example[0]) <= config.max_positions:
                 examples.append(example)
                 tokens += len(example[0])
@@ -136,9 +187,9 @@ def _pad(rows: list[Example], pad: int) -> tuple[Tensor, Tensor]:
     length = max(len(tokens) for tokens, _ in rows)
     tokens = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), IGNORED)
-    for i, (row, prompt) in enumerate(rows):
+    for i, (row, learned) in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
-        labels[i, prompt : len(row)] = tokens[i, prompt : len(row)]
+        labels[i, : len(row)] = tokens[i, : len(row)].where(torch.tensor(learned), IGNORED)
     return tokens, labels
 
 
@@ -183,8 +234,10 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous.absolute()}", rank=rank, world_size=config.processes
     )
-    tokenizer = build_tokenizer(phrases(), PromptBenchTask(config.task, config.seed).names)
+    tokenizer = make_tokenizer(config)
     model = new_model(config, tokenizer)
+    model.config._attn_implementation = _FLOAT32_ATTENTION
+    bfloat16 = in_bfloat16(config)
     parameters = list(model.parameters())
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -205,10 +258,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
         learned = sum(int((labels != IGNORED).sum()) for _, labels in micro)
         loss_sum = torch.zeros(())
         for tokens, labels in micro[rank :: config.processes]:
-            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
-            loss = functional.cross_entropy(
-                logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-            )
+            loss = summed_loss(model, tokens, labels, bfloat16)
             (loss / learned).backward()
             loss_sum += loss.detach()
         loss_sum = _sum_over_processes(parameters, loss_sum)
@@ -230,7 +280,35 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     distributed.destroy_process_group()
 
 
-def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, float]:
+def summed_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
+    """Cross-entropy summed over the learned tokens; logits are made for these alone.
+
+    Args:
+        model: the policy in training.
+        tokens: shape [rows, length].
+        labels: the same, ``IGNORED`` where nothing is learned.
+        bfloat16: whether matrix products are.
+    """
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        learned = labels[:, 1:] != IGNORED
+        logits = model.lm_head(hidden[learned])
+    return functional.cross_entropy(logits.float(), labels[:, 1:][learned], reduction="sum")
+
+
+class DrillScore(NamedTuple):
+    """Of fresh drills of one kind.
+
+    Attributes:
+        exact: share of drills of which every learned token is the likeliest one.
+        tokens: share of such tokens.
+    """
+
+    exact: float
+    tokens: float
+
+
+def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, DrillScore]:
     """Share of fresh drills, of each kind, that greedy decoding answers exactly.
 
     Greedy decoding writes the wanted response exactly if every token of it is the likeliest after those before it, so
@@ -241,17 +319,23 @@ def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, float]:
         config: ``scored_drills`` of each kind are drawn from its task.
     """
     model, tokenizer = load_model(model_path).eval(), load_tokenizer(model_path)
-    task = PromptBenchTask(config.task, config.seed)
+    practice = Practice(config)
     scores = {}
-    for kind in SCHEDULE:
-        rng = random.Random(f"{config.seed}/scores/{kind.__name__}")
-        right = 0
+    for kind in practice.kinds():
+        rng = random.Random(f"{config.seed}/scores/{kind}")
+        exact = right = learned = 0
         for _ in range(config.scored_drills):
-            tokens, labels = _pad([encode_drill(tokenizer, task, kind(task, rng, 1.0))], tokenizer.pad_token_id)
+            drill = MAKERS[kind](practice.task_of(kind, rng), rng, 1.0)
+            example = encode_drill(tokenizer, practice.promptbench.system_prompt, drill)
+            tokens, labels = _pad([example], tokenizer.pad_token_id)
             with torch.no_grad():
                 likeliest = model(input_ids=tokens, use_cache=False).logits[:, :-1].argmax(dim=-1)
-            right += bool(((likeliest == labels[:, 1:]) | (labels[:, 1:] == IGNORED)).all())
-        scores[kind.__name__] = right / config.scored_drills
+            wanted = labels[:, 1:] != IGNORED
+            hits = likeliest[wanted] == labels[:, 1:][wanted]
+            exact += bool(hits.all())
+            right += int(hits.sum())
+            learned += hits.numel()
+        scores[kind] = DrillScore(exact / config.scored_drills, right / learned)
     return scores
 
 

@@ -10,10 +10,7 @@ from bi_ray.config import PretrainConfig
 from bi_ray.pretraining import pretrain as module
 from bi_ray.pretraining.drills import Drill
 from bi_ray.pretraining.pretrain import IGNORED, batches, rate_factor
-from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.tasks.promptbench import PromptBenchTask, node_names, phrases
-
-TOKENIZER = build_tokenizer(phrases(), node_names(48))
+from bi_ray.tasks.promptbench import PromptBenchTask
 
 
 def config_of(**options) -> PretrainConfig:
@@ -42,6 +39,9 @@ def config_of(**options) -> PretrainConfig:
     )
 
 
+TOKENIZER = module.make_tokenizer(config_of())
+
+
 def test_a_step_holds_the_same_wherever_one_resumes():
     config = config_of()
     whole = list(batches(config, TOKENIZER, 0))
@@ -57,17 +57,60 @@ def test_a_step_holds_the_same_wherever_one_resumes():
     assert not torch.equal(whole[0][0][0], whole[4][0][0])
 
 
-def test_labels_cover_the_response_with_its_end_and_nothing_else():
-    config = config_of()
-    assistant = TOKENIZER.convert_tokens_to_ids("<|assistant|>")
-    for tokens, labels in itertools.chain(*batches(config, TOKENIZER, 0)):
+def test_labels_cover_what_the_assistant_learns_with_its_end_and_nothing_else():
+    """Turn by turn, from the tokens alone: of a half-finished trace that is asked about only the answers count."""
+    config = config_of(steps=40)
+    assistant, user = TOKENIZER.convert_tokens_to_ids(["<|assistant|>", "<|user|>"])
+    conversations = 0
+    for tokens, labels in itertools.chain(*batches(config, TOKENIZER, 20)):
         assert tokens.shape == labels.shape
         assert tokens.numel() <= config.microbatch_tokens or len(tokens) == 1
         for row, wanted in zip(tokens.tolist(), labels.tolist(), strict=True):
-            length = len(row) - row[::-1].index(TOKENIZER.eos_token_id)
-            prompt = row.index(assistant) + 1
-            assert wanted == [IGNORED] * prompt + row[prompt:length] + [IGNORED] * (len(row) - length)
-            assert set(row[length:]) <= {TOKENIZER.pad_token_id}
+            turns = row.count(assistant)
+            conversations += turns > 1
+            expected, learning, turn = [], False, 0
+            for token in row:
+                expected.append(token if learning else IGNORED)
+                if token == assistant:
+                    turn += 1
+                    learning = turns == 1 or turn > 1
+                elif token == TOKENIZER.eos_token_id:
+                    learning = False
+            assert wanted == expected
+            assert row.count(user) == turns
+    assert conversations > 5
+
+
+def test_a_drill_is_encoded_as_the_chat_template_writes_it():
+    drill = Drill("What is aaa?", "<think>\n", (("Is aaa known?", "no"), ("Is aab known?", "yes")))
+    tokens, learned = module.encode_drill(TOKENIZER, "system", drill)
+    messages = [{"role": "system", "content": "system"}, {"role": "user", "content": drill.prompt}]
+    messages.append({"role": "assistant", "content": drill.response})
+    for question, answer in drill.follow_ups:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    text = TOKENIZER.apply_chat_template(messages, tokenize=False)
+    assert tokens == TOKENIZER.encode(text, add_special_tokens=False)
+    said = TOKENIZER.decode([t for t, flag in zip(tokens, learned, strict=True) if flag])
+    assert said == "<think>\n<|end|>no<|end|>yes<|end|>"
+
+
+def test_bfloat16_products_change_gradients_by_a_rounding_error_only():
+    config = config_of(hidden_size=64, heads=2, layers=2)
+    tokens, labels = next(batches(config, TOKENIZER, 0))[0]
+    gradients = []
+    for bfloat16 in (False, True):
+        model = module.new_model(config, TOKENIZER)
+        model.config._attn_implementation = module._FLOAT32_ATTENTION
+        module.summed_loss(model, tokens, labels, bfloat16).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    plain = module.new_model(config, TOKENIZER)
+    (plain(input_ids=tokens, labels=labels).loss * (labels != IGNORED).sum()).backward()
+    truth = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    assert torch.nn.functional.cosine_similarity(gradients[0], truth, dim=0) > 0.999999
+    assert (gradients[0] - truth).norm() < 1e-4 * truth.norm()
+    assert (gradients[1] - truth).norm() < 3e-2 * truth.norm()
+    assert not torch.equal(gradients[0], gradients[1])
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
@@ -162,9 +205,9 @@ def test_scores_are_what_greedy_decoding_gets_right(tmp_path, train):
     train(config, tmp_path)
     path = tmp_path / "checkpoint" / "model"
     model = LlamaForCausalLM.from_pretrained(path)
-    task = PromptBenchTask(config.task, config.seed)
     drill = Drill("aaa", "3")
-    tokens, prompt = module.encode_drill(TOKENIZER, task, drill)
+    tokens, learned = module.encode_drill(TOKENIZER, PromptBenchTask(config.task, config.seed).system_prompt, drill)
+    prompt = learned.index(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(60):
         model(
@@ -175,11 +218,14 @@ def test_scores_are_what_greedy_decoding_gets_right(tmp_path, train):
     model.save_pretrained(path)
     made = model.generate(torch.tensor([tokens[:prompt]]), max_new_tokens=len(tokens) - prompt, do_sample=False)
     assert made[0].tolist() == tokens
-    kinds = {"fitted": lambda *_: drill, "other": lambda *_: Drill("aaa", "4")}
-    kinds = [setattr(kind, "__name__", name) or kind for name, kind in kinds.items()]
+    kinds = {"copying": lambda *_: drill, "recall": lambda *_: Drill("aaa", "4")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SCHEDULE", kinds)
-        assert module.score_drills(path, config) == {"fitted": 1.0, "other": 0.0}
+        patch.setattr(module.Practice, "kinds", lambda self: kinds)
+        patch.setattr(module, "MAKERS", kinds)
+        scores = module.score_drills(path, config)
+    assert scores["copying"] == (1.0, 1.0)
+    assert scores["recall"].exact == 0
+    assert scores["recall"].tokens < 1
 
 
 def test_the_first_heads_look_back():

@@ -136,3 +136,12 @@ WORLDS = (
     ),
 )
 CATEGORIES = frozenset(category for world in WORLDS for category in world.layers)
+
+
+def names() -> list[str]:
+    """Every name and category of every world."""
+    found: list[str] = []
+    for world in WORLDS:
+        found += world.categories
+        found += world.layer_of
+    return found

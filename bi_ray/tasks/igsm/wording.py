@@ -35,6 +35,62 @@ TO_GET = "to get the number of each "
 WE_NEED = ", we need "
 
 
+def phrases() -> list[str]:
+    """The fixed parts of the task's texts, for a tokenizer that gives each one token."""
+    beginnings = [f"- {intro}, " for intro in (*GIVEN_INTROS, *INTROS)]
+    beginnings += [f".\n{beginning}" for beginning in beginnings]
+    return [
+        *beginnings,
+        THINK_START,
+        "The number of each ",
+        ". The number of each ",
+        "'s ",
+        " equals ",
+        " more than each ",
+        " more than the sum of each ",
+        " more than the difference of each ",
+        " times each ",
+        " times the sum of each ",
+        " times the difference of each ",
+        "the sum of each ",
+        "the difference of each ",
+        "each ",
+        ", each ",
+        " and each ",
+        ". How many ",
+        "How many ",
+        " does each ",
+        " have?",
+        NUMBER_OF,
+        " is ",
+        ". Let's denote it as ",
+        ". So ",
+        "let ",
+        f" represent {NUMBER_OF}",
+        f"let's denote {NUMBER_OF}",
+        " as ",
+        f"let's come back to {NUMBER_OF}",
+        f". {REMEMBER}",
+        ". Then ",
+        f". {RELATION}each ",
+        f". {RELATION}the sum of each ",
+        f". {RELATION}the difference of each ",
+        f". {RELATION}",
+        f". {UNKNOWN}{NUMBER_OF}",
+        f" and {NUMBER_OF}",
+        STILL_UNKNOWN.partition("{letter}")[0],
+        STILL_UNKNOWN.partition("{letter}")[2],
+        MISTAKE,
+        " = ",
+        " + ",
+        " - ",
+        " * ",
+        ".\nThus, the answer is ",
+        f".{THINK_END}<answer> The final answer is ",
+        " </answer>",
+    ]
+
+
 def relation(formula: Expression) -> str:
     """A formula over quantities in words, as premises state it and as information analysis restates it.
 
