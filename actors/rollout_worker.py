@@ -216,8 +216,10 @@ class RolloutWorker:
         tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
         if output.finish_reason == "stop":
             tokens.pop()
-        before: Any = self._tokenizer.decode(context, skip_special_tokens=False)
-        text: Any = self._tokenizer.decode([*context, *tokens], skip_special_tokens=False)
+        before: Any = self._tokenizer.decode(context, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: Any = self._tokenizer.decode(
+            [*context, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         said: str = text.removeprefix(before)
         return said.rstrip("\ufffd")
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from actors.cluster import connect
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig
 from bi_ray.display import Display
-from bi_ray.policy.chat import messages
+from bi_ray.policy.chat import conversation
+from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.private import PrivacyError, read_own
 from bi_ray.problems import ProblemRow, read_problems
 from bi_ray.tasks.registry import build_task
@@ -249,12 +250,13 @@ def _greeting(options: ServeOptions, config: RunConfig, problem: ProblemRow, nam
     task = build_task(config.task, config.seeds.data)
     name = next((name for name in reversed(names) if name.endswith("-rl")), names[-1])
     url = base_url(options.host, options.port)
+    asked = conversation(load_tokenizer(config.model.path), task.system_prompt, problem.question)
     lines = [
         f"Serving {', '.join(names)} at {url}",
         "Ctrl-C stops it. Ask a problem of the run's test set, whose answer is "
         f"{problem.answer} (a tiny model is often wrong):",
         "",
-        curl(url, name, messages(task.system_prompt, problem.question), key),
+        curl(url, name, asked, key),
     ]
     return "\n".join(lines)
 

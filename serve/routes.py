@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from bi_ray.policy.chat import end_tokens
 from bi_ray.policy.checkpoint import load_tokenizer
 from serve.asgi import Head, post
 from serve.faults import RequestFault
@@ -56,10 +57,15 @@ async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_respon
     # Prompts as in training: messages are strings, and the tokenizer's template wins over a processor's.
     options += ["--chat-template-content-format", "string"]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
-    arguments.chat_template = load_tokenizer(directory).get_chat_template()
+    tokenizer = load_tokenizer(directory)
+    arguments.chat_template = tokenizer.get_chat_template()
     app = build_app(arguments, ("generate",))
     await init_app_state(engine, app.state, arguments, ("generate",))
     app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors writes there
+    # As in training and evaluations: a template may end a turn by another token than the EOS, which vLLM knows.
+    ends = [token for token in end_tokens(tokenizer) if token != tokenizer.eos_token_id]
+    for serving in (app.state.openai_serving_chat, app.state.openai_serving_completion):
+        serving.default_sampling_params["stop_token_ids"] = ends
     app.state.openai_serving_chat.default_sampling_params["max_tokens"] = max_response_tokens
     return app
 

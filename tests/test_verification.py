@@ -248,7 +248,7 @@ def test_a_verdict_keeps_what_the_answer_alone_is_worth(verifier_of):
     verifier = Verifier(text_task(checker="numeric"), VerifierConfig(), format_reward=0.25)
     items = [text_item(whole), text_item("<answer>0.6</answer>"), text_item(whole, truncated=True)]
     assert [verdict.answer_reward for verdict in verifier.score(items)] == [1.0, 0.0, 0.0]
-    verifier.reward_function = verifier_of("half").reward_function
+    verifier = verifier_of("half", format_reward=0.25, task=text_task(checker="numeric"))
     assert [verdict.answer_reward for verdict in verifier.score(items)] == [0.5, 0.5, 0.0]
 
 
