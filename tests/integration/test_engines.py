@@ -9,6 +9,7 @@ import signal
 import psutil
 import pytest
 
+from actors import rollout_worker
 from actors.rollout_pool import FailedGroup, RolloutPool, make_ray_pool
 from actors.weight_sync import announce, weights_directory
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RolloutConfig, RunConfig
@@ -41,8 +42,19 @@ async def until(condition, seconds: float) -> None:
             await asyncio.sleep(0.1)
 
 
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """Rollout workers that pass every prompt on, so that a request can crash a real engine."""
+
+    class UncheckedWorker(rollout_worker.RolloutWorker):
+        def _check_prompt(self, request: GroupRequest) -> None:
+            pass
+
+    monkeypatch.setattr(rollout_worker, "RolloutWorker", UncheckedWorker)
+
+
 @pytest.mark.timeout(900)  # six engine starts
-def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model):
+def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model, unchecked):
     first, trained = tiny_model(False), tiny_model(False, seed=1)
 
     async def scenario() -> None:
