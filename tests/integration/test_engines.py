@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
+from transformers import AutoTokenizer
 
 from actors import rollout_worker
 from actors.rollout_pool import FailedGroup, RolloutPool, make_ray_pool
@@ -54,8 +57,10 @@ def unchecked(monkeypatch) -> None:
 
 
 @pytest.mark.timeout(900)  # six engine starts
-def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model, unchecked):
-    first, trained = tiny_model(False), tiny_model(False, seed=1)
+def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model, tmp_path, unchecked):
+    first, trained = tmp_path / "first", tiny_model(False, seed=1)
+    shutil.copytree(tiny_model(False), first)
+    no_embedding = add_token_without_embedding(first)
 
     async def scenario() -> None:
         pool = make_ray_pool(config(), RUN, first)
@@ -78,7 +83,7 @@ def test_a_killed_worker_does_not_show_in_the_answers(ray_local, tiny_model, unc
         await until(lambda: not psutil.pid_exists(before[0]["engine_pid"]), 10)
         await kill_engine(pool, undisturbed)
         await until(lambda: pool.status()["workers"][1]["state"] == "healthy", 300)
-        await poison(pool, undisturbed)
+        await poison(pool, undisturbed, no_embedding)
         pids = [row["engine_pid"] for row in pool.status()["workers"]]
         await pool.close()
         await until(lambda: not any(pid and psutil.pid_exists(pid) for pid in pids), 10)
@@ -108,10 +113,17 @@ async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
     assert pool.failures["lost"] == 2
 
 
-async def poison(pool: RolloutPool, undisturbed: list) -> None:
+def add_token_without_embedding(policy: Path) -> int:
+    """The id of a token that the tokenizer has, so that vLLM lets it pass, and the model has not."""
+    tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
+    tokenizer.add_tokens(["<|stray|>"])
+    tokenizer.save_pretrained(policy)
+    return tokenizer.convert_tokens_to_ids("<|stray|>")
+
+
+async def poison(pool: RolloutPool, undisturbed: list, no_embedding: int) -> None:
     """A request over which the engine itself crashes: it ends two engines, and costs no other group."""
-    no_token = -1  # which vLLM does not refuse, and no embedding has
-    bad = GroupRequest("bad", (6, no_token), SamplingConfig(samples=2, max_tokens=8), 0)
+    bad = GroupRequest("bad", (6, no_embedding), SamplingConfig(samples=2, max_tokens=8), 0)
     *answers, failed = await pool.generate([*requests(), bad])
     assert answers == undisturbed
     assert isinstance(failed, FailedGroup)

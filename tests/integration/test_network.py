@@ -276,6 +276,7 @@ def server_in(host: list[str]) -> Iterator[int]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_another_host_reaches_nothing(two_hosts, tmp_path):
     host, other = two_hosts
     with local_ray(tmp_path, *host) as ray, server_in(host) as neighbor:
