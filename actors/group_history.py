@@ -43,13 +43,18 @@ class GroupHistory:
             self.crashes += 1
 
     @property
+    def is_at_fault(self) -> bool:
+        """Whether it crashed engine after engine, alone in the last one: a fault of the request, not of the engines."""
+        return self.crashes >= _MOST_CRASHES
+
+    @property
     def must_be_alone(self) -> bool:
         """Whether it may have ended an engine, and others must not be there if it does so again."""
         return self.crashes > 0 or self.losses >= _LOSSES_IN_COMPANY
 
     def given_up(self, most_failed_calls: int) -> str | None:
         """Why it is not to be asked for again; None: it is."""
-        if self.crashes >= _MOST_CRASHES:
+        if self.is_at_fault:
             return f"{self.crashes} engines crashed on it; {self.last}"
         if self.losses >= _MOST_LOSSES:
             return f"{self.losses} engines ended over it; {self.last}"

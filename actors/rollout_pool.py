@@ -43,7 +43,8 @@ class FailedGroup:
 
     Attributes:
         key: of the request.
-        kind: ``data``: the request is at fault; ``infrastructure``: workers failed on it too often, or ended over it.
+        kind: ``data``: the request is at fault, also where engine after engine crashed on it; ``infrastructure``:
+            workers failed on it too often, or were ended over it.
         reason: one line.
     """
 
@@ -460,7 +461,7 @@ class RolloutPool:
                 return group
             finally:
                 self._queue.release(member, samples)
-        return FailedGroup(request.key, "infrastructure", reason)
+        return FailedGroup(request.key, "data" if history.is_at_fault else "infrastructure", reason)
 
     def _blame(self, member: Member, error: Exception) -> None:
         """A call failed: a lost worker is DEAD, any other has to answer a ping before it gets more work."""

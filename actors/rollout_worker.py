@@ -337,5 +337,4 @@ async def _await(call: Awaitable[T]) -> T:
     except ActorUnavailableError:  # cut off for now; whether it comes back, pings will tell
         raise
     except RayActorError as error:
-        kind = EngineCrashed if "low on memory" in str(error) else WorkerLost  # Ray's memory monitor ended it
-        raise kind(str(error).splitlines()[0]) from error
+        raise WorkerLost(str(error).splitlines()[0]) from error

@@ -23,6 +23,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
 _ZERO_DECIMALS = re.compile(r"([+-]?[0-9]{1,30})\.0{1,30}")
 _POWER = re.compile(r"(-?)([0-9]{1,9}) ?\^ ?\{?([0-9]{1,3})\}?")
+_MOST_DIGITS = 1000  # of a power that is worked out
 _TRUTHS = ("true", "false")
 
 
@@ -89,6 +90,7 @@ def _canonical(text: str, ignore_case: bool) -> str:
     text = " ".join(one_form(text).split())
     if match := _ZERO_DECIMALS.fullmatch(text):
         return match[1]
-    if match := _POWER.fullmatch(text):
+    match = _POWER.fullmatch(text)
+    if match and len(match[2]) * int(match[3]) <= _MOST_DIGITS:
         return f"{match[1]}{int(match[2]) ** int(match[3])}"
     return text.casefold() if ignore_case or text.casefold() in _TRUTHS else text

@@ -67,7 +67,9 @@ def is_missing(value: object) -> bool:
     """Whether a cell is empty: None, NaN, or pandas' NA and NaT."""
     if value is None or type(value).__name__ in _MISSING:
         return True
-    return isinstance(value, float | Decimal) and math.isnan(value)
+    if isinstance(value, Decimal):
+        return value.is_nan()  # ``math.isnan`` raises over a signaling one
+    return isinstance(value, float) and math.isnan(value)
 
 
 def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def _whole(value: int, field: str) -> str:
 
 
 def _number(value: float | Decimal, field: str) -> str | None:
-    if math.isnan(value):
+    if is_missing(value):
         return None
     if math.isinf(value):
         raise RowError(f"{field} has to be a finite number, found {value}")

@@ -288,9 +288,8 @@ class RunDirectory:
         for stage in stages:
             if stage in self._whole:
                 continue
-            files = read_stage(self.artefact(stage)).files
-            reason = "its files are not recorded" if files is None else find_damage(self.artefact(stage), files)
-            if reason is not None:
+            files = read_stage(self.artefact(stage)).files or {}  # none recorded: nothing to compare with
+            if reason := find_damage(self.artefact(stage), files):
                 raise RunError(f"{self.artefact(stage)} is damaged: {reason}; {self._remedy(stage)}")
             self._whole.add(stage)
 
@@ -372,7 +371,7 @@ def begin_directory(path: Path) -> None:
     """
     refuse_foreign(path)
     with naming(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)  # `scale` trusts no directory that others can write to
         if not (path / RUN_MARK).exists():
             (path / RUN_MARK).touch()
 
@@ -429,11 +428,9 @@ def code_version() -> str:
 def stage_damage(folder: Path) -> str | None:
     """How the files of a finished stage differ from what its ``stage.json`` says of them; None if they do not."""
     try:
-        files = read_stage(folder).files
+        files = read_stage(folder).files or {}
     except RunError as error:
         return str(error)
-    if files is None:
-        return f"{STAGE_FILE} says nothing of its files"
     return find_damage(folder, files)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bi_ray.answer_forms import readings
+from bi_ray.answer_forms import readings, same_text
 from bi_ray.answers import AnswerChecker, find_answer, format_is_right, same_mathematics, write_response
 from bi_ray.characters import one_form
 from bi_ray.config import AnswerConfig, IGSMConfig, PromptBenchConfig
@@ -281,3 +281,9 @@ def test_no_response_takes_longer_than_its_length_lets_it(piece):
 @pytest.mark.timeout(1800)
 def test_a_million_characters_take_about_a_second():
     assert not too_slow(1_000_000, 4 * MOST_S)
+
+
+def test_a_power_with_thousands_of_digits_is_a_wrong_answer_and_not_an_error():
+    assert not same_text("99999^999", "24")
+    assert same_text("99999^999", "99999^999")
+    assert same_text("10^6", "1000000")

@@ -25,6 +25,7 @@ from bi_ray.store import (
     code_version,
     differences,
     key_of,
+    stage_damage,
     write_atomically,
     write_text,
 )
@@ -196,6 +197,18 @@ def flip_a_bit(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def test_a_stage_of_which_no_files_are_recorded_is_read_as_it_is(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        with run.commit("sft/vanilla", KEY) as folder:
+            (folder / "weights").write_text("w")
+        record = json.loads((run.artefact("sft/vanilla") / "stage.json").read_text())
+        del record["files"]
+        (run.artefact("sft/vanilla") / "stage.json").write_text(json.dumps(record))
+        assert run.is_done("sft/vanilla", KEY)
+        run.require_whole("sft/vanilla")
+        assert stage_damage(run.artefact("sft/vanilla")) is None
 
 
 @pytest.mark.parametrize(

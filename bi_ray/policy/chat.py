@@ -36,7 +36,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, system_prompt: str, questio
     """
     asked = messages(system_prompt, question)
     try:
-        if system_prompt.strip() in _render(tokenizer, asked):
+        if _without_spaces(system_prompt) in _without_spaces(_render(tokenizer, asked)):
             return asked
     except TemplateError:
         pass  # it refuses the system message; if it is something else, the next attempt fails too
@@ -46,6 +46,11 @@ def conversation(tokenizer: PreTrainedTokenizerBase, system_prompt: str, questio
     except TemplateError as error:
         raise ChatError(f"{_name(tokenizer)}: its chat template refuses a question: {error}") from error
     return folded
+
+
+def _without_spaces(text: str) -> str:
+    """A template may join or indent lines of what it takes."""
+    return "".join(text.split())
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[int]:

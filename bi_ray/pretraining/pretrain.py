@@ -383,6 +383,8 @@ def _refuse_foreign_checkpoint(folder: Path) -> None:
     """Raises RunError where something else is in the place of the newest model."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "model" / "config.json").exists():
         raise RunError(f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try again")
+    if folder.exists() and not any((folder.parent / CHECKPOINTS).glob("step_*")):
+        raise RunError(f"{folder} has a model and {CHECKPOINTS}/ no step to resume from; name a new directory")
 
 
 def _resume(

@@ -616,9 +616,9 @@ class Poison:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize(("loss", "most"), [(EngineCrashed, 2), (WorkerLost, 20)])
+@pytest.mark.parametrize(("loss", "most", "kind"), [(EngineCrashed, 2, "data"), (WorkerLost, 20, "infrastructure")])
 @pytest.mark.parametrize("keys", [{"q3"}, {"q0", "q5", "q11"}])
-def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, keys):
+def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, kind, keys):
     async def scenario():
         world, poison = World(), Poison(keys, loss)
 
@@ -632,12 +632,12 @@ def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are
         for number, answer in enumerate(answers):
             if f"q{number}" in keys:
                 assert isinstance(answer, FailedGroup)
-                assert answer.kind == "infrastructure"
+                assert answer.kind == kind
                 assert f"{most} engines" in answer.reason
             else:
                 assert seeds([answer]) == [EXPECTED[number]]
         assert poison.ended <= most * len(keys)
-        assert world.pool.failures["infrastructure"] == len(keys)
+        assert world.pool.failures[kind] == len(keys)
         await world.settle()
         assert seeds(await world.pool.generate(requests(2)[1:])) == EXPECTED[1:2]
         await world.pool.close()
@@ -667,7 +667,7 @@ def test_a_group_that_must_be_alone_gets_an_engine_although_others_keep_coming()
         assert isinstance(failed, FailedGroup)
         done.set()
         await asyncio.gather(*crowd)
-        assert world.pool.failures["infrastructure"] == 1
+        assert world.pool.failures["data"] == 1
         await world.pool.close()
 
     run(scenario())

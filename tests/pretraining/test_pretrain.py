@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from bi_ray.config import PretrainConfig
+from bi_ray.files import RunError
 from bi_ray.pretraining import pretrain as module
 from bi_ray.pretraining.drills import Drill
 from bi_ray.pretraining.pretrain import IGNORED, batches, rate_factor
@@ -241,3 +242,12 @@ def test_the_first_heads_look_back():
         weights = attention[:, head, places, places - distance]
         assert (attention[:, head, places].argmax(-1) == places - distance).float().mean() > 0.95
         assert weights.mean() > 0.3
+
+
+def test_a_model_without_a_step_to_resume_from_is_not_replaced(tmp_path):
+    model = tmp_path / "checkpoint" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="no step to resume from; name a new directory"):
+        next(module.pretrain(config_of(), tmp_path))
+    assert (model / "config.json").read_text() == "{}"
