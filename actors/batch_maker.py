@@ -124,7 +124,7 @@ class BatchMaker:
             refuse_lost(answers)
             failed = [answer for answer in answers if isinstance(answer, FailedGroup)]
             for group in failed:
-                log.warning("step %d goes on without query %s: %s", step, group.key, group.reason)
+                log.warning("step %d continues without query %s: %s", step, group.key, group.reason)
             groups = [answer for answer in answers if isinstance(answer, Group)]
             return [(await verdicts[group.key])[0] for group in groups], failed, generated
         finally:

@@ -92,7 +92,7 @@ def _join(address: str, source: str, auth_mode: str | None = None, token: str | 
         raise ClusterError(f"Ray at {address} wants a token: {TOKEN_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
-            f"cannot join Ray at {address}: {error}. Where the lines above say Unauthenticated, {TOKEN_ADVICE}"
+            f"cannot join Ray at {address}: {error}. If the lines above say Unauthenticated, {TOKEN_ADVICE}"
         ) from error
 
 
@@ -122,7 +122,7 @@ def check_address(address: str, source: str) -> None:
         kind = "the address of a Ray client server"
     else:
         kind = "not HOST:PORT"
-    raise ClusterError(f"{source} is {address}, {kind}; a run joins Ray's own address, such as HOST:6379")
+    raise ClusterError(f"{source} is {address}, {kind}; a run needs Ray's own address, such as HOST:6379")
 
 
 def _check_answers(address: str) -> None:

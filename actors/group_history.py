@@ -57,7 +57,7 @@ class GroupHistory:
         if self.is_at_fault:
             return f"{self.crashes} engines crashed on it; {self.last}"
         if self.losses >= _MOST_LOSSES:
-            return f"{self.losses} engines ended over it; {self.last}"
+            return f"{self.losses} engines died while working on it; {self.last}"
         if self.failed_calls >= most_failed_calls:
             return f"given up after {self.failed_calls} failed calls; {self.last}"
         return None

@@ -116,7 +116,7 @@ class LearnerGroup:
                 if deaths > self._learner.max_restarts:
                     raise LearnerError(
                         f"the controller of Ray Train died {deaths} times (learner.max_restarts is "
-                        f"{self._learner.max_restarts}); run the same command again and it goes on from the last "
+                        f"{self._learner.max_restarts}); run the same command again to resume from the last "
                         "checkpoint"
                     ) from error
                 log.warning("the controller of Ray Train died; the learners start again from the last checkpoint")

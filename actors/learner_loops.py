@@ -19,7 +19,7 @@ from bi_ray.policy.batch import LearnerBatch
 from bi_ray.private import PrivacyError
 from bi_ray.verification import VerdictError
 
-DRIVER_DIED = "the driver died; run the same command again and it goes on from here"
+DRIVER_DIED = "the driver died; run the same command again to resume"
 
 
 class DriverClient:

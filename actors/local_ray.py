@@ -75,7 +75,7 @@ def session_folder() -> Path:
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = Path(chosen).absolute() / name
     if len(os.fsencode(folder / _SOCKET)) > _LONGEST_SOCKET_PATH:
-        log.warning("%s is too long a path for Ray's sockets: its session is in /tmp", chosen)
+        log.warning("%s is too long a path for Ray's sockets; using /tmp", chosen)
         folder = Path("/tmp") / name
     return private_folder(folder)
 

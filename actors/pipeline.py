@@ -329,8 +329,8 @@ class Pipeline:
         outcome = outcome_of(read_steps(work / "metrics.jsonl"), config.rl, whole | {0})
         if outcome.step and outcome.step not in whole:
             raise RunError(
-                f"{stage}: the checkpoint of step {outcome.step}, the result, is damaged: run the same command again; "
-                "it resumes from the newest whole one"
+                f"{stage}: the checkpoint of step {outcome.step}, which is the result, is damaged; run the same "
+                "command again to resume from the newest intact one"
             )
         if outcome.stopped:
             self.display.note(f"RL of {arm}: {outcome.stopped}")

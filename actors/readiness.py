@@ -31,8 +31,8 @@ _Z95 = 1.96
 _POLL_S = 1.0
 _ANALYSES = 3  # times that an analysis is begun when the analyzer dies over it
 _DIED = (
-    "the influence analyzer died (killed, or out of memory? readiness.microbatch_tokens and readiness.pairwise_mib "
-    "set what it needs); run the same command again and it goes on from here"
+    "the influence analyzer died (killed, or out of memory? then lower readiness.microbatch_tokens or "
+    "readiness.pairwise_mib); run the same command again to resume"
 )
 log = logging.getLogger(__name__)
 Load = Callable[[Path], Awaitable[None]]

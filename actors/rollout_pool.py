@@ -235,9 +235,9 @@ class RolloutPool:
 
     def _late_start(self) -> str:
         return (
-            f"no answer in {self.config.start_timeout_s:g} s. Each wants {self.config.cpus_per_worker:g} CPU and "
-            f"{self.config.gpus_per_worker:g} GPU: lower rollout.workers or rollout.cpus_per_worker if the cluster "
-            "lacks these resources, raise rollout.start_timeout_s if it is merely slow"
+            f"no answer in {self.config.start_timeout_s:g} s. Each needs {self.config.cpus_per_worker:g} CPU and "
+            f"{self.config.gpus_per_worker:g} GPU: if the cluster lacks these resources, lower rollout.workers or "
+            "rollout.cpus_per_worker; if it is merely slow, raise rollout.start_timeout_s"
         )
 
     async def _admit(self, member: Member) -> None:
@@ -328,7 +328,7 @@ class RolloutPool:
         refusals = [fault for fault in faults if fault is not None and not isinstance(fault, WorkerLost | TimeoutError)]
         if refusals and None not in faults:
             raise PoolError(
-                f"no rollout worker took version {announcement.version}; the first one: {_name(refusals[0])}"
+                f"no rollout worker took version {announcement.version}; first error: {_name(refusals[0])}"
             ) from refusals[0]
         if not self._members:
             raise PoolError(f"no rollout worker is left to take version {announcement.version}: {self._start_fault}")

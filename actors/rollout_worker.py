@@ -267,7 +267,7 @@ class RolloutWorker:
         for code in manager.finished_procs().values():
             if code in _KILLED:
                 return WorkerLost(f"the engine's process was killed by signal {-code}")
-        return EngineCrashed("the engine's process ended by an error of its own")
+        return EngineCrashed("the engine's process crashed")
 
     async def close(self) -> None:
         """End the engine's process."""

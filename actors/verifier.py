@@ -62,7 +62,7 @@ class VerifierClient:
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier is not there within {limit_s:g} s (twice verifier.start_timeout_s): {_last_line(fault)}"
+            f"the verifier did not start within {limit_s:g} s (twice verifier.start_timeout_s): {_last_line(fault)}"
         ) from fault
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
@@ -87,10 +87,10 @@ class VerifierClient:
         try:
             return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:
-            log.warning("verifier: %d samples took over %g s; one by one", len(items), limit_s)
+            log.warning("verifier: %d samples took over %g s; judging them one by one", len(items), limit_s)
             await self._restart()
         except RayActorError:
-            log.warning("verifier: its actor died over %d samples; one by one", len(items), exc_info=True)
+            log.warning("verifier: its actor died on %d samples; judging them one by one", len(items), exc_info=True)
             await self.ready()
         return [await self._score_alone(item) for item in items]
 
@@ -104,9 +104,9 @@ class VerifierClient:
                 log.warning("verifier: one sample took over %g s", limit_s)
                 await self._restart()
             except RayActorError:
-                log.warning("verifier: its actor died over one sample", exc_info=True)
+                log.warning("verifier: its actor died on one sample", exc_info=True)
                 await self.ready()
-        raise VerifierUnavailable(f"the verifier died, or did not answer, {_ATTEMPTS} times over one sample")
+        raise VerifierUnavailable(f"the verifier died, or did not answer, {_ATTEMPTS} times on one sample")
 
     async def _restart(self) -> None:
         ray.kill(self.handle, no_restart=False)

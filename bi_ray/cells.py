@@ -115,7 +115,7 @@ def _whole(value: int, field: str) -> str:
     try:
         return str(int(value))
     except ValueError as error:  # more digits than Python writes
-        raise RowError(f"{field} is a number of too many digits: {error}") from error
+        raise RowError(f"{field} is a number with too many digits: {error}") from error
 
 
 def _number(value: float | Decimal, field: str) -> str | None:

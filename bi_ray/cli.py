@@ -174,7 +174,7 @@ def serve(
         typer.Option(help="API key that clients must send (repeatable; also read from BI_RAY_API_KEYS=key,key)"),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File with one API key a line, which no other user may read")
+        Path | None, typer.Option(help="File with one API key per line; no other user may be able to read it")
     ] = None,
     allowed_host: Annotated[
         list[str] | None, typer.Option(help="Host name that requests may use besides localhost (repeatable)")

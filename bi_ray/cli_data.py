@@ -287,7 +287,7 @@ def _refuse_foreign_rows(file: Path, kind: type[Any], what: str) -> None:
             parse_record(start, kind, str(file), "")
     except RunError as error:
         raise ConfigError(
-            f"{file} is there and holds no {what}, so it is not replaced; choose another --out"
+            f"{file} exists and does not contain {what}; it was not replaced, choose another --out"
         ) from error
 
 

@@ -82,7 +82,7 @@ def job_command(
     """
     if credentials_of(run):
         raise RunError(
-            f"--run {public_name(run)} has credentials, which everybody on the cluster could read in the job's "
+            f"--run {public_name(run)} has credentials, which everyone on the cluster could read in the job's "
             "command: leave them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY where Ray is started"
         )
     config, root = load_config(config_file, RunConfig), working_dir.resolve()

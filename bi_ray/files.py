@@ -34,7 +34,7 @@ class RunError(RuntimeError):
 
 
 class DiskFull(RunError):
-    """The disk filled while something was written; nothing half-written stayed."""
+    """The disk filled while something was written; nothing half-written remains."""
 
 
 def in_words(error: OSError) -> str:
@@ -257,7 +257,7 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
         if not _is_disk_full(error):
             raise
         raise DiskFull(
-            f"no space left on the disk of {folder} while {what} was written; nothing half-written stayed: free some "
+            f"no space left on the disk of {folder} while {what} was written; nothing half-written remains; free some "
             "space and run the same command again"
         ) from error
 

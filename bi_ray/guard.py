@@ -286,7 +286,7 @@ class _Process:
         raise _Died(self._how_it_ended())  # something that it forked holds the connection open
 
     def _part(self) -> str:
-        return self._page[_LOADING + 1 :].rstrip(b"\0").decode() or "judgement of the response"
+        return self._page[_LOADING + 1 :].rstrip(b"\0").decode() or "judgment of the response"
 
     def _how_it_ended(self) -> str:
         part = self._part()
@@ -348,14 +348,14 @@ def serve(connection_fd: int, page_fd: int, parent: int) -> None:
     connection: Connection = Connection(connection_fd)
     _own_page = mmap.mmap(page_fd, _PAGE_BYTES)
     os.close(page_fd)
-    doing("load of what judges responses")
+    doing("loading of the code that judges responses")
     try:
         call = dill.loads(connection.recv_bytes())()
     except ConfigError as error:
         connection.send(str(error))
         return
     except Exception as error:
-        connection.send(f"what judges responses cannot be loaded: {Fault(_message(error), _where(error))}")
+        connection.send(f"the code that judges responses cannot be loaded: {Fault(_message(error), _where(error))}")
         return
     connection.send(None)
     sys.addaudithook(_notice_imports)
@@ -389,7 +389,7 @@ def _outcome(call: Callable[[Any], Any], item: Any) -> Any:
     except CallError as error:
         return Fault(str(error))
     except BaseException as error:
-        part = _own_page[_LOADING + 1 :].rstrip(b"\0").decode() or "judgement of the response"
+        part = _own_page[_LOADING + 1 :].rstrip(b"\0").decode() or "judgment of the response"
         return Fault(f"the {part} raised {_message(error)}", _where(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that was left behind must not ring in the next call

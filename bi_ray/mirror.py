@@ -229,7 +229,7 @@ class RemoteLock:
     def _locked_by(self, holder: str) -> RunLocked:
         return RunLocked(
             f"{self._remote.name} is in use by {holder}: wait for it, or choose another run; after a crash elsewhere "
-            f"it is free {STALE_S:g} s later"
+            f"it is released after {STALE_S:g} s"
         )
 
 

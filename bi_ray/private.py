@@ -29,7 +29,7 @@ def private_folder(path: Path) -> Path:
             raise PrivacyError(f"{path} is a link, not a directory: remove it")
         if found.st_uid != os.geteuid():
             raise PrivacyError(
-                f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}: ask for its removal"
+                f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}: ask that user to remove it"
             )
         if found.st_mode & _GROUP_OR_OTHERS:
             path.chmod(0o700)

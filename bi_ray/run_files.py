@@ -103,7 +103,7 @@ def require_sizes(folder: Path, absent_ok: bool = False) -> None:
 def refuse_foreign(path: Path) -> None:
     """Raises RunError where ``path`` is a directory with something in it, and not a run or study of ours."""
     if path.is_symlink() and not path.exists():
-        raise RunError(f"{path} is a symbolic link to nothing; name a directory for the run")
+        raise RunError(f"{path} is a broken symbolic link; name a directory for the run")
     if not path.exists():
         return
     if not path.is_dir():

@@ -40,7 +40,7 @@ def describe_status(place: RunPlace) -> list[str]:
     in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(_in_work(place.path))
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
-    lines = [f"{place.name}: " + (f"in use by {holder}" if holder else "nobody works in it now")]
+    lines = [f"{place.name}: " + (f"in use by {holder}" if holder else "not in use")]
     for stage, record in done.items():
         seconds = "" if record.seconds is None else f"{record.seconds:.0f} s"
         said = [seconds, *_validation(place.path, place.path / stage)]
@@ -101,7 +101,7 @@ def lock_holder(run: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunError(f"{file} cannot be read as the lock of a run: {in_words(error)}; remove it") from error
+        raise RunError(f"{file} is not a readable lock file: {in_words(error)}; remove it") from error
     return None
 
 

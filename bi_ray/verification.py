@@ -265,7 +265,7 @@ def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
         return
     reason, count = reasons.most_common(1)[0]
     share = "" if len(reasons) == 1 else f" ({count} of them, and other reasons)"
-    advice = "mend that and run the same command again"
+    advice = "fix it and run the same command again"
     raise VerdictError(f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}")
 
 

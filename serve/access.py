@@ -78,21 +78,21 @@ def file_keys(path: Path) -> list[str]:
         with open(path, encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_IMODE(mode) & 0o077:
-                raise ServeError(f"--api-key-file {path}: other users may read it; run `chmod 600 {path}`")
+                raise ServeError(f"--api-key-file {path}: other users can read it; run `chmod 600 {path}`")
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise ServeError(f"--api-key-file {path}: {reason}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ServeError(f"--api-key-file {path}: no key in it; write one key a line")
+        raise ServeError(f"--api-key-file {path}: no key in it; write one key per line")
     return _checked(keys, f"--api-key-file {path}")
 
 
 def _checked(keys: list[str], source: str) -> list[str]:
     for number, key in enumerate(keys, start=1):
         if not key:
-            raise ServeError(f"{source}: the key is empty; is a variable of your shell unset?")
+            raise ServeError(f"{source}: the key is empty; is a shell variable unset?")
         if not _KEY.fullmatch(key):
             raise ServeError(f"{source}: key {number} has characters other than printable ASCII; choose another one")
     return keys
@@ -145,13 +145,13 @@ def authorize(request: Request, access: Access) -> None:
         _require_key(request.headers, access.key_digests)
         return
     if not is_loopback(request.client.host if request.client else ""):
-        message = "this server has no API keys, so it answers its own machine only; start it with --api-key"
+        message = "without API keys this server answers its own machine only; start it with --api-key-file"
         raise ApiError(403, message, "permission_error")
     present = [name for name in _FORWARDED if name in request.headers]
     if present:
         message = (
-            f"the request came through a proxy (header {present[0]}), and this server has no API keys to tell its "
-            f"own machine from others; start it with --api-key"
+            f"the request came through a proxy (header {present[0]}); without API keys this server answers its own "
+            f"machine only; start it with --api-key-file"
         )
         raise ApiError(403, message, "permission_error")
 
@@ -161,7 +161,7 @@ def _require_key(headers: Headers, key_digests: Sequence[str]) -> None:
     given = key_digest(key.strip())
     # Every digest is compared, each in constant time: how long it takes says nothing about the keys.
     if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, known) for known in key_digests):
-        what = "this API key is not known here" if scheme else "no API key was given"
+        what = "unknown API key" if scheme else "no API key was given"
         message = f"{what}; send one as the header `Authorization: Bearer KEY`"
         raise ApiError(401, message, "authentication_error", "invalid_api_key")
 
@@ -245,10 +245,10 @@ def require_origin(headers: Headers, access: Access) -> None:
     origin = headers.get("origin")
     if origin is None:
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise ApiError(403, "requests of web pages from elsewhere are not answered", "permission_error")
+            raise ApiError(403, "requests from web pages of other origins are refused", "permission_error")
         return
     host = headers.get("host", "").lower()
     allowed = [f"http://{host}", f"https://{host}", *map(str.lower, access.allowed_origins)]
     if origin.lower() not in allowed:
-        message = f"web pages of {origin!r} may not send requests; start the server with --allowed-origin ORIGIN"
+        message = f"web pages from {origin!r} may not send requests; start the server with --allowed-origin ORIGIN"
         raise ApiError(403, message, "permission_error")

@@ -124,7 +124,7 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
     args = ServeArgs.model_validate(args)
     run = Path(args.run)
     if not run.is_absolute():
-        raise ServeError(f"run: {run} is not an absolute path; servers have other working directories than you")
+        raise ServeError(f"run: {run} is not an absolute path; servers do not share your working directory")
     check_allowed(args.allowed_hosts, args.allowed_origins)
     config = read_run(run)
     rollout, model = config.rollout, config.model.model_copy(update={"path": str(Path(config.model.path).absolute())})

@@ -148,7 +148,7 @@ def _require_own_address(run: Path, config: RunConfig) -> None:
     except PrivacyError as error:
         raise ServeError(
             f"{run / RUN_CONFIG_FILE} has ray.address {config.ray.address}, which is not trusted: {error}; "
-            "serve a copy of the run that is your own"
+            "serve your own copy of the run"
         ) from error
 
 

@@ -86,9 +86,9 @@ async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> R
     if not _is_readable(request_type, content):
         field = _unreadable_field(request_type, content)
         what = f"`{field}`" if field else "the request"
-        return RequestFault(f"{what} has a type or value that cannot be read; see the API reference", field)
+        return RequestFault(f"{what} has an invalid type or value; see the API reference", field)
     if await _answers(app, path, {"model": name} | _PROBES[path]):
-        return RequestFault("this combination of options cannot be answered; send fewer options")
+        return RequestFault("this combination of options is not supported; send fewer options")
     return None
 
 

@@ -105,7 +105,7 @@ def test_check_replaces_nothing_but_verdicts(tmp_path, thesis, capsys, monkeypat
     arguments = ["check", rows, "--config", QUICKSTART, "--out"]
     monkeypatch.chdir(ROOT)
     output = assert_refused([*arguments, thesis / "draft.tmp"], thesis, capsys, monkeypatch)
-    assert "holds no verdicts, so it is not replaced; choose another --out" in output
+    assert "does not contain verdicts; it was not replaced, choose another --out" in output
 
 
 def test_an_unfinished_set_is_not_begun_in_a_folder_of_the_user(thesis, capsys, monkeypatch):

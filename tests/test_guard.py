@@ -55,7 +55,7 @@ def test_a_fault_says_what_raised_and_where(doubled):
     before, fault, after = doubled.run([1, -1, 2])
     assert (before, after) == (2, 4)
     assert isinstance(fault, Fault)
-    assert fault.reason == "the judgement of the response raised ZeroDivisionError: division by zero"
+    assert fault.reason == "the judgment of the response raised ZeroDivisionError: division by zero"
     assert fault.where == f"{__file__}:{double.__code__.co_firstlineno + 1}"
 
 

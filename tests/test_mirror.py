@@ -344,7 +344,7 @@ def test_status_reads_the_uri(place, elsewhere, tmp_path):
     with place.directory() as run:
         finish(run, "sft/bridge")
     assert describe_status(elsewhere) == [
-        f"{place.name}: nobody works in it now",
+        f"{place.name}: not in use",
         "  done     sft/bridge               0 s",
     ]
 

@@ -476,7 +476,7 @@ def test_a_lock_file_of_any_content_is_shown_in_one_line(tmp_path):
     assert lock_holder(tmp_path) is None
     (tmp_path / ".lock").unlink()
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(RunError, match=r"\.lock cannot be read as the lock of a run: it is a directory; remove it"):
+    with pytest.raises(RunError, match=r"\.lock is not a readable lock file: it is a directory; remove it"):
         lock_holder(tmp_path)
     with pytest.raises(OSError, match=r"\.lock"), RunDirectory(tmp_path):
         pass

@@ -98,7 +98,7 @@ def test_secrets_of_the_environment_are_not_shown(monkeypatch):
 
 
 def test_a_job_refuses_credentials_in_its_command(tmp_path):
-    with pytest.raises(RunError, match="--run s3://bucket/run has credentials, which everybody on the cluster"):
+    with pytest.raises(RunError, match="--run s3://bucket/run has credentials, which everyone on the cluster"):
         job_command(tmp_path / "x.yaml", "s3://key:secret@bucket/run", None, None, tmp_path)
 
 

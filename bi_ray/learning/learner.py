@@ -238,7 +238,7 @@ def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
     raise ValueError(
         f"learner.packing is {wanted}, which {type(model).__name__} ({attention}) cannot do here: set it to auto, "
         f"or to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners; "
-        "flat also works with flash_attention_2, where every layer is full or sliding attention"
+        "flat also works with flash_attention_2 if every layer has full or sliding attention"
     )
 
 

@@ -102,7 +102,7 @@ class StepDirectories:
             if self._is_whole(step, last_step, note):
                 return step
         if steps:
-            note(f"no whole checkpoint is left in {self.directory}: training starts at its first step")
+            note(f"no intact checkpoint is left in {self.directory}: training starts at its first step")
         return 0
 
     def whole_steps(self, note: Callable[[str], None] = log.warning) -> set[int]:
@@ -138,7 +138,7 @@ class StepDirectories:
         aside = path.with_name(path.name + _DAMAGED)
         _remove(aside)
         path.rename(aside)
-        note(f"checkpoint {path} is left out: {reason}; it is now {aside.name}")
+        note(f"checkpoint {path} is left out: {reason}; it was renamed to {aside.name}")
         return False
 
     def _kept(self) -> set[int]:

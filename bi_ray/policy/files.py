@@ -69,7 +69,7 @@ def refuse_second_head(directory: Path, tied: dict[str, str]) -> None:
             continue
         if matrices[0].shape != matrices[1].shape or not torch.equal(*matrices):
             raise CheckpointError(
-                f"{directory / 'config.json'} says tie_word_embeddings (or leaves it at its default, true), but the "
+                f"{directory / 'config.json'} sets tie_word_embeddings to true (or leaves it at that default), but the "
                 f"weights have a {head} that differs from {embedding}: set tie_word_embeddings to false there, or "
                 f"remove {head} from the weights"
             )
@@ -95,10 +95,10 @@ def _fault(path: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"{path} needs Python code that comes with the checkpoint, and such code is never executed: convert the "
-            "checkpoint to a model type that transformers has itself, and remove auto_map from its JSON files"
+            "checkpoint to a model type that transformers supports, and remove auto_map from its JSON files"
         )
     if "attn_implementation" in str(error):
-        return f"{path}: transformers has no such attention for this model type: set model.attention to eager"
+        return f"{path}: transformers does not support this attention for this model type: set model.attention to eager"
     if path.is_file():
         if isinstance(error, SafetensorError):
             return f"{path} is cut short or damaged ({error}): copy or download it again"
@@ -136,7 +136,7 @@ def _require_shards(file: Path) -> None:
             raise CheckpointError(f"{shard} is missing: copy or download it")
     index = file.with_name(f"{match[1]}.safetensors.index.json")
     if not index.exists():
-        raise CheckpointError(f"{index} is missing: without it nobody knows which shard has which weights")
+        raise CheckpointError(f"{index} is missing: it says which shard has which weights")
 
 
 def _check_index(index: Path, tensors: dict[str, set[str]]) -> None:
@@ -145,9 +145,9 @@ def _check_index(index: Path, tensors: dict[str, set[str]]) -> None:
         places = list(shards.items())
     for name, shard in places:
         if shard not in tensors:
-            raise CheckpointError(f"{index.with_name(shard)} is missing: {index.name} says that it has {name}")
+            raise CheckpointError(f"{index.with_name(shard)} is missing: {index.name} lists it for {name}")
         if name not in tensors[shard]:
-            raise CheckpointError(f"{index.with_name(shard)} does not have {name}, which {index.name} says it has")
+            raise CheckpointError(f"{index.with_name(shard)} does not contain {name}, although {index.name} lists it")
 
 
 def _read_tensor(directory: Path, name: str) -> Any:

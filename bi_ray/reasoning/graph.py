@@ -251,7 +251,7 @@ def _node_from_json(row: Mapping[str, Any]) -> Node:
         )
     expression = None if written is None else from_json(written)
     if _squares_within(expression) > _MOST_SQUARES:
-        raise ValueError(f"node {row['name']!r}: its expression squares more than {_MOST_SQUARES} times over")
+        raise ValueError(f"node {row['name']!r}: its expression nests more than {_MOST_SQUARES} squares")
     return Node(
         name=row["name"],
         value=value,

@@ -95,7 +95,7 @@ def test_a_failed_group_is_named_and_counted_and_no_reward_of_zero(caplog):
     world.failing = (whole.asked[0][0],)
     made = world.make()
     assert made.metrics["failed_groups"] == 1
-    assert f"step 5 goes on without query {world.failing[0]}: gone" in caplog.text
+    assert f"step 5 continues without query {world.failing[0]}: gone" in caplog.text
     assert (made.batch.groups_total, made.batch.samples_total) == (PROMPTS - 1, SAMPLES * (PROMPTS - 1))
 
 

@@ -87,7 +87,7 @@ def test_a_session_folder_that_another_user_made_is_refused(monkeypatch):
 def test_an_address_of_another_kind_is_one_clear_line(address, what):
     with pytest.raises(ClusterError, match=what) as caught:
         check_address(address, "RAY_ADDRESS")
-    assert str(caught.value).endswith("a run joins Ray's own address, such as HOST:6379")
+    assert str(caught.value).endswith("a run needs Ray's own address, such as HOST:6379")
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "[::1]:6379", "head.example:6379", "auto"])

@@ -216,7 +216,7 @@ def test_a_run_is_stopped_and_submitted_again(cluster, tmp_path):
     assert code == 1
     assert "stopped by SIGTERM; the same command goes on" in output
     code, output = cluster.call("bi-ray", "status", run)
-    assert "nobody works in it now" in output
+    assert "not in use" in output
     reached = steps(work)[-1]
     assert CHECKPOINT_STEPS < reached < SFT_STEPS
     assert f"sft/bridge               step {reached}" in output

@@ -241,7 +241,7 @@ def test_training_starts_anew_where_no_checkpoint_is_whole(tmp_path, whole):
     assert [note.partition(":")[0] for note in notes] == [
         f"checkpoint {directories.path(10)} is left out",
         f"checkpoint {directories.path(5)} is left out",
-        f"no whole checkpoint is left in {directories.directory}",
+        f"no intact checkpoint is left in {directories.directory}",
     ]
 
 

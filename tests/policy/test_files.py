@@ -120,7 +120,7 @@ def test_a_missing_index_is_named(sharded):
     ("change", "words"),
     [
         (lambda index: index["weight_map"].update(more="model-7.safetensors"), "model-7.safetensors is missing"),
-        (lambda index: index["weight_map"].update(more=index["weight_map"]["model.norm.weight"]), "does not have more"),
+        (lambda index: index["weight_map"].update(more=index["weight_map"]["model.norm.weight"]), "not contain more"),
         (lambda index: index.pop("weight_map"), f"{INDEX} cannot be read"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_run_that_others_can_write_does_not_choose_the_cluster(run, monkeypatc
     (run / place).chmod((run / place).stat().st_mode | 0o002)
     error = error_of(monkeypatch, capsys, run, "--port", free_port())
     assert "ray.address 10.6.6.6:6379, which is not trusted: others can write to" in error
-    assert "serve a copy of the run that is your own" in error
+    assert "serve your own copy of the run" in error
 
 
 def test_unusable_keys_are_one_line_that_shows_no_key(run, monkeypatch, capsys):
