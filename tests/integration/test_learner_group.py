@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import ray
 import torch
@@ -106,12 +107,11 @@ def kill_learner():
 
 
 def kill(actor):
-    """SIGKILL of one process of this test's Ray with such a name."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and actor in _cmdline(entry) and _session() in _environment(entry):
-            os.kill(int(entry), signal.SIGKILL)
-            return
-    raise AssertionError(f"no {actor.decode()} is running")
+    """SIGKILL of the newest process of this test's Ray with such a name: those of earlier fits may still be there."""
+    pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    found = [int(pid) for pid in pids if actor in _cmdline(pid) and _session() in _environment(pid)]
+    assert found, f"no {actor.decode()} is running"
+    os.kill(max(found, key=lambda pid: psutil.Process(pid).create_time()), signal.SIGKILL)
 
 
 def _cmdline(pid):
@@ -219,7 +219,7 @@ def test_killed_rl_learner_asks_again(tmp_path, base):
     published = {path.name: load_file(path) for path in (tmp_path / "weights_whole").iterdir()}
     assert distance(published["1.2.safetensors"], published["1.1.safetensors"]) == 0  # an empty batch changes nothing
     assert distance(published["1.3.safetensors"], published["1.2.safetensors"]) > 0
-    assert json.loads((tmp_path / "killed/step_5/state.json").read_text()) == {"step": 5}
+    assert json.loads((tmp_path / "killed/step_5/state.json").read_text())["step"] == 5
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["step_4", "step_5"]
 
 
