@@ -49,11 +49,15 @@ class ClusterError(RuntimeError):
     """A cluster that cannot be reached or asked; the message says what to change."""
 
 
-def connect(config: RayConfig) -> None:
+def connect(config: RayConfig, source: str = "ray.address") -> None:
     """Join the cluster of this Ray job, else that at ``config.address``, or start a local one for this process alone.
 
     A local one always asks for a token. A cluster's mode is ``config.auth_mode`` where the configuration names the
     cluster, else what ``RAY_AUTH_MODE`` has.
+
+    Args:
+        config: of the cluster.
+        source: where its address comes from, for messages.
 
     Raises:
         ClusterError: nobody answers at the address, or not without (another) token.
@@ -62,7 +66,7 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     configured, given = config.address, os.environ.get("RAY_ADDRESS")
     if configured and not job_id():
-        _join(configured, "ray.address", None if os.environ.get(AUTH_MODE) else config.auth_mode)
+        _join(configured, source, None if os.environ.get(AUTH_MODE) else config.auth_mode)
     elif given and given != "local":
         _join(given, "RAY_ADDRESS")
     else:

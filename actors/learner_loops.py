@@ -41,7 +41,11 @@ class DriverClient:
         self._batch_timeout_s = batch_timeout_s
 
     def join(self, step: int) -> int:
-        """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile."""
+        """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile.
+
+        Raises:
+            TrainingError: the driver has no session or is dead, or the first validation has no verdicts.
+        """
         try:
             return self._wait(self._actor.join.remote(step), "answer to join")
         except SessionError as error:
@@ -53,16 +57,17 @@ class DriverClient:
         """See ``rl.Driver``.
 
         Raises:
-            TrainingError: the batch has no verdicts; that a new group of learners would get the same is likely.
+            TrainingError: the batch, or the validation before it, has no verdicts.
         """
-        try:
-            reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
-        except VerdictError as error:
-            raise TrainingError(f"step {step}: {error}") from error
+        reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
         return ray.get(reply, timeout=self._call_timeout_s) if isinstance(reply, ray.ObjectRef) else reply
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
-        """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile."""
+        """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile.
+
+        Raises:
+            TrainingError: the validation of this step, or of the one before, has no verdicts.
+        """
         self._wait(self._actor.publish.remote(incarnation, step, str(path), metrics), f"answer to publish {step}")
 
     def checkpointed(self, step: int) -> None:
@@ -70,12 +75,21 @@ class DriverClient:
         ray.get(self._actor.checkpointed.remote(step), timeout=self._call_timeout_s)
 
     def _wait(self, call: Any, what: str) -> Any:
+        """The driver's answer.
+
+        Raises:
+            TrainingError: it has no verdicts. A new group of learners would most likely fail the same way.
+            TimeoutError: it came too late.
+            Exception: whatever else the driver raised.
+        """
         try:
             return ray.get(call, timeout=self._batch_timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             limit = f"{self._batch_timeout_s:g} s (rl.batch_timeout_s)"
             raise TimeoutError(f"the driver had no {what} within {limit}") from error
         except ray.exceptions.RayTaskError as error:  # before all others: it is an instance of its cause's class too
+            if isinstance(error.cause, VerdictError):
+                raise TrainingError(f"no {what}: {error.cause}") from error
             raise error.cause from error  # what the driver raised, without a traceback as its text
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from bi_ray.metrics import append_metrics, cut_metrics
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
+from bi_ray.verification import VerdictError
 
 MakeBatch = Callable[[int], Awaitable[tuple[LearnerBatch, dict[str, Any]]]]
 Sync = Callable[[PolicyVersion, Path], Awaitable[None]]
@@ -186,6 +187,7 @@ class RLSession:
         Raises:
             SessionError: the asking learner belongs to an incarnation that is gone, the step is not among the next, or
                 the engines did not take the weights that the batch needs.
+            VerdictError: the batch, or the validation before it, has no verdicts.
         """
         self._refuse_old(incarnation)
         # Rank 0 publishes while the other ranks may ask for the next batch already.
@@ -197,7 +199,10 @@ class RLSession:
             )
         self._refuse_old(incarnation)
         if not self._may_lease(step):
-            raise SessionError(f"no batch for step {step}: {self._fault()}") from self._fault()
+            fault = self._fault()
+            if isinstance(fault, VerdictError):  # every learner gets the error that `publish` raised
+                raise fault
+            raise SessionError(f"no batch for step {step}: {fault}") from fault
         if self._schedule.is_over(step - 1):
             return None
         task = self._kept[step]

@@ -16,7 +16,7 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -84,7 +84,7 @@ class _Race:
 
 @dataclass(eq=False, slots=True)
 class _Run:
-    """One copy of a group: which worker has it, and since when."""
+    """One copy of a group: which worker has it, and since when; None while it waits for one."""
 
     member: Member | None = None
     began: float = 0.0
@@ -398,13 +398,14 @@ class RolloutPool:
     ) -> Group | FailedGroup:
         run, history = _Run(), GroupHistory()
         first = asyncio.create_task(self._attempts(request, run, history))
-        copies = {first}
+        copies = {first: run}
         try:
             if await self._is_late(first, run, race, history):
                 self.redispatched += 1
                 assert run.member is not None
                 log.info("group %s takes long on worker %d; another one is asked", request.key, run.member.number)
-                copies.add(asyncio.create_task(self._attempts(request, _Run(), history, run.member)))
+                second = _Run()
+                copies[asyncio.create_task(self._attempts(request, second, history, run.member))] = second
             answer = await _first_group(copies)
         finally:
             for copy in copies:
@@ -557,13 +558,18 @@ class RolloutPool:
         }
 
 
-async def _first_group(copies: set[asyncio.Task[Group | FailedGroup]]) -> Group | FailedGroup:
-    """The first answer that is a group; where none is, the last failure."""
-    left: set[asyncio.Task[Group | FailedGroup]] = set(copies)
+async def _first_group(copies: Mapping[asyncio.Task[Group | FailedGroup], _Run]) -> Group | FailedGroup:
+    """The first answer that is a group; where none is, the last failure.
+
+    A copy fails only when the group is given up. Another one that a worker has may still succeed; one that waits for a
+    worker is of no use any more, and there may never be one for it.
+    """
+    left = set(copies)
     while True:
         done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
         answers = [task.result() for task in done]
         groups = [answer for answer in answers if isinstance(answer, Group)]
+        left = {task for task in left if copies[task].member is not None}
         if groups or not left:
             return (groups or answers)[0]
 

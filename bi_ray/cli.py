@@ -185,6 +185,9 @@ def serve(
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Take the newest version of each policy while training goes on")
     ] = True,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to serve on, HOST:PORT; else RAY_ADDRESS, else a local one")
+    ] = None,
 ) -> None:
     """Serve the policies of a run with an OpenAI-compatible interface, until Ctrl-C."""
     from serve.command import ServeOptions, serve_run
@@ -200,6 +203,7 @@ def serve(
         allowed_host or [],
         allowed_origin or [],
         follow,
+        address,
     )
     serve_run(options, console)
 

@@ -126,14 +126,15 @@ class Guard(Generic[Item, Result]):
         self.close()
 
     def start(self) -> None:
-        """Start the process, unless it runs.
+        """Start the process, unless it runs. One that ended while it had nothing to do is replaced.
 
         Raises:
             ConfigError: from ``load``.
             GuardError: it was not ready within ``load_s``.
         """
-        if self._process is not None:
+        if self._process is not None and self._process.is_running():
             return
+        self.close()
         self._process = _Process(self._load, self._limits)
         if self._warm_up is None:
             return
@@ -240,6 +241,10 @@ class _Process:
             raise GuardError(f"the process that judges responses did not start: {error}") from error
         if refusal is not None:
             raise ConfigError(refusal)
+
+    def is_running(self) -> bool:
+        """Whether the process has not ended, as it does with the thread that started it (see ``_follow``)."""
+        return self._process.poll() is None
 
     def send(self, items: Sequence[Any]) -> None:
         """Hand over the next items; each has its result in its turn."""
@@ -369,7 +374,10 @@ def serve(connection_fd: int, page_fd: int, parent: int) -> None:
 
 
 def _follow(parent: int) -> None:
-    """End with the parent, and be the first that the kernel takes when memory runs out."""
+    """End with the parent, and be the first that the kernel takes when memory runs out.
+
+    Linux sends the signal when the parent's thread ends that started this process, not only when the parent does.
+    """
     if not sys.platform.startswith("linux"):
         return
     pr_set_pdeathsig = 1

@@ -23,12 +23,12 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from rich.console import Console
 
 from actors.cluster import connect
-from bi_ray.config import RUN_CONFIG_FILE, RunConfig
+from bi_ray.config import RayConfig, RunConfig
 from bi_ray.display import Display
 from bi_ray.policy.chat import conversation
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.private import PrivacyError, read_own
 from bi_ray.problems import ProblemRow, read_problems
+from bi_ray.store import job_id
 from bi_ray.tasks.registry import build_task
 from serve.access import (
     API_KEYS_VARIABLE,
@@ -40,7 +40,7 @@ from serve.access import (
     option_keys,
 )
 from serve.app import APPLICATION, ServeArgs, build
-from serve.policies import MAKE_AGAIN, ServeError, choose_policies, read_run
+from serve.policies import MAKE_AGAIN, ServeError, choose_policies, read_run, require_whole
 from serve.proxy import CALLBACK, KEEP_ALIVE_S
 
 _FOLLOW_S = 2.0
@@ -61,6 +61,7 @@ class ServeOptions:
         allowed_hosts: names in the Host header that are accepted besides loopback ones.
         allowed_origins: web pages that may send requests from a browser.
         follow: take newer versions while the run continues.
+        address: of the Ray cluster to serve on; None: see ``cluster_of``.
     """
 
     run: Path
@@ -72,22 +73,26 @@ class ServeOptions:
     allowed_hosts: list[str]
     allowed_origins: list[str]
     follow: bool
+    address: str | None = None
 
 
 def serve_run(options: ServeOptions, console: Console) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ServeError, ConfigError: it cannot be served as asked; nothing is left running.
+        ServeError, ConfigError, CheckpointError, ClusterError: it cannot be served as asked; nothing is left running.
     """
     run = options.run.absolute()
     config = read_run(run)
-    names = [policy.name for policy in choose_policies(run, config, options.models)]
+    policies = choose_policies(run, config, options.models)
+    names = [policy.name for policy in policies]
     keys = _keys(options)
     check_allowed(options.allowed_hosts, options.allowed_origins)
-    _require_own_address(run, config)
     _require_free(options.host, options.port)
     problem = first_problem(run, config)
+    for policy in policies:
+        require_whole(policy)  # the servers do too, but here it shows before anything starts
+    cluster, note = cluster_of(config.ray, options.address)
     args = ServeArgs(
         run=str(run),
         models=names,
@@ -98,6 +103,9 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     )
     os.environ.pop(API_KEYS_VARIABLE, None)  # the processes of Ray and vLLM need no keys
     display = Display(console)
+    if note is not None:
+        display.note(note)
+    config = config.model_copy(update={"ray": cluster})
     # Signals after Ray, which sets handlers of its own when it starts.
     with _ray_serve(config, len(names), options), _stop_signal() as stop:
         if _start(args, config, display, stop):
@@ -139,17 +147,19 @@ def first_problem(run: Path, config: RunConfig) -> ProblemRow:
         raise ServeError(f"{folder} cannot be read: {reason}; {MAKE_AGAIN}") from error
 
 
-def _require_own_address(run: Path, config: RunConfig) -> None:
-    """Ray's calls carry code and the token: somebody else's run must not name whom they go to."""
-    if config.ray.address is None:
-        return
-    try:
-        read_own(run / RUN_CONFIG_FILE)
-    except PrivacyError as error:
-        raise ServeError(
-            f"{run / RUN_CONFIG_FILE} has ray.address {config.ray.address}, which is not trusted: {error}; "
-            "serve your own copy of the run"
-        ) from error
+def cluster_of(config: RayConfig, address: str | None) -> tuple[RayConfig, str | None]:
+    """Which Ray serves a run whose configuration is ``config``, and a line for the user where it is not the run's.
+
+    Ray's calls carry code and the token. A run may come from somebody else, so the cluster that it
+    names is joined only if the user names it too, by ``address`` or in ``RAY_ADDRESS``.
+    """
+    if address is not None:
+        return config.model_copy(update={"address": address}), None
+    if config.address is None or config.address == os.environ.get("RAY_ADDRESS"):
+        return config, None
+    advice = "a Ray job serves on its own" if job_id() else f"give --address {config.address} to serve there"
+    note = f"the run's cluster {config.address} is not joined: {advice}"
+    return config.model_copy(update={"address": None}), note
 
 
 def _require_free(host: str, port: int) -> None:
@@ -190,7 +200,8 @@ def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterato
     needed = math.ceil(models * config.rollout.cpus_per_worker)
     cpus = max(config.ray.local_cpus or os.cpu_count() or 1, needed)
     os.environ.update(CALLBACK)  # Ray's processes inherit it
-    connect(config.ray.model_copy(update={"local_cpus": cpus}))
+    source = "--address" if options.address else "RAY_ADDRESS"
+    connect(config.ray.model_copy(update={"local_cpus": cpus}), source)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         serve.start(

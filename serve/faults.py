@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import sysconfig
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,13 +21,54 @@ from serve.versions import EngineBroken, MixedVersions
 
 logger = logging.getLogger("ray.serve")
 _EVENT = b"data: "
+_ROOT = Path(__file__).parents[1]
+_OWN_CODE = tuple(str(_ROOT / package) + os.sep for package in ("serve", "actors", "bi_ray"))
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
+# Errors that this program raised below the application while the answer was made.
+_own_errors: ContextVar[list[Exception] | None] = ContextVar("own_errors", default=None)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is this program's: raised by its code, or by the standard library where its code called it.
+
+    An error of vLLM, or of a library below it, may be due to what the request asks for; one of ours is a bug.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_ours, error.exceptions))
+    while error.__cause__ is not None:
+        error = error.__cause__
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [file for file in files if not _is_standard_library(file)]
+    return bool(files) and files[-1].startswith(_OWN_CODE)
+
+
+def _is_standard_library(file: str) -> bool:
+    return file.startswith("<frozen") or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
+
+
+@contextmanager
+def keeping_own_errors(refusals: type[Exception]) -> Iterator[None]:
+    """Let ``FaultMiddleware`` know of errors of ours in the block: vLLM turns many into an answer of its own, with 400.
+
+    Args:
+        refusals: errors by which our code refuses a request; they are not bugs.
+    """
+    try:
+        yield
+    except refusals:
+        raise
+    except Exception as error:
+        errors = _own_errors.get()
+        if errors is not None and is_ours(error):
+            errors.append(error)
+        raise
 
 
 class FaultMiddleware:
     """Answers in the place of an application that failed, with an error that names whose fault it was.
 
     An answer waits for its first piece of body. A stream whose first event is an error becomes an error itself, with
-    its HTTP status.
+    its HTTP status. An error of this program is a 500, whatever the application makes of it.
 
     Args:
         app: JSON or server-sent events; an exception that it raises, and any status from 500 on, is looked into.
@@ -48,23 +95,29 @@ class FaultMiddleware:
             Exception: ``app`` raised it in the middle of an answer.
         """
         request = _RecordedRequest(receive)
-        answer = _HeldAnswer(send)
+        own_errors: list[Exception] = []
+        _own_errors.set(own_errors)
+        answer = _HeldAnswer(send, own_errors)
         error: Exception | None = None
         try:
             await self._app(scope, request.receive, answer.send)
         except Exception as raised:
             error = raised
+            if is_ours(raised):
+                own_errors.append(raised)
         if answer.begun:
             if error is not None:
                 raise error  # too late for another answer; the client sees that this one is not whole
             return
         if error is None and not answer.error_status:
             return  # the client has left
-        status, content = await self._error(scope["path"], request.body, answer, error)
+        if own_errors:
+            error = own_errors[0]
+        status, content = await self._error(scope["path"], request.body, answer, error, bool(own_errors))
         await _send_json(send, status, content)
 
     async def _error(
-        self, path: str, body: bytes, answer: _HeldAnswer, error: Exception | None
+        self, path: str, body: bytes, answer: _HeldAnswer, error: Exception | None, is_own: bool
     ) -> tuple[int, dict[str, Any]]:
         """The status and the content that take the place of a failed answer's."""
         if self._engine_is_dead():
@@ -74,7 +127,7 @@ class FaultMiddleware:
         if error is None and answer.error_status == 501:
             return 400, error_content(RequestFault(_message(answer.error_content)))
         fault = None
-        if not isinstance(error, MixedVersions):
+        if not is_own and not isinstance(error, MixedVersions):
             fault = await self._fault_of_request(path, body)
         if fault is not None:
             logger.warning("refused a request: %s", fault.message, exc_info=error)
@@ -123,8 +176,9 @@ class _RecordedRequest:
 class _HeldAnswer:
     """Keeps an answer back until its first piece of body shows that it is not an error to look into."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, own_errors: list[Exception]) -> None:
         self._send = send
+        self._own_errors = own_errors
         self._start: Message | None = None
         self.begun = False  # something was sent
         self.error_status = 0
@@ -145,6 +199,9 @@ class _HeldAnswer:
         """Whether the answer is an error that is not sent as it is; remembers it then."""
         assert self._start is not None
         status = self._start["status"]
+        if self._own_errors:
+            self.error_status = 500
+            return True
         if body.startswith(_EVENT):
             body = body.removeprefix(_EVENT).partition(b"\n")[0]
         elif status < 500:

@@ -8,10 +8,10 @@ from typing import Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
 from bi_ray.files import damaged
-from bi_ray.learning.progress import step_of
-from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
+from bi_ray.learning.progress import checkpoint_damage, step_of
+from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError, check_directory, digest
 from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_sizes
-from bi_ray.store import read_record
+from bi_ray.store import read_record, stage_damage
 from bi_ray.validation import OUTCOME, Outcome
 
 Kind = Literal["sft", "rl"]
@@ -122,10 +122,32 @@ def version_of(policy: Policy) -> str:
     The digest at its end tells apart what two trainings made at the same step. Reads the whole checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is not complete.
+        CheckpointError: the checkpoint is not complete, or not what was written.
         OSError: it was removed meanwhile.
     """
+    require_whole(policy)
     return f"{policy.label}-{digest(policy.directory)[:_DIGEST_CHARACTERS]}"
+
+
+def require_whole(policy: Policy) -> None:
+    """See that the files of a policy are what its training wrote. Reads all of them.
+
+    A base has no record of its files, nor has what did not come from a training.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    folder = policy.directory.parent
+    if policy.label == BASE:
+        return
+    if step_of(folder.name) is not None:
+        damage = checkpoint_damage(folder)
+        remedy = "continue training with `bi-ray run`, which resumes from the newest undamaged checkpoint"
+    else:
+        damage = stage_damage(folder) if is_finished(folder) else None
+        remedy = MAKE_AGAIN
+    if damage is not None:
+        raise CheckpointError(f"{folder} is damaged: {damage}; {remedy}")
 
 
 def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None) -> list[Policy]:

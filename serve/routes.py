@@ -74,6 +74,7 @@ async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> R
     """Why a request to ``app`` failed, if it was the request's own fault.
 
     It was if the request cannot be read, or if the application still answers a plain request on the same path.
+    ``FaultMiddleware`` does not ask after an error of this program: a plain request may not reach the same code.
 
     Args:
         app: from ``openai_routes``.

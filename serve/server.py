@@ -55,7 +55,7 @@ class PolicyServer:
 
         Raises:
             ServeError: the run has no such policy any more.
-            CheckpointError: it is not complete.
+            CheckpointError: it is damaged or not complete.
         """
         from vllm import SamplingParams
 

@@ -11,6 +11,7 @@ from vllm.outputs import RequestOutput
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from serve.faults import keeping_own_errors
 from serve.versions import MixedVersions, announced_version
 
 # Beyond these vLLM's worker for GPUs raises in the middle of a step, which ends the engine
@@ -31,14 +32,15 @@ class StampedEngine(AsyncLLM):
             VLLMValidationError: a token of the prompt is unknown to the model, a list of tokens is too long, or a
                 grammar cannot be compiled.
         """
-        require_known_tokens(prompt, self.model_config.get_vocab_size())
-        require_short_lists(sampling_params)
-        async with aclosing(super().generate(prompt, sampling_params, *args, **kwargs)) as outputs:
-            async for output in outputs:
-                require_one_version(output, announced_version.get())
-                require_grammar(output, sampling_params)
-                drop_end_tokens(output, sampling_params, self.get_tokenizer())
-                yield output
+        with keeping_own_errors(VLLMValidationError):
+            require_known_tokens(prompt, self.model_config.get_vocab_size())
+            require_short_lists(sampling_params)
+            async with aclosing(super().generate(prompt, sampling_params, *args, **kwargs)) as outputs:
+                async for output in outputs:
+                    require_one_version(output, announced_version.get())
+                    require_grammar(output, sampling_params)
+                    drop_end_tokens(output, sampling_params, self.get_tokenizer())
+                    yield output
 
 
 def require_known_tokens(prompt: object, vocabulary_size: int) -> None:

@@ -18,9 +18,12 @@ import torch
 from openai import OpenAI
 
 from bi_ray.config import RunConfig, save_config
+from bi_ray.integrity import record_files
+from bi_ray.learning.progress import CheckpointState, step_of
 from bi_ray.policy.chat import encode_prompt, messages
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.problems import write_problems
+from bi_ray.run_files import CHECKPOINT_FILE
 from bi_ray.store import write_atomically
 from bi_ray.tasks.registry import build_task
 
@@ -53,9 +56,18 @@ def conversations(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
 
 
 def put_policy(stage: Path, model: Path) -> None:
-    """Let a policy appear as a training does it: whole, by a rename."""
+    """Let a policy appear as a training does it: whole, by a rename; a checkpoint with a record of its files."""
     with write_atomically(stage) as folder:
         shutil.copytree(model, folder / "policy")
+        if (step := step_of(stage.name)) is not None:
+            record_checkpoint(folder, step)
+
+
+def record_checkpoint(folder: Path, step: int) -> None:
+    """Write, or write again, the record of a checkpoint's files."""
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    state = CheckpointState(step=step, files=record_files(folder))
+    (folder / CHECKPOINT_FILE).write_text(state.model_dump_json())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The guarded process by itself: its protocol, and what it leaves behind."""
 
+import os
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -67,6 +69,26 @@ def test_what_a_call_started_ends_with_the_process():
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def dies_once(mark):
+    def call(item):
+        if item == "die" and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return item
+
+    return call
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the process ends with the thread that started it")
+def test_a_process_that_ended_with_its_thread_is_replaced_and_no_death_is_counted(tmp_path):
+    with Guard(partial(dies_once, tmp_path / "mark"), LIMITS) as guard:
+        thread = threading.Thread(target=lambda: list(guard.run(["live"])))
+        thread.start()
+        thread.join()
+        guard._process._process.wait(10)
+        assert list(guard.run(["die"])) == ["die"]  # its own death is the first of two that it may have
 
 
 def test_a_plain_script_needs_no_main_guard_and_may_define_its_task(tmp_path):

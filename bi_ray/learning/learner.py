@@ -286,20 +286,20 @@ def save_checkpoint(
         for name, weights_of_another in (more or {}).items():
             save_weights(weights_of_another, folder / name, tied_weights(base))
 
-    write_once(lambda: directories.write(step, fill))
+    on_rank_0(lambda: directories.write(step, fill))
 
 
-def write_once(write: Callable[[], None]) -> None:
-    """Let rank 0 write what all have gathered. Every rank calls it, so that none waits for one that has given up.
+def on_rank_0(call: Callable[[], None]) -> None:
+    """Let rank 0 act for all. Every rank calls it, so that none waits for one that has given up.
 
     Raises:
-        TrainingError: on every rank, when there is no room for it.
+        TrainingError: on every rank, when ``call`` raises it or there is no room for what it writes.
     """
     reason = [""]
     if distributed.get_rank() == 0:
         try:
-            write()
-        except (CheckpointError, DiskFull) as error:
+            call()
+        except (TrainingError, CheckpointError, DiskFull) as error:
             reason = [str(error)]
     distributed.broadcast_object_list(reason)
     if reason[0]:

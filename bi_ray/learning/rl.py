@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
-from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, save_checkpoint, write_once
+from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, on_rank_0, save_checkpoint
 from bi_ray.learning.losses import policy_loss, token_weights, without_rounding
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.progress import StepDirectories
@@ -227,6 +227,12 @@ def _publish(
     began = time.perf_counter()
     weights = learner.gather_weights()
     path = job.weights / f"{incarnation}.{step}.safetensors"
-    write_once(lambda: publish_weights(weights, path))
-    if learner.rank == 0:
+    on_rank_0(lambda: publish_weights(weights, path))
+
+    def publish() -> None:
         driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
+
+    if job.config.is_checkpointed(step):
+        on_rank_0(publish)  # the checkpoint takes every rank: none may begin it if rank 0 has given up
+    elif learner.rank == 0:
+        publish()  # the others learn of a failure when they lease the next batch

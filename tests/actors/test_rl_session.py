@@ -8,6 +8,7 @@ from actors.driver import driver_concurrency
 from actors.rl_session import RLSession, Schedule, SessionError
 from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.rollout import PolicyVersion
+from bi_ray.verification import VerdictError
 
 SYNCHRONOUS = Schedule(steps=100)
 
@@ -178,6 +179,27 @@ def test_a_rank_that_is_ahead_waits_until_the_engines_hold_the_step_before(tmp_p
         await publishing
         assert (await ahead).groups_total == 2
         assert await rl.lease(2, incarnation) is await ahead
+
+    run(scenario())
+
+
+def test_a_validation_without_verdicts_ends_every_rank_the_same_way(tmp_path):
+    async def scenario():
+        rl = session(Recorder(), tmp_path)
+        incarnation = await rl.join(0)
+        await rl.lease(1, incarnation)
+        ahead = asyncio.ensure_future(rl.lease(2, incarnation))
+
+        async def no_verdicts(step):
+            raise VerdictError("none of 4 responses could be judged")
+
+        rl._validate = no_verdicts
+        with pytest.raises(VerdictError, match="none of 4"):
+            await rl.publish(incarnation, 1, Path("one"), {})
+        with pytest.raises(VerdictError, match="none of 4"):
+            await ahead
+        with pytest.raises(VerdictError, match="none of 4"):
+            await rl.join(0)
 
     run(scenario())
 

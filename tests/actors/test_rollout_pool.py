@@ -92,6 +92,14 @@ async def broken():
     raise RuntimeError("broken")
 
 
+async def crashed():
+    raise EngineCrashed("gone")
+
+
+async def refused():
+    raise RequestError("too long")
+
+
 async def hang():
     await asyncio.sleep(1000)
 
@@ -764,6 +772,43 @@ def test_the_first_answer_wins_even_if_it_is_the_late_one():
         assert sorted(finished) == sorted(f"q{i}" for i in range(8))  # each once
         await asyncio.sleep(0.02)
         assert [worker.running for worker in world.workers] == [0, 0]
+        await world.pool.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"), [(broken, "infrastructure"), (crashed, "infrastructure"), (refused, "data")]
+)
+def test_a_second_copy_that_no_worker_is_left_for_does_not_hold_up_a_group_that_is_given_up(failure, kind):
+    async def scenario():
+        gate = asyncio.Event()
+        calls = []
+
+        async def fail_late():
+            await gate.wait()
+            await failure()
+
+        async def fail_after_the_first_batch():
+            calls.append(1)
+            if len(calls) > 4:
+                await (crashed if failure is crashed else broken)()
+
+        twists = {0: {"generate": fail_late}, 1: {"generate": fail_after_the_first_batch}}
+        world = World(twists, EAGER.model_copy(update={"group_attempts": 2}))
+        await world.pool.start(2)
+        work = asyncio.create_task(world.pool.generate(requests(8)))
+        await world.until(lambda: len(world.workers[1].served) == 4)
+        await asyncio.sleep(0.01)
+        world.clock.now = 1.5
+        await world.until(lambda: len(calls) == 8)  # the second copies fail, and wait for a third worker
+        await asyncio.sleep(0.01)
+        gate.set()
+        answers = await asyncio.wait_for(work, 100)
+        failed = [answer for answer in answers if isinstance(answer, FailedGroup)]
+        assert [answer.kind for answer in failed] == [kind] * 4
+        await asyncio.sleep(0.02)
+        assert [row["outstanding"] for row in world.pool.status()["workers"]] == [0, 0]
         await world.pool.close()
 
     run(scenario())

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bi_ray.policy.checkpoint import load_tokenizer
-from tests.serving import KEY, conversations, greedy, put_policy, serving, write_run
+from tests.serving import KEY, conversations, greedy, put_policy, record_checkpoint, serving, write_run
 
 pytestmark = pytest.mark.timeout(500)
 TOKENS = 24
@@ -42,6 +42,7 @@ def served(config, policies):
     for stage, policy in (("sft/bridge", policies[0]), ("work/rl/bridge/step_1", policies[1])):
         put_policy(run / stage, policy)
         with_sampling_defaults(run / stage / "policy")
+    record_checkpoint(run / "work/rl/bridge/step_1", 1)
     keys = run.with_name("keys")
     keys.write_text(f"# of the tests\n\n{KEY}\n")
     keys.chmod(0o600)

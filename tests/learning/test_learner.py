@@ -17,8 +17,8 @@ from bi_ray.learning.learner import (
     choose_packing,
     load_checkpoint,
     load_sharded,
+    on_rank_0,
     save_checkpoint,
-    write_once,
 )
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.progress import StepDirectories
@@ -215,7 +215,7 @@ def fill_the_disk(policy: Path, folder: Path) -> None:
     weights = learner.gather_weights()
     (folder / "1.4.safetensors").mkdir(exist_ok=True)  # cannot be replaced by a file
     with pytest.raises(TrainingError, match=r"1\.4\.safetensors was not written: it is a directory"):  # as in a publish
-        write_once(lambda: save_weights(weights, folder / "1.4.safetensors", tied={}))
+        on_rank_0(lambda: save_weights(weights, folder / "1.4.safetensors", tied={}))
 
 
 def test_a_disk_that_fills_ends_the_training_on_every_rank(tmp_path, policy):

@@ -1,9 +1,13 @@
-"""How a group joins, and what every rank raises where the driver does not let it."""
+"""How a group joins and publishes, and what every rank raises where the driver refuses."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from bi_ray.config import RLConfig
 from bi_ray.learning import rl
 from bi_ray.learning.learner import TrainingError
 from bi_ray.learning.rl import JoinError
@@ -60,3 +64,28 @@ def test_a_refusal_ends_the_job_on_every_rank_or_starts_the_group_again(ranks, e
         with pytest.raises(raised, match=f"did not let the learners join: {text}") as caught:
             ranks(error, rank)
         assert type(caught.value) is raised
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (0,)])
+def test_a_publish_that_fails_for_good_ends_every_rank_before_the_checkpoint(ranks, monkeypatch):
+    """A checkpoint takes all ranks: those that began one would wait for rank 0."""
+    sent = []
+
+    def broadcast(answer):
+        if rl.distributed.get_rank() == 0:
+            sent.append(list(answer))
+        answer[:] = sent.pop(0) if rl.distributed.get_rank() else answer
+
+    def publish(incarnation, step, path, metrics):
+        raise TrainingError("no verdicts")
+
+    checkpointed = len(ranks) > 1
+    config = RLConfig(steps=2, checkpoint_every_steps=1 if checkpointed else 2)
+    job = SimpleNamespace(config=config, weights=Path("weights"))
+    monkeypatch.setattr(rl.distributed, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(rl, "publish_weights", lambda weights, path: None)
+    for rank in ranks:
+        monkeypatch.setattr(rl.distributed, "get_rank", lambda rank=rank: rank)
+        learner = SimpleNamespace(rank=rank, gather_weights=dict)
+        with pytest.raises(TrainingError, match="no verdicts"):
+            rl._publish(job, learner, SimpleNamespace(publish=publish), 1, 1, {})

@@ -12,15 +12,16 @@ from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from bi_ray import cli
-from bi_ray.config import RunConfig, load_config, save_config
+from bi_ray.config import RayConfig, RunConfig, load_config, save_config
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.problems import write_problems
 from bi_ray.store import RunError
 from bi_ray.tasks.registry import build_task
+from serve import command
 from serve.app import ServeArgs, build
-from serve.command import base_url, curl, first_problem, reason_of
+from serve.command import base_url, cluster_of, curl, first_problem, reason_of
 from serve.policies import ServeError
-from tests.serve.test_policies import make
+from tests.serve.test_policies import flip_a_bit, make
 from tests.serving import free_port
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -57,15 +58,61 @@ def test_mistakes_are_one_line_before_anything_starts(run, monkeypatch, capsys):
         assert f"--port {port + 1}" in error(run, "--port", port)
 
 
-@pytest.mark.parametrize("place", [".", "config.yaml"])
-def test_a_run_that_others_can_write_does_not_choose_the_cluster(run, monkeypatch, capsys, place):
+@pytest.mark.parametrize(
+    ("named", "address", "environment", "joined", "note"),
+    [
+        (None, None, None, None, None),
+        ("10.6.6.6:1", None, None, None, "10.6.6.6:1 is not joined: give --address 10.6.6.6:1 to serve there"),
+        ("10.6.6.6:1", None, "10.7.7.7:1", None, "10.6.6.6:1 is not joined: give --address 10.6.6.6:1"),
+        ("10.6.6.6:1", None, "10.6.6.6:1", "10.6.6.6:1", None),
+        ("10.6.6.6:1", "10.6.6.6:1", None, "10.6.6.6:1", None),
+        ("10.6.6.6:1", "10.7.7.7:1", None, "10.7.7.7:1", None),
+        (None, "10.7.7.7:1", None, "10.7.7.7:1", None),
+    ],
+)
+def test_the_cluster_that_a_run_names_is_joined_only_if_the_user_names_it_too(
+    monkeypatch, named, address, environment, joined, note
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    cluster, text = cluster_of(RayConfig(address=named, local_cpus=3), address)
+    assert (cluster.address, cluster.local_cpus) == (joined, 3)
+    assert text is None if note is None else note in text
+
+
+def test_a_job_serves_on_its_own_cluster_and_says_so(monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RAY_ADDRESS", "10.7.7.7:1")
+    cluster, text = cluster_of(RayConfig(address="10.6.6.6:1"), None)
+    assert cluster.address is None
+    assert text == "the run's cluster 10.6.6.6:1 is not joined: a Ray job serves on its own"
+
+
+def test_the_command_joins_the_clusters_that_the_user_named_and_no_other(run, problems, monkeypatch, capsys):
+    joined = []
+
+    def connect(config, source):
+        joined.append((config.address, source))
+        raise ServeError("joined")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(command, "connect", connect)
     config = load_config(QUICKSTART, RunConfig)
     cluster = config.ray.model_copy(update={"address": "10.6.6.6:6379"})
     save_config(config.model_copy(update={"ray": cluster}), run / "config.yaml")
-    (run / place).chmod((run / place).stat().st_mode | 0o002)
+    output = error_of(monkeypatch, capsys, run, "--port", free_port())
+    assert "the run's cluster 10.6.6.6:6379 is not joined: give --address 10.6.6.6:6379" in output
+    assert "not joined" not in error_of(monkeypatch, capsys, run, "--port", free_port(), "--address", "10.7.7.7:1")
+    assert joined == [(None, "RAY_ADDRESS"), ("10.7.7.7:1", "--address")]
+
+
+def test_a_damaged_policy_is_one_line_before_anything_starts(run, problems, monkeypatch, capsys):
+    make(run / "work/rl/bridge/step_10", "ten")
+    flip_a_bit(run / "work/rl/bridge/step_10/policy/model.safetensors")
     error = error_of(monkeypatch, capsys, run, "--port", free_port())
-    assert "ray.address 10.6.6.6:6379, which is not trusted: others can write to" in error
-    assert "serve your own copy of the run" in error
+    assert "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since it was written" in error
 
 
 def test_unusable_keys_are_one_line_that_shows_no_key(run, monkeypatch, capsys):

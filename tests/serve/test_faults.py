@@ -1,11 +1,16 @@
 import asyncio
 import json
+from contextlib import suppress
+from pathlib import Path
 
+import httpx
 import pytest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from serve import faults
+from serve.access import file_keys
 from serve.asgi import Head, post
-from serve.faults import FaultMiddleware, RequestFault
+from serve.faults import FaultMiddleware, RequestFault, keeping_own_errors
 from serve.versions import EngineBroken, MixedVersions
 
 BODY = b'{"prompt": "x"}'
@@ -76,6 +81,67 @@ def test_an_error_of_the_program_is_a_500_with_its_traceback_in_the_log(status, 
     assert code == 500
     assert b"secret" not in body
     assert any(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)
+
+
+def calling(function, *arguments):
+    async def app(scope, receive, send):
+        await receive()
+        function(*arguments)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [(faults._status_of, None), (file_keys, Path("/absent/file"))],  # one in a frame of ours, one below it
+)
+def test_an_error_of_our_own_code_is_a_500_whatever_a_plain_request_gets(function, argument, caplog):
+    code, body = answer_of(calling(function, argument), fault=RequestFault("it would be blamed"))
+    assert code == 500
+    assert b"blamed" not in body
+    assert any(record.levelname == "ERROR" and record.exc_info for record in caplog.records)
+
+
+def test_an_error_of_a_library_may_be_the_requests_fault():
+    code, body = answer_of(calling(httpx.URL, 5), fault=RequestFault("`stop` has a wrong type"))
+    assert code == 400
+    assert json.loads(body)["error"]["message"] == "`stop` has a wrong type"
+
+
+def made_into(answer):
+    """As vLLM does it: what an engine raises becomes an answer, and nothing is raised."""
+
+    async def app(scope, receive, send):
+        await receive()
+        with suppress(AttributeError), keeping_own_errors(KeyError):
+            faults._status_of(None)
+        await answer(scope, receive, send)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        JSONResponse({"error": {"message": "'NoneType' object", "code": 400}}, 400),
+        StreamingResponse(iter([b'data: {"error": {"code": 400}}\n\n']), media_type="text/event-stream"),
+    ],
+)
+def test_an_error_of_our_own_code_that_vllm_made_a_400_of_is_a_500(answer, caplog):
+    code, body = answer_of(made_into(answer), fault=RequestFault("it would be blamed"))
+    assert code == 500
+    assert b"NoneType" not in body
+    assert any(record.exc_info and record.exc_info[0] is AttributeError for record in caplog.records)
+
+
+def test_a_refusal_by_our_own_code_stays_the_answer_that_vllm_makes_of_it():
+    async def app(scope, receive, send):
+        await receive()
+        with suppress(AttributeError), keeping_own_errors(AttributeError):
+            faults._status_of(None)
+        await JSONResponse({"error": {"code": 400}}, 400)(scope, receive, send)
+
+    assert answer_of(app)[0] == 400
 
 
 def test_mixed_versions_are_never_the_requests_fault():

@@ -1,4 +1,6 @@
+import asyncio
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -6,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
+from bi_ray.integrity import record_files
+from bi_ray.learning.progress import step_of
 from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError
 from bi_ray.run_files import StageRecord
 from serve import policies
 from serve.policies import ServeError, choose_policies, read_run, version_of
+from serve.server import PolicyServer
+from serve.versions import VersionGate
+from tests.serving import record_checkpoint
 
 
 def newest_policy(run, name):
@@ -29,10 +36,16 @@ def make(stage, weights, steps=None):
     (policy / WEIGHTS).write_text(weights)
     (policy / "config.json").write_text("{}")
     (policy / "tokenizer_config.json").write_text("{}")
+    if (step := step_of(stage.name)) is not None:
+        record_checkpoint(stage, step)
     if steps:
-        record = StageRecord("key", {"rl": {"steps": steps}}, {}, "0", 1.0, None)
+        record = StageRecord("key", {"rl": {"steps": steps}}, {}, "0", 1.0, _plain(record_files(stage)))
         (stage / "stage.json").write_text(json.dumps(asdict(record)))
     return policy
+
+
+def _plain(files):
+    return {name: file.model_dump() for name, file in files.items()}
 
 
 def config(root="configs/quickstart.yaml"):
@@ -64,6 +77,7 @@ def test_the_version_tells_weights_apart_and_knows_the_same_ones_again(run):
     make(run / "rl/bridge", "ten", steps=10)  # the artefact is a copy of the last checkpoint
     assert version_of(newest_policy(run, "bridge-rl")) == before
     checkpoint.weights.write_text("ten, made again")
+    record_checkpoint(work / "step_10", 10)
     assert version_of(checkpoint) != before
 
 
@@ -128,3 +142,55 @@ def test_a_finished_stage_without_its_weights_is_refused(run):
     (run / "rl/bridge/policy" / WEIGHTS).unlink()
     with pytest.raises(ServeError, match=r"rl/bridge/policy has no model\.safetensors"):
         choose_policies(run, config())
+
+
+def flip_a_bit(file):
+    """Of the same size, as a disk or a network does it."""
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_seen_before_a_version_is_named(run):
+    make(run / "sft/vanilla", "v", steps=1)
+    make(run / "work/rl/vanilla/step_10", "ten")
+    make(run / "rl/bridge", "twenty", steps=20)
+    for name, folder in (("vanilla-rl", "work/rl/vanilla/step_10"), ("bridge-rl", "rl/bridge")):
+        policy = newest_policy(run, name)
+        assert version_of(policy)
+        flip_a_bit(policy.weights)
+        with pytest.raises(CheckpointError, match=rf"{folder} is damaged: policy/{WEIGHTS} has changed.*bi-ray run"):
+            version_of(policy)
+
+
+def test_a_damaged_newer_version_is_logged_once_and_the_old_one_stays(run, monkeypatch, caplog):
+    work = run / "work/rl/bridge"
+    make(work / "step_10", "ten")
+    server = PolicyServer(run, "bridge-rl", ModelConfig(path=str(run / "base")), config().rollout, follow_s=0.01)
+    server._policy = newest_policy(run, "bridge-rl")
+    server._gate = VersionGate(version_of(server._policy))
+    taken = []
+
+    async def take(policy, version):
+        taken.append(version)
+
+    monkeypatch.setattr(server, "_take", take)
+    flip_a_bit(make(work / "step_20", "twenty") / WEIGHTS)
+
+    async def follow():
+        follower = asyncio.create_task(server._follow())
+        await asyncio.sleep(0.2)
+        assert not taken
+        make(work / "step_30", "thirty")
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if taken:
+                break
+        follower.cancel()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(follow())
+    assert [version[:6] for version in taken] == ["rl-30-"]
+    damaged = [record.getMessage() for record in caplog.records if "step_20 is damaged" in record.getMessage()]
+    assert len(damaged) == 1
+    assert "stays at version rl-10-" in damaged[0]
