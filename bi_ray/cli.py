@@ -98,10 +98,8 @@ def study(
     local: Local = None,
 ) -> None:
     """The same experiment under several seeds, and one table over them. Resumable; finished seeds are kept."""
-    from bi_ray.store import begin_directory
-
     config, study_place = load_config(config_file, RunConfig), RunPlace.of(run_path, local)
-    begin_directory(study_place.path)
+    study_place.begin()
     runs: list[RunPlace] = []
     for seed in range(seeds):
         console.rule(f"seed {seed}")
@@ -255,10 +253,10 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _finish(config: RunConfig, runs: list[RunPlace], place: RunPlace) -> None:
-    from bi_ray.summary import REPORT, show_summary, write_summary
+    from bi_ray.summary import show_summary, write_summary
 
     show_summary(write_summary(config, [run.path for run in runs], place.path), console, place.path)
-    place.publish(REPORT)
+    place.publish_report()
     if place.uri:
         console.print(f"All of it is at {place.name} too", highlight=False, soft_wrap=True)
 

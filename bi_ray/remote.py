@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bi_ray.integrity import FileRecord, file_names, find_damage
 from bi_ray.learning.progress import step_of
+from bi_ray.run_files import REPORT, REPORT_FILES
 from bi_ray.store import CHECKPOINT_FILE, STAGE_FILE, RunError
 from bi_ray.uri import hide_secrets, public_name
 
@@ -192,11 +193,23 @@ class Remote:
         if before:
             self.remove(f"{name}/{before}")
 
-    def replace(self, folder: Path, name: str) -> None:
-        """Replace the folder ``name``, which has no mark, file by file."""
-        self.remove(name)
-        for file in file_names(folder):
-            self.send_file(folder / file, f"{name}/{file}")
+    def replace_report(self, folder: Path) -> None:
+        """Replace the report, which has no mark, file by file.
+
+        Raises:
+            RunError: there is something else in its folder, which stays as it is.
+        """
+        fresh = file_names(folder)
+        there = [file.removeprefix(f"{REPORT}/") for file in self.files_below(REPORT)]
+        old = [file for file in there if not file.startswith(".")]
+        foreign = [file for file in old if file not in REPORT_FILES]
+        if foreign:
+            raise RunError(f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and try again")
+        for file in fresh:
+            self.send_file(folder / file, f"{REPORT}/{file}")
+        for file in old:
+            if file not in fresh:
+                self.remove_file(f"{REPORT}/{file}")
 
     def send_file(self, file: Path, name: str) -> None:
         """Make or replace the file ``name``."""
@@ -243,6 +256,15 @@ class Remote:
                 self._files.delete_file(f"{name}/{mark_name}")
             if self._files.get_file_info(name).type == FileType.Directory:
                 self._files.delete_dir(name)
+
+    def remove_stage(self, name: str) -> None:
+        """Remove a finished stage: its mark, then what was sent of it. Whatever else is in its folder stays."""
+        self.remove_file(f"{name}/{STAGE_FILE}")
+        found = [_GENERATION.match(file) for file in self.files_below(name)]
+        for generation in {match[2] for match in found if match and match[1] == name}:
+            self.remove(f"{name}/{generation}")
+        if not self.files_below(name):
+            self.remove(name)
 
     def remove_file(self, name: str) -> None:
         """Remove a file that is there."""

@@ -18,6 +18,7 @@ SUMMARY = "summary.json"
 PAGE = "report.html"
 PICTURE = "result.svg"
 MARKDOWN = "result.md"
+REPORT_FILES = (SUMMARY, PAGE, PICTURE, MARKDOWN)
 _SHOWN_HOLDER = 200  # characters of what a lock file holds
 _HOLDER = re.compile(r"\d+( \(job \S+ on \S+\))?")  # what ``this_process`` writes
 _VOLUME = "lost+found"  # in every new file system
@@ -165,7 +166,7 @@ def refuse_foreign_report(folder: Path) -> None:
     if not folder.exists():
         return
     names = {child.name for child in folder.iterdir()}
-    foreign = sorted(names - {SUMMARY, PAGE, PICTURE, MARKDOWN})
+    foreign = sorted(names - set(REPORT_FILES))
     if foreign:
         raise RunError(f"{folder / foreign[0]} is not part of a report; move it away and try again")
     if names and SUMMARY not in names:
