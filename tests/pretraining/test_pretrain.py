@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 
 import pytest
 import torch
@@ -241,3 +242,16 @@ def test_the_first_heads_look_back():
         weights = attention[:, head, places, places - distance]
         assert (attention[:, head, places].argmax(-1) == places - distance).float().mean() > 0.95
         assert weights.mean() > 0.3
+
+
+def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, train, monkeypatch):
+    metrics, on_disk, fsync = tmp_path / "metrics.jsonl", [], os.fsync
+
+    def record(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
+            on_disk.append((len(metrics.read_text().splitlines()), (tmp_path / "checkpoints/step_5").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    train(config_of(), tmp_path, until=6)  # a checkpoint at 5
+    assert on_disk == [(5, False)]
