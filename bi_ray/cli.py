@@ -213,8 +213,9 @@ def options() -> None:
 @contextmanager
 def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None) -> Iterator[Any]:
     """The pipeline of a run in its directory, which is locked meanwhile."""
-    from actors.pipeline import STAGES, Pipeline
+    from actors.pipeline import Pipeline
     from bi_ray.display import Display
+    from bi_ray.files import STAGES
     from bi_ray.policy.chat import check_chat
     from bi_ray.policy.checkpoint import check_model, load_tokenizer
     from bi_ray.store import keep_config

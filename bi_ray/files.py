@@ -25,6 +25,10 @@ OURS = ".bi-ray-"
 TEMPORARY = f"{OURS}tmp-"
 ASIDE = f"{OURS}old-"  # what a new folder replaces, between two renames
 RUN_MARK = f"{OURS}run"  # in every run directory, from its beginning
+STAGES = (  # the first parts of their names, in the order of a run
+    "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realised", "sft_double",
+    "eval_sft_double", "queries", "rl", "eval_rl", "report",
+)  # fmt: skip
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that cannot sync a directory
 T = TypeVar("T")
 
@@ -361,5 +365,6 @@ def remedy_for(path: Path) -> str:
         if any((folder / name).exists() for name in (RUN_MARK, ".lock", "config.yaml")):
             parts = path.relative_to(folder).parts
             stage = parts[1] if parts[0] == "work" and len(parts) > 2 else parts[0]
-            return f"make it again with --from {stage}"
+            if stage in STAGES:
+                return f"make it again with --from {stage}"
     return "restore it from a copy, or remove it and make it again"
