@@ -217,17 +217,21 @@ def _hold(descriptor: int) -> None:
 
 
 def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
+    """Whether a living process may be writing there: also where the file system does not tell."""
+    if path.is_symlink():  # nobody writes a link, and what it points at is not opened
         return False
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks only what is open for writing
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
-    except BlockingIOError:
-        return True
     except OSError:
-        return False
+        return True
     finally:
         os.close(descriptor)
 

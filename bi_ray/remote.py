@@ -21,6 +21,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from bi_ray.files import TEMPORARY, temporary_name, write_text
 from bi_ray.integrity import FileRecord, file_names, find_damage
 from bi_ray.learning.progress import step_of
 from bi_ray.run_files import REPORT, REPORT_FILES
@@ -144,7 +145,7 @@ class Remote:
 
     def now(self) -> float:
         """The time by the store's own clock, in seconds since 1970: that of a file which is written for it."""
-        name = f"clock.{uuid.uuid4().hex}"
+        name = temporary_name(Path("clock")).name
         self.write(name, "")
         try:
             return self.modified(name) or time.time()
@@ -159,12 +160,12 @@ class Remote:
     def write(self, name: str, text: str) -> None:
         """Make or replace a file, in one piece."""
         with self._explained("write"):
-            self._make_folder_of(name)
-            target = f"{name}.{uuid.uuid4().hex}.tmp" if self._folder else name  # object stores replace it whole
-            with self._files.open_output_stream(target) as stream:
+            if self._folder:
+                self._make_folder_of(name)
+                write_text(self._folder / name, text, durable=False)
+                return
+            with self._files.open_output_stream(name) as stream:  # object stores replace it whole
                 stream.write(text.encode())
-            if target != name:
-                self._files.move(target, name)
 
     def send(
         self, folder: Path, name: str, mark_name: str = STAGE_FILE, check: Callable[[], None] = lambda: None
@@ -272,19 +273,25 @@ class Remote:
             self._files.delete_file(name)
 
     def remove_abandoned(self) -> None:
-        """Remove what a kill left half-sent long ago: generations that no mark names."""
+        """Remove what a kill left half-sent long ago: generations that no mark names, and files half-written."""
         newest: dict[tuple[str, str], float] = {}
         marks: dict[str, str] = {}
+        half_written: dict[str, float] = {}
         for file in self._list(""):
             folder = file.path.rpartition("/")[0]
             if file.base_name in (STAGE_FILE, CHECKPOINT_FILE):
                 marks[folder] = file.base_name
+            if file.base_name.startswith(TEMPORARY):
+                half_written[file.path] = (file.mtime_ns or 0) / 1e9
             if found := _GENERATION.match(file.path):
                 sent = found[1], found[2]
                 newest[sent] = max(newest.get(sent, 0.0), (file.mtime_ns or 0) / 1e9)
-        if not newest:
+        if not newest and not half_written:
             return
         now = self.now()
+        for path, modified in half_written.items():
+            if now - modified >= _ABANDONED_S:
+                self.remove_file(path)
         for (name, generation), modified in newest.items():
             if now - modified >= _ABANDONED_S and not self._may_name(name, marks.get(name), generation):
                 self.remove(f"{name}/{generation}")

@@ -142,7 +142,10 @@ def _is_stage(file: Path) -> bool:
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raises RunError where a stage's folder holds what the stage did not make."""
+    """Raises RunError where a stage's folder holds what the stage did not make.
+
+    Hidden files inside it are nobody's: records leave them out, and file systems and desktops make them.
+    """
     if not folder.exists():
         return
     if not (folder / STAGE_FILE).exists():
@@ -156,7 +159,10 @@ def refuse_foreign_files(folder: Path) -> None:
     if made is None:
         return
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
+        path = file.relative_to(folder)
+        name = path.as_posix()
+        if any(part.startswith(".") for part in path.parts):
+            continue
         if file.is_file() and name not in made and file.name not in _OWN_NAMES:
             raise RunError(f"{file} was not made by the stage that is to be removed; move it away and try again")
 

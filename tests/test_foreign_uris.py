@@ -1,5 +1,6 @@
 """A URI that is not ours is never touched either: behind file://, and on a real S3 server on loopback."""
 
+import os
 import time
 
 import pytest
@@ -117,3 +118,30 @@ def test_a_report_at_the_uri_replaces_a_report_alone(place):
     with pytest.raises(RunError, match=r"report/thesis\.txt at .*run is not part of a report; move it away"):
         place.publish_report()
     assert snapshot(remote) == before
+
+
+def test_what_a_kill_left_half_written_goes_after_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_SETTLE_S", 0.01)
+    home = tmp_path / "home/run"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", stop)
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            Remote(f"file://{home}").write("data/stage.json", "{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "remove_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            Remote(f"file://{home}").now()
+    left = [file for file in home.rglob("*") if file.is_file()]
+    assert len(left) == 2
+    place = RunPlace.of(f"file://{home}", tmp_path / "here")
+    with place.directory():
+        assert all(file.exists() for file in left)  # somebody may be writing them
+    for file in left:
+        os.utime(file, (time.time() - 90_000, time.time() - 90_000))
+    with place.directory():
+        assert not any(file.exists() for file in left)
