@@ -21,6 +21,7 @@ from actors.notes import NoteFollower
 from actors.weight_sync import SHARED_MEMORY, weights_directory
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, TaskConfig, UserDataConfig
 from bi_ray.display import Display
+from bi_ray.files import STAGES
 from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sft import CHECKPOINTS
 from bi_ray.metrics import read_steps
@@ -44,10 +45,6 @@ from bi_ray.tracking import Tracked, Tracking, make_trackers
 from bi_ray.validation import FOLDER as VALIDATION
 from bi_ray.validation import OUTCOME, outcome_of
 
-STAGES = (
-    "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realised", "sft_double",
-    "eval_sft_double", "queries", "rl", "eval_rl", "report",
-)  # fmt: skip
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5
 _CHECKPOINTS = ("checkpoint_every_steps", "keep_last", "keep_best")  # options on which no result depends
@@ -409,7 +406,10 @@ class Pipeline:
     def _stages_of(self, policy: Path) -> list[str]:
         """The stage of this run that made a policy; none made the base."""
         stage, run = policy.parent, self.run_directory.path
-        return [stage.relative_to(run).as_posix()] if stage.is_relative_to(run) else []
+        if not stage.is_relative_to(run):
+            return []
+        name = stage.relative_to(run)
+        return [name.as_posix()] if name.parts and name.parts[0] in STAGES else []  # a base may be there too
 
     def _weights(self) -> Path:
         return weights_directory(self.run_id)

@@ -253,7 +253,7 @@ class RLSession:
             row |= {"sync_s": synced - began, "validate_s": now - synced, "step_s": now - self._step_began}
             row |= self._measured(step, row)
             self._step_began = now
-            append_metrics(self._metrics_file, row)
+            append_metrics(self._metrics_file, row, durable=self._schedule.is_settled_first(step))
             self.last_metrics = row
             if not self._schedule.max_staleness:
                 await self._settle(step)

@@ -24,6 +24,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bi_ray.config import RolloutConfig
+from bi_ray.files import remove_leftovers, temporary_name
 from bi_ray.policy.checkpoint import SPARE
 from bi_ray.policy.rollout import PolicyVersion
 from bi_ray.private import open_private, private_folder
@@ -239,7 +240,8 @@ class SharedMemorySync:
 
     async def _fetch(self, announcement: FileAnnouncement, target: Path) -> None:
         owner = owner_on(announcement.node_id, self.copies.parent)
-        temporary = target.with_suffix(".tmp")
+        remove_leftovers(self.copies)
+        temporary = temporary_name(target)
         with open(temporary, "wb", opener=open_private) as file:
             while chunk := await owner.read.remote(announcement.path, file.tell()):
                 file.write(chunk)

@@ -98,10 +98,8 @@ def study(
     local: Local = None,
 ) -> None:
     """The same experiment under several seeds, and one table over them. Resumable; finished seeds are kept."""
-    from bi_ray.store import begin_directory
-
     config, study_place = load_config(config_file, RunConfig), RunPlace.of(run_path, local)
-    begin_directory(study_place.path)
+    study_place.begin()
     runs: list[RunPlace] = []
     for seed in range(seeds):
         console.rule(f"seed {seed}")
@@ -219,8 +217,9 @@ def options() -> None:
 @contextmanager
 def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None) -> Iterator[Any]:
     """The pipeline of a run in its directory, which is locked meanwhile."""
-    from actors.pipeline import STAGES, Pipeline
+    from actors.pipeline import Pipeline
     from bi_ray.display import Display
+    from bi_ray.files import STAGES
     from bi_ray.policy.chat import check_chat
     from bi_ray.policy.checkpoint import check_model, load_tokenizer
     from bi_ray.store import keep_config
@@ -259,10 +258,10 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _finish(config: RunConfig, runs: list[RunPlace], place: RunPlace) -> None:
-    from bi_ray.summary import REPORT, show_summary, write_summary
+    from bi_ray.summary import show_summary, write_summary
 
     show_summary(write_summary(config, [run.path for run in runs], place.path), console, place.path)
-    place.publish(REPORT)
+    place.publish_report()
     if place.uri:
         console.print(f"All of it is at {place.name} too", highlight=False, soft_wrap=True)
 

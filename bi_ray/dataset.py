@@ -74,6 +74,7 @@ def write_set(
     made_from = {"set": name, "problems": count, "data_seed": config.seeds.data, "task": config.task}
     key = key_of({**made_from, "format": export}, data_files(config.task))
     if refuse_existing(out, key):
+        _remove_marks(out)
         return read_manifest(out)
     if isinstance(task, FiniteTask):
         _require_rows(task, name, count)
@@ -102,10 +103,15 @@ def write_set(
             task.rejects.write(work / REJECTS)
             about["rejected"] = len(task.rejects.rows)
         manifest = _sign(work, layout, about | {"key": key.digest, "made_from": key.config}, progress.counts)
-        for file in (LOCK_FILE, RUN_MARK):
-            (work / file).unlink()
         put_in_place(work, out)
+    _remove_marks(out)
     return manifest
+
+
+def _remove_marks(out: Path) -> None:
+    """A finished set is no run any more; until it has its name a kill has to leave it as one, or nobody may go on."""
+    for file in (LOCK_FILE, RUN_MARK):
+        (out / file).unlink(missing_ok=True)
 
 
 def _require_rows(task: FiniteTask, name: SetName, count: int | None) -> None:

@@ -25,6 +25,10 @@ OURS = ".bi-ray-"
 TEMPORARY = f"{OURS}tmp-"
 ASIDE = f"{OURS}old-"  # what a new folder replaces, between two renames
 RUN_MARK = f"{OURS}run"  # in every run directory, from its beginning
+STAGES = (  # the first parts of their names, in the order of a run
+    "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realised", "sft_double",
+    "eval_sft_double", "queries", "rl", "eval_rl", "report",
+)  # fmt: skip
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that cannot sync a directory
 T = TypeVar("T")
 
@@ -213,17 +217,21 @@ def _hold(descriptor: int) -> None:
 
 
 def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
+    """Whether a living process may be writing there: also where the file system does not tell."""
+    if path.is_symlink():  # nobody writes a link, and what it points at is not opened
         return False
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks only what is open for writing
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
-    except BlockingIOError:
-        return True
     except OSError:
-        return False
+        return True
     finally:
         os.close(descriptor)
 
@@ -361,5 +369,6 @@ def remedy_for(path: Path) -> str:
         if any((folder / name).exists() for name in (RUN_MARK, ".lock", "config.yaml")):
             parts = path.relative_to(folder).parts
             stage = parts[1] if parts[0] == "work" and len(parts) > 2 else parts[0]
-            return f"make it again with --from {stage}"
+            if stage in STAGES:
+                return f"make it again with --from {stage}"
     return "restore it from a copy, or remove it and make it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,13 @@ class MetricsRow(TypedDict):
     step: int
 
 
-def append_metrics(path: Path, row: dict[str, Any]) -> None:
+def append_metrics(path: Path, row: dict[str, Any], durable: bool = False) -> None:
     """Add one line to a metrics file. Where it cannot be written whole the file stays as it was.
+
+    Args:
+        path: the file.
+        row: of a step.
+        durable: whether this row and all before it have to outlast a power cut: a checkpoint of the step follows.
 
     Raises:
         OSError: it cannot be written; the error names the file.
@@ -37,6 +43,8 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
         try:
             while line:
                 line = line[file.write(line) :]
+            if durable:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(end)
             raise

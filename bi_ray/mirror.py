@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
+import re
 import socket
 import threading
 import time
@@ -27,17 +27,22 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from bi_ray.files import OURS, discard
 from bi_ray.integrity import file_names
 from bi_ray.learning.progress import StepDirectories, step_of
 from bi_ray.remote import WORK, Mark, NotWhole, Remote, step_at
+from bi_ray.run_files import REPORT, require_sizes
+from bi_ray.sender import Sender
 from bi_ray.store import (
     CHECKPOINT_FILE,
+    RUN_MARK,
     STAGE_FILE,
     RunDirectory,
     RunError,
     RunLocked,
     StageKey,
     absolute,
+    begin_directory,
     stage_damage,
     this_process,
     write_atomically,
@@ -54,7 +59,8 @@ _SETTLE_S = 1.0  # between writing a lock and looking whose it is: two that begi
 _READS = 5
 _SEND_WORK_S = 5.0  # between two looks for new checkpoints
 _UNSENT = ".unsent"  # in a stage of the copy that the URI does not have yet
-_MISSES = 3  # looks for checkpoints that may in a row meet a folder that is being renamed
+_DEPTH_OF_STAGES = 3  # of stage.json: data/stage.json, sft/bridge/stage.json
+_FIRST_FOLDER = re.compile(r"work|seed_[0-9]+")  # of those that are deeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +116,22 @@ class RunPlace:
         """The run directory there; a context manager that holds its lock."""
         return MirroredRun(self.uri, self.path) if self.uri else RunDirectory(self.path)
 
-    def publish(self, folder: str) -> None:
-        """Send a folder that is no stage, such as the report, to the URI; nothing to do for a directory."""
+    def begin(self) -> None:
+        """Mark the place of a study as ours, in the directory and at the URI.
+
+        Raises:
+            RunError: one of them has files and is not of a run or study; nothing was touched there.
+        """
         if self.uri:
-            Remote(self.uri).replace(self.path / folder, folder)
+            refuse_foreign_uri(Remote(self.uri))
+        begin_directory(self.path)
+        if self.uri:
+            _mark(Remote(self.uri))
+
+    def publish_report(self) -> None:
+        """Send the report to the URI; nothing to do for a directory."""
+        if self.uri:
+            Remote(self.uri).replace_report(self.path / REPORT)
 
     def publish_file(self, name: str) -> None:
         """The same of a single file."""
@@ -247,6 +265,42 @@ def read_lock(remote: Remote) -> Lock | None:
     return Lock(None, modified)
 
 
+def refuse_foreign_uri(remote: Remote) -> None:
+    """Raises RunError where a URI has files and is not a run or study of ours; see ``run_files.refuse_foreign``."""
+    if remote.exists(RUN_MARK):
+        return
+    files = [PurePosixPath(name) for name in remote.files_below("")]
+    if all(file.name.startswith(OURS) or str(file) == LOCK for file in files):
+        return
+    lock = read_lock(remote)
+    if lock is not None and lock.holder is not None:
+        return
+    if not any(_is_mark(remote, file) for file in files):
+        raise RunError(
+            f"{remote.name} has files and is not a run directory, so nothing was written there; name a new or empty "
+            "folder"
+        )
+
+
+def _is_mark(remote: Remote, file: PurePosixPath) -> bool:
+    """Whether a file shows that a run lives at the URI: the mark of a stage or checkpoint, not of a run below it."""
+    if file.name not in (STAGE_FILE, CHECKPOINT_FILE):
+        return False
+    is_further_down = len(file.parts) > _DEPTH_OF_STAGES and _FIRST_FOLDER.fullmatch(file.parts[0]) is None
+    if is_further_down:
+        return False
+    try:
+        remote.mark(str(file.parent), file.name)
+    except NotWhole:
+        return False
+    return True
+
+
+def _mark(remote: Remote) -> None:
+    if not remote.exists(RUN_MARK):
+        remote.write(RUN_MARK, "")
+
+
 class MirroredRun(RunDirectory):
     """The run directory at a URI, worked on in the local directory ``path``.
 
@@ -266,12 +320,15 @@ class MirroredRun(RunDirectory):
 
         Raises:
             RunLocked: another process has one of them.
+            RunError: the URI or the copy has files and is not a run; nothing was touched there.
         """
+        refuse_foreign_uri(self._remote)
         super().__enter__()
         try:
             lock = RemoteLock(self._remote, f"{socket.gethostname()}:{self.path}")
             lock.take()
             self._remote_lock = lock
+            _mark(self._remote)
             self._remote.remove_abandoned()
             self._fetch_and_send()
         except BaseException:
@@ -307,7 +364,8 @@ class MirroredRun(RunDirectory):
         One that cannot be sent is sent later, after a word to ``note``: the run goes on with the copy.
         """
         self._sent = None
-        sender = _Sender(lambda: self._send_work(stage), f"checkpoints of {stage} stay in {self.path} for now", note)
+        what = f"checkpoints of {stage} stay in {self.path} for now"
+        sender = Sender(lambda: self._send_work(stage), what, note, _SEND_WORK_S)
         sender.start()
         try:
             yield
@@ -323,8 +381,12 @@ class MirroredRun(RunDirectory):
         super().forget_from(stage_order, stage)
         forgotten = set(stage_order[stage_order.index(stage) :])
         for name in reversed(self._remote.folders_with(STAGE_FILE)):
-            if name.removeprefix(WORK).partition("/")[0] in forgotten:
+            if name.removeprefix(WORK).partition("/")[0] not in forgotten:
+                continue
+            if name.startswith(WORK):
                 self._remote.remove(name)
+            else:
+                self._remote.remove_stage(name)
 
     def _fetch_and_send(self) -> None:
         """The URI is right about everything but the stages that could not be sent last time."""
@@ -340,14 +402,25 @@ class MirroredRun(RunDirectory):
             elif stage not in theirs and self._is_damaged_there(stage, folder):
                 self._send(stage)
             elif stage not in theirs:
-                shutil.rmtree(folder)
+                discard(folder)
         for stage, mark in theirs.items():
-            content = _content(self.artefact(stage) / STAGE_FILE)
-            if not content or content != mark.content:
+            if not self._is_here(stage, mark):
                 self._fetch_stage(stage, mark)
         for work in self._remote.folders_with(STAGE_FILE, WORK):
             if work.removeprefix(WORK) not in theirs:
                 self._fetch_work(work)
+
+    def _is_here(self, stage: str, mark: Mark) -> bool:
+        """Whether the copy has a stage as it is at the URI, as far as sizes tell."""
+        folder = self.artefact(stage)
+        if _content(folder / STAGE_FILE) != mark.content:
+            return False
+        try:
+            require_sizes(folder)
+        except RunError:
+            log.info("%s is fetched again from %s", folder, self.name, exc_info=True)
+            return False
+        return True
 
     def _is_damaged_there(self, stage: str, folder: Path) -> bool:
         """Whether the URI has a stage whose mark cannot be read, and the copy has it whole."""
@@ -446,59 +519,6 @@ class MirroredRun(RunDirectory):
 
     def _remedy(self, stage: str) -> str:
         return f"remove that folder, and the next start fetches it from {self.name}; or {super()._remedy(stage)}"
-
-
-class _Sender:
-    """A thread that sends checkpoints again and again, whatever fails.
-
-    Args:
-        send: sends what is new.
-        what: begins the line about a failure.
-        note: takes that line, once until sending works again.
-    """
-
-    def __init__(self, send: Callable[[], None], what: str, note: Callable[[str], None]) -> None:
-        self._send = send
-        self._what = what
-        self._note = note
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._misses = 0
-        self._reported = False
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End, after what is being sent."""
-        self._stopped.set()
-        self._thread.join()
-
-    def attempt(self) -> None:
-        """Send once; never raises."""
-        try:
-            self._send()
-            self._misses, self._reported = 0, False
-        except FileNotFoundError as error:  # the training renames and removes its checkpoints meanwhile
-            self._misses += 1
-            log.debug("a checkpoint went away while it was read", exc_info=True)
-            if self._misses >= _MISSES:
-                self._report(error)
-        except Exception as error:
-            log.info("checkpoints were not sent", exc_info=True)
-            self._report(error)
-
-    def _run(self) -> None:
-        while not self._stopped.wait(_SEND_WORK_S):
-            self.attempt()
-
-    def _report(self, error: Exception) -> None:
-        if not self._reported:
-            reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # a terminal that is gone
-                self._note(f"{self._what}: {reason}")
-        self._reported = True
 
 
 def checkpoints_in(work: Path) -> list[Path]:

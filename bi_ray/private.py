@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from bi_ray.store import RunError, in_words
+from bi_ray.files import RunError, in_words, temporary_name
 
 _GROUP_OR_OTHERS = 0o077
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -44,8 +44,7 @@ def write_private(file: Path, text: str) -> bool:
     Returns:
         whether the file system keeps others out; where it has no modes, nothing is written.
     """
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_name(file)
     with open(temporary, "x", opener=open_private) as content:
         private = not os.fstat(content.fileno()).st_mode & _GROUP_OR_OTHERS
         if private:

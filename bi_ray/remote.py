@@ -21,8 +21,10 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from bi_ray.files import TEMPORARY, temporary_name, write_text
 from bi_ray.integrity import FileRecord, file_names, find_damage
 from bi_ray.learning.progress import step_of
+from bi_ray.run_files import REPORT, REPORT_FILES
 from bi_ray.store import CHECKPOINT_FILE, STAGE_FILE, RunError
 from bi_ray.uri import hide_secrets, public_name
 
@@ -143,7 +145,7 @@ class Remote:
 
     def now(self) -> float:
         """The time by the store's own clock, in seconds since 1970: that of a file which is written for it."""
-        name = f"clock.{uuid.uuid4().hex}"
+        name = temporary_name(Path("clock")).name
         self.write(name, "")
         try:
             return self.modified(name) or time.time()
@@ -158,12 +160,12 @@ class Remote:
     def write(self, name: str, text: str) -> None:
         """Make or replace a file, in one piece."""
         with self._explained("write"):
-            self._make_folder_of(name)
-            target = f"{name}.{uuid.uuid4().hex}.tmp" if self._folder else name  # object stores replace it whole
-            with self._files.open_output_stream(target) as stream:
+            if self._folder:
+                self._make_folder_of(name)
+                write_text(self._folder / name, text, durable=False)
+                return
+            with self._files.open_output_stream(name) as stream:  # object stores replace it whole
                 stream.write(text.encode())
-            if target != name:
-                self._files.move(target, name)
 
     def send(
         self, folder: Path, name: str, mark_name: str = STAGE_FILE, check: Callable[[], None] = lambda: None
@@ -192,11 +194,23 @@ class Remote:
         if before:
             self.remove(f"{name}/{before}")
 
-    def replace(self, folder: Path, name: str) -> None:
-        """Replace the folder ``name``, which has no mark, file by file."""
-        self.remove(name)
-        for file in file_names(folder):
-            self.send_file(folder / file, f"{name}/{file}")
+    def replace_report(self, folder: Path) -> None:
+        """Replace the report, which has no mark, file by file.
+
+        Raises:
+            RunError: there is something else in its folder, which stays as it is.
+        """
+        fresh = file_names(folder)
+        there = [file.removeprefix(f"{REPORT}/") for file in self.files_below(REPORT)]
+        old = [file for file in there if not file.startswith(".")]
+        foreign = [file for file in old if file not in REPORT_FILES]
+        if foreign:
+            raise RunError(f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and try again")
+        for file in fresh:
+            self.send_file(folder / file, f"{REPORT}/{file}")
+        for file in old:
+            if file not in fresh:
+                self.remove_file(f"{REPORT}/{file}")
 
     def send_file(self, file: Path, name: str) -> None:
         """Make or replace the file ``name``."""
@@ -244,25 +258,40 @@ class Remote:
             if self._files.get_file_info(name).type == FileType.Directory:
                 self._files.delete_dir(name)
 
+    def remove_stage(self, name: str) -> None:
+        """Remove a finished stage: its mark, then what was sent of it. Whatever else is in its folder stays."""
+        self.remove_file(f"{name}/{STAGE_FILE}")
+        found = [_GENERATION.match(file) for file in self.files_below(name)]
+        for generation in {match[2] for match in found if match and match[1] == name}:
+            self.remove(f"{name}/{generation}")
+        if not self.files_below(name):
+            self.remove(name)
+
     def remove_file(self, name: str) -> None:
         """Remove a file that is there."""
         with self._explained("remove"):
             self._files.delete_file(name)
 
     def remove_abandoned(self) -> None:
-        """Remove what a kill left half-sent long ago: generations that no mark names."""
+        """Remove what a kill left half-sent long ago: generations that no mark names, and files half-written."""
         newest: dict[tuple[str, str], float] = {}
         marks: dict[str, str] = {}
+        half_written: dict[str, float] = {}
         for file in self._list(""):
             folder = file.path.rpartition("/")[0]
             if file.base_name in (STAGE_FILE, CHECKPOINT_FILE):
                 marks[folder] = file.base_name
+            if file.base_name.startswith(TEMPORARY):
+                half_written[file.path] = (file.mtime_ns or 0) / 1e9
             if found := _GENERATION.match(file.path):
                 sent = found[1], found[2]
                 newest[sent] = max(newest.get(sent, 0.0), (file.mtime_ns or 0) / 1e9)
-        if not newest:
+        if not newest and not half_written:
             return
         now = self.now()
+        for path, modified in half_written.items():
+            if now - modified >= _ABANDONED_S:
+                self.remove_file(path)
         for (name, generation), modified in newest.items():
             if now - modified >= _ABANDONED_S and not self._may_name(name, marks.get(name), generation):
                 self.remove(f"{name}/{generation}")

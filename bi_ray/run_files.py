@@ -18,6 +18,7 @@ SUMMARY = "summary.json"
 PAGE = "report.html"
 PICTURE = "result.svg"
 MARKDOWN = "result.md"
+REPORT_FILES = (SUMMARY, PAGE, PICTURE, MARKDOWN)
 _SHOWN_HOLDER = 200  # characters of what a lock file holds
 _HOLDER = re.compile(r"\d+( \(job \S+ on \S+\))?")  # what ``this_process`` writes
 _VOLUME = "lost+found"  # in every new file system
@@ -141,7 +142,10 @@ def _is_stage(file: Path) -> bool:
 
 
 def refuse_foreign_files(folder: Path) -> None:
-    """Raises RunError where a stage's folder holds what the stage did not make."""
+    """Raises RunError where a stage's folder holds what the stage did not make.
+
+    Hidden files inside it are nobody's: records leave them out, and file systems and desktops make them.
+    """
     if not folder.exists():
         return
     if not (folder / STAGE_FILE).exists():
@@ -155,7 +159,10 @@ def refuse_foreign_files(folder: Path) -> None:
     if made is None:
         return
     for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
+        path = file.relative_to(folder)
+        name = path.as_posix()
+        if any(part.startswith(".") for part in path.parts):
+            continue
         if file.is_file() and name not in made and file.name not in _OWN_NAMES:
             raise RunError(f"{file} was not made by the stage that is to be removed; move it away and try again")
 
@@ -165,7 +172,7 @@ def refuse_foreign_report(folder: Path) -> None:
     if not folder.exists():
         return
     names = {child.name for child in folder.iterdir()}
-    foreign = sorted(names - {SUMMARY, PAGE, PICTURE, MARKDOWN})
+    foreign = sorted(names - set(REPORT_FILES))
     if foreign:
         raise RunError(f"{folder / foreign[0]} is not part of a report; move it away and try again")
     if names and SUMMARY not in names:

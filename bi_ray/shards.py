@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bi_ray.files import put_in_place
+from bi_ray.files import put_in_place, temporary_name
 
 FileFormat = Literal["arrow", "parquet", "jsonl"]
 ROWS_PER_BATCH = 500  # held in memory, and one record batch or row group of a file
@@ -119,7 +119,8 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._file is None:
-            self._file = _FILES[self.file_format](self._path.with_name(f"{self._path.name}.tmp"), self.schema)
+            self._temporary = temporary_name(self._path)
+            self._file = _FILES[self.file_format](self._temporary, self.schema)
         self._file.write(self._rows)
         self._in_file += len(self._rows)
         self._rows = []
@@ -127,7 +128,7 @@ class ShardWriter:
     def _end_file(self) -> None:
         assert self._file is not None
         self._file.close()
-        put_in_place(self._path.with_name(f"{self._path.name}.tmp"), self._path)
+        put_in_place(self._temporary, self._path)
         self._file, self._in_file = None, 0
         self.shards += 1
 
@@ -137,7 +138,7 @@ def _make_loadable(directory: Path, schema: pa.Schema, shards: int) -> None:
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    empty = directory / "empty.tmp"
+    empty = temporary_name(directory / "empty")
     Dataset(schema.empty_table()).save_to_disk(empty)
     state = json.loads((empty / "state.json").read_text())
     files = [SHARD.format(number=number, suffix="arrow") for number in range(shards)]

@@ -72,7 +72,7 @@ def _validation(run: Path, stage: Path) -> list[str]:
 def _local_status(run: Path) -> tuple[dict[str, StageRecord], str | None]:
     folders = sorted(stage_folders(run), key=lambda folder: (folder / STAGE_FILE).stat().st_mtime)
     for folder in folders:
-        require_sizes(folder)
+        require_sizes(folder, absent_ok=True)
     return {folder.relative_to(run).as_posix(): read_stage(folder) for folder in folders}, lock_holder(run)
 
 

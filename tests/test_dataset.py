@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from bi_ray import shards
+from bi_ray import dataset, shards
 from bi_ray.config import RunConfig, load_config
 from bi_ray.dataset import read_manifest, write_set
+from bi_ray.files import put_in_place
 from bi_ray.reading import rows_of
 from bi_ray.reasoning.graph import Graph
 from bi_ray.rows import DataError, Rejects
@@ -108,6 +109,23 @@ def test_work_goes_on_behind_the_last_whole_file(tmp_path, monkeypatch, stops):
     assert manifest == whole
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
     assert not (tmp_path / "broken.partial").exists()
+
+
+@pytest.mark.parametrize("at", ["before the rename", "after the rename"])
+def test_a_set_that_was_killed_at_its_end_is_finished_by_the_same_call(tmp_path, monkeypatch, at):
+    def stop(fresh, target):
+        if at == "after the rename":
+            put_in_place(fresh, target)
+        raise Stop
+
+    whole = write_set(QUICKSTART, "sft", 30, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "put_in_place", stop)
+        with pytest.raises(Stop):
+            write_set(QUICKSTART, "sft", 30, tmp_path / "broken")
+    assert write_set(QUICKSTART, "sft", 30, tmp_path / "broken") == whole
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path)) == ["broken", "whole"]
 
 
 def test_work_begun_under_other_settings_is_not_mixed_in(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A folder that is not ours is never touched: refused in one line that says what to do."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -306,3 +308,35 @@ def test_what_a_killed_writer_left_goes_with_the_next_call(tmp_path):
     remove_leftovers(tmp_path, "page")
     assert sorted(os.listdir(tmp_path)) == [".bi-ray-tmp-another.0a.tmp", "set"]
     assert os.listdir(tmp_path / "set") == ["y"]
+
+
+def test_a_leftover_that_nobody_can_vouch_for_stays(tmp_path, monkeypatch):
+    """As NFS does it: an exclusive lock wants a file that is open for writing."""
+    (tmp_path / ".bi-ray-tmp-page.0a.tmp").touch()
+    (tmp_path / ".bi-ray-tmp-link.0a.tmp").symlink_to("nowhere")
+    holder = os.open(tmp_path / ".bi-ray-tmp-page.0a.tmp", os.O_RDWR)
+    flock = fcntl.flock
+
+    def flock_of_nfs(descriptor, operation):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    flock(holder, fcntl.LOCK_EX)
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == [".bi-ray-tmp-page.0a.tmp"]
+    os.close(holder)
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "policy/.nfs00000001", "policy/.cache/x"])
+def test_hidden_files_are_in_nobody_s_way(tmp_path, name):
+    with RunDirectory(tmp_path / "run") as run:
+        for _ in range(2):
+            finish(run, "sft/bridge")
+            (run.path / "sft/bridge" / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / "sft/bridge" / name).touch()
+        run.forget_from(("sft",), "sft")
+        assert not (run.path / "sft").exists()

@@ -328,7 +328,7 @@ def test_a_lock_is_renewed_whatever_goes_wrong_in_between(tmp_path, monkeypatch,
 def test_the_report_and_a_study_go_there_too(place, elsewhere):
     (place.path / "report").mkdir(parents=True)
     (place.path / "report" / "summary.json").write_text("{}")
-    place.publish("report")
+    place.publish_report()
     assert Remote(place.uri).read("report/summary.json") == "{}"
     seed = place / "seed_1"
     with seed.directory() as run:
@@ -580,3 +580,13 @@ def test_a_job_refuses_a_relative_directory(make, monkeypatch, tmp_path):
         make("runs/x")
     with RunDirectory(tmp_path):
         assert "job mine on" in (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 1), os.unlink], ids=["cut", "missing"])
+def test_a_stage_that_is_damaged_in_the_copy_comes_again_from_the_uri(place, damage):
+    with place.directory() as run:
+        finish(run, "data")
+    damage(place.path / "data/deep/er/artefact")
+    with place.directory() as run:
+        assert run.is_done("data", KEY)
+        assert content(run, "data") == "made"

@@ -1,11 +1,14 @@
 """What other users of the machine can read, put in the way, or make this user believe."""
 
 import os
+import signal
 import stat
+from pathlib import Path
 
 import pytest
 
 from bi_ray.private import PrivacyError, private_folder, read_own, write_private
+from bi_ray.store import RunDirectory
 from tests.listeners import needs_root
 
 OTHER_USER = 12345
@@ -81,3 +84,19 @@ def test_what_another_user_owns_is_not_read(tmp_path, theirs):
     os.chown(tmp_path / theirs, OTHER_USER, OTHER_USER)
     with pytest.raises(PrivacyError, match=f"{theirs} belongs to user {OTHER_USER}"):
         read_own(folder / "file")
+
+
+def test_a_secret_that_a_killed_writer_left_goes_with_the_next_start(tmp_path):
+    with RunDirectory(tmp_path):
+        pass
+    writer = os.fork()
+    if writer == 0:
+        try:
+            Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            write_private(tmp_path / ".cluster.json", "a token")
+        finally:
+            os._exit(1)
+    os.waitpid(writer, 0)
+    assert any(file.read_text() == "a token" for file in tmp_path.iterdir())
+    with RunDirectory(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == [".bi-ray-run", ".lock"]

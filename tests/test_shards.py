@@ -5,6 +5,7 @@ import pytest
 from datasets import load_dataset, load_from_disk
 
 from bi_ray import shards
+from bi_ray.files import remove_leftovers
 from bi_ray.reading import rows_of
 from bi_ray.rows import Rejects
 from bi_ray.shards import ShardWriter
@@ -80,3 +81,14 @@ def test_going_on_behind_whole_files_gives_the_same_bytes(tmp_path, file_format)
     writer.close()
     for file in whole.glob("data-*"):
         assert (broken / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("file_format", ["arrow", "parquet", "jsonl"])
+def test_what_a_killed_writer_left_is_known_as_ours(tmp_path, file_format):
+    writer = ShardWriter(tmp_path, file_format, SCHEMA)
+    for row in numbered(18):
+        writer.write(row)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [f"data-00000.{file_format}"]

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from bi_ray.config import RunConfig, SFTConfig, load_config, save_config
+from bi_ray.files import remedy_for
 from bi_ray.metrics import append_metrics, cut_metrics, read_steps
-from bi_ray.status import lock_holder
+from bi_ray.mirror import RunPlace
+from bi_ray.status import describe_status, lock_holder
 from bi_ray.store import (
     DiskFull,
     RunDirectory,
@@ -501,3 +503,40 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, line):
         read_steps(file)
     assert str(caught.value).startswith(f"{file}, line 2, is damaged (")
     assert str(caught.value).endswith("): make it again with --from rl")
+
+
+def test_a_durable_metrics_row_is_on_the_disk(tmp_path, synced):
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 1})
+    assert synced == []
+    append_metrics(tmp_path / "metrics.jsonl", {"step": 2}, durable=True)
+    assert synced == [inode(tmp_path / "metrics.jsonl")]
+
+
+def test_weights_that_were_removed_to_make_room_are_missed_by_readers_alone(tmp_path):
+    with RunDirectory(tmp_path) as run:
+        finish(run, "sft/bridge")
+    (tmp_path / "sft/bridge/artefact").unlink()
+    with RunDirectory(tmp_path) as run:
+        assert run.is_done("sft/bridge", KEY)
+        with pytest.raises(RunError, match="artefact is missing; make the stage again with --from sft"):
+            run.require_whole("sft/bridge")
+    assert describe_status(RunPlace(tmp_path))[1].startswith("  done     sft/bridge")
+    (tmp_path / "sft/bridge/artefact").write_text("longer than it was")
+    with RunDirectory(tmp_path) as run, pytest.raises(RunError, match="artefact is damaged"):
+        run.is_done("sft/bridge", KEY)
+    with pytest.raises(RunError, match="artefact is damaged"):
+        describe_status(RunPlace(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("rl/bridge/x.json", "make it again with --from rl"),
+        ("work/sft/bridge/x.json", "make it again with --from sft"),
+        ("checkpoint/x.json", "restore it from a copy, or remove it and make it again"),
+        ("work/x.json", "restore it from a copy, or remove it and make it again"),
+    ],
+)
+def test_a_remedy_names_stages_alone(tmp_path, name, remedy):
+    begin_directory(tmp_path)
+    assert remedy_for(tmp_path / name) == remedy

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bi_ray.files import discard
 from bi_ray.integrity import FileRecord, file_names, find_damage, record_files, sync, sync_folder
 from bi_ray.store import CHECKPOINT_FILE, explain_full_disk, tidy, write_atomically
 
@@ -124,7 +125,7 @@ class StepDirectories:
         sync(self.directory)
         _remove(path.with_name(path.name + _DAMAGED))
         for old in self._steps() - self._kept():
-            shutil.rmtree(self.path(old))
+            discard(self.path(old))
 
     def _is_whole(self, step: int, last_step: int | None, note: Callable[[str], None]) -> bool:
         """Whether it can be used; if not, it is set aside."""

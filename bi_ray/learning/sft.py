@@ -121,14 +121,15 @@ def train(job: SFTJob, device: torch.device) -> None:
         return nll_loss(learner.policy(batch)[0], batch.weights)
 
     for step in range(start + 1, steps + 1):
+        is_checkpointed = step % config.checkpoint_every_steps == 0 and step < steps
         began = time.perf_counter()
         rate = learning_rate(config.optimizer, step, steps)
         result = learner.update(step, step_rows(demonstrations, config, job.seed, step), loss, rate)
         if learner.rank == 0:
             row = {"step": step, "loss": result["loss"], "tokens": int(result["tokens"]), "learning_rate": rate}
             row |= {"grad_norm": result["grad_norm"], "step_s": time.perf_counter() - began}
-            append_metrics(job.output / "metrics.jsonl", row)
-        if step % config.checkpoint_every_steps == 0 and step < steps:
+            append_metrics(job.output / "metrics.jsonl", row, durable=is_checkpointed)
+        if is_checkpointed:
             save_checkpoint(learner, job.base, directories, step)
     weights = learner.gather_weights()
     if learner.rank == 0:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from bi_ray.files import remove_leftovers, temporary_name
 from bi_ray.policy.files import CheckpointError, check_files, reading, refuse_second_head
 from bi_ray.private import open_private
 from bi_ray.store import in_words
@@ -161,6 +162,7 @@ def publish_weights(state: dict[str, Tensor], path: Path) -> None:
         del tensors[_HEAD]
 
     def write(file: Path) -> None:
+        remove_leftovers(path.parent)  # of learners that were killed: they fill the memory
         with suppress(FileNotFoundError):
             path.with_name(SPARE).rename(file)
         with open(file, "r+b" if file.exists() else "wb", opener=open_private) as content:
@@ -188,7 +190,7 @@ def _header(tensors: dict[str, Tensor]) -> bytes:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

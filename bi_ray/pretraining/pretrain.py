@@ -274,8 +274,9 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
                 "tokens": sum(tokens.numel() for tokens, _ in micro),
                 "training_s": seconds,
             }
-            append_metrics(directory / "metrics.jsonl", row)
-            if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps:
+            is_checkpointed = (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps
+            append_metrics(directory / "metrics.jsonl", row, durable=is_checkpointed)
+            if is_checkpointed:
                 _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()
 

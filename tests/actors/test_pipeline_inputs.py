@@ -62,3 +62,15 @@ def test_training_does_not_begin_from_what_is_damaged(pipeline, tmp_path):
             run.rl("base", base)
         with pytest.raises(RunError, match=words):
             run.evaluate("base", "sft", base)
+
+
+def test_a_base_inside_the_run_directory_is_no_stage(pipeline, tmp_path):
+    run = pipeline()
+    policies = ("sft/bridge/policy", "sft_double/bridge/policy", "checkpoint/model", "model", "../elsewhere")
+    assert [run._stages_of(tmp_path / "run" / policy) for policy in policies] == [
+        ["sft/bridge"],
+        ["sft_double/bridge"],
+        [],
+        [],
+        [],
+    ]

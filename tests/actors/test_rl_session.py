@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -401,5 +402,21 @@ def test_calls_that_wait_leave_room_for_the_one_on_which_they_wait(learners, tmp
         await asyncio.gather(*wait_for_batch(1))
         refused = await asyncio.gather(*dead, return_exceptions=True)
         assert all(isinstance(answer, SessionError) for answer in refused)
+
+    run(scenario())
+
+
+def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, monkeypatch):
+    on_disk = []
+
+    async def scenario():
+        schedule = Schedule(steps=100, is_settled_first=lambda step: step == 2)
+        rl = session(Recorder(), tmp_path, schedule=schedule)
+        incarnation = await rl.join(0)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: on_disk.append(len(rows(tmp_path))))
+        for step in (1, 2, 3):
+            await rl.lease(step, incarnation)
+            await rl.publish(incarnation, step, Path(str(step)), {})
+        assert on_disk == [2]  # both rows, before the learners go on to the checkpoint of step 2
 
     run(scenario())

@@ -777,9 +777,7 @@ def test_the_first_answer_wins_even_if_it_is_the_late_one():
     run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("failure", "kind"), [(broken, "infrastructure"), (crashed, "data"), (refused, "data")]
-)
+@pytest.mark.parametrize(("failure", "kind"), [(broken, "infrastructure"), (crashed, "data"), (refused, "data")])
 def test_a_second_copy_that_no_worker_is_left_for_does_not_hold_up_a_group_that_is_given_up(failure, kind):
     async def scenario():
         gate = asyncio.Event()

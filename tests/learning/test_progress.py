@@ -297,3 +297,23 @@ def test_everything_is_on_the_disk_before_the_folder_gets_its_name(tmp_path, mon
     names = {path.name for path in step.rglob("*")}  # each is unique
     assert names <= {os.path.basename(path) for path in before}
     assert str(tmp_path / "steps") in after
+
+
+def test_a_kill_while_an_old_step_goes_leaves_no_part_of_it(tmp_path, monkeypatch):
+    directories = StepDirectories(tmp_path, keep_last=1)
+    directories.write(5, fill_whole)
+
+    def remove_a_part(folder, **_):
+        if (folder / WEIGHTS).exists():
+            (folder / WEIGHTS).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", remove_a_part)
+        with pytest.raises(KeyboardInterrupt):
+            directories.write(10, fill_whole)
+    notes = []
+    assert directories.recover(12, notes.append) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["step_10"]
+    assert directories.whole_steps(notes.append) == {10}
+    assert notes == []

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import torch
 from datasets import Dataset
+from torch import distributed
 
 from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
 from bi_ray.learning.sft import SFTJob, load_demonstrations, step_rows, steps_per_epoch, train
@@ -56,3 +59,24 @@ def test_a_token_without_an_embedding_is_refused_before_the_model_is_loaded(data
     job = SFTJob(tiny_model(tied=True), path, tmp_path, CONFIG, ModelConfig(), LearnerConfig(), seed=0)
     with pytest.raises(ChatError, match=r"token 1000000 .* beyond the model's vocabulary"):
         train(job, torch.device("cpu"))
+
+
+def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(data, tiny_model, tmp_path, monkeypatch):
+    metrics, on_disk, fsync = tmp_path / "out/metrics.jsonl", [], os.fsync
+
+    def record(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
+            on_disk.append((len(metrics.read_text().splitlines()), (tmp_path / "out/checkpoints/step_2").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    path = data(prompt_tokens=[[1, 2]], response_tokens=[[4, 5]])
+    config = SFTConfig(epochs=3, batch_examples=1, checkpoint_every_steps=2)
+    metrics.parent.mkdir()
+    job = SFTJob(tiny_model(tied=True), path, metrics.parent, config, ModelConfig(), LearnerConfig(), seed=0)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        train(job, torch.device("cpu"))
+    finally:
+        distributed.destroy_process_group()
+    assert on_disk == [(2, False)]

@@ -2,6 +2,7 @@ import errno
 import os
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,17 @@ def test_weights_in_a_folder_of_another_user_are_not_called_a_lack_of_space(tmp_
 def test_published_weights_are_for_this_user_alone(tmp_path):
     publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
     assert (tmp_path / "1.1.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_weights_that_a_killed_learner_left_in_memory_go_with_the_next_ones(tmp_path):
+    writer = os.fork()
+    if writer == 0:
+        try:
+            Path.rename = lambda source, _: source.exists() and os.kill(os.getpid(), signal.SIGKILL)
+            publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
+        finally:
+            os._exit(1)
+    os.waitpid(writer, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    publish_weights({"w": torch.zeros(4)}, tmp_path / "2.1.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["2.1.safetensors"]

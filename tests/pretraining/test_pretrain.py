@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 
 import pytest
 import torch
@@ -251,3 +252,16 @@ def test_a_model_without_a_step_to_resume_from_is_not_replaced(tmp_path):
     with pytest.raises(RunError, match="no step to resume from; name a new directory"):
         next(module.pretrain(config_of(), tmp_path))
     assert (model / "config.json").read_text() == "{}"
+
+
+def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, train, monkeypatch):
+    metrics, on_disk, fsync = tmp_path / "metrics.jsonl", [], os.fsync
+
+    def record(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
+            on_disk.append((len(metrics.read_text().splitlines()), (tmp_path / "checkpoints/step_5").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    train(config_of(), tmp_path, until=6)  # a checkpoint at 5
+    assert on_disk == [(5, False)]
