@@ -37,7 +37,7 @@ class _NodeTorchBackend(_TorchBackend):
         for rank in range(ranks):
             place = (host, port, rank, ranks, backend_config.timeout_s)
             joined.append(worker_group.execute_single_async(rank, _join, *place))
-        ray.get(joined)
+        ray.get(joined, timeout=2 * backend_config.timeout_s)  # the store and the group take one each
 
 
 def _listen() -> tuple[str, int]:
