@@ -523,7 +523,7 @@ class RolloutPool:
             if member.handle is handle and member.state in _IN_SERVICE:
                 self._lose(member, "lost", error)
         except Exception as error:  # late, or cut off for now
-            log.warning("rollout worker %d does not answer: %s", member.number, _name(error))
+            log.warning("rollout worker %d does not answer: %s", member.number, _name(error), exc_info=True)
         else:
             if member.handle is handle and member.state in _IN_SERVICE:
                 member.health.heartbeat()
