@@ -121,9 +121,9 @@ class Driver:
         chosen = read_problems(queries)[: self.config.readiness.queries]
         await self.readiness.measure(policy, chosen, read_problems(target), demonstrations, out)
 
-    async def realise(self, policy: Path, readiness: Path, target: Path, out: Path) -> None:
-        """See ``ReadinessMeter.realise``."""
-        await self.readiness.realise(policy, readiness, read_problems(target), out)
+    async def realize(self, policy: Path, readiness: Path, target: Path, out: Path) -> None:
+        """See ``ReadinessMeter.realize``."""
+        await self.readiness.realize(policy, readiness, read_problems(target), out)
 
     async def select_queries(self, policy: Path, problems: Path, out: Path) -> dict[str, Any]:
         """Reject RL queries by the samples of ``policy``; writes ``queries.jsonl`` (``selection.QueryRow``) to ``out``.
@@ -246,7 +246,7 @@ class Driver:
         self._weights = path
 
     async def _make_batch(self, maker: BatchMaker, step: int) -> tuple[LearnerBatch, dict[str, Any]]:
-        """The batch of a step; where influence is watched, its target is sampled along and analysed."""
+        """The batch of a step; where influence is watched, its target is sampled along and analyzed."""
         monitor = self._monitor
         made = await maker.make(step, monitor.requests(self.version.step) if monitor else [])
         if monitor and made.watched:

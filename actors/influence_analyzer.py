@@ -24,7 +24,7 @@ from bi_ray.readiness.influence import (
     reward_direction,
 )
 from bi_ray.readiness.measure import Demonstrations, held_out_perplexity, measure_queries, scored_group
-from bi_ray.readiness.realised import Forecast, step_along
+from bi_ray.readiness.realized import Forecast, step_along
 from bi_ray.readiness.rollouts import ScoredGroup
 from bi_ray.tasks.registry import build_task
 
@@ -77,7 +77,7 @@ class InfluenceAnalyzer:
         tool = self._open(policy)
         rows, whole = measure_queries(
             tool,
-            self._groups(queries, with_behaviours=True),
+            self._groups(queries, with_behaviors=True),
             [row["samples"] for row in queries],
             self._groups(target),
             self.settings.token_scales,
@@ -140,7 +140,7 @@ class InfluenceAnalyzer:
         assert self._target_direction is not None
         tool, target = self._open(policy), self._target_direction
         direction = target if query is None else reward_direction(tool, self._groups([query]))
-        length, tied = self.settings.realised_step_norm, tied_weights(policy)
+        length, tied = self.settings.realized_step_norm, tied_weights(policy)
         save_weights(step_along(tool, direction, -length, target)[0], behind, tied)
         weights, predicted = step_along(tool, direction, length, target)
         save_weights(weights, ahead, tied)
@@ -166,8 +166,8 @@ class InfluenceAnalyzer:
             self._policy = policy
         return self._differentiator
 
-    def _groups(self, rows: Sequence[GroupRow], with_behaviours: bool = False) -> list[ScoredGroup]:
-        spans = self.task.behaviour_spans if with_behaviours else None
+    def _groups(self, rows: Sequence[GroupRow], with_behaviors: bool = False) -> list[ScoredGroup]:
+        spans = self.task.behavior_spans if with_behaviors else None
         by_outcome = self.config.rl.wrong_groups == "outcome"
         return [scored_group(row, self._tokenizer, spans, by_outcome) for row in rows]
 

@@ -61,7 +61,7 @@ class InfluenceMonitor:
     def begin(
         self, version: PolicyVersion, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]
     ) -> None:
-        """Analyse a watched step; returns at once.
+        """Analyze a watched step; returns at once.
 
         Args:
             version: of the policy that made the rollouts.
@@ -74,7 +74,7 @@ class InfluenceMonitor:
         except OSError:  # no space, or the file is gone: never a reason for RL to stop
             log.warning("influence: the weights of step %d cannot be kept for it", version.step, exc_info=True)
             return
-        self._analysis = asyncio.ensure_future(self._analyse(version.step, held, queries, target))
+        self._analysis = asyncio.ensure_future(self._analyze(version.step, held, queries, target))
 
     def go_back(self, step: int) -> None:
         """RL goes on from ``step``: what was found after it will be found again."""
@@ -85,7 +85,7 @@ class InfluenceMonitor:
         if self._analysis is not None:
             await self._analysis
 
-    async def _analyse(self, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]) -> None:
+    async def _analyze(self, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]) -> None:
         try:
             call = self.analyzer.watch.remote(self.policy, step, weights, list(queries), list(target))
             row = await asyncio.wait_for(asyncio.wrap_future(call.future()), self.config.readiness.timeout_s)

@@ -1,4 +1,4 @@
-"""The stages of a run, read top to bottom. Each is skipped when its artefact is there under the same key."""
+"""The stages of a run, read top to bottom. Each is skipped when its artifact is there under the same key."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Pipeline:
         return key
 
     def sft_data(self, arm: str, data: StageKey) -> StageKey:
-        """Demonstrations of an arm: the same problems for every arm, its own behaviours."""
+        """Demonstrations of an arm: the same problems for every arm, its own behaviors."""
         key = self._sft_data_key(arm, data)
         stage = f"sft_data/{arm}"
         if self._skip(stage, key):
@@ -136,8 +136,8 @@ class Pipeline:
             manifest = write_demonstrations(
                 task, self.config.arms[arm], self.config, self._path("data") / "sft", tokenizer, folder
             )
-        rates = ", ".join(f"{v:.2f} {k}" for k, v in manifest["behaviours_per_demonstration"].items())
-        self.display.note(f"{arm}: {manifest['demonstrations']} demonstrations with {rates or 'no behaviours'} each")
+        rates = ", ".join(f"{v:.2f} {k}" for k, v in manifest["behaviors_per_demonstration"].items())
+        self.display.note(f"{arm}: {manifest['demonstrations']} demonstrations with {rates or 'no behaviors'} each")
         for line in manifest["rejected"]:
             self.display.note(line)
         return key
@@ -176,8 +176,8 @@ class Pipeline:
         target = self.target(data)
         for arm in self.config.arms:
             measured = self.readiness(arm, self._policy_key(arm, data, demonstrations), target)
-            if self.config.readiness.realised_queries:
-                self.realised(arm, measured)
+            if self.config.readiness.realized_queries:
+                self.realized(arm, measured)
 
     def target(self, data: StageKey) -> StageKey:
         """Problems of ``influence_target``: no other set has any of them."""
@@ -223,7 +223,7 @@ class Pipeline:
     ) -> StageKey:
         config, settings = self.config, self.config.readiness
         excluded = {"every_rl_steps", "target", "threads", "cpus", "gpus", "start_timeout_s", "timeout_s"}
-        excluded |= {name for name in type(settings).model_fields if name.startswith("realised_")}
+        excluded |= {name for name in type(settings).model_fields if name.startswith("realized_")}
         sampling = config.rl.model_dump(include={"samples_per_prompt", "temperature", "top_p"})
         parts = {
             "readiness": settings.model_dump(exclude=excluded),
@@ -244,18 +244,18 @@ class Pipeline:
                 self._call(reference, settings.timeout_s + settings.start_timeout_s, self._show_progress)
         return key
 
-    def realised(self, arm: str, readiness: StageKey) -> None:
+    def realized(self, arm: str, readiness: StageKey) -> None:
         """What single SGD steps really change, against what influence predicted."""
         settings = self.config.readiness
-        parts = {"realised": {k: v for k, v in settings.model_dump().items() if k.startswith("realised_")}}
-        key, stage = key_of(parts, {"readiness": readiness.digest}), f"realised/{arm}"
+        parts = {"realized": {k: v for k, v in settings.model_dump().items() if k.startswith("realized_")}}
+        key, stage = key_of(parts, {"readiness": readiness.digest}), f"realized/{arm}"
         if self._skip(stage, key):
             return
         self.run_directory.require_whole("target", f"sft/{arm}", f"readiness/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder:
-            reference = driver.realise.remote(policy, self._path(f"readiness/{arm}"), self._path("target"), folder)
-            with self.display.task(f"steps on single queries of {arm}", settings.realised_queries):
+            reference = driver.realize.remote(policy, self._path(f"readiness/{arm}"), self._path("target"), folder)
+            with self.display.task(f"steps on single queries of {arm}", settings.realized_queries):
                 self._call(reference, settings.timeout_s, self._show_progress)
 
     def _held_out_demonstrations(self, recipes: dict[str, RecipeConfig]) -> dict[str, Demonstrations]:
@@ -400,8 +400,8 @@ class Pipeline:
         limits = {"max_prompt_tokens": model.max_prompt_tokens, "max_response_tokens": model.max_response_tokens}
         return limits | ({"stop": list(model.stop)} if model.stop else {})
 
-    def _path(self, artefact: str) -> Path:
-        return self.run_directory.path / artefact
+    def _path(self, artifact: str) -> Path:
+        return self.run_directory.path / artifact
 
     def _stages_of(self, policy: Path) -> list[str]:
         """The stage of this run that made a policy; none made the base."""

@@ -23,10 +23,10 @@ from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.problems import ProblemRow
 from bi_ray.readiness.measure import Demonstrations, scored_group
-from bi_ray.readiness.realised import mean_and_error, realised_change
+from bi_ray.readiness.realized import mean_and_error, realized_change
 
 ROLLOUTS = "rollouts.jsonl"
-REALISED = "realised.json"
+REALISED = "realized.json"
 _Z95 = 1.96
 _POLL_S = 1.0
 _ANALYSES = 3  # times that an analysis is begun when the analyzer dies over it
@@ -111,8 +111,8 @@ class ReadinessMeter:
         arguments = (policy, chosen["query"], chosen["target"], demonstrations, out)
         await self._ask(lambda: self.analyzer.measure.remote(*arguments), attempts=_ANALYSES)
 
-    async def realise(self, policy: Path, readiness: Path, target: Sequence[ProblemRow], out: Path) -> None:
-        """Take single SGD steps and count what they change on the target; fills ``out`` with ``realised.json``.
+    async def realize(self, policy: Path, readiness: Path, target: Sequence[ProblemRow], out: Path) -> None:
+        """Take single SGD steps and count what they change on the target; fills ``out`` with ``realized.json``.
 
         Args:
             policy: directory of the policy.
@@ -121,11 +121,11 @@ class ReadinessMeter:
             out: an existing folder.
         """
         lines = read_jsonl(readiness / ROLLOUTS, dict[str, Any])
-        settings, seed = self.config.readiness, "realised"
+        settings, seed = self.config.readiness, "realized"
         by_outcome = self.config.rl.wrong_groups == "outcome"
         queries = [row for row in lines if row["kind"] == "query"]
         queries = [row for row in queries if scored_group(row, by_outcome=by_outcome).informative]
-        queries = queries[: settings.realised_queries]
+        queries = queries[: settings.realized_queries]
         goal = [row for row in lines if row["kind"] == "target"]
         await self._ask(lambda: self.analyzer.aim.remote(policy, goal), attempts=_ANALYSES)
         before = await self._rewards(policy / WEIGHTS, target, seed)
@@ -136,7 +136,7 @@ class ReadinessMeter:
         async def step(row: GroupRow | None) -> dict[str, float]:
             predicted = await self._ask(lambda: self.analyzer.step.remote(policy, row, ahead, behind))
             rewards = [await self._rewards(weights, target, seed) for weights in (ahead, behind)]
-            return {"predicted": predicted} | realised_change(before, *rewards)
+            return {"predicted": predicted} | realized_change(before, *rewards)
 
         control = await step(None)
         points = []
@@ -153,14 +153,14 @@ class ReadinessMeter:
             "reward_before": mean_and_error(list(before.values()))[0],
             # what fresh samples of one and the same policy differ by
             "unchanged_policy": {"difference": difference, "noise_floor": _Z95 * error},
-            "step_norm": settings.realised_step_norm,
+            "step_norm": settings.realized_step_norm,
         }
         (out / REALISED).write_text(json.dumps(result))
 
     async def _rewards(self, weights: Path, problems: Sequence[ProblemRow], seed: str) -> dict[str, float]:
         """Mean reward of fresh samples of each problem, under the weights in a file."""
         await self.load(weights)
-        rows = await self.sample(problems, seed, self.config.readiness.realised_samples_per_prompt)
+        rows = await self.sample(problems, seed, self.config.readiness.realized_samples_per_prompt)
         return {row["id"]: sum(s["reward"] for s in row["samples"]) / len(row["samples"]) for row in rows}
 
     async def sample(self, problems: Sequence[ProblemRow], seed: str, samples: int) -> list[dict[str, Any]]:

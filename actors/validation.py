@@ -11,7 +11,7 @@ from bi_ray.config import EvaluationConfig, RLConfig
 from bi_ray.files import write_text
 from bi_ray.metrics import read_steps
 from bi_ray.problems import ProblemRow, read_problems
-from bi_ray.validation import FOLDER, scores_of, stops_after, summarise
+from bi_ray.validation import FOLDER, scores_of, stops_after, summarize
 
 Evaluate = Callable[[Sequence[ProblemRow], EvaluationConfig], Awaitable[list[dict[str, Any]]]]
 
@@ -48,7 +48,7 @@ class Validator:
             )
             found = await self._evaluate(problems, asked)
             rows += [{"set": name} | row for row in found]
-            figures |= summarise(name, found, chosen)
+            figures |= summarize(name, found, chosen)
         self._keep(step, rows)
         return figures
 

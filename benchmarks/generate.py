@@ -1,11 +1,11 @@
-"""How fast problems are made, and what it costs to inject every behaviour, on one core.
+"""How fast problems are made, and what it costs to inject every behavior, on one core.
 
     python benchmarks/generate.py
 
 Counted are problems whose values are all within the limits, as a graph and as text; in CPU seconds of this process, so
 that what else the machine does matters little. Beside it, with the draws that fall into another set (the set sft owns
 a fifth of all hashes). A demonstration is the plan, its text, and the checker on every line of it, vanilla or with
-behaviours. What the behaviours cost, (injected - vanilla) / (drawn + vanilla), is against a problem with its solution,
+behaviors. What the behaviors cost, (injected - vanilla) / (drawn + vanilla), is against a problem with its solution,
 which is what the authors' generator makes: 375 a second at 15 to 20 operations, and 75 at 25. The further ratios are of
 whole injected demonstrations to that, to bare problems, and to those of a set. Five rounds, medians. Ends with lines
 RATE <task> <problems a second>.
@@ -40,7 +40,7 @@ BEHAVIORS = RecipeConfig(
     ]
 )
 RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
-    "behaviours/demonstrated": lambda one: (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"]),
+    "behaviors/demonstrated": lambda one: (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"]),
     "injected/demonstrated": lambda one: one["injected"] / (one["drawn"] + one["vanilla"]),
     "injected/drawn": lambda one: one["injected"] / one["drawn"],
     "injected/in_set": lambda one: one["injected"] / one["in set"],
@@ -55,7 +55,7 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list[float]]:
-    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and with behaviours."""
+    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and with behaviors."""
     recipes = Recipe(RecipeConfig(), seed=0), Recipe(BEHAVIORS, seed=0)
     found: dict[str, list[float]] = {"drawn": [], "in set": [], "vanilla": [], "injected": []}
     for number in range(ROUNDS + 1):  # the first round warms up

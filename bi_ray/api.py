@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-_BEHAVIOURS = pa.list_(pa.struct([("behaviour", pa.string()), ("lines", pa.int64())]))
+_BEHAVIORS = pa.list_(pa.struct([("behavior", pa.string()), ("lines", pa.int64())]))
 _GRADE_SCHEMA = pa.schema(
     {"id": pa.string()}
     | dict.fromkeys(("right", "format_right", "trace_valid"), pa.bool_())
     | dict.fromkeys(("steps", "first_bad_step", "bad_response_line", "right_reflections"), pa.int64())
     | dict.fromkeys(("bad_line", "reason"), pa.string())
-    | {"behaviours": _BEHAVIOURS}
+    | {"behaviors": _BEHAVIORS}
 )
 
 
@@ -98,7 +98,7 @@ def inject(
     rejects: Rejects | None = None,
     processes: int = 1,
 ) -> Dataset:
-    """Demonstrations with behaviours in them, each recomputed line by line before it is given back.
+    """Demonstrations with behaviors in them, each recomputed line by line before it is given back.
 
     Args:
         dataset: rows with a question, and a graph or a question that ``task`` can read; or the path of a .jsonl or
@@ -115,11 +115,11 @@ def inject(
         processes: how many inject, where no ``extractor`` is given; see ``generate``.
 
     Returns:
-        Columns id, question, answer, response, spans (start, end, behaviour: characters of the response) and graph;
+        Columns id, question, answer, response, spans (start, end, behavior: characters of the response) and graph;
         then the rows' further columns (``bi_ray.columns``).
 
     Raises:
-        ConfigError: no such recipe or behaviour, or no task.
+        ConfigError: no such recipe or behavior, or no task.
         DataError: a bad row, where ``strict``; or a file that cannot be read.
     """
     wanted = recipe if isinstance(recipe, RecipeConfig) else recipe_of(recipe, behaviors)
@@ -161,7 +161,7 @@ def check(
 ) -> Dataset:
     """Responses graded, whoever wrote them: the answer, the format, and every line of the chain of thought.
 
-    They are judged in a process of their own. A response whose judgement fails, or takes longer than
+    They are judged in a process of their own. A response whose judgment fails, or takes longer than
     ``sample_timeout_s``, is left out like a row with nothing to grade.
 
     Args:
@@ -172,7 +172,7 @@ def check(
         verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the defaults.
 
     Returns:
-        A row per graded response with the fields of ``bi_ray.grading.Grade``; behaviours with how many lines show each.
+        A row per graded response with the fields of ``bi_ray.grading.Grade``; behaviors with how many lines show each.
 
     Raises:
         ConfigError, DataError: as ``inject``.
@@ -180,8 +180,8 @@ def check(
     left_out, rows = Rejects(strict) if rejects is None else rejects, []
     limits = verifier or _limits_of(task)
     for _, grade in grade_rows(_numbered(dataset, left_out), task_of(task, dataset), left_out, limits):
-        shown = [{"behaviour": name, "lines": lines} for name, lines in grade.behaviours.items()]
-        rows.append(grade.as_json() | {"behaviours": shown})
+        shown = [{"behavior": name, "lines": lines} for name, lines in grade.behaviors.items()]
+        rows.append(grade.as_json() | {"behaviors": shown})
     _warn(left_out, rejects)
     return _dataset(rows, _GRADE_SCHEMA)
 

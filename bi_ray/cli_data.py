@@ -1,4 +1,4 @@
-"""The commands about data: make a set, inject behaviours into rows, check responses, show a row."""
+"""The commands about data: make a set, inject behaviors into rows, check responses, show a row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bi_ray.reading import fields_of, rows_of
 from bi_ray.rows import REJECTS, DataError, Place, Reject, Rejects, RowError
 
 console = Console()
-_COLOURS = {
+_COLORS = {
     "reflection": "magenta",
     "analysis": "cyan",
     "subgoal": "green",
@@ -82,12 +82,12 @@ def inject(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A .jsonl or .parquet file, or a set's directory")],
     out: Out,
     recipe: Annotated[
-        str | None, typer.Option(help="vanilla, bridge, pp_aug, rc_aug, filler, one behaviour, or an arm of --config")
+        str | None, typer.Option(help="vanilla, bridge, pp_aug, rc_aug, filler, one behavior, or an arm of --config")
     ] = None,
     behavior: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:PROBABILITY]", help="Instead: behaviours one by one, or package.module:Class; repeatable"
+            metavar="NAME[:PROBABILITY]", help="Instead: behaviors one by one, or package.module:Class; repeatable"
         ),
     ] = None,
     config_file: TaskFile = None,
@@ -106,7 +106,7 @@ def inject(
     ] = 1,
     export: AsFormat = "arrow",
 ) -> None:
-    """Turn rows into demonstrations with behaviours in them, each proven right before it is written."""
+    """Turn rows into demonstrations with behaviors in them, each proven right before it is written."""
     from bi_ray.api import task_of, token_counter
     from bi_ray.dataset import write_injected
     from bi_ray.injection.rows import inject_rows, recipe_of
@@ -133,8 +133,8 @@ def inject(
         rows = inject_rows(read, task, wanted, seed, rejects, extractor, count_tokens, processes)
         with _written_to(out):
             manifest = write_injected(rows, rejects, source, out, prompt, run, about, export, show)
-    rates = ", ".join(f"{n:.2f} {name}" for name, n in manifest.get("behaviours_per_row", {}).items())
-    _say(f"{out}: {manifest['problems']:,} demonstrations with {rates or 'no behaviours'} each")
+    rates = ", ".join(f"{n:.2f} {name}" for name, n in manifest.get("behaviors_per_row", {}).items())
+    _say(f"{out}: {manifest['problems']:,} demonstrations with {rates or 'no behaviors'} each")
     _tell(rejects, out / REJECTS)
 
 
@@ -191,7 +191,7 @@ def show(
     index: Annotated[int, typer.Option(min=0, help="Which problem, from 0")] = 0,
     row_id: Annotated[str | None, typer.Option("--id", help="Of a file or directory: the row with this id")] = None,
 ) -> None:
-    """Print one problem and its demonstration, injected behaviours in colour."""
+    """Print one problem and its demonstration, injected behaviors in color."""
     if source.suffix in (".yaml", ".yml"):
         if row_id is not None:
             raise ConfigError("--id: a configuration has no ids; use --index")
@@ -200,14 +200,14 @@ def show(
         row = _found_row(source, index, row_id)
     text = Text(row.get("response") or "")
     for span in row.get("spans") or ():
-        text.stylize(_COLOURS.get(span["behaviour"], "yellow"), span["start"], span["end"])
-    shown = dict.fromkeys(span["behaviour"] for span in row.get("spans") or ())
-    legend = Text("  ").join(Text(name, style=_COLOURS.get(name, "yellow")) for name in shown)
+        text.stylize(_COLORS.get(span["behavior"], "yellow"), span["start"], span["end"])
+    shown = dict.fromkeys(span["behavior"] for span in row.get("spans") or ())
+    legend = Text("  ").join(Text(name, style=_COLORS.get(name, "yellow")) for name in shown)
     parts = [Text(row["question"]), text, legend]
     if not row.get("response"):
         parts = [Text(row["question"]), Text(f"Answer: {row.get('answer')}")]
     elif not shown:
-        parts.append(Text("(no behaviour in this one; try another --index)"))
+        parts.append(Text("(no behavior in this one; try another --index)"))
     console.print(*(item for part in parts if part for item in (part, "")), sep="\n", soft_wrap=True)
 
 
@@ -268,12 +268,12 @@ def _read_rejects(file: Path) -> list[Reject]:
 
 
 def _require_spans(spans: Any, response: str, place: Place) -> None:
-    """Refuse what is no list of behaviours' spans of the response."""
+    """Refuse what is no list of behaviors' spans of the response."""
     for span in spans if isinstance(spans, list) else [] if spans is None else [spans]:
-        whole = isinstance(span, dict) and isinstance(span.get("behaviour"), str)
+        whole = isinstance(span, dict) and isinstance(span.get("behavior"), str)
         ends = [span.get("start"), span.get("end")] if whole else [None]
         if not all(isinstance(end, int) and 0 <= end <= len(response) for end in ends):
-            raise DataError(f"{place}: spans has to be a list of start, end and behaviour within the response")
+            raise DataError(f"{place}: spans has to be a list of start, end and behavior within the response")
 
 
 def _refuse_foreign_rows(file: Path, kind: type[Any], what: str) -> None:
@@ -320,7 +320,7 @@ def _tally_table(tally: Any) -> Table:
     ):
         if total:
             table.add_row(name, f"{count:,} of {total:,}", f"{count / total:.1%}")
-    for name, count in sorted(tally.behaviours.items()):
+    for name, count in sorted(tally.behaviors.items()):
         note = f"{tally.right_reflections:,} of them right" if name == "reflection" else ""
         table.add_row(f"{name} lines", f"{count:,}", note)
     return table

@@ -176,7 +176,7 @@ class RolloutConfig(Config):
 class VerifierConfig(Config):
     """How a response becomes a verdict."""
 
-    sample_timeout_s: Seconds = 5  # a response whose judgement takes longer is a data failure
+    sample_timeout_s: Seconds = 5  # a response whose judgment takes longer is a data failure
     batch_timeout_s: Seconds = 120  # sent to the verifier together: as many responses as this is enough for
     start_timeout_s: Seconds = 120  # of its process, and for a user's function to load what its first call needs
     memory_mib: Positive = 8192  # of the process that judges; a response that makes it take more is a data failure
@@ -213,9 +213,9 @@ class ReadinessConfig(Config):
     shift_norm: Annotated[float, Field(gt=0)] = 3e-3  # of the weights' move under shifted
     pairwise_mib: Annotated[float, Field(ge=0)] = 1024  # for one gradient per query; if too little: no all against all
     every_rl_steps: Annotated[int, Field(ge=0)] = 0  # 0: not while RL trains; else the target is sampled that often
-    realised_queries: Annotated[int, Field(ge=0)] = 0  # on which one SGD step is really taken, to see what it does
-    realised_samples_per_prompt: Positive = 16  # of each target problem, after each such step
-    realised_step_norm: Annotated[float, Field(gt=0)] = 0.1  # length of that step in weight space
+    realized_queries: Annotated[int, Field(ge=0)] = 0  # on which one SGD step is really taken, to see what it does
+    realized_samples_per_prompt: Positive = 16  # of each target problem, after each such step
+    realized_step_norm: Annotated[float, Field(gt=0)] = 0.1  # length of that step in weight space
     microbatch_tokens: Positive = 4096
     cpus: Annotated[float, Field(ge=0)] = 0  # that its actor asks for; 0: it shares those of the others
     gpus: Annotated[float, Field(ge=0)] = 0
@@ -414,7 +414,7 @@ class PretrainConfig(Config):
     @classmethod
     def _the_drills_are_arithmetic(cls, task: PromptBenchConfig) -> PromptBenchConfig:
         if task.logic != "arithmetic":
-            raise ValueError(f"logic: {task.logic} has no drills to practise, only arithmetic has")
+            raise ValueError(f"logic: {task.logic} has no drills to practice, only arithmetic has")
         return task
 
 

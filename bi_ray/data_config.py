@@ -1,4 +1,4 @@
-"""Options of the data: tasks, behaviours, recipes. ``bi_ray.config`` has them too, with all others."""
+"""Options of the data: tasks, behaviors, recipes. ``bi_ray.config`` has them too, with all others."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class FieldsConfig(Config):
     answer: str = "answer"  # absent: what is found in the response
     chain_of_thought: str = "chain_of_thought"  # put before the answer to make a response
     response: str = "response"  # a whole one, taken as it is
-    spans: str = "spans"  # of behaviours in the response: a list of {start, end, behaviour}
+    spans: str = "spans"  # of behaviors in the response: a list of {start, end, behavior}
 
 
 class UserSetConfig(Config):
@@ -246,24 +246,24 @@ TaskConfig = Annotated[
 
 
 class BehaviorConfig(Config):
-    """One injected behaviour and how often it appears."""
+    """One injected behavior and how often it appears."""
 
     name: str  # subgoal, analysis, reflection, correction, verification, planning, or "package.module:Class"
-    probability: Fraction = 0.1  # per step where the behaviour can appear; of planning: per demonstration
+    probability: Fraction = 0.1  # per step where the behavior can appear; of planning: per demonstration
     by_in_degree: tuple[Fraction, ...] = ()  # in place of it: for steps with 0, 1, 2 ... parents, the last for more
     most: Positive | None = None  # of it in one demonstration
     redundant_share: Fraction = 0.3  # reflection only: attempts on a node that the question does not need
     checks: Literal["steps", "answer"] = "steps"  # verification only: what is checked
-    options: dict[str, Any] = {}  # for behaviours of your own
+    options: dict[str, Any] = {}  # for behaviors of your own
 
 
 class RecipeConfig(Config):
-    """What the SFT demonstrations of one arm look like. Behaviours are applied in their order."""
+    """What the SFT demonstrations of one arm look like. Behaviors are applied in their order."""
 
     behaviors: tuple[BehaviorConfig, ...] = ()
     demonstrations: str | None = None  # a file of them (docs/data.md); None: made for the problems of the set sft
     sft: bool = True  # False: no SFT, and so no demonstrations; RL starts from the checkpoint as it is
-    seed: int = 0  # of the behaviours, beside seeds.data
+    seed: int = 0  # of the behaviors, beside seeds.data
     vary: Literal["premises", "order"] | None = None  # what is shuffled from copy to copy: question or solution
     copies: Positive | None = None  # of each problem; None: 1, or with `vary` the paper's 4 on iGSM and 2 elsewhere
     max_trace_tokens: Positive | None = None  # of a response; exploring steps are dropped first, from the end

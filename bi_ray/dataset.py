@@ -172,7 +172,7 @@ def write_injected(
         writer.close()
         rejects.write(folder / REJECTS)
         about_it = {
-            "name": f"{source.stem} with behaviours",
+            "name": f"{source.stem} with behaviors",
             "split": "train",
             "format": export,
             "rejected": len(rejects.rows),

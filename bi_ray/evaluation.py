@@ -45,9 +45,9 @@ def wilson(right: int, total: int) -> Interval:
     if not 0 <= right <= total or total == 0:
         raise ValueError(f"{right} of {total} is no proportion")
     share, z2 = right / total, _Z95**2 / total
-    centre = (share + z2 / 2) / (1 + z2)
+    center = (share + z2 / 2) / (1 + z2)
     half = _Z95 / (1 + z2) * math.sqrt(share * (1 - share) / total + z2 / (4 * total))
-    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
+    return Interval(share, min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -159,7 +159,7 @@ class SetScore:
 
 
 def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Iterable[Row]) -> SetScore:
-    """Summarise the rows of one policy on one set.
+    """Summarize the rows of one policy on one set.
 
     Raises:
         ValueError: no greedy response has a verdict.
@@ -259,8 +259,8 @@ def _table_row(arm: str, set_name: str, scores: Sequence[SetScore], draws: int, 
         set=set_name,
         seeds=len(before),
         problems=sum(len(score.greedy) for score in before.values()),
-        sft=_summarise(list(before.values()), draws, seed),
-        rl=_summarise(list(after.values()), draws, seed) if after else None,
+        sft=_summarize(list(before.values()), draws, seed),
+        rl=_summarize(list(after.values()), draws, seed) if after else None,
         gain=bootstrap_mean([list(gains.values()) for gains in both], draws, seed) if both else None,
     )
 
@@ -270,7 +270,7 @@ def _gains(before: SetScore, after: SetScore) -> dict[str, int]:
     return {name: after.greedy[name] - right for name, right in before.greedy.items() if name in after.greedy}
 
 
-def _summarise(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
+def _summarize(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
     ks = (1, 2, 4, 8, 16, 32, 64)
     pass_at = {k: [value for score in scores if (value := score.pass_at(k)) is not None] for k in ks}
     informative = [score.informative for score in scores if score.informative is not None]

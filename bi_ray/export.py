@@ -26,7 +26,7 @@ CARD = "README.md"
 
 _TEXT = pa.string()
 _MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
-SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("behaviour", _TEXT)]))
+SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("behavior", _TEXT)]))
 PROBLEM_SCHEMA = pa.schema({"id": _TEXT, "question": _TEXT, "answer": _TEXT, "graph": _TEXT, "hash": _TEXT})
 DEMONSTRATION_SCHEMA = pa.schema(
     {"id": _TEXT, "question": _TEXT, "answer": _TEXT, "response": _TEXT, "spans": SPANS, "graph": _TEXT}
@@ -130,12 +130,12 @@ class Counts:
 
     rows: int = 0
     answers: Counter[str] = field(default_factory=Counter)
-    behaviours: Counter[str] = field(default_factory=Counter)
+    behaviors: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
         """Count a problem or a demonstration."""
         self.count(row["answer"])
-        self.behaviours.update(span["behaviour"] for span in row.get("spans", ()))
+        self.behaviors.update(span["behavior"] for span in row.get("spans", ()))
 
     def count(self, answer: str) -> None:
         """Count a row by its answer."""
@@ -143,7 +143,7 @@ class Counts:
         self.answers[answer] += 1
 
     def summary(self) -> dict[str, Any]:
-        """How often the answer is zero, what the best constant answer would score, behaviours per row."""
+        """How often the answer is zero, what the best constant answer would score, behaviors per row."""
         constant, times = self.answers.most_common(1)[0] if self.answers else ("", 0)
         rows = max(1, self.rows)
         found: dict[str, Any] = {
@@ -152,8 +152,8 @@ class Counts:
             "best_constant_answer": constant,
             "best_constant_accuracy": times / rows,
         }
-        if self.behaviours:
-            found["behaviours_per_row"] = {name: n / rows for name, n in sorted(self.behaviours.items())}
+        if self.behaviors:
+            found["behaviors_per_row"] = {name: n / rows for name, n in sorted(self.behaviors.items())}
         return found
 
 
@@ -185,7 +185,7 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
         f"{manifest['best_constant_accuracy']:.1%} of the rows",
         "answer 0": f"{manifest['zero_answer_share']:.1%} of the rows",
     }
-    counted |= {f"{name} per row": f"{n:.2f}" for name, n in manifest.get("behaviours_per_row", {}).items()}
+    counted |= {f"{name} per row": f"{n:.2f}" for name, n in manifest.get("behaviors_per_row", {}).items()}
     counted |= {"rejected rows": f"{manifest['rejected']:,}"} if "rejected" in manifest else {}
     table = "\n".join(f"| {name} | {value} |" for name, value in counted.items())
     columns = ", ".join(f"`{name}`" for name in layout.schema.names)
@@ -197,10 +197,10 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
         else ""
     )
     if proof and "spans" in layout.schema.names:
-        proof = proof.rstrip() + " `spans` says which characters a behaviour wrote.\n\n"
+        proof = proof.rstrip() + " `spans` says which characters a behavior wrote.\n\n"
     (directory / CARD).write_text(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {manifest['name']}\n\n"
-        f"Made by `bi_ray` {manifest['code_version']} (behaviour injection, arXiv:2505.18917). Columns: {columns}.\n\n"
+        f"Made by `bi_ray` {manifest['code_version']} (behavior injection, arXiv:2505.18917). Columns: {columns}.\n\n"
         f"{proof}| | |\n|---|---|\n{table}\n\n## Made from\n\n```yaml\n{made}```\n",
         encoding="utf-8",
     )

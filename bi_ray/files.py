@@ -26,7 +26,7 @@ TEMPORARY = f"{OURS}tmp-"
 ASIDE = f"{OURS}old-"  # what a new folder replaces, between two renames
 RUN_MARK = f"{OURS}run"  # in every run directory, from its beginning
 STAGES = (  # the first parts of their names, in the order of a run
-    "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realised", "sft_double",
+    "data", "eval_base", "sft_data", "sft", "eval_sft", "target", "readiness", "realized", "sft_double",
     "eval_sft_double", "queries", "rl", "eval_rl", "report",
 )  # fmt: skip
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that cannot sync a directory

@@ -37,7 +37,7 @@ class Grade:
         bad_line: its text; None where the chain of thought ends too early.
         bad_response_line: which line of the whole response that is, from 1.
         reason: what is wrong with it.
-        behaviours: how many lines show each behaviour.
+        behaviors: how many lines show each behavior.
         right_reflections: lines before the first bad one that were right to turn back.
     """
 
@@ -50,7 +50,7 @@ class Grade:
     bad_line: str | None = None
     bad_response_line: int | None = None
     reason: str | None = None
-    behaviours: dict[str, int] = field(default_factory=dict)
+    behaviors: dict[str, int] = field(default_factory=dict)
     right_reflections: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def grade(task: Task, fields: Fields, place: Place) -> Grade:
         bad_line=None if told is None else steps[told].text,
         bad_response_line=line,
         reason=report.reason if report else None,
-        behaviours=dict(Counter(behaviour for step in steps for behaviour in step.behaviours)),
+        behaviors=dict(Counter(behavior for step in steps for behavior in step.behaviors)),
         right_reflections=report.right_reflections if report else 0,
     )
 
@@ -125,13 +125,13 @@ class _Grader:
 def grade_rows(
     rows: Iterable[NumberedRow], task: Task, rejects: Rejects, config: VerifierConfig | None = None
 ) -> Iterator[tuple[Place, Grade]]:
-    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgement failed.
+    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgment failed.
 
     Args:
         rows: see ``bi_ray.reading.rows_of``.
         task: reads questions and responses.
         rejects: gets the bad rows.
-        config: the limits of a judgement; None: the defaults.
+        config: the limits of a judgment; None: the defaults.
 
     Raises:
         ConfigError: what checks answers cannot be loaded.
@@ -177,7 +177,7 @@ class Tally:
     trace_valid: int = 0
     right_by_wrong_trace: int = 0
     right_reflections: int = 0
-    behaviours: Counter[str] = field(default_factory=Counter)
+    behaviors: Counter[str] = field(default_factory=Counter)
 
     def add(self, one: Grade) -> None:
         """Count a grade."""
@@ -188,4 +188,4 @@ class Tally:
         self.trace_valid += one.trace_valid is True
         self.right_by_wrong_trace += one.right and one.trace_valid is False
         self.right_reflections += one.right_reflections
-        self.behaviours.update(one.behaviours)
+        self.behaviors.update(one.behaviors)

@@ -412,7 +412,7 @@ class MirroredRun(RunDirectory):
 
     def _is_here(self, stage: str, mark: Mark) -> bool:
         """Whether the copy has a stage as it is at the URI, as far as sizes tell."""
-        folder = self.artefact(stage)
+        folder = self.artifact(stage)
         if _content(folder / STAGE_FILE) != mark.content:
             return False
         try:
@@ -429,11 +429,11 @@ class MirroredRun(RunDirectory):
     def _fetch_stage(self, stage: str, mark: Mark) -> None:
         """Take a stage from the URI; where it is not whole there, the copy's is sent, or it is made again."""
         try:
-            with write_atomically(self.artefact(stage)) as folder:
+            with write_atomically(self.artifact(stage)) as folder:
                 self._remote.fetch(stage, mark, STAGE_FILE, folder)
         except NotWhole as error:
             log.warning("%s", error)
-            if stage_damage(self.artefact(stage)) is None:
+            if stage_damage(self.artifact(stage)) is None:
                 self._send(stage)
 
     def _fetch_work(self, work: str) -> None:
@@ -514,8 +514,8 @@ class MirroredRun(RunDirectory):
     def _send(self, stage: str) -> None:
         assert self._remote_lock is not None, "a stage is committed under the lock"
         self._remote_lock.check()
-        self._remote.send(self.artefact(stage), stage, check=self._remote_lock.check)
-        (self.artefact(stage) / _UNSENT).unlink(missing_ok=True)
+        self._remote.send(self.artifact(stage), stage, check=self._remote_lock.check)
+        (self.artifact(stage) / _UNSENT).unlink(missing_ok=True)
 
     def _remedy(self, stage: str) -> str:
         return f"remove that folder, and the next start fetches it from {self.name}; or {super()._remedy(stage)}"

@@ -261,7 +261,7 @@ def write_demonstrations(
         wanted = _tokens_of(demonstrate(task, config.same_total_as, run, source, tokenizer))
         known = read_record(problems / MANIFEST, SetManifest).hashes
         rows += _until(wanted - _tokens_of(rows), task, config, run, known, tokenizer)
-    behaviours = Counter(span["behaviour"] for row in rows for span in row["spans"])
+    behaviors = Counter(span["behavior"] for row in rows for span in row["spans"])
     Dataset.from_list(rows).save_to_disk(out)
     from_file = config.demonstrations or isinstance(run.task, UserDataConfig)
     known_by = "question" if from_file else "problem"  # a file may have several rows of one problem
@@ -270,7 +270,7 @@ def write_demonstrations(
         "problems": len({row[known_by] for row in rows}),
         "response_tokens": _tokens_of(rows),
         "response_tokens_mean": _tokens_of(rows) / len(rows),
-        "behaviours_per_demonstration": {name: count / len(rows) for name, count in sorted(behaviours.items())},
+        "behaviors_per_demonstration": {name: count / len(rows) for name, count in sorted(behaviors.items())},
         "rejected": rejects.summary(),
     }
     (out / MANIFEST).write_text(json.dumps(manifest))
@@ -342,7 +342,7 @@ def demonstrate(
     tokenizer: PreTrainedTokenizerBase,
     rejects: Rejects | None = None,
 ) -> list[dict[str, Any]]:
-    """The demonstrations of each problem: text, tokens of prompt and response, and the behaviours' spans of both.
+    """The demonstrations of each problem: text, tokens of prompt and response, and the behaviors' spans of both.
 
     ``spans`` are of characters of ``response``, ``token_spans`` of ``response_tokens`` (``policy.spans``).
 

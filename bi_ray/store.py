@@ -93,7 +93,7 @@ class RunLocked(RunError):
 
 
 class StageChanged(RunError):
-    """A stage's artefact was made under another configuration or from other inputs."""
+    """A stage's artifact was made under another configuration or from other inputs."""
 
 
 def job_id() -> str | None:
@@ -130,11 +130,11 @@ def refuse_relative(what: str, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class StageKey:
-    """What an artefact depends on, as plain JSON data, and the hash of it.
+    """What an artifact depends on, as plain JSON data, and the hash of it.
 
     Attributes:
         config: the parts of the configuration that the stage reads, by name.
-        inputs: the digest of every artefact that the stage reads, by stage.
+        inputs: the digest of every artifact that the stage reads, by stage.
         digest: hash of the canonical JSON of both (64 bits, hexadecimal).
     """
 
@@ -156,7 +156,7 @@ def key_of(config: Mapping[str, object], inputs: Mapping[str, str]) -> StageKey:
 
 
 class RunDirectory:
-    """Where the artefacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while made.
+    """Where the artifacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while made.
 
     Used as a context manager it holds the run's lock, which the kernel releases when the process ends in whatever way.
 
@@ -227,19 +227,19 @@ class RunDirectory:
         """Names this run among others: the same for the same directory or URI."""
         return key_of({"path": self.name}, {}).digest
 
-    def artefact(self, stage: str) -> Path:
-        """Where the finished artefact of ``stage`` is, or will be."""
+    def artifact(self, stage: str) -> Path:
+        """Where the finished artifact of ``stage`` is, or will be."""
         return self.path / stage
 
     def is_done(self, stage: str, key: StageKey) -> bool:
-        """Whether ``stage`` has its artefact.
+        """Whether ``stage`` has its artifact.
 
         Raises:
             StageChanged: it has one under another key; the message lists what differs.
             RunError: it has one, and files of it are damaged. Absent ones, such as weights that were removed to make
                 room, matter to whoever reads them; see ``require_whole``.
         """
-        folder = self.artefact(stage)
+        folder = self.artifact(stage)
         restore(folder)
         if not self._is_under(folder, stage, key):
             return False
@@ -262,9 +262,9 @@ class RunDirectory:
 
     @contextmanager
     def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
-        """A folder to fill with the artefact of ``stage``; it appears, whole, when the block ends without an error.
+        """A folder to fill with the artifact of ``stage``; it appears, whole, when the block ends without an error.
 
-        The folder that ``work`` gave is removed then. ``stage.json`` in the artefact holds the key, the code version,
+        The folder that ``work`` gave is removed then. ``stage.json`` in the artifact holds the key, the code version,
         size and digest of every file, and the seconds since ``began`` (of ``time.monotonic``; None: since the block
         began).
 
@@ -273,8 +273,8 @@ class RunDirectory:
             RunError: there is a folder in its place that bi-ray did not make.
         """
         began = time.monotonic() if began is None else began
-        refuse_foreign_files(self.artefact(stage))
-        with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artefact(stage)) as folder:
+        refuse_foreign_files(self.artifact(stage))
+        with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artifact(stage)) as folder:
             yield folder
             record = record_files(folder)
             _write_stage_file(folder, key, seconds=time.monotonic() - began, files=record)
@@ -289,9 +289,9 @@ class RunDirectory:
         for stage in stages:
             if stage in self._whole:
                 continue
-            files = read_stage(self.artefact(stage)).files or {}  # none recorded: nothing to compare with
-            if reason := find_damage(self.artefact(stage), files):
-                raise RunError(f"{self.artefact(stage)} is damaged: {reason}; {self._remedy(stage)}")
+            files = read_stage(self.artifact(stage)).files or {}  # none recorded: nothing to compare with
+            if reason := find_damage(self.artifact(stage), files):
+                raise RunError(f"{self.artifact(stage)} is damaged: {reason}; {self._remedy(stage)}")
             self._whole.add(stage)
 
     def _remedy(self, stage: str) -> str:
@@ -308,7 +308,7 @@ class RunDirectory:
         yield
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
-        """Remove the artefacts of ``stage`` and of every later one, all their arms, finished or not.
+        """Remove the artifacts of ``stage`` and of every later one, all their arms, finished or not.
 
         Whatever else is in those folders stays.
 
@@ -317,7 +317,7 @@ class RunDirectory:
             stage: where to start again.
 
         Raises:
-            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an artefact; nothing is
+            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an artifact; nothing is
                 removed then.
         """
         if stage not in stage_order:

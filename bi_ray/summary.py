@@ -43,7 +43,7 @@ _BASE = "eval_base"
 
 
 def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Summarise runs of one configuration that differ in their seeds, and write the report; stages may be missing.
+    """Summarize runs of one configuration that differ in their seeds, and write the report; stages may be missing.
 
     Args:
         config: of the runs, seeds aside.
@@ -54,7 +54,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
         RunError: a file of a run is damaged, or the folder ``report`` holds something else.
     """
     refuse_foreign_report(out / REPORT)
-    summary, table = summarise(config, runs)
+    summary, table = summarize(config, runs)
     rewards = {arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms}
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
@@ -69,7 +69,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     return summary | {"rendered": [*rendered, render_table(table), render_samples(table)]}
 
 
-def summarise(config: RunConfig, runs: Sequence[Path]) -> tuple[dict[str, Any], list[TableRow]]:
+def summarize(config: RunConfig, runs: Sequence[Path]) -> tuple[dict[str, Any], list[TableRow]]:
     """What ``summary.json`` holds, and the table as objects. What a run has not got to yet is left out.
 
     Raises:
@@ -114,7 +114,7 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
         write_summary(config, runs, path)
         return path / REPORT / PAGE
     sources = [
-        Source(label, config, runs, summarise(config, runs)[0])
+        Source(label, config, runs, summarize(config, runs)[0])
         for label, (_, config, runs) in zip(distinct_labels(paths), found, strict=True)
     ]
     page = out or Path("comparison.html")

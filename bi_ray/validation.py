@@ -20,7 +20,7 @@ OUTCOME = "outcome.json"
 FOLDER = "validation"  # beside metrics.jsonl: every sample of the validation after step N in ``N.jsonl``
 
 
-def summarise(set_name: str, rows: Sequence[Mapping[str, Any]], config: ValidationConfig) -> dict[str, float]:
+def summarize(set_name: str, rows: Sequence[Mapping[str, Any]], config: ValidationConfig) -> dict[str, float]:
     """The figures of one validation on one set, named ``validation/SET/...``.
 
     Args:

@@ -107,7 +107,7 @@ class Verdict:
         return float(self.right) if self.outcome is None else self.outcome
 
 
-BEHAVIOUR_FIELDS = {  # of a verdict, by the behaviour that they count
+BEHAVIOR_FIELDS = {  # of a verdict, by the behavior that they count
     "reflection": "reflections",
     "analysis": "analyses",
     "subgoal": "subgoals",
@@ -170,7 +170,7 @@ def verify(
     doing("check of the trace")
     steps = task.parse_trace(response_text)
     trace = check_trace(steps, problem_graph, task.notation) if problem_graph is not None else None
-    shown = Counter(behaviour for step in steps for behaviour in step.behaviours)
+    shown = Counter(behavior for step in steps for behavior in step.behaviors)
     doing("check of the format")
     format_right = not truncated and task.format_is_right(response_text)
     doing("check of the answer")

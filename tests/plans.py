@@ -9,8 +9,8 @@ from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.trace import Plan, Step, StepKind, another_way, vanilla_plan
 
 
-def every_behaviour(graph: Graph, rng: random.Random) -> Plan:
-    """A plan that shows each behaviour wherever it can."""
+def every_behavior(graph: Graph, rng: random.Random) -> Plan:
+    """A plan that shows each behavior wherever it can."""
     plan = [Step(graph.question, kind=StepKind.OUTLINE)] if graph.nodes[graph.question].parents else []
     solved: set[str] = set()
     for step in vanilla_plan(graph):

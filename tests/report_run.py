@@ -113,21 +113,21 @@ def iv(value: float, half: float) -> dict[str, float]:
 
 
 def measured(config: RunConfig, seed=0) -> dict:
-    """The parts of a summary that a readiness measurement adds: readiness, realised and during_rl."""
+    """The parts of a summary that a readiness measurement adds: readiness, realized and during_rl."""
     rng = random.Random(seed)
-    found: dict[str, dict] = {"readiness": {}, "realised": {}, "during_rl": {}}
+    found: dict[str, dict] = {"readiness": {}, "realized": {}, "during_rl": {}}
     for place, arm in enumerate(config.arms):
         strength = 1 + 2 * place
         found["readiness"][arm] = _readiness(rng, strength)
         points = []
         for number in range(60):
             predicted = rng.gauss(0.004 * strength, 0.004)
-            realised = predicted + rng.gauss(0, 0.003)
+            realized = predicted + rng.gauss(0, 0.003)
             point = {"seed": 0, "query": f"rl-{number}", "right": rng.randint(1, N - 1), "of": N}
-            point |= {"predicted": predicted, "realised": realised, "low": realised - 0.005, "high": realised + 0.005}
-            odd = realised + 0.002  # curvature takes the rest
+            point |= {"predicted": predicted, "realized": realized, "low": realized - 0.005, "high": realized + 0.005}
+            odd = realized + 0.002  # curvature takes the rest
             points.append(point | {"odd": odd, "odd_low": odd - 0.004, "odd_high": odd + 0.004})
-        found["realised"][arm] = {
+        found["realized"][arm] = {
             "points": points,
             "noise_floor": 0.004,
             "correlation": iv(0.72, 0.14),
@@ -142,21 +142,21 @@ def measured(config: RunConfig, seed=0) -> dict:
 def _readiness(rng: random.Random, strength: int) -> dict:
     counts = [200, 90, 60, 50, 40, 35, 30, 25, 70] if strength == 1 else [120, 95, 80, 70, 60, 50, 45, 40, 40]
     share = sum(counts[1:-1]) / sum(counts)
-    behaviours = ("plain", "reflection", "analysis", "subgoal") if strength > 1 else ("plain",)
+    behaviors = ("plain", "reflection", "analysis", "subgoal") if strength > 1 else ("plain",)
 
     def estimate(scale: float) -> dict:
         groups = _groups(rng, counts, scale * strength)
         rows = [
             {
-                "behaviour": name,
+                "behavior": name,
                 "tokens": rng.randint(500, 50_000),
                 "dj": iv(scale * strength * rng.uniform(-0.2, 1), 0.2 * scale),
                 "dj_per_token": iv(scale * 1e-4 * rng.uniform(-0.2, 1), 2e-5 * scale),
             }
-            for name in behaviours
+            for name in behaviors
         ]
         every = {key: iv(scale * strength * value, 0.1 * scale) for key, value in _ALL.items()}
-        return {"groups": groups, "all": every, "behaviours": rows}
+        return {"groups": groups, "all": every, "behaviors": rows}
 
     inner = list(range(1, N))
     pairs = [
@@ -190,7 +190,7 @@ def _readiness(rng: random.Random, strength: int) -> dict:
             "truncated": 0.004,
             "format_right": 0.995,
             "trace_valid": 0.31,
-            "behaviours": {"reflection": 0.2, "analysis": 0.29, "subgoal": 2.8},
+            "behaviors": {"reflection": 0.2, "analysis": 0.29, "subgoal": 2.8},
         },
         "influence": {"sum": estimate(1.0), "mean": estimate(0.02)},
         "halves_cosine": {"sum": 0.1234, "mean": None},
@@ -222,7 +222,7 @@ def _during(rng: random.Random, step: int, strength: int) -> dict:
         "target_reward": 0.3 + 0.004 * strength * step,
         "target_se": 0.012,
         "predicted": predicted if step else None,
-        "realised": predicted + rng.gauss(0, 0.004) if step else None,
+        "realized": predicted + rng.gauss(0, 0.004) if step else None,
         "noise": 0.006 if step else None,
         "groups": _groups(rng, [4] * (N + 1), strength * 0.5),
     }

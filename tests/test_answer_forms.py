@@ -227,7 +227,7 @@ def readers():
         found[f"trace of {name}"] = lambda text, task=task, graph=graph: check_trace(
             task.parse_trace(text), graph, task.notation
         )
-        for method in ("parse_answer", "format_is_right", "behaviour_spans"):
+        for method in ("parse_answer", "format_is_right", "behavior_spans"):
             found[f"{method} of {name}"] = getattr(task, method)
         found[f"question of {name}"] = lambda text, task=task: asked(task, text)
     return found

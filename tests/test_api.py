@@ -54,7 +54,7 @@ def test_inject_then_check(problems):
     grades = bi_ray.check(made, task=QUICKSTART.task)
     assert all(grades["right"])
     assert all(grades["trace_valid"])
-    shown = {one["behaviour"] for row in grades["behaviours"] for one in row}
+    shown = {one["behavior"] for row in grades["behaviors"] for one in row}
     assert shown == {"subgoal", "analysis", "reflection"}
     assert (
         made.to_list()
@@ -62,9 +62,9 @@ def test_inject_then_check(problems):
     )
 
 
-def test_behaviours_one_by_one(problems):
+def test_behaviors_one_by_one(problems):
     made = bi_ray.inject(problems, behaviors=["reflection:1.0"], task=QUICKSTART)
-    assert {span["behaviour"] for row in made for span in row["spans"]} == {"reflection"}
+    assert {span["behavior"] for row in made for span in row["spans"]} == {"reflection"}
     plain = bi_ray.inject(problems, recipe=RecipeConfig(), task=QUICKSTART)
     assert not any(plain["spans"])
 
@@ -116,7 +116,7 @@ def test_what_is_no_task_is_refused(task):
         bi_ray.inject([], recipe="bridge", task=task)
 
 
-def test_a_task_as_plain_options_and_a_single_behaviour_as_text(problems):
+def test_a_task_as_plain_options_and_a_single_behavior_as_text(problems):
     made = bi_ray.inject(problems, behaviors="subgoal", task={"kind": "promptbench", "name_pool": 48, "sets": {}})
     assert len(made) == 60
     with pytest.raises(ConfigError, match="problems: -1"):

@@ -43,12 +43,12 @@ def test_every_command_explains_itself(command):
     assert len(call(command, "--help").splitlines()) > 5
 
 
-def test_show_prints_the_problem_and_its_behaviours():
-    with_behaviours = call("show", QUICKSTART, "--arm", "bridge")
+def test_show_prints_the_problem_and_its_behaviors():
+    with_behaviors = call("show", QUICKSTART, "--arm", "bridge")
     without = call("show", QUICKSTART, "--arm", "vanilla")
     question = next(line for line in without.splitlines() if line.startswith("What is the value of"))
-    assert question in with_behaviours
-    assert with_behaviours.count(" = ") > without.count(" = ")
+    assert question in with_behaviors
+    assert with_behaviors.count(" = ") > without.count(" = ")
 
 
 def test_dry_run_prints_a_configuration_that_reads_back_the_same(tmp_path):

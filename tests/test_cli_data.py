@@ -126,10 +126,10 @@ def test_show_finds_rows_by_place_and_by_name(injected, made):
     assert isinstance(CliRunner().invoke(cli.app, ["show", str(made), "--index", "60"]).exception, ValueError)
 
 
-def test_behaviours_are_in_colour(injected):
+def test_behaviors_are_in_color(injected):
     rows = [row for _, row in rows_of(injected, Rejects())]
-    index = next(i for i, row in enumerate(rows) if any(span["behaviour"] == "reflection" for span in row["spans"]))
-    span = next(span for span in rows[index]["spans"] if span["behaviour"] == "reflection")
+    index = next(i for i, row in enumerate(rows) if any(span["behavior"] == "reflection" for span in row["spans"]))
+    span = next(span for span in rows[index]["spans"] if span["behavior"] == "reflection")
     text = rows[index]["response"][span["start"] : span["end"]]
     from rich.console import Console
 
@@ -188,7 +188,7 @@ def test_what_cannot_become_a_set_leaves_nothing_behind(arguments, words, made, 
     assert not out.exists()
 
 
-@pytest.mark.parametrize("spans", ["oops", [{"start": 0}], [{"start": 0, "end": 99999, "behaviour": "subgoal"}]])
+@pytest.mark.parametrize("spans", ["oops", [{"start": 0}], [{"start": 0, "end": 99999, "behavior": "subgoal"}]])
 def test_spans_that_are_none_are_an_error_with_their_place(spans, tmp_path):
     row = {"question": "Why?", "response": "Because.", "spans": spans}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")

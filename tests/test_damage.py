@@ -16,7 +16,7 @@ from bi_ray.store import RunDirectory, RunError, key_of
 
 ARM = "bridge"
 KEY = key_of({"rl": {"steps": 4}}, {"data": "1a"})
-STEP = {name: 0.1 for name in ("predicted", "realised", "low", "high", "odd", "odd_low", "odd_high")}
+STEP = {name: 0.1 for name in ("predicted", "realized", "low", "high", "odd", "odd_low", "odd_high")}
 REALISED = {
     "points": [STEP | {"query": f"q{number}", "right": 1, "of": 4} for number in range(5)],
     "control": STEP,
@@ -30,7 +30,7 @@ WATCHED = {
     "target_se": 0.1,
     "since": None,
     "predicted": None,
-    "realised": None,
+    "realized": None,
     "noise": None,
 }
 POLICY = {
@@ -66,9 +66,9 @@ def _with_nulls(line: bytes) -> bytes:
 
 
 def query(number):
-    influence = {"k_plus": 1.0, "k_minus": 0.5, "dj": 0.25, "behaviours": {"plain": [10, 0.25]}}
+    influence = {"k_plus": 1.0, "k_minus": 0.5, "dj": 0.25, "behaviors": {"plain": [10, 0.25]}}
     row = {"id": f"q{number}", "right": number, "of": 4, "entropy": 0.5, "response_tokens": 20.0, "truncated": 0.0}
-    row |= {"format_right": 1.0, "trace_valid": 0.5, "behaviours": {"reflection": 0.5}, "influence": {"sum": influence}}
+    row |= {"format_right": 1.0, "trace_valid": 0.5, "behaviors": {"reflection": 0.5}, "influence": {"sum": influence}}
     return row | {"all_against_all": {"dj": 0.2, "self_term": 0.1}}
 
 
@@ -90,16 +90,16 @@ def finished(tmp_path_factory):
     outcome = {"step": 4, "last_step": 4, "best_step": 4, "stopped": None}
     (raw / "rl" / ARM / "outcome.json").write_text(json.dumps(outcome))
     (raw / "rl" / ARM / "influence.jsonl").write_text(lines([WATCHED]))
-    for stage in ("readiness", "realised"):
+    for stage in ("readiness", "realized"):
         (raw / stage / ARM).mkdir(parents=True)
     (raw / "readiness" / ARM / "queries.jsonl").write_text(lines(query(number) for number in range(5)))
     (raw / "readiness" / ARM / "readiness.json").write_text(json.dumps(POLICY))
-    (raw / "realised" / ARM / "realised.json").write_text(json.dumps(REALISED))
+    (raw / "realized" / ARM / "realized.json").write_text(json.dumps(REALISED))
     with RunDirectory(parent / "run") as run:
         save_config(config, run.path / "config.yaml")
         for stage in (
             "data",
-            *(f"{name}/{ARM}" for name in ("sft", "eval_sft", "readiness", "realised", "rl", "eval_rl")),
+            *(f"{name}/{ARM}" for name in ("sft", "eval_sft", "readiness", "realized", "rl", "eval_rl")),
         ):
             with run.commit(stage, KEY) as folder:
                 shutil.copytree(raw / stage, folder, dirs_exist_ok=True)
@@ -130,7 +130,7 @@ FILES = [
     f"eval_rl/{ARM}/test_ood.jsonl",
     f"readiness/{ARM}/queries.jsonl",
     f"readiness/{ARM}/readiness.json",
-    f"realised/{ARM}/realised.json",
+    f"realized/{ARM}/realized.json",
     "work/rl/other/stage.json",
     "work/rl/other/metrics.jsonl",
 ]

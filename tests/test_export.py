@@ -69,7 +69,7 @@ def test_a_card_as_the_hub_reads_it(export):
     manifest = json.loads((directory / "manifest.json").read_text())
     assert f"| rows | {manifest['problems']} |" in text
     assert f"{manifest['best_constant_accuracy']:.1%}" in text
-    assert f"| subgoal per row | {manifest['behaviours_per_row']['subgoal']:.2f} |" in text
+    assert f"| subgoal per row | {manifest['behaviors_per_row']['subgoal']:.2f} |" in text
     made_from = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert made_from == manifest["made_from"]
     assert made_from["recipe"] == BRIDGE.model_dump(mode="json")

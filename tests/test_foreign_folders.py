@@ -198,7 +198,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
 
 def finish(run, stage):
     with run.commit(stage, KEY) as folder:
-        (folder / "artefact").write_text(stage)
+        (folder / "artifact").write_text(stage)
 
 
 def test_only_our_own_leftovers_go(tmp_path):
@@ -257,7 +257,7 @@ def test_a_stage_on_another_disk_is_replaced_by_its_link_alone(tmp_path):
         assert run.is_done("data", KEY)
         run.forget_from(("data",), "data")
         assert not (run.path / "data").exists()
-        assert (tmp_path / "elsewhere/artefact").exists()
+        assert (tmp_path / "elsewhere/artifact").exists()
 
 
 # --- names

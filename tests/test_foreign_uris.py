@@ -26,7 +26,7 @@ def place(request, tmp_path, monkeypatch):
 
 def finish(run, stage):
     with run.commit(stage, KEY) as folder:
-        (folder / "artefact").write_text(stage)
+        (folder / "artifact").write_text(stage)
 
 
 def wait_until(condition):

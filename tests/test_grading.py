@@ -37,10 +37,10 @@ def test_demonstrations_are_right(demonstrations):
         assert one.trace_valid
         assert one.format_right
         assert (one.first_bad_step, one.bad_line, one.reason) == (None, None, None)
-        assert one.behaviours.get("reflection", 0) == one.right_reflections
+        assert one.behaviors.get("reflection", 0) == one.right_reflections
         tally.add(one)
-    spans = [span.behaviour for made in demonstrations for span in made.spans]
-    assert tally.behaviours == {name: spans.count(name) for name in set(spans)}
+    spans = [span.behavior for made in demonstrations for span in made.spans]
+    assert tally.behaviors == {name: spans.count(name) for name in set(spans)}
     assert (tally.rows, tally.right, tally.trace_valid, tally.right_by_wrong_trace) == (60, 60, 60, 0)
     assert tally.right_reflections == spans.count("reflection") > 5
 

@@ -49,12 +49,12 @@ def elsewhere(uri, tmp_path):
 def finish(run, stage, text="made"):
     with run.commit(stage, KEY) as folder:
         (folder / "deep" / "er").mkdir(parents=True)
-        (folder / "deep" / "er" / "artefact").write_text(text)
+        (folder / "deep" / "er" / "artifact").write_text(text)
         (folder / "empty").touch()
 
 
 def content(run, stage):
-    return (run.artefact(stage) / "deep" / "er" / "artefact").read_text()
+    return (run.artifact(stage) / "deep" / "er" / "artifact").read_text()
 
 
 def test_what_is_finished_here_is_there_elsewhere(place, elsewhere):
@@ -68,8 +68,8 @@ def test_what_is_finished_here_is_there_elsewhere(place, elsewhere):
         assert run.is_done("sft/bridge", KEY)
         assert not run.is_done("rl/bridge", KEY)
         assert content(run, "data") == LONG
-        assert (run.artefact("sft/bridge") / "empty").exists()
-        assert sorted(file.name for file in run.artefact("data").iterdir()) == ["deep", "empty", "stage.json"]
+        assert (run.artifact("sft/bridge") / "empty").exists()
+        assert sorted(file.name for file in run.artifact("data").iterdir()) == ["deep", "empty", "stage.json"]
         assert run.run_id == place.directory().run_id != RunDirectory(place.path).run_id
 
 
@@ -118,7 +118,7 @@ def test_a_replaced_stage_keeps_nothing_of_the_old_one(place, elsewhere):
         with run.commit("data", KEY) as folder:
             (folder / "other").touch()
     with elsewhere.directory() as run:
-        assert sorted(file.name for file in run.artefact("data").rglob("*")) == ["other", "stage.json"]
+        assert sorted(file.name for file in run.artifact("data").rglob("*")) == ["other", "stage.json"]
 
 
 def test_a_second_machine_is_refused_while_the_lock_is_fresh(place, elsewhere, monkeypatch):
@@ -393,7 +393,7 @@ def test_a_stage_is_never_a_mixture_of_two_runs(place, elsewhere, tmp_path, uri,
         late.join(20)
     with RunPlace.of(uri, tmp_path / "third").directory() as run:
         assert run.is_done("data", KEY)
-        texts = {(run.artefact("data") / name).read_text() for name in names}
+        texts = {(run.artifact("data") / name).read_text() for name in names}
     assert texts == {"A" if held_up_at == "stage.json" else "B"}  # whole; the mark of A came after that of B
 
 
@@ -403,7 +403,7 @@ def test_a_stage_that_is_not_whole_at_the_uri_is_sent_or_made_again(tmp_path, ca
     place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
     with place.directory() as run:
         finish(run, "data")
-    [file] = (home / "data").glob("*/deep/er/artefact")
+    [file] = (home / "data").glob("*/deep/er/artifact")
     if damage == "changed":
         file.write_text("mode")
     elif damage == "missing":
@@ -479,7 +479,7 @@ def test_what_a_bucket_of_somebody_else_names_stays_inside_the_copy(tmp_path):
     with place.directory() as run:
         finish(run, "data")
     mark = json.loads((home / "data/stage.json").read_text())
-    record = mark["content"]["files"].pop("deep/er/artefact")
+    record = mark["content"]["files"].pop("deep/er/artifact")
     mark["content"]["files"]["../../../../escaped"] = record
     (home / "data/stage.json").write_text(json.dumps(mark))
     with elsewhere.directory() as run:
@@ -586,7 +586,7 @@ def test_a_job_refuses_a_relative_directory(make, monkeypatch, tmp_path):
 def test_a_stage_that_is_damaged_in_the_copy_comes_again_from_the_uri(place, damage):
     with place.directory() as run:
         finish(run, "data")
-    damage(place.path / "data/deep/er/artefact")
+    damage(place.path / "data/deep/er/artifact")
     with place.directory() as run:
         assert run.is_done("data", KEY)
         assert content(run, "data") == "made"

@@ -45,11 +45,11 @@ def test_demonstrations_keep_every_span(run_config, tools, tmp_path):
     write_problems(tools[0], "sft", 40, tools[1], run_config.model, tmp_path / "sft")
     manifest = write_demonstrations(tools[0], BRIDGE, run_config, tmp_path / "sft", tools[1], tmp_path / "bridge")
     rows = Dataset.load_from_disk(str(tmp_path / "bridge"))
-    spans = [(span["behaviour"], row["response"][span["start"] : span["end"]]) for row in rows for span in row["spans"]]
+    spans = [(span["behavior"], row["response"][span["start"] : span["end"]]) for row in rows for span in row["spans"]]
     assert all(text.startswith(" = ") for name, text in spans if name == "subgoal")
     assert all(text.startswith("since ") for name, text in spans if name == "analysis")
     assert all(text.endswith("get back") for name, text in spans if name == "reflection")
-    assert manifest["behaviours_per_demonstration"]["subgoal"] == sum(name == "subgoal" for name, _ in spans) / 40
+    assert manifest["behaviors_per_demonstration"]["subgoal"] == sum(name == "subgoal" for name, _ in spans) / 40
     for row in rows:
         assert tools[1].decode(row["response_tokens"]) == row["response"] + tools[1].eos_token
 
@@ -140,7 +140,7 @@ def test_a_user_s_demonstrations_are_taken_as_they_are(user_run, tmp_path):
 
 def test_an_arm_s_own_file_is_checked_row_by_row(user_run, run_config, tools, tmp_path):
     good = {"question": "9 + 9 = ?", "response": "wait <answer>18</answer>"}
-    good["spans"] = [{"start": 0, "end": 4, "behaviour": "reflection"}]
+    good["spans"] = [{"start": 0, "end": 4, "behavior": "reflection"}]
     rows = [
         good,
         {"question": "3 - 1 = ?", "response": "<answer>2</answer>"},  # of the test set
@@ -155,7 +155,7 @@ def test_an_arm_s_own_file_is_checked_row_by_row(user_run, run_config, tools, tm
     (row,) = Dataset.load_from_disk(str(tmp_path / "own"))
     assert row["id"] == "own-1"
     assert [Span(**span) for span in row["spans"]] == [Span(0, 4, "reflection")]
-    assert manifest["behaviours_per_demonstration"] == {"reflection": 1}
+    assert manifest["behaviors_per_demonstration"] == {"reflection": 1}
     kept = [json.loads(line) for line in (tmp_path / "own/rejects.jsonl").read_text().splitlines()]
     reasons = {reject["line"]: reject["reason"] for reject in kept}
     assert "in the set test_id too" in reasons[2]
@@ -207,7 +207,7 @@ def write(run_config, tools, tmp_path):
 def test_token_spans_decode_to_what_the_character_spans_cover(tools, write):
     found = 0
     for row in write("bridge")[1]:
-        assert [span["behaviour"] for span in row["token_spans"]] == [span["behaviour"] for span in row["spans"]]
+        assert [span["behavior"] for span in row["token_spans"]] == [span["behavior"] for span in row["spans"]]
         for tokens, characters in zip(row["token_spans"], row["spans"], strict=True):
             text = tools[1].decode(row["response_tokens"][tokens["start"] : tokens["end"]])
             assert row["response"][characters["start"] : characters["end"]] in text

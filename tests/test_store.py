@@ -134,14 +134,14 @@ def test_differences_leaf_by_leaf():
 
 def finish(run: RunDirectory, stage: str, key=KEY) -> None:
     with run.commit(stage, key) as folder:
-        (folder / "artefact").write_text(stage)
+        (folder / "artifact").write_text(stage)
 
 
 def test_a_stage_is_done_once_it_is_committed(tmp_path):
     with RunDirectory(tmp_path / "run") as run:
         assert not run.is_done("sft/vanilla", KEY)
         with run.commit("sft/vanilla", KEY) as folder:
-            (folder / "artefact").write_text("x")
+            (folder / "artifact").write_text("x")
             assert not run.is_done("sft/vanilla", KEY)
             time.sleep(0.05)
         assert run.is_done("sft/vanilla", KEY)
@@ -155,7 +155,7 @@ def test_a_stage_is_done_once_it_is_committed(tmp_path):
     with run.commit("later", KEY, began=time.monotonic() - 100) as folder:
         pass
     assert 100 <= json.loads((tmp_path / "run/later/stage.json").read_text())["seconds"] < 105
-    assert RunDirectory(tmp_path / "run").artefact("sft/vanilla") == tmp_path / "run/sft/vanilla"
+    assert RunDirectory(tmp_path / "run").artifact("sft/vanilla") == tmp_path / "run/sft/vanilla"
 
 
 def test_a_changed_config_is_shown_and_refused(tmp_path):
@@ -163,7 +163,7 @@ def test_a_changed_config_is_shown_and_refused(tmp_path):
         finish(run, "sft/vanilla")
         with pytest.raises(StageChanged) as caught:
             run.is_done("sft/vanilla", OTHER)
-        assert (tmp_path / "sft/vanilla/artefact").exists()
+        assert (tmp_path / "sft/vanilla/artifact").exists()
     message = str(caught.value)
     assert "sft.epochs: 5 -> 10" in message
     assert "learning_rate" not in message
@@ -205,12 +205,12 @@ def test_a_stage_of_which_no_files_are_recorded_is_read_as_it_is(tmp_path):
     with RunDirectory(tmp_path / "run") as run:
         with run.commit("sft/vanilla", KEY) as folder:
             (folder / "weights").write_text("w")
-        record = json.loads((run.artefact("sft/vanilla") / "stage.json").read_text())
+        record = json.loads((run.artifact("sft/vanilla") / "stage.json").read_text())
         del record["files"]
-        (run.artefact("sft/vanilla") / "stage.json").write_text(json.dumps(record))
+        (run.artifact("sft/vanilla") / "stage.json").write_text(json.dumps(record))
         assert run.is_done("sft/vanilla", KEY)
         run.require_whole("sft/vanilla")
-        assert stage_damage(run.artefact("sft/vanilla")) is None
+        assert stage_damage(run.artifact("sft/vanilla")) is None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_damaged_stage_is_found_before_the_next_one_reads_it(tmp_path, damage,
             (folder / "policy").mkdir()
             (folder / "policy/weights").write_bytes(os.urandom(4000))
         run.require_whole("sft/vanilla")
-    damage(run.artefact("sft/vanilla"))
+    damage(run.artifact("sft/vanilla"))
     with RunDirectory(tmp_path / "run") as run, pytest.raises(RunError) as caught:
         run.require_whole("sft/vanilla")
     message = str(caught.value)
@@ -250,7 +250,7 @@ def test_work_stays_until_the_stage_is_committed(tmp_path):
             run.work("rl/bridge", OTHER)
         with run.commit("rl/bridge", KEY) as folder:
             (run.work("rl/bridge", KEY) / "step_3").rename(folder / "step_3")
-        assert (run.artefact("rl/bridge") / "step_3").exists()
+        assert (run.artifact("rl/bridge") / "step_3").exists()
         assert not (tmp_path / "work/rl/bridge").exists()
 
 
@@ -515,16 +515,16 @@ def test_a_durable_metrics_row_is_on_the_disk(tmp_path, synced):
 def test_weights_that_were_removed_to_make_room_are_missed_by_readers_alone(tmp_path):
     with RunDirectory(tmp_path) as run:
         finish(run, "sft/bridge")
-    (tmp_path / "sft/bridge/artefact").unlink()
+    (tmp_path / "sft/bridge/artifact").unlink()
     with RunDirectory(tmp_path) as run:
         assert run.is_done("sft/bridge", KEY)
-        with pytest.raises(RunError, match="artefact is missing; make the stage again with --from sft"):
+        with pytest.raises(RunError, match="artifact is missing; make the stage again with --from sft"):
             run.require_whole("sft/bridge")
     assert describe_status(RunPlace(tmp_path))[1].startswith("  done     sft/bridge")
-    (tmp_path / "sft/bridge/artefact").write_text("longer than it was")
-    with RunDirectory(tmp_path) as run, pytest.raises(RunError, match="artefact is damaged"):
+    (tmp_path / "sft/bridge/artifact").write_text("longer than it was")
+    with RunDirectory(tmp_path) as run, pytest.raises(RunError, match="artifact is damaged"):
         run.is_done("sft/bridge", KEY)
-    with pytest.raises(RunError, match="artefact is damaged"):
+    with pytest.raises(RunError, match="artifact is damaged"):
         describe_status(RunPlace(tmp_path))
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from bi_ray.report.source import distinct_labels, find_runs
 from bi_ray.store import RunError, keep_config
-from bi_ray.summary import show_summary, summarise, write_report, write_summary
+from bi_ray.summary import show_summary, summarize, write_report, write_summary
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,10 @@ def test_write_summary_writes_the_whole_folder_and_ends_with_the_path_of_the_rep
     )
 
 
-def test_a_run_under_way_is_summarised_as_far_as_it_is(tmp_path):
+def test_a_run_under_way_is_summarized_as_far_as_it_is(tmp_path):
     config = config_of()
     write_run(tmp_path / "run", config, stages=("eval_sft",))
-    summary, table = summarise(config, [tmp_path / "run"])
+    summary, table = summarize(config, [tmp_path / "run"])
     assert [(row.arm, row.set, row.rl, row.gain) for row in table] == [
         (arm, name, None, None) for arm in ("vanilla", "bridge") for name in ("test_id", "test_ood")
     ]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from bi_ray.config import RLConfig, ValidationConfig
-from bi_ray.validation import best_step, outcome_of, scores_of, stops_after, summarise
+from bi_ray.validation import best_step, outcome_of, scores_of, stops_after, summarize
 
 
 def row(mode, problem, right, failure=None):
@@ -18,7 +18,7 @@ def test_figures_of_a_validation_against_counting_by_hand():
     rows = [row("greedy", name, name != "c") for name in sampled]
     rows += [row("sampled", name, right) for name, values in sampled.items() for right in values]
     rows += [row("greedy", "d", None, "infrastructure: lost"), row("sampled", "d", None, "data: no verdict")]
-    figures = summarise("val", rows, config)
+    figures = summarize("val", rows, config)
     assert figures["validation/val/greedy"] == pytest.approx(2 / 3)  # d is no wrong answer
     assert figures["validation/val/failures"] == 2
     assert figures["validation/val/truncated"] == pytest.approx(1 / 3)
@@ -26,7 +26,7 @@ def test_figures_of_a_validation_against_counting_by_hand():
     for k in (1, 2, 3):  # any of k drawn from the three, over every way to draw them
         chances = [sum(map(any, c)) / len(c) for c in (list(combinations(values, k)) for values in sampled.values())]
         assert figures[f"validation/val/pass_at_{k}"] == pytest.approx(sum(chances) / 3)
-    assert summarise("val", [row("greedy", "d", None, "x")], config) == {"validation/val/failures": 1}
+    assert summarize("val", [row("greedy", "d", None, "x")], config) == {"validation/val/failures": 1}
 
 
 def test_what_is_compared_has_to_be_measured():

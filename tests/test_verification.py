@@ -33,7 +33,7 @@ def test_every_demonstration_is_right_valid_and_counted():
         problem = TASK.problem("sft", i)
         demonstration = Recipe(BRIDGE, seed=0).demonstrate(TASK, problem)
         verdict = verify(TASK, problem.graph, problem.answer, demonstration.response, truncated=False)
-        spans = [span.behaviour for span in demonstration.spans]
+        spans = [span.behavior for span in demonstration.spans]
         assert verdict == Verdict(
             reward=1.0,
             right=True,

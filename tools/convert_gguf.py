@@ -33,7 +33,7 @@ def convert(source: Path, target: Path) -> None:
         if tokenizer.chat_template is None:
             raise ValueError(f"{source}: the model has no chat template, so it cannot be asked anything")
         model = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype=torch.float32)
-    # The weights are plain numbers now: nothing of the quantised file's description may stay.
+    # The weights are plain numbers now: nothing of the quantized file's description may stay.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

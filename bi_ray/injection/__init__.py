@@ -1,1 +1,1 @@
-"""Behaviour injection: from problems to demonstrations."""
+"""Behavior injection: from problems to demonstrations."""

@@ -1,10 +1,10 @@
-"""The behaviours of section 3 of arXiv:2505.18917 and three beyond it, each a rewrite of a plan.
+"""The behaviors of section 3 of arXiv:2505.18917 and three beyond it, each a rewrite of a plan.
 
 Exploit: subgoal computation and information analysis make a step more reliable; verification and planning look at it
 from another side. Explore: reflection starts on a locked node, names what is missing, and turns back; correction
 writes a wrong value, notices and mends it.
 
-Behaviours are applied in the order of the configuration. Each takes any plan that is right and gives one that is right,
+Behaviors are applied in the order of the configuration. Each takes any plan that is right and gives one that is right,
 so any order will do, and each draws from a random stream of its own: without caps, only reflection (which may solve a
 later node early) changes where the others' marks fall. To add one, write a class with this protocol, and name it in
 the configuration as ``package.module:Class``, or put it into ``BEHAVIORS``.
@@ -35,12 +35,12 @@ class Behavior(Protocol):
     def __init__(self, config: BehaviorConfig) -> None: ...
 
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
-        """A new plan with the behaviour in it; ``plan`` is left as it is."""
+        """A new plan with the behavior in it; ``plan`` is left as it is."""
         ...
 
 
 class Rate:
-    """How often a behaviour comes: its probability, or one by the number of the node's parents."""
+    """How often a behavior comes: its probability, or one by the number of the node's parents."""
 
     def __init__(self, config: BehaviorConfig) -> None:
         self.config = config
@@ -56,7 +56,7 @@ class Rate:
     def draw(
         self, plan: Plan, graph: Graph, rng: random.Random, suits: Callable[[Step], bool] | None = None
     ) -> set[int]:
-        """Positions of the computing steps that get the behaviour; where ``most`` is exceeded, ``most`` of them."""
+        """Positions of the computing steps that get the behavior; where ``most`` is exceeded, ``most`` of them."""
         nodes, uniform, constant = graph.nodes, rng.random, self.constant
         drawn = [
             place
@@ -226,9 +226,9 @@ class Reflection:
 
 
 def settle(plan: Plan, graph: Graph) -> Plan:
-    """The plan without the attempts that another behaviour has made wrong or repetitive.
+    """The plan without the attempts that another behavior has made wrong or repetitive.
 
-    Where two behaviours move steps and turn back, a node may not be locked any more when its attempt comes, or two
+    Where two behaviors move steps and turn back, a node may not be locked any more when its attempt comes, or two
     attempts may meet: of those the first stays. Nobody fails twice without solving something in between.
     """
     result: Plan = []
@@ -253,11 +253,11 @@ BEHAVIORS: dict[str, type[Behavior]] = {
 
 
 def make_behavior(config: BehaviorConfig) -> Behavior:
-    """The behaviour that a configuration names.
+    """The behavior that a configuration names.
 
     Raises:
-        ValueError: no behaviour has this name.
-        ConfigError: the class at the import path cannot be loaded, or is no behaviour.
+        ValueError: no behavior has this name.
+        ConfigError: the class at the import path cannot be loaded, or is no behavior.
     """
     if ":" in config.name:
         found = load_object(config.name, f"behavior {config.name}", "class")
@@ -265,5 +265,5 @@ def make_behavior(config: BehaviorConfig) -> Behavior:
             raise ConfigError(f"behavior {config.name}: it is no class with a method apply(plan, graph, rng)")
         return found(config)
     if config.name not in BEHAVIORS:
-        raise ValueError(f"no behaviour is called {config.name!r}; known: {', '.join(BEHAVIORS)}")
+        raise ValueError(f"no behavior is called {config.name!r}; known: {', '.join(BEHAVIORS)}")
     return BEHAVIORS[config.name](config)

@@ -1,4 +1,4 @@
-"""Filler: lines that make a demonstration as long as another one and say nothing, the control for behaviours."""
+"""Filler: lines that make a demonstration as long as another one and say nothing, the control for behaviors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Behaviours into free text: a language model finds each row's graph, exact arithmetic proves it (docs/extract.md)."""
+"""Behaviors into free text: a language model finds each row's graph, exact arithmetic proves it (docs/extract.md)."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ _DRAWS = 20  # for an order of premises or steps that no other copy has; where t
 
 
 class InjectionError(ValueError):
-    """A demonstration that the checker refuses: a fault of a behaviour or of a task's wording."""
+    """A demonstration that the checker refuses: a fault of a behavior or of a task's wording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A response that an arm's SFT learns from, with the character spans of every injected behaviour.
+    """A response that an arm's SFT learns from, with the character spans of every injected behavior.
 
     ``copy`` tells the demonstrations of one problem apart.
     """
@@ -37,7 +37,7 @@ class Demonstration:
 
 
 class Recipe:
-    """Applies an arm's behaviours to problems, in the order of the configuration.
+    """Applies an arm's behaviors to problems, in the order of the configuration.
 
     Args:
         config: what the demonstrations look like; ``copies`` counts as 1 where it is None (``RecipeConfig.for_task``).
@@ -45,8 +45,8 @@ class Recipe:
         count_tokens: length of a response in tokens; needed for ``max_trace_tokens`` and ``same_length_as``.
 
     Raises:
-        ValueError: a behaviour of the configuration is not known, or tokens cannot be counted but have to be.
-        ConfigError: a behaviour at an import path cannot be loaded.
+        ValueError: a behavior of the configuration is not known, or tokens cannot be counted but have to be.
+        ConfigError: a behavior at an import path cannot be loaded.
     """
 
     def __init__(self, config: RecipeConfig, seed: int, count_tokens: CountTokens | None = None) -> None:
@@ -63,7 +63,7 @@ class Recipe:
 
         Raises:
             InjectionError: a line of the demonstration is wrong, or it is longer than ``max_trace_tokens`` even
-                without any behaviour; or there is no graph and none comes with the problem.
+                without any behavior; or there is no graph and none comes with the problem.
         """
         return next(self.demonstrations(task, problem))
 
@@ -77,7 +77,7 @@ class Recipe:
         if graph is None:
             if not problem.response or self.behaviors or self.config.vary or self.model:
                 raise InjectionError(
-                    f"{problem.id}: no graph, so it needs a response of its own, and takes no behaviours"
+                    f"{problem.id}: no graph, so it needs a response of its own, and takes no behaviors"
                 )
             yield Demonstration(problem, problem.response, list(problem.spans))
             return
@@ -92,7 +92,7 @@ class Recipe:
     def _vary(
         self, problem: Problem, graph: Graph, rng: random.Random, copy: int, seen: set[str]
     ) -> tuple[Problem, Plan]:
-        """The copy's question, and its plan without behaviours. The first copy is the problem as it is."""
+        """The copy's question, and its plan without behaviors. The first copy is the problem as it is."""
         plan = vanilla_plan(graph)
         for draw in range(_DRAWS):
             if copy and self.config.vary == "premises":
@@ -123,7 +123,7 @@ class Recipe:
         return Demonstration(problem, response, spans, copy)
 
     def _within_budget(self, task: Task, plan: Plan, name: str, graph: Graph) -> tuple[str, list[Span]]:
-        """The rendered plan, behaviours taken out until it is short enough."""
+        """The rendered plan, behaviors taken out until it is short enough."""
         while True:
             response, spans = join(task.render(plan, graph))
             limit = self.config.max_trace_tokens
@@ -131,7 +131,7 @@ class Recipe:
                 return response, spans
             shorter = without_last(plan)
             if shorter is None:
-                raise InjectionError(f"{name}: {tokens} tokens without any behaviour; raise max_trace_tokens ({limit})")
+                raise InjectionError(f"{name}: {tokens} tokens without any behavior; raise max_trace_tokens ({limit})")
             plan = shorter
 
 
@@ -141,10 +141,10 @@ def behavior_name(behavior: Behavior) -> str:
 
 
 def without_last(plan: Plan) -> Plan | None:
-    """The plan with one behaviour less: first attempts and corrections go, then the others, each from the end.
+    """The plan with one behavior less: first attempts and corrections go, then the others, each from the end.
 
     Returns:
-        A shorter plan that is right where ``plan`` was, None where there is no behaviour in it.
+        A shorter plan that is right where ``plan`` was, None where there is no behavior in it.
     """
     for place in reversed(range(len(plan))):
         if plan[place].kind is StepKind.ATTEMPT:
@@ -154,9 +154,9 @@ def without_last(plan: Plan) -> Plan | None:
     for place in reversed(range(len(plan))):
         if plan[place].kind is not StepKind.SOLVE:
             return [*plan[:place], *plan[place + 1 :]]
-        for behaviour in ("analysis", "subgoal"):
-            if getattr(plan[place], behaviour):
-                return [*plan[:place], mark(plan[place], **{behaviour: False}), *plan[place + 1 :]]
+        for behavior in ("analysis", "subgoal"):
+            if getattr(plan[place], behavior):
+                return [*plan[:place], mark(plan[place], **{behavior: False}), *plan[place + 1 :]]
     return None
 
 

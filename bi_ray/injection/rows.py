@@ -1,4 +1,4 @@
-"""Behaviour injection into rows that somebody has: row by row, each proven right before it is given back.
+"""Behavior injection into rows that somebody has: row by row, each proven right before it is given back.
 
 A row's graph is its own (column ``graph``), or read from a templated question by the task, or, for free text, extracted
 by a language model. Whatever does not come out right is a reject with its place and reason.
@@ -35,7 +35,7 @@ def recipe_of(
     behaviors: Iterable[str | BehaviorConfig] = (),
     arms: Mapping[str, RecipeConfig] | None = None,
 ) -> RecipeConfig:
-    """A recipe by its name, or of named behaviours.
+    """A recipe by its name, or of named behaviors.
 
     Args:
         name: one of ``bi_ray.config.RECIPES``, or an arm of ``arms``.
@@ -44,11 +44,11 @@ def recipe_of(
         arms: recipes of a configuration.
 
     Raises:
-        ConfigError: no such recipe or behaviour, none or both of the two given, or a probability outside 0..1.
+        ConfigError: no such recipe or behavior, none or both of the two given, or a probability outside 0..1.
     """
     wanted = [behaviors] if isinstance(behaviors, str) else list(behaviors)
     if (name is None) == (not wanted):
-        raise ConfigError("say what to inject: a recipe (bridge, for example) or behaviours, and not both")
+        raise ConfigError("say what to inject: a recipe (bridge, for example) or behaviors, and not both")
     if name is None:
         return RecipeConfig(behaviors=tuple(map(_behavior_of, wanted)))
     known = {one: recipe for one, recipe in (RECIPES | dict(arms or {})).items() if recipe.sft}
@@ -68,7 +68,7 @@ def _behavior_of(wanted: str | BehaviorConfig) -> BehaviorConfig:
         place, _, probability = probability.partition(":")
         name = f"{name}:{place}"
     elif name not in BEHAVIORS:
-        raise ConfigError(f"no behaviour is called {name!r}; known: {', '.join(BEHAVIORS)}, or package.module:Class")
+        raise ConfigError(f"no behavior is called {name!r}; known: {', '.join(BEHAVIORS)}, or package.module:Class")
     if not probability:
         return RECIPES[name].behaviors[0] if name in RECIPES else BehaviorConfig(name=name)
     try:
@@ -101,7 +101,7 @@ def inject_rows(
             started afresh (spawn), and get the task and ``count_tokens`` pickled.
 
     Yields:
-        id, question, answer, response, spans (start, end, behaviour) and graph (JSON); then the row's extra columns.
+        id, question, answer, response, spans (start, end, behavior) and graph (JSON); then the row's extra columns.
 
     Raises:
         ConfigError: the recipe cannot be used.

@@ -1,6 +1,6 @@
 """Parts of losses that are no algorithm's own: weights of tokens, KL estimates, importance weights, the whole.
 
-Every loss is a sum of weighted tokens. The weights carry the normalisation of the whole step (all ranks, all
+Every loss is a sum of weighted tokens. The weights carry the normalization of the whole step (all ranks, all
 micro-batches), so the losses of micro-batches add up, and so do their gradients.
 """
 

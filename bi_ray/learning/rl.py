@@ -79,7 +79,7 @@ class RLJob:
 
 
 def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) -> list[Row]:
-    """The rows of a step, with token weights that are normalised over all of it."""
+    """The rows of a step, with token weights that are normalized over all of it."""
     lengths = [len(sample.response_tokens) for sample in batch.samples]
     totals = batch.samples_total, batch.tokens_total, max_response_tokens
     weights = token_weights(lengths, config.loss_scale, *totals)

@@ -28,7 +28,7 @@ class Shape:
         qkv_bias: the projections of queries, keys and values have biases.
         output_bias: the attention's output projection has one.
         mlp_bias: the three matrices of the MLP have.
-        head_norms: queries and keys are normalised by head.
+        head_norms: queries and keys are normalized by head.
     """
 
     hidden: int

@@ -158,7 +158,7 @@ def in_batches(rows: Sequence[Row], microbatch_tokens: int) -> Iterator[tuple[li
 
 
 def _interleaved(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """Neighbours in length go to different ranks, in alternating direction: no rank always gets the longer one."""
+    """Neighbors in length go to different ranks, in alternating direction: no rank always gets the longer one."""
     ordered = sorted(rows, key=lambda row: len(row.tokens))
     shares = [ordered[rank :: 2 * ranks] + ordered[2 * ranks - 1 - rank :: 2 * ranks] for rank in range(ranks)]
     return [sorted(share, key=lambda row: len(row.tokens)) for share in shares]

@@ -1,4 +1,4 @@
-"""Which tokens of a response a behaviour wrote: from spans of characters to spans of tokens."""
+"""Which tokens of a response a behavior wrote: from spans of characters to spans of tokens."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def token_spans(
         last = _completes(written, len(tokens), span.end)
         if found and found[-1].end > first:
             found[-1] = found[-1]._replace(end=first)
-        found.append(Span(first, min(last + 1, len(tokens)), span.behaviour))
+        found.append(Span(first, min(last + 1, len(tokens)), span.behavior))
     return [span for span in found if span.start < span.end]
 
 

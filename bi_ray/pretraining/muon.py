@@ -29,14 +29,14 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update; matrices of one shape are orthogonalised together."""
+        """One update; matrices of one shape are orthogonalized together."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
-                directions = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                directions = orthogonalize(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
                 scale = 0.2 * max(parameters[0].shape) ** 0.5
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         return torch.lerp(parameter.grad, state["average"], momentum)
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Singular values of each matrix to about 1. Shape [count, rows, columns], kept."""
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices

@@ -83,7 +83,7 @@ def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Te
     """Query and key biases of a head that attends ``distance`` tokens back, each of shape [width].
 
     Under rotary embedding the score at a distance d is the sum over frequencies f of cos(f * (d - distance)): largest
-    at ``distance``. Only the fastest frequencies tell neighbours apart, so only they are set.
+    at ``distance``. Only the fastest frequencies tell neighbors apart, so only they are set.
     """
     half, fastest, strength = width // 2, 4, 6.0
     angles = distance * rope_theta ** (-torch.arange(fastest) / half)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, in_batches
 from bi_ray.readiness.rollouts import ScoredGroup
-from bi_ray.verification import BEHAVIOUR_FIELDS
+from bi_ray.verification import BEHAVIOR_FIELDS
 
 _SHARES = ("truncated", "format_right")
 
@@ -24,7 +24,7 @@ def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``response_tokens`` (mean length), the shares ``truncated``, ``format_right`` and ``trace_valid`` (None
-        without a graph), and ``behaviours`` (each per response; none without a graph).
+        without a graph), and ``behaviors`` (each per response; none without a graph).
     """
     count = len(samples)
     traces = [sample["trace_valid"] for sample in samples if sample["trace_valid"] is not None]
@@ -32,9 +32,9 @@ def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "response_tokens": sum(len(sample["tokens"]) for sample in samples) / count,
         **{name: sum(bool(sample[name]) for sample in samples) / count for name in _SHARES},
         "trace_valid": sum(traces) / len(traces) if traces else None,
-        "behaviours": {
+        "behaviors": {
             name: sum(sample.get(field, 0) for sample in samples) / count
-            for name, field in BEHAVIOUR_FIELDS.items()
+            for name, field in BEHAVIOR_FIELDS.items()
             if traces
         },
     }

@@ -41,7 +41,7 @@ class QueryInfluence:
         k_plus: mean over its right rollouts of <v, grad log pi(o|q)>; None where none is right.
         k_minus: the same over the wrong ones.
         dj: the influence: mean over its rollouts of A(q, o) <v, grad log pi(o|q)>.
-        behaviours: by behaviour, how many tokens it wrote and their part of ``dj``.
+        behaviors: by behavior, how many tokens it wrote and their part of ``dj``.
     """
 
     id: str
@@ -50,7 +50,7 @@ class QueryInfluence:
     k_plus: float | None
     k_minus: float | None
     dj: float
-    behaviours: dict[str, tuple[int, float]]
+    behaviors: dict[str, tuple[int, float]]
 
 
 class Differentiator:
@@ -183,7 +183,7 @@ def direction_in_halves(
 
 def reward_direction(differentiator: Differentiator, target: Sequence[ScoredGroup]) -> Weights:
     """Unbiased gradient of the expected reward on the target (advantages without a std; sums over tokens)."""
-    return differentiator.gradient(surrogate_rows(target, ScoredGroup.centred_rewards, "sum"))
+    return differentiator.gradient(surrogate_rows(target, ScoredGroup.centered_rewards, "sum"))
 
 
 def measure_influence(
@@ -197,7 +197,7 @@ def measure_influence(
 
 def _of_query(group: ScoredGroup, derivatives: Iterator[Tensor], token_scale: TokenScale) -> QueryInfluence:
     by_truth: dict[bool, list[float]] = {True: [], False: []}
-    behaviours: dict[str, tuple[int, float]] = {}
+    behaviors: dict[str, tuple[int, float]] = {}
     dj = 0.0
     for rollout, advantage in zip(group.rollouts, group.advantages(), strict=True):
         tokens = next(derivatives).double()
@@ -206,11 +206,11 @@ def _of_query(group: ScoredGroup, derivatives: Iterator[Tensor], token_scale: To
         by_truth[rollout.right].append(float(tokens.sum()))
         parts = tokens * (advantage / len(group.rollouts))
         dj += float(parts.sum())
-        for behaviour, part in zip(rollout.behaviours, parts.tolist(), strict=bool(rollout.behaviours)):
-            count, influence = behaviours.get(behaviour, (0, 0.0))
-            behaviours[behaviour] = (count + 1, influence + part)
+        for behavior, part in zip(rollout.behaviors, parts.tolist(), strict=bool(rollout.behaviors)):
+            count, influence = behaviors.get(behavior, (0, 0.0))
+            behaviors[behavior] = (count + 1, influence + part)
     return QueryInfluence(
-        group.id, group.right, len(group.rollouts), _mean(by_truth[True]), _mean(by_truth[False]), dj, behaviours
+        group.id, group.right, len(group.rollouts), _mean(by_truth[True]), _mean(by_truth[False]), dj, behaviors
     )
 
 

@@ -19,7 +19,7 @@ from bi_ray.readiness.influence import (
     norm,
     pairwise_influence,
 )
-from bi_ray.readiness.rollouts import Rollout, ScoredGroup, token_behaviours
+from bi_ray.readiness.rollouts import Rollout, ScoredGroup, token_behaviors
 from bi_ray.reasoning.trace import Span
 
 Demonstrations = Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -28,28 +28,28 @@ Demonstrations = Sequence[tuple[Sequence[int], Sequence[int]]]
 def scored_group(
     row: Mapping[str, Any],
     tokenizer: Any = None,
-    behaviour_spans: Callable[[str], Sequence[Span]] | None = None,
+    behavior_spans: Callable[[str], Sequence[Span]] | None = None,
     by_outcome: bool = True,
 ) -> ScoredGroup:
     """A group from the row that keeps it: ``id``, ``prompt_tokens`` and ``samples`` (see ``describe_samples``).
 
     Args:
         row: the group.
-        tokenizer: of the policy; needed with ``behaviour_spans`` only.
-        behaviour_spans: finds the behaviours in a response; None: nobody asks.
+        tokenizer: of the policy; needed with ``behavior_spans`` only.
+        behavior_spans: finds the behaviors in a response; None: nobody asks.
         by_outcome: as RL under ``wrong_groups: outcome``.
     """
     rollouts = []
     for sample in row["samples"]:
         tokens = tuple(sample["tokens"])
-        spans = behaviour_spans(sample["response"]) if behaviour_spans else None
-        behaviours = () if spans is None else token_behaviours(tokenizer, tokens, sample["response"], spans)
+        spans = behavior_spans(sample["response"]) if behavior_spans else None
+        behaviors = () if spans is None else token_behaviors(tokenizer, tokens, sample["response"], spans)
         reward = float(sample["reward"])
         outcome = sample.get("outcome")
         if outcome is None:  # None: exact match; a row that has no outcomes counts by its rewards
             outcome = float(sample["right"]) if "outcome" in sample else reward
         right = outcome >= RIGHT_REWARD
-        rollouts.append(Rollout(tokens, reward, right, behaviours, outcome if by_outcome else None))
+        rollouts.append(Rollout(tokens, reward, right, behaviors, outcome if by_outcome else None))
     return ScoredGroup(row["id"], tuple(row["prompt_tokens"]), tuple(rollouts))
 
 
@@ -96,7 +96,7 @@ def measure_queries(
         on_progress(f"influence, token {scale}")
         for row, found in zip(rows, measure_influence(differentiator, queries, direction, scale), strict=True):
             kept = asdict(found)
-            row["influence"][scale] = {name: kept[name] for name in ("k_plus", "k_minus", "dj", "behaviours")}
+            row["influence"][scale] = {name: kept[name] for name in ("k_plus", "k_minus", "dj", "behaviors")}
     informative = sum(group.informative for group in queries)
     parameters = sum(parameter.numel() for parameter in differentiator.parameters.values())
     if informative * parameters * 4 <= pairwise_mib * 2**20:

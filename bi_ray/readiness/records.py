@@ -1,4 +1,4 @@
-"""The files of readiness, as ``measure``, ``realised`` and the analyses during RL leave them."""
+"""The files of readiness, as ``measure``, ``realized`` and the analyses during RL leave them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ALL_FIELDS = ConfigDict(extra="allow")
 
 
 class Influence(TypedDict):
-    """What training on a query does, in one token scale; of each behaviour its tokens and its part of dJ."""
+    """What training on a query does, in one token scale; of each behavior its tokens and its part of dJ."""
 
     k_plus: float | None
     k_minus: float | None
     dj: float
-    behaviours: dict[str, tuple[int, float]]
+    behaviors: dict[str, tuple[int, float]]
 
 
 class AllAgainstAll(TypedDict):
@@ -41,7 +41,7 @@ class QueryRow(TypedDict):
     truncated: float
     format_right: float
     trace_valid: float | None
-    behaviours: dict[str, float]
+    behaviors: dict[str, float]
     influence: dict[str, Influence]
     all_against_all: NotRequired[AllAgainstAll]
 
@@ -65,11 +65,11 @@ class PolicyRow(TypedDict):
 
 
 class Step(TypedDict):
-    """One real SGD step: the change of expected reward, predicted and realised."""
+    """One real SGD step: the change of expected reward, predicted and realized."""
 
     __pydantic_config__ = _ALL_FIELDS  # type: ignore[misc]
     predicted: float
-    realised: float
+    realized: float
     low: float
     high: float
     odd: float
@@ -92,8 +92,8 @@ class NoiseFloor(TypedDict):
     noise_floor: float
 
 
-class Realised(TypedDict):
-    """``realised.json``."""
+class Realized(TypedDict):
+    """``realized.json``."""
 
     __pydantic_config__ = _ALL_FIELDS  # type: ignore[misc]
     points: list[Point]
@@ -114,7 +114,7 @@ class WatchedQuery(TypedDict):
 
 
 class WatchedRow(TypedDict):
-    """An analysis during RL; see ``realised.Forecast.against``."""
+    """An analysis during RL; see ``realized.Forecast.against``."""
 
     __pydantic_config__ = _ALL_FIELDS  # type: ignore[misc]
     step: int
@@ -122,7 +122,7 @@ class WatchedRow(TypedDict):
     target_reward: float
     target_se: float
     predicted: float | None
-    realised: float | None
+    realized: float | None
     noise: float | None
 
 
@@ -141,7 +141,7 @@ def read_queries(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
     first = seeds[0][0]
     for file, rows_of_seed in zip(files, seeds, strict=True):
         for number, row in enumerate(rows_of_seed, start=1):
-            alike = all(row[name].keys() == first[name].keys() for name in ("influence", "behaviours"))
+            alike = all(row[name].keys() == first[name].keys() for name in ("influence", "behaviors"))
             if not alike or row["of"] != first["of"] or not 0 <= row["right"] <= row["of"]:
                 raise damaged(file, f"line {number} does not fit the first one")
     return seeds

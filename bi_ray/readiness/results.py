@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from bi_ray.files import read_jsonl, read_record
-from bi_ray.readiness.realised import correlation
-from bi_ray.readiness.records import Realised, WatchedRow, read_policy, read_queries
-from bi_ray.readiness.summary import summarise, watched_groups
+from bi_ray.readiness.realized import correlation
+from bi_ray.readiness.records import Realized, WatchedRow, read_policy, read_queries
+from bi_ray.readiness.summary import summarize, watched_groups
 from bi_ray.run_files import is_finished
 
 _QUERY_SET, _TARGET_SET = "rl", "influence_target"
@@ -26,22 +26,22 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
         draws: of the bootstrap.
 
     Returns:
-        ``readiness``, ``realised`` and ``during_rl``, each by arm; arms that were not measured are left out. Their
-        contents: ``summary.summarise``; ``points`` with their ``correlation``; a row per analysis of each seed.
+        ``readiness``, ``realized`` and ``during_rl``, each by arm; arms that were not measured are left out. Their
+        contents: ``summary.summarize``; ``points`` with their ``correlation``; a row per analysis of each seed.
 
     Raises:
         RunError: a file is damaged.
     """
-    found: dict[str, Any] = {"readiness": {}, "realised": {}, "during_rl": {}}
+    found: dict[str, Any] = {"readiness": {}, "realized": {}, "during_rl": {}}
     for arm in arms:
         folders = [run / "readiness" / arm for run in runs]
         measured = [f for f in folders if (f / "queries.jsonl").exists() or is_finished(f)]
         if measured:
             rows = read_queries([folder / "queries.jsonl" for folder in measured])
             policies = [read_policy(folder / "readiness.json", rows[0][0]) for folder in measured]
-            found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarise(rows, policies, draws)
-        if realised := _realised(arm, runs, draws):
-            found["realised"][arm] = realised
+            found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarize(rows, policies, draws)
+        if realized := _realized(arm, runs, draws):
+            found["realized"][arm] = realized
         during = [
             {"seed": seed} | row
             for seed, run in enumerate(runs)
@@ -52,10 +52,10 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
     return found
 
 
-def _realised(arm: str, runs: Sequence[Path], draws: int) -> dict[str, Any] | None:
-    files = [(seed, run / "realised" / arm / "realised.json") for seed, run in enumerate(runs)]
+def _realized(arm: str, runs: Sequence[Path], draws: int) -> dict[str, Any] | None:
+    files = [(seed, run / "realized" / arm / "realized.json") for seed, run in enumerate(runs)]
     there = [(seed, file) for seed, file in files if file.exists() or is_finished(file.parent)]
-    results = [(seed, read_record(file, Realised)) for seed, file in there]
+    results = [(seed, read_record(file, Realized)) for seed, file in there]
     points = [{"seed": seed} | point for seed, result in results for point in result["points"]]
     if not points:
         return None
@@ -63,7 +63,7 @@ def _realised(arm: str, runs: Sequence[Path], draws: int) -> dict[str, Any] | No
     return {
         "points": points,
         "noise_floor": sum(floors) / len(floors),
-        "correlation": correlation(points, "realised", draws),
+        "correlation": correlation(points, "realized", draws),
         "correlation_odd": correlation(points, "odd", draws),
         "controls": [{"seed": seed} | result["control"] for seed, result in results],
         "step_norm": results[0][1]["step_norm"],

@@ -1,4 +1,4 @@
-"""Verified rollouts as readiness takes them, and which tokens of a response a behaviour wrote."""
+"""Verified rollouts as readiness takes them, and which tokens of a response a behavior wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bi_ray.policy.packing import Row
 from bi_ray.policy.spans import token_spans
 from bi_ray.reasoning.trace import Span
 
-PLAIN = "plain"  # what no behaviour wrote
+PLAIN = "plain"  # what no behavior wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Rollout:
         tokens: the response, its end token included where there is one.
         reward: what RL would see.
         right: whether it counts as right (``RIGHT_REWARD``).
-        behaviours: of every token, ``plain`` for most; or empty where nobody asks.
+        behaviors: of every token, ``plain`` for most; or empty where nobody asks.
         outcome: what its answer alone is worth; None: the reward.
     """
 
     tokens: tuple[int, ...]
     reward: float
     right: bool
-    behaviours: tuple[str, ...] = ()
+    behaviors: tuple[str, ...] = ()
     outcome: float | None = None
 
 
@@ -67,7 +67,7 @@ class ScoredGroup:
         """(r - mean)/std with the population's std (Eq. 6 of arXiv:2505.18917); zeros where rewards are equal."""
         return group_advantages(self.learned_rewards)
 
-    def centred_rewards(self) -> list[float]:
+    def centered_rewards(self) -> list[float]:
         """Reward minus the mean of the other rollouts: weights of the unbiased gradient of expected reward."""
         total, others = sum(self.rewards), len(self.rollouts) - 1
         return [reward - (total - reward) / others for reward in self.rewards]
@@ -81,11 +81,11 @@ class ScoredGroup:
         ]
 
 
-def token_behaviours(
+def token_behaviors(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], text: str, spans: Sequence[Span]
 ) -> tuple[str, ...]:
-    """Which behaviour wrote each token (``policy.spans.token_spans``), ``plain`` for most."""
-    behaviours = [PLAIN] * len(tokens)
+    """Which behavior wrote each token (``policy.spans.token_spans``), ``plain`` for most."""
+    behaviors = [PLAIN] * len(tokens)
     for span in token_spans(tokenizer, tokens, text, spans):
-        behaviours[span.start : span.end] = [span.behaviour] * (span.end - span.start)
-    return tuple(behaviours)
+        behaviors[span.start : span.end] = [span.behavior] * (span.end - span.start)
+    return tuple(behaviors)

@@ -14,7 +14,7 @@ Seeds = Sequence[Sequence[Row]]  # rows of queries, one list per seed
 _KS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def summarise(seeds: Seeds, policies: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> dict[str, Any]:
+def summarize(seeds: Seeds, policies: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> dict[str, Any]:
     """Averages over the queries of all seeds, as the report shows them.
 
     Args:
@@ -90,9 +90,7 @@ def _accuracy(tools: _Pool, seeds: Seeds, policies: Sequence[Mapping[str, Any]],
         "response_tokens": tools.mean(lambda row: row["response_tokens"]),
         **{name: float(np.mean([row[name] for row in rows])) for name in ("truncated", "format_right")},
         "trace_valid": float(np.mean(traces)) if traces else None,
-        "behaviours": {
-            name: float(np.mean([row["behaviours"][name] for row in rows])) for name in rows[0]["behaviours"]
-        },
+        "behaviors": {name: float(np.mean([row["behaviors"][name] for row in rows])) for name in rows[0]["behaviors"]},
     }
 
 
@@ -107,12 +105,12 @@ def _influence(tools: _Pool, scale: str, samples: int) -> dict[str, Any]:
         return lambda row: row["influence"][scale][name]
 
     names = list(
-        dict.fromkeys(name for rows in tools.seeds for row in rows for name in row["influence"][scale]["behaviours"])
+        dict.fromkeys(name for rows in tools.seeds for row in rows for name in row["influence"][scale]["behaviors"])
     )
     return {
         "groups": groups_by_right(tools, samples, {name: part(name) for name in ("k_plus", "k_minus", "dj")}),
         "all": {name: tools.mean(part(name)) for name in ("dj", "k_plus", "k_minus")},
-        "behaviours": [_behaviour(tools, scale, name) for name in names],
+        "behaviors": [_behavior(tools, scale, name) for name in names],
     }
 
 
@@ -130,15 +128,15 @@ def groups_by_right(
     return found
 
 
-def _behaviour(tools: _Pool, scale: str, name: str) -> dict[str, Any]:
-    """What the tokens of a behaviour contribute to dJ: on average per query, and per token that it wrote."""
+def _behavior(tools: _Pool, scale: str, name: str) -> dict[str, Any]:
+    """What the tokens of a behavior contribute to dJ: on average per query, and per token that it wrote."""
 
     def part(row: Row, index: int) -> float:
-        return row["influence"][scale]["behaviours"].get(name, (0, 0.0))[index]
+        return row["influence"][scale]["behaviors"].get(name, (0, 0.0))[index]
 
     tokens = tools.values(lambda row: part(row, 0))
     return {
-        "behaviour": name,
+        "behavior": name,
         "tokens": int(sum(map(sum, tokens))),
         "dj": tools.mean(lambda row: part(row, 1)),
         "dj_per_token": as_json(

@@ -65,8 +65,8 @@ class ParsedStep:
     needs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
-    def behaviours(self) -> tuple[str, ...]:
-        """The behaviours that the line shows."""
+    def behaviors(self) -> tuple[str, ...]:
+        """The behaviors that the line shows."""
         shown = {
             "reflection": self.kind is StepKind.ATTEMPT,
             "verification": self.kind is StepKind.VERIFY,

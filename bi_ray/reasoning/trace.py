@@ -1,4 +1,4 @@
-"""A chain of thought as data: what is done in which order, and which parts of the text an injected behaviour wrote."""
+"""A chain of thought as data: what is done in which order, and which parts of the text an injected behavior wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StepKind(StrEnum):
     OUTLINE = "outline"  # says, from the target backwards, what needs what
 
 
-class Step(NamedTuple):  # a behaviour copies many, and a frozen dataclass takes three times as long to make
+class Step(NamedTuple):  # a behavior copies many, and a frozen dataclass takes three times as long to make
     """One line of a chain of thought.
 
     Attributes:
@@ -47,7 +47,7 @@ def plan_in_order(order: Iterable[str]) -> Plan:
 
 
 def vanilla_plan(graph: Graph) -> Plan:
-    """Every needed node, in the graph's own topological order, with no behaviour."""
+    """Every needed node, in the graph's own topological order, with no behavior."""
     return plan_in_order(graph.needed_order)
 
 
@@ -55,9 +55,9 @@ _plain = lru_cache(maxsize=4096)(Step)  # names come again in other problems
 
 
 @lru_cache(maxsize=4096)
-def mark(step: Step, **behaviours: Any) -> Step:
-    """A copy of ``step`` with behaviours switched on or off."""
-    return step._replace(**behaviours)
+def mark(step: Step, **behaviors: Any) -> Step:
+    """A copy of ``step`` with behaviors switched on or off."""
+    return step._replace(**behaviors)
 
 
 class Check(NamedTuple):
@@ -98,35 +98,35 @@ def outline(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
 
 
 class Span(NamedTuple):
-    """Characters ``start`` to ``end`` (exclusive) of a text, written by ``behaviour``."""
+    """Characters ``start`` to ``end`` (exclusive) of a text, written by ``behavior``."""
 
     start: int
     end: int
-    behaviour: str
+    behavior: str
 
 
 class Piece(NamedTuple):
-    """A piece of rendered text and the behaviour that wrote it, or None for plain text."""
+    """A piece of rendered text and the behavior that wrote it, or None for plain text."""
 
     text: str
-    behaviour: str | None = None
+    behavior: str | None = None
 
 
 def join(pieces: Iterable[Piece]) -> tuple[str, list[Span]]:
-    """Concatenate pieces into a text and the spans of the behaviours in it."""
+    """Concatenate pieces into a text and the spans of the behaviors in it."""
     texts: list[str] = []
     spans: list[Span] = []
     position = 0
-    for text, behaviour in pieces:
+    for text, behavior in pieces:
         end = position + len(text)
-        if behaviour:
-            spans.append(Span(position, end, behaviour))
+        if behavior:
+            spans.append(Span(position, end, behavior))
         texts.append(text)
         position = end
     return "".join(texts), spans
 
 
-# Words that say nothing of any problem. Lines of them give a demonstration length and no behaviour.
+# Words that say nothing of any problem. Lines of them give a demonstration length and no behavior.
 FILLER_WORDS = ("so", "now", "let", "us", "go", "on", "with", "this", "and", "take", "it", "one", "by", "as", "before")
 
 

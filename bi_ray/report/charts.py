@@ -1,7 +1,7 @@
 """Charts as plotly.js takes them (plain dictionaries): accuracy before and after RL, histograms, training curves.
 
 A chart is ``{"controls": [...], "variants": {key: figure}}``: the page joins the values of its controls with "/" into
-the key. Colours are those of the light theme; the page swaps them by ``PALETTE`` where it is dark.
+the key. Colors are those of the light theme; the page swaps them by ``PALETTE`` where it is dark.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bi_ray.metrics import is_validation
-from bi_ray.report.picture import COLOURS, moving_average
+from bi_ray.report.picture import COLORS, moving_average
 from bi_ray.report.source import Source
 from bi_ray.report.wording import points, triple
 
@@ -22,8 +22,8 @@ Figure = dict[str, Any]
 Chart = dict[str, Any]
 
 MUTED = "#6B7785"
-_DARK = ("#4AA3DF", "#F0823F", "#2DBD91", "#DB93BD", "#E69F00", "#56B4E9", "#E6E9ED")  # as COLOURS, on a dark ground
-PALETTE = dict(zip(COLOURS, _DARK, strict=True)) | {MUTED: "#93A0AE", "#FFFFFF": "#161C22"}
+_DARK = ("#4AA3DF", "#F0823F", "#2DBD91", "#DB93BD", "#E69F00", "#56B4E9", "#E6E9ED")  # as COLORS, on a dark ground
+PALETTE = dict(zip(COLORS, _DARK, strict=True)) | {MUTED: "#93A0AE", "#FFFFFF": "#161C22"}
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MOST_POINTS = 400  # of one curve; a longer training is thinned evenly
@@ -70,7 +70,7 @@ _VALIDATION = {
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """An arm of a source, in its own colour and symbol.
+    """An arm of a source, in its own color and symbol.
 
     Attributes:
         label: the arm, behind the source's label where there are several.
@@ -85,22 +85,22 @@ class Series:
     number: int
 
     @property
-    def colour(self) -> str:
+    def color(self) -> str:
         """Of the light theme."""
-        return COLOURS[self.number % len(COLOURS)]
+        return COLORS[self.number % len(COLORS)]
 
     @property
     def symbol(self) -> str:
-        """Tells series apart without colour."""
+        """Tells series apart without color."""
         return _SYMBOLS[self.number % len(_SYMBOLS)]
 
     @property
     def dash(self) -> str:
-        """Tells lines apart without colour."""
+        """Tells lines apart without color."""
         return _DASHES[self.number % len(_DASHES)]
 
     def part(self, name: str) -> Any:
-        """The arm's entry of a part of the summary (readiness, realised, during_rl), None where there is none."""
+        """The arm's entry of a part of the summary (readiness, realized, during_rl), None where there is none."""
         return (self.source.summary.get(name) or {}).get(self.arm)
 
 
@@ -161,7 +161,7 @@ def gains(series: Sequence[Series]) -> Chart | None:
         stages = [("SFT", row["sft"], 0.16)] + ([("RL", row["rl"], -0.16)] if row["rl"] else [])
         for stage, summary, shift in stages:
             value, low, high = triple(summary["accuracy"])
-            marker = {"color": one.colour, "symbol": one.symbol + ("-open" if stage == "SFT" else ""), "size": 10}
+            marker = {"color": one.color, "symbol": one.symbol + ("-open" if stage == "SFT" else ""), "size": 10}
             data.append(
                 {
                     "type": "scatter",
@@ -169,8 +169,8 @@ def gains(series: Sequence[Series]) -> Chart | None:
                     "name": f"{one.label}, {row['set']}, after {stage}",
                     "x": [tidy(100 * value)],
                     "y": [y + shift],
-                    "error_x": errors([summary["accuracy"]], 100) | {"color": one.colour},
-                    "marker": marker | {"line": {"width": 2, "color": one.colour}},
+                    "error_x": errors([summary["accuracy"]], 100) | {"color": one.color},
+                    "marker": marker | {"line": {"width": 2, "color": one.color}},
                     "hovertemplate": f"{points(value)} % ({points(low)} to {points(high)})",
                 }
             )
@@ -200,7 +200,7 @@ def histograms(series: Sequence[Series]) -> dict[Series, Chart]:
             "x": [f"{right}/{n}" for right in range(n + 1)],
             "y": [tidy(100 * share) for share in shares[one]],
             "customdata": counts,
-            "marker": {"color": [MUTED, *[one.colour] * (n - 1), MUTED]},
+            "marker": {"color": [MUTED, *[one.color] * (n - 1), MUTED]},
             "hovertemplate": "%{x} right: %{customdata} queries, %{y:.1f} %<extra></extra>",
         }
         yaxis = {"range": [0, 1.08 * top], "ticksuffix": " %"}
@@ -227,7 +227,7 @@ def curves(series: Sequence[Series]) -> tuple[Chart | None, dict[str, dict[str, 
 def validations(series: Sequence[Series]) -> tuple[Chart | None, dict[str, str]]:
     """Curves of the validations while RL trained, a variant per figure with every set in it, and the figures in words.
 
-    A line per arm and set: the colour is the arm's, the dash the set's.
+    A line per arm and set: the color is the arm's, the dash the set's.
     """
     rows = {one: one.source.metrics("rl", one.arm) for one in series}
     found = dict.fromkeys(name for runs in rows.values() for run in runs for row in run for name in row)
@@ -269,8 +269,8 @@ def _validation(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: 
             "name": f"{one.label}, {set_name}",
             "x": sorted(at),
             "y": [tidy(scale * float(np.mean(at[step]))) for step in sorted(at)],
-            "line": {"color": one.colour, "width": 2, "dash": dash},
-            "marker": {"color": one.colour, "symbol": one.symbol, "size": 7},
+            "line": {"color": one.color, "width": 2, "dash": dash},
+            "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
         }
     ]
 
@@ -281,7 +281,7 @@ def _curve(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) 
     values = [seed for seed in values if seed]
     if not values:
         return []
-    line = {"color": one.colour}
+    line = {"color": one.color}
     group = {"type": "scatter", "mode": "lines", "legendgroup": one.label, "name": one.label}
     traces = []
     for number, seed in enumerate(values):

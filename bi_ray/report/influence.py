@@ -1,4 +1,4 @@
-"""Charts of influence: by accuracy group, by behaviour, all against all, and predicted against realised."""
+"""Charts of influence: by accuracy group, by behavior, all against all, and predicted against realized."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bi_ray.report.wording import small, triple
 
 ESTIMATORS = {"sum": "token sums (Eq. 5)", "mean": "means per response"}
 QUANTITIES = {"dj": "dJ", "k_plus": "K+ (right rollouts)", "k_minus": "K\N{MINUS SIGN} (wrong rollouts)"}
-PER = {"dj": "dJ, all tokens of a behaviour", "dj_per_token": "dJ per token"}
+PER = {"dj": "dJ, all tokens of a behavior", "dj_per_token": "dJ per token"}
 DURING = {
     "reward": "reward on the target set",
-    "change": "its change, predicted and realised",
+    "change": "its change, predicted and realized",
     "groups": "dJ of the step's queries",
 }
 REALISED = {"odd": "half of ahead minus back (first order)", "step": "the step ahead alone"}
-_REALISED_FIELDS = {"odd": ("odd", "odd_low", "odd_high"), "step": ("realised", "low", "high")}
+_REALISED_FIELDS = {"odd": ("odd", "odd_low", "odd_high"), "step": ("realized", "low", "high")}
 _PARTS = {"dj": "all pairs", "without_self": "without the self term", "self_term": "self term alone"}
 _DIVERGING = [[0, "#0072B2"], [0.5, "#FFFFFF"], [1, "#D55E00"]]
 _NO_PAIR = "rgba(130,140,150,0.35)"  # shows where a heat map has no value, in either theme
@@ -60,20 +60,20 @@ def _grouped(series: Sequence[Series], estimator: str, quantity: str) -> Figure:
     return figure(data, "rollouts right", QUANTITIES[quantity], xaxis=xaxis, yaxis={"zeroline": True})
 
 
-def by_behaviour(series: Sequence[Series]) -> Chart | None:
-    """DJ that the tokens of each behaviour carry, with each estimator."""
+def by_behavior(series: Sequence[Series]) -> Chart | None:
+    """DJ that the tokens of each behavior carry, with each estimator."""
     there = _measured(series)
     found = [rows for one in there for rows in one.part("readiness")["influence"].values()]
-    names = list(dict.fromkeys(row["behaviour"] for rows in found for row in rows["behaviours"]))
+    names = list(dict.fromkeys(row["behavior"] for rows in found for row in rows["behaviors"]))
     variants = {}
     for estimator in estimators(series):
         for per in PER:
             data = []
             for place, one in enumerate(there):
-                rows = one.part("readiness")["influence"][estimator]["behaviours"]
-                x = [names.index(row["behaviour"]) + _shift(place, len(there)) for row in rows]
+                rows = one.part("readiness")["influence"][estimator]["behaviors"]
+                x = [names.index(row["behavior"]) + _shift(place, len(there)) for row in rows]
                 trace = _points(one, x, [row[per] for row in rows])
-                trace["customdata"] = [[row["behaviour"], row["tokens"]] for row in rows]
+                trace["customdata"] = [[row["behavior"], row["tokens"]] for row in rows]
                 trace["hovertemplate"] = "%{customdata[0]}, %{customdata[1]:,} tokens: %{y:.3g}"
                 data.append(trace)
             xaxis = {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
@@ -92,11 +92,11 @@ def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
         data = []
         for part, name in _PARTS.items():
             symbol, shift = looks[part]
-            colour = MUTED if part == "self_term" else one.colour
+            color = MUTED if part == "self_term" else one.color
             trace = _points(one, [group["right"] + shift for group in groups], [group[part] for group in groups])
-            trace |= {"name": name, "marker": {"color": colour, "symbol": symbol, "size": 8, "line": {"width": 2}}}
-            trace["marker"]["line"]["color"] = colour
-            trace["error_y"] |= {"color": colour}
+            trace |= {"name": name, "marker": {"color": color, "symbol": symbol, "size": 8, "line": {"width": 2}}}
+            trace["marker"]["line"]["color"] = color
+            trace["error_y"] |= {"color": color}
             data.append(trace)
         axes = {"xaxis": _group_axis(_samples(one)), "yaxis": {"zeroline": True, "range": span}}
         charts[one] = chart(figure(data, "rollouts right", "dJ", **axes))
@@ -104,7 +104,7 @@ def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
 
 
 def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
-    """Mean influence of a query of one accuracy group on a query of another; one colour scale for all panels."""
+    """Mean influence of a query of one accuracy group on a query of another; one color scale for all panels."""
     found = {one: one.part("readiness")["all_against_all"]["heat_map"] for one in _with_pairs(series)}
     every = [abs(v) for heat in found.values() for row in heat["values"] for v in row if v is not None]
     most = max(every, default=0) or 1
@@ -133,13 +133,13 @@ def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
     return charts
 
 
-def predicted_realised(series: Sequence[Series]) -> dict[Series, Chart]:
-    """One real step per query: change of the expected reward, predicted (x) and realised (y) with its interval."""
-    found = {one: one.part("realised") for one in series if (one.part("realised") or {}).get("points")}
+def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
+    """One real step per query: change of the expected reward, predicted (x) and realized (y) with its interval."""
+    found = {one: one.part("realized") for one in series if (one.part("realized") or {}).get("points")}
     every = list(found.values())
     return {
         one: {
-            "controls": ["realised"],
+            "controls": ["realized"],
             "variants": {name: _steps(one, measured, name, every) for name in REALISED},
         }
         for one, measured in found.items()
@@ -160,22 +160,22 @@ def _steps(one: Series, measured: Any, name: str, every: Sequence[Any]) -> Figur
         "x": [tidy(row["predicted"]) for row in rows],
         "y": [tidy(row[value]) for row in rows],
         "error_y": errors([(row[value], row[lower], row[upper]) for row in rows])
-        | {"color": one.colour, "thickness": 1, "width": 0},
-        "marker": {"color": one.colour, "symbol": one.symbol, "size": 7},
+        | {"color": one.color, "thickness": 1, "width": 0},
+        "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
         "opacity": 0.75,
         "customdata": [[row["query"], row["right"], row["of"], row["seed"]] for row in rows],
         "hovertemplate": "%{customdata[0]}, %{customdata[1]}/%{customdata[2]} right, seed %{customdata[3]}<br>"
-        "predicted %{x:.3g}, realised %{y:.3g}<extra></extra>",
+        "predicted %{x:.3g}, realized %{y:.3g}<extra></extra>",
     }
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -floor, "y1": floor}
     line = {"type": "line", "x0": low, "x1": high, "y0": low, "y1": high, "line": {"color": MUTED, "dash": "dash"}}
     shapes = [band | {"fillcolor": MUTED, "opacity": 0.16, "line": {"width": 0}, "layer": "below"}, line]
     axes = {"xaxis": {"zeroline": True, "range": across}, "yaxis": {"zeroline": True, "range": up}}
-    return figure([trace], "predicted change of J", "realised change of J", shapes=shapes, **axes)
+    return figure([trace], "predicted change of J", "realized change of J", shapes=shapes, **axes)
 
 
 def during_rl(series: Sequence[Series]) -> Chart | None:
-    """What was logged while RL trained: reward on the target set, its predicted and its realised change, dJ."""
+    """What was logged while RL trained: reward on the target set, its predicted and its realized change, dJ."""
     there = [(one, one.part("during_rl")) for one in series if one.part("during_rl")]
     if not there:
         return None
@@ -208,9 +208,9 @@ def _reward(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
 
 def _changes(one: Series, rows: Sequence[Any]) -> list[dict[str, Any]]:
     traces = []
-    for name, dash, symbol in (("predicted", "dot", f"{one.symbol}-open"), ("realised", "solid", one.symbol)):
+    for name, dash, symbol in (("predicted", "dot", f"{one.symbol}-open"), ("realized", "solid", one.symbol)):
         kept = [row for row in rows if row[name] is not None]
-        noise = [_Z95 * (row["noise"] or 0.0) if name == "realised" else 0.0 for row in kept]
+        noise = [_Z95 * (row["noise"] or 0.0) if name == "realized" else 0.0 for row in kept]
         intervals = [(row[name], row[name] - n, row[name] + n) for row, n in zip(kept, noise, strict=True)]
         trace = _points(one, [row["step"] for row in kept], intervals)
         trace |= {"mode": "lines+markers" if len({row["seed"] for row in kept}) < 2 else "markers"}
@@ -228,7 +228,7 @@ def _mean_dj(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
         groups = [group for row in rows if row["step"] == step for group in row.get("groups") or []]
         queries = sum(group["queries"] for group in groups)
         means.append(sum(group["queries"] * triple(group["dj"])[0] for group in groups) / max(1, queries))
-    line = {"color": one.colour, "dash": one.dash}
+    line = {"color": one.color, "dash": one.dash}
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -236,7 +236,7 @@ def _mean_dj(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
         "x": steps,
         "y": [tidy(mean) for mean in means],
         "line": line,
-        "marker": {"color": one.colour, "symbol": one.symbol, "size": 7},
+        "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
     }
 
 
@@ -280,23 +280,23 @@ def _points(one: Series, x: Sequence[float], intervals: Sequence[Any]) -> dict[s
         "name": one.label,
         "x": list(x),
         "y": [tidy(triple(interval)[0]) for interval in intervals],
-        "error_y": errors(intervals) | {"color": one.colour},
-        "marker": {"color": one.colour, "symbol": one.symbol, "size": 8},
+        "error_y": errors(intervals) | {"color": one.color},
+        "marker": {"color": one.color, "symbol": one.symbol, "size": 8},
     }
 
 
 def correlation_text(measured: Any) -> str:
-    """Correlations, noise floor and control of predicted against realised, in words."""
+    """Correlations, noise floor and control of predicted against realized, in words."""
     parts = [
         f"first order: {_correlation(measured['correlation_odd'])}",
         f"step ahead: {_correlation(measured['correlation'])}",
         f"noise floor {small(measured['noise_floor'])}, step of norm {small(measured['step_norm'])}",
     ]
     controls = measured["controls"]
-    predicted, realised = (sum(row[name] for row in controls) / len(controls) for name in ("predicted", "odd"))
+    predicted, realized = (sum(row[name] for row in controls) / len(controls) for name in ("predicted", "odd"))
     parts.append(
         f"control, along the target's own gradient: predicted {small(predicted)}, "
-        f"realised to first order {small(realised)}"
+        f"realized to first order {small(realized)}"
     )
     return "; ".join(parts)
 

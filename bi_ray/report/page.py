@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from bi_ray.files import write_text
 from bi_ray.report import charts, influence, wording
 from bi_ray.report.charts import Chart, Series, all_series
-from bi_ray.report.samples import BEHAVIOURS, QUOTAS, behaviours_per_response, collect_samples
+from bi_ray.report.samples import BEHAVIORS, QUOTAS, behaviors_per_response, collect_samples
 from bi_ray.report.source import STAGES, Source
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -50,12 +50,12 @@ def render_page(sources: Sequence[Source]) -> str:
         "histogram": charts.histograms(series),
         "pairs": influence.all_against_all(series),
         "heat": influence.heat_maps(series),
-        "realised": influence.predicted_realised(series),
+        "realized": influence.predicted_realized(series),
     }
     single: dict[str, Chart | None] = {
         "gains": charts.gains(series),
         "groups": influence.by_group(series),
-        "behaviours": influence.by_behaviour(series),
+        "behaviors": influence.by_behavior(series),
         "during": influence.during_rl(series),
         "curves": curves,
         "validation": validations,
@@ -79,7 +79,7 @@ def render_page(sources: Sequence[Source]) -> str:
         rows=_rows(series),
         side_figures=_side_figures(series),
         offered=_offered(book),
-        behaviours=list(BEHAVIOURS),
+        behaviors=list(BEHAVIORS),
         policy="; ".join(
             [
                 "default-src 'none'",
@@ -126,12 +126,12 @@ def _configuration(source: Source) -> str:
 
 
 def _rows(series: Sequence[Series]) -> list[Json]:
-    """Rows of the table, of every series, with the behaviours per response that the samples show."""
+    """Rows of the table, of every series, with the behaviors per response that the samples show."""
     return [
         row
         | {
             "series": one,
-            "behaviours": {stage: behaviours_per_response(one, folder, row["set"]) for folder, stage in STAGES.items()},
+            "behaviors": {stage: behaviors_per_response(one, folder, row["set"]) for folder, stage in STAGES.items()},
         }
         for one in series
         for row in one.source.summary["table"]
@@ -186,7 +186,7 @@ def _side_figures(series: Sequence[Series]) -> list[Json]:
         ("right format", "one chain of thought, one answer", share("format_right")),
         ("valid trace", "every line right", share("trace_valid")),
     ]
-    rows += [(name, "per response", number("behaviours", name)) for name in BEHAVIOURS]
+    rows += [(name, "per response", number("behaviors", name)) for name in BEHAVIORS]
     return [{"name": name, "definition": words, "cells": cells} for name, words, cells in rows if any(cells)]
 
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from bi_ray.evaluation import Floats, Interval, TableRow
 
-Looks = dict[str, tuple[str, str]]  # colour and marker by arm
+Looks = dict[str, tuple[str, str]]  # color and marker by arm
 
-# Okabe and Ito's palette, which stays distinct under every common colour blindness; markers tell arms apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, which stays distinct under every common color blindness; markers tell arms apart in gray.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SMOOTHING_SHARE = 0.05  # of the steps, in the moving average of a training curve
 
@@ -33,7 +33,7 @@ def draw_picture(
     figure = Figure(figsize=(8, 3.8), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     arms = list(dict.fromkeys([*rewards, *(row.arm for row in table)]))
-    looks = {arm: (COLOURS[i % len(COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(arms)}
+    looks = {arm: (COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(arms)}
     _draw_curves(left, rewards, looks)
     _draw_gains(right, table, looks)
     if title:
@@ -45,13 +45,13 @@ def _draw_curves(
     axes: Axes, rewards: Mapping[str, Sequence[Sequence[float]]], looks: dict[str, tuple[str, str]]
 ) -> None:
     for arm, runs in rewards.items():
-        colour, marker = looks[arm]
+        color, marker = looks[arm]
         steps = min(len(run) for run in runs)
         smooth = np.stack([moving_average(np.asarray(run[:steps], dtype=np.float64)) for run in runs])
         x = np.arange(1, steps + 1)
-        axes.plot(x, smooth.mean(axis=0), color=colour, marker=marker, markevery=max(1, steps // 6), label=arm, lw=2)
+        axes.plot(x, smooth.mean(axis=0), color=color, marker=marker, markevery=max(1, steps // 6), label=arm, lw=2)
         for run in smooth if len(smooth) > 1 else np.asarray(runs)[:, :steps]:  # each seed, or the one seed's raw curve
-            axes.plot(x, run, color=colour, alpha=0.25, lw=0.8)
+            axes.plot(x, run, color=color, alpha=0.25, lw=0.8)
     axes.set(xlabel="RL step", ylabel="training reward")
     axes.set_title("Reward while RL trains", fontsize=10)
     axes.grid(alpha=0.3)
@@ -75,11 +75,11 @@ def _draw_gains(axes: Axes, table: Sequence[TableRow], looks: Looks) -> None:
     rows = [row for name in sets for row in table if row.set == name]
     for position, row in enumerate(rows):
         y = -(position + sets.index(row.set))  # a gap between the sets
-        colour, marker = looks[row.arm]
-        _draw_point(axes, row.sft.accuracy, y + 0.16, colour, marker, filled=False)
+        color, marker = looks[row.arm]
+        _draw_point(axes, row.sft.accuracy, y + 0.16, color, marker, filled=False)
         note = ""
         if row.rl and row.gain:
-            _draw_point(axes, row.rl.accuracy, y - 0.16, colour, marker, filled=True)
+            _draw_point(axes, row.rl.accuracy, y - 0.16, color, marker, filled=True)
             note = f"{100 * row.gain.value:+.1f} ({100 * row.gain.low:+.1f} to {100 * row.gain.high:+.1f})"
         axes.annotate(note, (1.0, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
     axes.set_yticks([-(i + sets.index(row.set)) for i, row in enumerate(rows)], [f"{r.arm}\n{r.set}" for r in rows])
@@ -94,16 +94,16 @@ def _draw_gains(axes: Axes, table: Sequence[TableRow], looks: Looks) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_point(axes: Axes, interval: Interval, y: float, colour: str, marker: str, filled: bool) -> None:
+def _draw_point(axes: Axes, interval: Interval, y: float, color: str, marker: str, filled: bool) -> None:
     value, low, high = (100 * part for part in interval)
     axes.errorbar(
         value,
         y,
         xerr=[[value - low], [high - value]],
-        color=colour,
+        color=color,
         marker=marker,
         markersize=7,
-        markerfacecolor=colour if filled else "white",
+        markerfacecolor=color if filled else "white",
         capsize=2,
         lw=1.5,
     )

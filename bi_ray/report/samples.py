@@ -1,4 +1,4 @@
-"""The samples that a page carries, and what they show: behaviours and the first wrong line, marked in the text."""
+"""The samples that a page carries, and what they show: behaviors and the first wrong line, marked in the text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bi_ray.report.source import STAGES
 from bi_ray.samples import read_samples
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import BEHAVIOUR_FIELDS
+from bi_ray.verification import BEHAVIOR_FIELDS
 
 QUOTAS = {"greedy": 100, "sampled": 200}  # samples of one arm, stage and set on a page, all seeds together
 ROOM = 2_000_000  # bytes of samples on a page; longer responses, or more arms: fewer of them
-BEHAVIOURS = BEHAVIOUR_FIELDS  # rows of older evaluations lack the last three
+BEHAVIORS = BEHAVIOR_FIELDS  # rows of older evaluations lack the last three
 
 Row = dict[str, Any]
-Part = list[Any]  # text; then the behaviour or None, and True where it belongs to the first wrong line, or neither
+Part = list[Any]  # text; then the behavior or None, and True where it belongs to the first wrong line, or neither
 
 
 def collect_samples(series: Sequence[Series]) -> dict[str, list[Row]]:
@@ -121,16 +121,16 @@ def _describe(task: Task, row: Row, problem: ProblemRow | None) -> Row:
 
 
 def _parts(task: Task, response: str, problem: ProblemRow | None) -> list[Part]:
-    """The response cut where a behaviour or the first wrong line begins or ends."""
-    spans = task.behaviour_spans(response)
+    """The response cut where a behavior or the first wrong line begins or ends."""
+    spans = task.behavior_spans(response)
     wrong = _first_wrong_line(task, response, Graph.from_json(problem.graph)) if problem and problem.graph else None
     cuts = {0, len(response), *(place for span in spans for place in span[:2]), *(wrong or ())}
     edges = sorted(cuts)
     parts: list[Part] = []
     for start, end in pairwise(edges):
-        behaviour = next((span.behaviour for span in spans if span.start <= start and end <= span.end), None)
+        behavior = next((span.behavior for span in spans if span.start <= start and end <= span.end), None)
         is_wrong = wrong is not None and wrong[0] <= start and end <= wrong[1]
-        parts.append([response[start:end], *([behaviour, is_wrong] if behaviour or is_wrong else [])])
+        parts.append([response[start:end], *([behavior, is_wrong] if behavior or is_wrong else [])])
     return parts
 
 
@@ -143,11 +143,11 @@ def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int
     return place_of(response, steps, place)
 
 
-def behaviours_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:
-    """How many behaviours a response has on average (greedy and sampled), None where none could be read from it."""
+def behaviors_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:
+    """How many behaviors a response has on average (greedy and sampled), None where none could be read from it."""
     files = [run / folder / one.arm / f"{set_name}.jsonl" for run in one.source.runs]
     judged = [row for file in files for row in _samples(file) if row["failure"] is None]
     rows = [row for row in judged if row["trace_valid"] is not None]  # free text has no lines that could be told
     if not rows:
         return None
-    return {name: sum(row.get(field, 0) for row in rows) / len(rows) for name, field in BEHAVIOURS.items()}
+    return {name: sum(row.get(field, 0) for row in rows) / len(rows) for name, field in BEHAVIORS.items()}

@@ -40,7 +40,7 @@ class Problem:
         given_answer: the right answer as the data give it; None: the graph's.
         reference: what the task needs beside the answer to check one; its own business.
         response: a demonstration that comes with the problem, "" where there is none.
-        spans: the behaviours in it.
+        spans: the behaviors in it.
         place: where its row stands, None for a problem that was generated.
     """
 
@@ -90,15 +90,15 @@ class Task(Protocol):
         ...
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
-        """The whole response for a plan: chain of thought and answer, behaviours marked piece by piece."""
+        """The whole response for a plan: chain of thought and answer, behaviors marked piece by piece."""
         ...
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
         """The lines of a response's chain of thought, read back into steps."""
         ...
 
-    def behaviour_spans(self, response: str) -> list[Span]:
-        """What in a response, whoever wrote it, is a behaviour; in order, without overlaps."""
+    def behavior_spans(self, response: str) -> list[Span]:
+        """What in a response, whoever wrote it, is a behavior; in order, without overlaps."""
         ...
 
     def parse_answer(self, response: str) -> str | None:

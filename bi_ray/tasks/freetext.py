@@ -143,19 +143,19 @@ class FreeTextTask:
         inside = response[start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)]
         return [parse_line(line) for line in inside.splitlines() if line.strip()]
 
-    def behaviour_spans(self, response: str) -> list[Span]:
+    def behavior_spans(self, response: str) -> list[Span]:
         """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
         spans: list[Span] = []
         for line in re.finditer(r"[^\n]+", response):
-            for behaviour, pattern in _LINES.items():
+            for behavior, pattern in _LINES.items():
                 if pattern.fullmatch(line[0]):
-                    spans.append(Span(*line.span(), behaviour))
+                    spans.append(Span(*line.span(), behavior))
             if (match := _SOLVE.fullmatch(line[0])) is None:
                 continue
-            for group, behaviour in (("analysis", "analysis"), ("numbers", "subgoal"), ("mistake", "correction")):
+            for group, behavior in (("analysis", "analysis"), ("numbers", "subgoal"), ("mistake", "correction")):
                 if match[group]:
                     start, end = match.span(group)
-                    spans.append(Span(line.start() + start, line.start() + end, behaviour))
+                    spans.append(Span(line.start() + start, line.start() + end, behavior))
         return spans
 
     def parse_answer(self, response: str) -> str | None:

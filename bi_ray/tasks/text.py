@@ -54,7 +54,7 @@ class TextTask:
         """No line of free text has a known form."""
         return []
 
-    def behaviour_spans(self, response: str) -> list[Span]:
+    def behavior_spans(self, response: str) -> list[Span]:
         """None that anybody could tell."""
         return []
 

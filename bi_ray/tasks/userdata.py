@@ -33,7 +33,7 @@ class UserRow:
     Attributes:
         question, answer: the problem.
         response: a demonstration with the right answer in it, "" where the row has none.
-        spans: the behaviours in it.
+        spans: the behaviors in it.
         place: where the row stands.
     """
 
@@ -274,7 +274,7 @@ def _fields_of(values: Mapping[str, Any], wanted: str) -> str:
 
 
 def _spans(value: object, response: str) -> tuple[Span, ...]:
-    """Spans as rows keep them: a list of objects with start, end and behaviour.
+    """Spans as rows keep them: a list of objects with start, end and behavior.
 
     Raises:
         RowError: one has another form or lies outside of the response, or two overlap.
@@ -282,9 +282,9 @@ def _spans(value: object, response: str) -> tuple[Span, ...]:
     if value is None:
         return ()
     try:
-        spans = sorted(Span(int(one["start"]), int(one["end"]), str(one["behaviour"])) for one in value)  # type: ignore[attr-defined]
+        spans = sorted(Span(int(one["start"]), int(one["end"]), str(one["behavior"])) for one in value)  # type: ignore[attr-defined]
     except (TypeError, KeyError, ValueError) as error:
-        raise RowError(f"spans are no list of start, end and behaviour: {error!r}") from error
+        raise RowError(f"spans are no list of start, end and behavior: {error!r}") from error
     edges = [edge for span in spans for edge in span[:2]]
     if edges != sorted(edges) or any(not 0 <= span.start < span.end <= len(response) for span in spans):
         raise RowError("spans overlap, are empty or lie outside of the response")

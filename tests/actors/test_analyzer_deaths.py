@@ -81,5 +81,5 @@ def test_a_single_step_is_not_repeated_since_the_analyzer_forgot_its_target(monk
 
     made._rewards = nothing
     with pytest.raises(ReadinessError, match="the influence analyzer died"):
-        asyncio.run(made.realise(Path("policy"), tmp_path, [], tmp_path))
+        asyncio.run(made.realize(Path("policy"), tmp_path, [], tmp_path))
     assert calls.calls == 1

@@ -1,4 +1,4 @@
-"""What an evaluation is worth when requests or judgements fail."""
+"""What an evaluation is worth when requests or judgments fail."""
 
 import asyncio
 
@@ -42,7 +42,7 @@ class World:
         return asyncio.run(evaluate(self, self, PROBLEMS, REQUESTS))
 
 
-def test_failures_of_requests_and_of_judgements_are_rows_and_are_named():
+def test_failures_of_requests_and_of_judgments_are_rows_and_are_named():
     rows = World(failed={"0": "data"}, verdicts={"1": RAISED}).rows()
     assert [row["failure"] for row in rows] == [
         "data: it kills engines",

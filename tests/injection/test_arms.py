@@ -77,7 +77,7 @@ def test_every_topological_order_is_drawn_about_as_it_may():
     assert min(orders.values()) > 150
 
 
-def test_copies_of_behaviours_differ():
+def test_copies_of_behaviors_differ():
     recipe = Recipe(BRIDGE.model_copy(update={"copies": 3}), seed=0)
     assert sum(len({d.response for d in recipe.demonstrations(TASK, problem)}) > 1 for problem in PROBLEMS) > 30
 
@@ -115,7 +115,7 @@ def test_a_budget_drops_exploring_steps_first(count_tokens, share):
         steps = TASK.parse_trace(recipe.demonstrate(TASK, problem).response)
         assert count_tokens(recipe.demonstrate(TASK, problem).response) <= budget
         before = TASK.parse_trace(full.demonstrate(TASK, problem).response)
-        kept, had = (Counter(name for step in all_ for name in step.behaviours) for all_ in (steps, before))
+        kept, had = (Counter(name for step in all_ for name in step.behaviors) for all_ in (steps, before))
         exploring = kept["reflection"] + kept["correction"]
         others = {"subgoal", "analysis", "verification", "planning"}
         assert exploring == 0 or all(kept[name] == had[name] for name in others)
@@ -123,7 +123,7 @@ def test_a_budget_drops_exploring_steps_first(count_tokens, share):
 
 def test_a_budget_that_nothing_fits_says_what_to_change(count_tokens):
     recipe = Recipe(EVERYTHING.model_copy(update={"max_trace_tokens": 5}), 0, count_tokens)
-    with pytest.raises(InjectionError, match=r"tokens without any behaviour; raise max_trace_tokens \(5\)"):
+    with pytest.raises(InjectionError, match=r"tokens without any behavior; raise max_trace_tokens \(5\)"):
         recipe.demonstrate(TASK, PROBLEMS[0])
 
 
@@ -132,7 +132,7 @@ def test_a_budget_needs_a_tokenizer():
         Recipe(RecipeConfig(max_trace_tokens=100), 0)
 
 
-def test_taking_behaviours_out_one_by_one_ends_at_a_plain_plan():
+def test_taking_behaviors_out_one_by_one_ends_at_a_plain_plan():
     recipe = Recipe(EVERYTHING, 0)
     problem = PROBLEMS[1]
     plan = vanilla_plan(problem.graph)
@@ -152,7 +152,7 @@ def test_taking_behaviours_out_one_by_one_ends_at_a_plain_plan():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_named_recipe_makes_demonstrations(name, count_tokens):
     recipe = Recipe(RECIPES[name].for_task("promptbench"), 0, count_tokens)
-    shown = {span.behaviour for problem in PROBLEMS for d in recipe.demonstrations(TASK, problem) for span in d.spans}
+    shown = {span.behavior for problem in PROBLEMS for d in recipe.demonstrations(TASK, problem) for span in d.spans}
     single = {name} if name in BEHAVIORS else set()
     assert shown == ({"reflection", "analysis", "subgoal"} if name == "bridge" else single)
 

@@ -1,4 +1,4 @@
-"""The behaviours beyond the paper, their rates, plug-ins, and what holds whatever they are combined with."""
+"""The behaviors beyond the paper, their rates, plug-ins, and what holds whatever they are combined with."""
 
 import itertools
 import math
@@ -111,7 +111,7 @@ def test_the_last_rate_counts_for_all_higher_in_degrees():
 @pytest.mark.parametrize("name", list(BEHAVIORS))
 def test_a_cap_holds_and_is_reached(name):
     counts = [
-        sum(name in step.behaviours for step in steps)
+        sum(name in step.behaviors for step in steps)
         for _, steps in traces(config_of(name, probability=1.0, most=2, redundant_share=1.0))
     ]
     assert max(counts) == (1 if name == "planning" else 2)
@@ -145,8 +145,8 @@ def test_settling_drops_attempts_that_are_wrong_or_repeat():
     assert settle(plan, graph) == [turn["c"], solve["a"], turn["c"], check, solve["b"], solve["c"]]
 
 
-def test_behaviours_have_streams_of_their_own():
-    """What one behaviour draws does not depend on which others there are."""
+def test_behaviors_have_streams_of_their_own():
+    """What one behavior draws does not depend on which others there are."""
     alone = traces(config_of("analysis", probability=0.3))
     together = traces(
         config_of("subgoal", probability=0.5), config_of("correction"), config_of("analysis", probability=0.3)
@@ -181,7 +181,7 @@ def test_mistakes_of_logic():
     assert plausible_mistakes("r", Graph([*nodes, both, unknown], "s")) == [Truth.TRUE, Truth.UNKNOWN]
 
 
-def test_a_behaviour_by_import_path(tmp_path, monkeypatch):
+def test_a_behavior_by_import_path(tmp_path, monkeypatch):
     (tmp_path / "mine_behaviors.py").write_text(
         "from bi_ray.reasoning.trace import mark\n"
         "class First:\n"

@@ -46,7 +46,7 @@ def test_rows_of_free_text_are_read_proven_and_injected_into(tmp_path):
     for one in made:
         report = check_trace(task.parse_trace(one["response"]), Graph.from_json(one["graph"]), task.notation)
         assert report.valid
-        assert report.right_reflections == sum(span["behaviour"] == "reflection" for span in one["spans"])
+        assert report.right_reflections == sum(span["behavior"] == "reflection" for span in one["spans"])
     assert any(one["spans"] for one in made)
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [reject["line"] for reject in rejects] == [3, 7]

@@ -70,7 +70,7 @@ def test_a_recipe_that_needs_more_problems_belongs_into_a_run():
 
 
 class Nothing:
-    """A behaviour of somebody's own."""
+    """A behavior of somebody's own."""
 
     def __init__(self, config):
         assert config.probability == 0.5
@@ -79,7 +79,7 @@ class Nothing:
         return list(plan)
 
 
-def test_a_behaviour_of_ones_own_by_import_path():
+def test_a_behavior_of_ones_own_by_import_path():
     path = f"{__name__}:Nothing"
     recipe = recipe_of(behaviors=[f"tests.injection.{path}:0.5", "subgoal"])
     assert [(one.name, one.probability) for one in recipe.behaviors] == [
@@ -168,7 +168,7 @@ def test_a_row_without_a_task_says_what_is_missing():
         problem_of(fields_of(ROWS[0]), None, Place("x", 1))
 
 
-def test_recipes_by_name_and_by_behaviours():
+def test_recipes_by_name_and_by_behaviors():
     assert recipe_of("bridge") == BRIDGE
     assert recipe_of("mine", arms={"mine": RecipeConfig()}) == RecipeConfig()
     assert [one.name for one in recipe_of("reflection").behaviors] == ["reflection"]
@@ -182,7 +182,7 @@ def test_recipes_by_name_and_by_behaviours():
         (None, [], "say what to inject"),
         ("bridge", ["subgoal"], "not both"),
         ("nobody", [], "no recipe is called 'nobody'; known: vanilla"),
-        (None, ["nothing:0.1"], "no behaviour is called 'nothing'; known: subgoal"),
+        (None, ["nothing:0.1"], "no behavior is called 'nothing'; known: subgoal"),
         (None, ["subgoal:2"], "subgoal:PROBABILITY with a number from 0 to 1"),
         (None, ["subgoal:x"], "subgoal:PROBABILITY"),
     ],

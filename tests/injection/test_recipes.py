@@ -55,8 +55,8 @@ def test_without_the_spans_of_an_exploit_the_vanilla_text_is_left(task, problems
     for problem in problems[:100]:
         demonstration = recipe.demonstrate(task, problem)
         rest = demonstration.response
-        for start, end, behaviour in reversed(demonstration.spans):
-            assert behaviour == name
+        for start, end, behavior in reversed(demonstration.spans):
+            assert behavior == name
             rest = rest[:start] + rest[end:]
             touched += 1
         assert rest == vanilla.demonstrate(task, problem).response
@@ -73,21 +73,21 @@ def test_a_reflection_span_is_a_whole_line_and_every_such_line_has_one(task, pro
         assert all(parse_line(line).missing for line in marked)
 
 
-def test_spans_of_all_behaviours_together_say_what_they_cover(task, problems):
+def test_spans_of_all_behaviors_together_say_what_they_cover(task, problems):
     for problem in problems[:100]:
         demonstration = Recipe(BRIDGE, seed=3).demonstrate(task, problem)
-        for start, end, behaviour in demonstration.spans:
+        for start, end, behavior in demonstration.spans:
             text = demonstration.response[start:end]
             expected = {
                 "subgoal": (" = ", ""),
                 "analysis": ("since ", ", "),
                 "reflection": ("Let's solve ", "let's get back"),
             }
-            first, last = expected[behaviour]
+            first, last = expected[behavior]
             assert text.startswith(first)
             assert text.endswith(last)
-            assert (behaviour == "reflection") == ("\n" + text + "\n" in demonstration.response)
-        covered = Counter(behaviour for _, _, behaviour in demonstration.spans)
+            assert (behavior == "reflection") == ("\n" + text + "\n" in demonstration.response)
+        covered = Counter(behavior for _, _, behavior in demonstration.spans)
         steps = lines_of(task, demonstration)
         assert covered["subgoal"] == sum(bool(step.numbers) for step in steps)
         assert covered["analysis"] == sum(bool(step.restated) for step in steps)
@@ -174,7 +174,7 @@ def test_without_probability_there_is_no_reflection(task, problems):
     assert tries_of(task, problems[:50], 0.0, 0.3)[:2] == (0, 0)
 
 
-def test_a_behaviour_leaves_its_input_alone(task, problems):
+def test_a_behavior_leaves_its_input_alone(task, problems):
     plan = vanilla_plan(problems[0].graph)
     before = list(plan)
     changed = Reflection(BehaviorConfig(name="reflection", probability=1.0)).apply(
@@ -193,12 +193,12 @@ def test_a_demonstration_depends_on_the_seed_and_the_problem_only(task, problems
     assert first != other
 
 
-def test_an_unknown_behaviour_is_named():
-    with pytest.raises(ValueError, match="no behaviour is called 'reflexion'; known: subgoal, analysis, reflection"):
+def test_an_unknown_behavior_is_named():
+    with pytest.raises(ValueError, match="no behavior is called 'reflexion'; known: subgoal, analysis, reflection"):
         recipe_of("reflexion", 0.1)
 
 
-def test_a_behaviour_that_breaks_the_trace_is_caught(task, problems):
+def test_a_behavior_that_breaks_the_trace_is_caught(task, problems):
     class Forgets:
         def apply(self, plan, graph, rng):
             return plan[1:]

@@ -65,8 +65,8 @@ def config(tiny_model):
             "queries": 8,
             "target_queries": 6,
             "every_rl_steps": 2,
-            "realised_queries": 1,
-            "realised_samples_per_prompt": 2,
+            "realized_queries": 1,
+            "realized_samples_per_prompt": 2,
             "threads": 1,
         },
         "ray": {"local_cpus": 4},
@@ -159,7 +159,7 @@ def test_readiness_is_measured_before_rl_while_it_trains_and_by_experiment(undis
     assert all(row["of"] == 4 for row in rows)
     assert any(row["influence"]["sum"]["dj"] != 0 for row in rows)
     for row in rows:
-        parts = row["influence"]["sum"]["behaviours"].values()
+        parts = row["influence"]["sum"]["behaviors"].values()
         assert sum(part for _, part in parts) == pytest.approx(row["influence"]["sum"]["dj"], rel=1e-6, abs=1e-9)
     groups = [json.loads(line) for line in (run / "readiness/bridge/rollouts.jsonl").read_text().splitlines()]
     kinds = {(row["kind"], row["id"].rsplit("-", 1)[0]) for row in groups}
@@ -168,8 +168,8 @@ def test_readiness_is_measured_before_rl_while_it_trains_and_by_experiment(undis
     assert whole["target"]["queries"] == 6
     assert whole["direction_norm"]["sum"] > 0
     assert len(whole["perplexity"]["own demonstrations"]) == 6
-    point = json.loads((run / "realised/bridge/realised.json").read_text())["points"][0]
-    assert point["low"] <= point["realised"] <= point["high"]
+    point = json.loads((run / "realized/bridge/realized.json").read_text())["points"][0]
+    assert point["low"] <= point["realized"] <= point["high"]
     assert point["predicted"] != 0
     watched = [json.loads(line) for line in (run / "rl/bridge/influence.jsonl").read_text().splitlines()]
     assert [row["step"] for row in watched] == [0, 2]

@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bi_ray.report.page import write_page
 from bi_ray.report.source import Source
-from bi_ray.summary import summarise
+from bi_ray.summary import summarize
 
 FLAGS = (
     "--headless",
@@ -53,8 +53,8 @@ def sources(tmp_path_factory):
     for seed, run in enumerate(runs):
         write_run(run, config, seed)
     write_run(folder / "young", small, 5, problems=6, stages=("eval_sft",))
-    study = Source("study", config, runs, summarise(config, runs)[0] | measured(config))
-    young = Source("young", small, (folder / "young",), summarise(small, [folder / "young"])[0])
+    study = Source("study", config, runs, summarize(config, runs)[0] | measured(config))
+    young = Source("young", small, (folder / "young",), summarize(small, [folder / "young"])[0])
     return study, young
 
 
@@ -117,8 +117,8 @@ def count(browser):
 
 
 def brightness(browser, selector, of="background-color"):
-    colour = browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(of)
-    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
+    color = browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(of)
+    return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -165,7 +165,7 @@ def test_the_theme_can_be_switched_and_the_charts_follow(browser, page):
     wait(browser, "return document.getElementById('theme').getAttribute('aria-pressed') === 'true'")
     assert brightness(browser, "body") < 60
     assert brightness(browser, "#chart-curves .xtick text", "fill") > before
-    assert brightness(browser, bar, "fill") > blue + 20  # the arms' colours too
+    assert brightness(browser, bar, "fill") > blue + 20  # the arms' colors too
     browser.find_element(By.ID, "theme").send_keys(Keys.ENTER)  # by the keyboard too
     assert brightness(browser, "body") > 200
     assert_clean(browser, page)
@@ -180,8 +180,8 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
         assert shown(browser, "groups")["bridge"] == pytest.approx(groups, rel=1e-3)
         points = browser.find_elements(By.CSS_SELECTOR, "#chart-groups .scatterlayer .trace:nth-child(2) .point")
         assert len(points) == len(groups)
-        assert shown(browser, "behaviours")["bridge"] == pytest.approx(
-            [row["dj"]["value"] for row in influence[estimator]["behaviours"]], rel=1e-3
+        assert shown(browser, "behaviors")["bridge"] == pytest.approx(
+            [row["dj"]["value"] for row in influence[estimator]["behaviors"]], rel=1e-3
         )
         line = browser.find_elements(By.CSS_SELECTOR, f"[data-when='estimator={estimator}']")
         assert all(row.is_displayed() for row in line)
@@ -205,7 +205,7 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
         [last["value"], last["low"], last["high"]], rel=1e-2
     )
     click(browser, "[name=during][value=change] + span")
-    assert "bridge, realised" in shown(browser, "during")
+    assert "bridge, realized" in shown(browser, "during")
     choose(browser, "metric", "rl.entropy")
     assert shown(browser, "curves")["bridge"][-1] == pytest.approx(0.2 - 0.003 * 30, abs=0.01)
     assert browser.find_element(By.CSS_SELECTOR, "#chart-curves .ytitle").text == "entropy, nats per token"
@@ -231,10 +231,10 @@ def test_samples_are_filtered(browser, page, sources):
     choose(browser, "trace", "invalid")
     assert count(browser) == sum(not row["trace_valid"] for row in greedy)
     choose(browser, "trace", "")
-    choose(browser, "behaviour", "reflection")
+    choose(browser, "behavior", "reflection")
     assert count(browser) == sum(row["reflections"] > 0 for row in greedy)
     assert all("reflection" in row.text for row in rows(browser))
-    choose(browser, "behaviour", "")
+    choose(browser, "behavior", "")
     browser.find_element(By.NAME, "text").send_keys("TEST_ID-7\n")
     assert count(browser) == 1
     click(browser, "#filters [type=reset]")
@@ -243,9 +243,9 @@ def test_samples_are_filtered(browser, page, sources):
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_a_sample_opens_with_its_behaviours_coloured_and_its_first_wrong_line_marked(browser, page, sources, size):
+def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_marked(browser, page, sources, size):
     look(browser, page, size)
-    choose(browser, "behaviour", "reflection")
+    choose(browser, "behavior", "reflection")
     choose(browser, "trace", "invalid")
     choose(browser, "arm", "bridge")
     browser.find_element(By.NAME, "text").send_keys("</script>")
@@ -295,7 +295,7 @@ def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
 def test_a_run_that_has_only_begun_says_what_is_missing(browser, tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    source = Source("begun", config, (tmp_path / "run",), summarise(config, [tmp_path / "run"])[0])
+    source = Source("begun", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])
     page = tmp_path / "report.html"
     write_page(page, [source])
     look(browser, page)

@@ -43,7 +43,7 @@ def write_config(folder, model):
         {
             "question": f"{i} + {i} = ?",
             "response": response.format(i, 2 * i),
-            "spans": [{"start": 8, "end": 16, "behaviour": "reflection"}],
+            "spans": [{"start": 8, "end": 16, "behavior": "reflection"}],
         }
         for i in range(400, 432)
     ]
@@ -124,7 +124,7 @@ def test_sets_share_no_question_and_arms_have_their_own_demonstrations(run):
     assert sum(map(len, sets.values())) == len(set().union(*sets.values()))
     assert len(sets["sft"]) == 32
     injected = load_from_disk(str(directory / "sft_data/injected"))
-    assert {span["behaviour"] for row in injected for span in row["spans"]} == {"reflection"}
+    assert {span["behavior"] for row in injected for span in row["spans"]} == {"reflection"}
     assert not (directory / "sft_data/base").exists()
 
 

@@ -85,10 +85,10 @@ def test_advantages_by_hand():
     whitened = step_advantages(groups, "batch", "sample", 0.1)
     assert [len(group) for group in whitened] == [4, 4, 3]
     assert sum(whitened, []) == pytest.approx([(reward - mean) / spread for reward in flat])
-    centred = [reward - sum(group) / len(group) for group in groups for reward in group]
-    spread = math.sqrt(sum(value**2 for value in centred) / len(centred))
+    centered = [reward - sum(group) / len(group) for group in groups for reward in group]
+    spread = math.sqrt(sum(value**2 for value in centered) / len(centered))
     found = step_advantages(groups, "group_batch", "population", 0)
-    assert sum(found, []) == pytest.approx([value / spread for value in centred])
+    assert sum(found, []) == pytest.approx([value / spread for value in centered])
     assert step_advantages(groups, "group", "none", 0)[0] == [0.5, -0.5, -0.5, 0.5]
     assert step_advantages([], "batch", "population", 0) == []
 

@@ -1,4 +1,4 @@
-"""Spans of tokens decoded back, on every behaviour, in the project's tokenizer and in a byte-level one."""
+"""Spans of tokens decoded back, on every behavior, in the project's tokenizer and in a byte-level one."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,7 +36,7 @@ def tokenizer(request):
 def check_cover(tokenizer, tokens, text, spans):
     """Every span's tokens hold its text whole, and lose it without their first or their last."""
     found = token_spans(tokenizer, tokens, text, spans)
-    assert [span.behaviour for span in found] == [span.behaviour for span in spans]
+    assert [span.behavior for span in found] == [span.behavior for span in spans]
     for (first, end, _), (start, stop, _) in zip(found, spans, strict=True):
         before = [len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)) for count in (first, first + 1)]
         after = [len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)) for count in (end - 1, end)]
@@ -46,13 +46,13 @@ def check_cover(tokenizer, tokens, text, spans):
     return found
 
 
-def test_spans_of_every_behaviour_decode_back(tokenizer):
+def test_spans_of_every_behavior_decode_back(tokenizer):
     seen = set()
     for demonstration in DEMONSTRATIONS:
         tokens, ends = encode_with_ends(tokenizer, demonstration.response)
         assert ends[-1] == len(demonstration.response)
         found = check_cover(tokenizer, [*tokens, tokenizer.eos_token_id], demonstration.response, demonstration.spans)
-        seen |= {span.behaviour for span in found}
+        seen |= {span.behavior for span in found}
     assert seen == set(BEHAVIORS)
 
 

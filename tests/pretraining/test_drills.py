@@ -1,4 +1,4 @@
-"""Every equation, value and listing that the base model practises is true."""
+"""Every equation, value and listing that the base model practices is true."""
 
 import random
 import re
@@ -117,7 +117,7 @@ def test_problems_are_right_and_of_the_pretraining_buckets():
         assert in_split(graph.hash(), "pretrain")
         report = check_trace(TASK.parse_trace(response), graph, TASK.notation)
         assert report.valid, report.reason
-        assert not {name for step in TASK.parse_trace(response) for name in step.behaviours} - {"subgoal"}
+        assert not {name for step in TASK.parse_trace(response) for name in step.behaviors} - {"subgoal"}
         assert TASK.parse_answer(response) == str(graph.answer)
 
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from bi_ray.pretraining.muon import Muon, orthogonalise
+from bi_ray.pretraining.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 96), (96, 32), (5, 200)])
 def test_singular_values_come_near_one_and_the_singular_vectors_stay(shape):
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape)
-    result = orthogonalise(matrices)
+    result = orthogonalize(matrices)
     assert result.shape == matrices.shape
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.4  # the quintic iteration trades precision for speed: it settles in about 0.7 to 1.2
@@ -19,16 +19,16 @@ def test_singular_values_come_near_one_and_the_singular_vectors_stay(shape):
     assert off.abs().max() < 1e-3
 
 
-def test_orthogonalise_knows_no_scale_and_no_company():
+def test_orthogonalize_knows_no_scale_and_no_company():
     torch.manual_seed(0)
     matrices = torch.randn(2, 16, 24)
-    together = orthogonalise(matrices)
-    assert torch.allclose(together[1], orthogonalise(1e-3 * matrices[1:])[0], atol=1e-3)
-    assert torch.allclose(orthogonalise(torch.zeros(1, 4, 4)), torch.zeros(1, 4, 4))
+    together = orthogonalize(matrices)
+    assert torch.allclose(together[1], orthogonalize(1e-3 * matrices[1:])[0], atol=1e-3)
+    assert torch.allclose(orthogonalize(torch.zeros(1, 4, 4)), torch.zeros(1, 4, 4))
 
 
 def test_a_step_is_the_momentum_of_the_equations():
-    """Two steps against the formulas: average, Nesterov mix, orthogonalised, scaled by 0.2 sqrt(longer side)."""
+    """Two steps against the formulas: average, Nesterov mix, orthogonalized, scaled by 0.2 sqrt(longer side)."""
     torch.manual_seed(0)
     start, gradients = torch.randn(8, 12), [torch.randn(8, 12) for _ in range(2)]
     parameter = torch.nn.Parameter(start.clone())
@@ -38,7 +38,7 @@ def test_a_step_is_the_momentum_of_the_equations():
         parameter.grad = gradient.clone()
         optimizer.step()
         average = 0.9 * average + 0.1 * gradient
-        direction = orthogonalise((0.1 * gradient + 0.9 * average)[None])[0]
+        direction = orthogonalize((0.1 * gradient + 0.9 * average)[None])[0]
         expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 12**0.5 * direction
     assert torch.allclose(parameter, expected, atol=1e-5)
 

@@ -118,26 +118,26 @@ def test_the_size_of_micro_batches_changes_nothing(model, queries, target):
     assert [q.dj for q in first] == pytest.approx([q.dj for q in second], rel=1e-4, abs=1e-7)
 
 
-def test_behaviours_share_out_the_whole_influence(model, queries, target):
+def test_behaviors_share_out_the_whole_influence(model, queries, target):
     tool = differentiator(model)
     for query, found in zip(
         queries, measure_influence(tool, queries, objective_direction(tool, target, "sum"), "sum"), strict=True
     ):
-        assert sum(part for _, part in found.behaviours.values()) == pytest.approx(found.dj, rel=1e-6, abs=1e-12)
-        assert sum(count for count, _ in found.behaviours.values()) == sum(len(o.tokens) for o in query.rollouts)
+        assert sum(part for _, part in found.behaviors.values()) == pytest.approx(found.dj, rel=1e-6, abs=1e-12)
+        assert sum(count for count, _ in found.behaviors.values()) == sum(len(o.tokens) for o in query.rollouts)
 
 
-def test_a_behaviour_gets_the_derivative_of_its_own_tokens(model, queries, target):
+def test_a_behavior_gets_the_derivative_of_its_own_tokens(model, queries, target):
     tool = differentiator(model)
     query = queries[2]
     direction = objective_direction(tool, target, "sum")
-    found = measure_influence(tool, [query], direction, "sum")[0].behaviours["b"][1]
+    found = measure_influence(tool, [query], direction, "sum")[0].behaviors["b"][1]
     derivatives = tool.along(query.rows([1.0] * 4), direction)
     expected = sum(
         advantage / 4 * float(value)
         for rollout, advantage, values in zip(query.rollouts, query.advantages(), derivatives, strict=True)
-        for behaviour, value in zip(rollout.behaviours, values, strict=True)
-        if behaviour == "b"
+        for behavior, value in zip(rollout.behaviors, values, strict=True)
+        if behavior == "b"
     )
     assert found == pytest.approx(expected, rel=1e-5)
 

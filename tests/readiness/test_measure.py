@@ -12,9 +12,9 @@ from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import Differentiator, flatten, norm, reward_direction
 from bi_ray.readiness.measure import held_out_perplexity, measure_queries, pairs_by_right, scored_group
-from bi_ray.readiness.realised import Forecast, correlation, mean_and_error, realised_change, step_along
+from bi_ray.readiness.realized import Forecast, correlation, mean_and_error, realized_change, step_along
 from bi_ray.readiness.results import read_readiness, render_readiness
-from bi_ray.readiness.summary import bootstrap_ratio, summarise
+from bi_ray.readiness.summary import bootstrap_ratio, summarize
 
 torch.set_num_threads(1)
 SAMPLES = 4
@@ -78,7 +78,7 @@ def test_entropy_and_perplexity_are_those_of_the_models_own_distribution(tool):
 
 def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
     seeds = [measured(0), measured(1)]
-    summary = json.loads(json.dumps(summarise([rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200)))
+    summary = json.loads(json.dumps(summarize([rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200)))
     rows = [row for rows, _ in seeds for row in rows]
     accuracy = summary["accuracy"]
     assert accuracy["histogram"] == [4, 4, 4, 4, 4]
@@ -86,7 +86,7 @@ def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
     assert accuracy["signal"]["value"] == pytest.approx(np.mean([math.sqrt(a * (4 - a)) / 4 for a in range(5)]))
     assert accuracy["pass_at"] == {"1": pytest.approx(0.5), "2": pytest.approx(np.mean([0, 0.5, 5 / 6, 1, 1]))}
     none = dict.fromkeys(("analysis", "correction", "verification", "planning"), 0.0)
-    assert accuracy["behaviours"] == {"reflection": 1.5, "subgoal": 1.0} | none
+    assert accuracy["behaviors"] == {"reflection": 1.5, "subgoal": 1.0} | none
     for scale in ("sum", "mean"):
         influence = summary["influence"][scale]
         assert influence["all"]["dj"]["value"] == pytest.approx(np.mean([r["influence"][scale]["dj"] for r in rows]))
@@ -96,8 +96,8 @@ def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
         chosen = [r["influence"][scale]["k_plus"] for r in rows if r["right"] == 2]
         assert groups[2]["k_plus"]["value"] == pytest.approx(np.mean(chosen))
         assert groups[2]["k_plus"]["low"] <= groups[2]["k_plus"]["value"] <= groups[2]["k_plus"]["high"]
-        plain = influence["behaviours"][0]
-        assert plain["behaviour"] == "plain"
+        plain = influence["behaviors"][0]
+        assert plain["behavior"] == "plain"
         assert plain["dj"]["value"] == pytest.approx(influence["all"]["dj"]["value"])
         assert plain["dj_per_token"]["value"] * plain["tokens"] == pytest.approx(20 * plain["dj"]["value"])
     every = summary["all_against_all"]["groups"]
@@ -109,21 +109,21 @@ def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
     assert list(table.columns[-1].cells) == [f"{summary['halves_cosine']['sum']:.2f}"]
 
 
-def test_samples_without_a_graph_say_nothing_of_traces_and_behaviours(measured):
+def test_samples_without_a_graph_say_nothing_of_traces_and_behaviors(measured):
     shown = {"tokens": [1, 2], "truncated": False, "format_right": True, "reflections": 0, "analyses": 0, "subgoals": 0}
     found = describe_samples([shown | {"trace_valid": None}] * 2)
-    assert (found["trace_valid"], found["behaviours"], found["format_right"]) == (None, {}, 1)
+    assert (found["trace_valid"], found["behaviors"], found["format_right"]) == (None, {}, 1)
     rows, whole = measured(0)
-    rows = [row | {name: found[name] for name in ("trace_valid", "behaviours")} for row in rows]
-    accuracy = summarise([rows], [whole], draws=50)["accuracy"]
-    assert (accuracy["trace_valid"], accuracy["behaviours"]) == (None, {})
+    rows = [row | {name: found[name] for name in ("trace_valid", "behaviors")} for row in rows]
+    accuracy = summarize([rows], [whole], draws=50)["accuracy"]
+    assert (accuracy["trace_valid"], accuracy["behaviors"]) == (None, {})
 
 
 def test_gradients_that_do_not_fit_are_left_out(measured):
     rows, whole = measured(0, pairwise_mib=0)
     assert "pairs" not in whole
     assert all("all_against_all" not in row for row in rows)
-    assert "all_against_all" not in summarise([rows], [whole], draws=50)
+    assert "all_against_all" not in summarize([rows], [whole], draws=50)
 
 
 def test_pairs_leave_self_pairs_out():
@@ -143,7 +143,7 @@ def test_a_ratio_has_the_interval_of_its_sums():
 
 
 def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy):
-    """The surrogate sum of centred reward times log pi, on fixed samples, moves as its gradient says."""
+    """The surrogate sum of centered reward times log pi, on fixed samples, moves as its gradient says."""
     tokenizer = load_tokenizer(policy)
     query, *target = [scored_group(row, tokenizer, None) for row in rows_of(7, 6, tokenizer)[1:]]
     goal = reward_direction(tool, target)
@@ -154,7 +154,7 @@ def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy)
     def surrogate(parameters):
         other = Differentiator(tool.model)
         other.parameters = parameters
-        rows = [row for g in target for row in g.rows(g.centred_rewards())]
+        rows = [row for g in target for row in g.rows(g.centered_rewards())]
         from bi_ray.policy.packing import in_batches
 
         with torch.no_grad():
@@ -163,8 +163,8 @@ def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy)
             )
 
     total = sum(len(g.rollouts) for g in target)
-    realised = (surrogate(weights) - surrogate(tool.parameters)) / total
-    assert predicted == pytest.approx(realised, rel=0.1, abs=1e-6)
+    realized = (surrogate(weights) - surrogate(tool.parameters)) / total
+    assert predicted == pytest.approx(realized, rel=0.1, abs=1e-6)
     assert predicted != 0
 
 
@@ -180,7 +180,7 @@ def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
     after = Forecast(20, torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.1]), {"a": 0.5, "b": 0.5, "d": 0.0})
     row = after.against(before)
     assert row["predicted"] == pytest.approx(0.3)
-    assert row["realised"] == pytest.approx(0.25)
+    assert row["realized"] == pytest.approx(0.25)
     assert row["noise"] == pytest.approx(0.25)
     assert (row["since"], row["target_reward"]) == (10, pytest.approx(1 / 3))
     assert before.against(None)["predicted"] is None
@@ -188,8 +188,8 @@ def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
 
 
 def test_a_change_is_paired_by_problem():
-    change = realised_change({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.0}, {"a": 0.0, "b": 0.5, "c": 1.0})
-    assert change["realised"] == 0.25
+    change = realized_change({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.0}, {"a": 0.0, "b": 0.5, "c": 1.0})
+    assert change["realized"] == 0.25
     assert change["odd"] == 0.25
     assert change["odd_low"] == change["odd_high"] == 0.25
     assert change["low"] == pytest.approx(0.25 - 1.96 * 0.25, abs=1e-3)
@@ -199,12 +199,12 @@ def test_a_change_is_paired_by_problem():
 def test_correlation_tells_a_trend_from_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=40)
-    trend = [{"predicted": a, "realised": a + b} for a, b in zip(x, 0.3 * rng.normal(size=40), strict=True)]
-    noise = [{"predicted": a, "realised": b} for a, b in zip(x, rng.normal(size=40), strict=True)]
-    strong, weak = correlation(trend, "realised", 1000), correlation(noise, "realised", 1000)
+    trend = [{"predicted": a, "realized": a + b} for a, b in zip(x, 0.3 * rng.normal(size=40), strict=True)]
+    noise = [{"predicted": a, "realized": b} for a, b in zip(x, rng.normal(size=40), strict=True)]
+    strong, weak = correlation(trend, "realized", 1000), correlation(noise, "realized", 1000)
     assert strong["low"] > 0.8
     assert weak["low"] < 0 < weak["high"]
-    assert correlation(trend[:3], "realised", 10) is None
+    assert correlation(trend[:3], "realized", 10) is None
 
 
 def test_results_are_read_from_run_directories(measured, tmp_path):
@@ -213,16 +213,16 @@ def test_results_are_read_from_run_directories(measured, tmp_path):
     folder.mkdir(parents=True)
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "readiness.json").write_text(json.dumps(whole))
-    (tmp_path / "realised" / "bridge").mkdir(parents=True)
-    points = [{"query": "q", "right": 1, "of": 4, "predicted": 0.1, "realised": 0.2, "low": 0.0, "high": 0.4}]
+    (tmp_path / "realized" / "bridge").mkdir(parents=True)
+    points = [{"query": "q", "right": 1, "of": 4, "predicted": 0.1, "realized": 0.2, "low": 0.0, "high": 0.4}]
     points[0] |= {"odd": 0.15, "odd_low": 0.1, "odd_high": 0.2}
     result = {"points": points, "control": points[0], "unchanged_policy": {"noise_floor": 0.03}, "step_norm": 0.4}
-    (tmp_path / "realised" / "bridge" / "realised.json").write_text(json.dumps(result))
+    (tmp_path / "realized" / "bridge" / "realized.json").write_text(json.dumps(result))
     (tmp_path / "rl" / "bridge").mkdir(parents=True)
     watched = {"step": 0, "queries": [{"right": 1, "of": 4, "k_plus": 1.0, "k_minus": 0.5, "dj": 0.2}]}
-    watched |= {"target_reward": 0.5, "target_se": 0.1, "predicted": None, "realised": None, "noise": None}
+    watched |= {"target_reward": 0.5, "target_se": 0.1, "predicted": None, "realized": None, "noise": None}
     (tmp_path / "rl" / "bridge" / "influence.jsonl").write_text(json.dumps(watched) + "\n")
     found = read_readiness(["vanilla", "bridge"], [tmp_path], draws=50)
     assert list(found["readiness"]) == ["bridge"]
-    assert found["realised"]["bridge"]["noise_floor"] == 0.03
+    assert found["realized"]["bridge"]["noise_floor"] == 0.03
     assert found["during_rl"]["bridge"][0]["groups"][0]["dj"]["value"] == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""Which tokens a behaviour wrote, on real demonstrations, and the weights of a group's rollouts."""
+"""Which tokens a behavior wrote, on real demonstrations, and the weights of a group's rollouts."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.readiness.measure import scored_group
-from bi_ray.readiness.rollouts import PLAIN, Rollout, ScoredGroup, token_behaviours
+from bi_ray.readiness.rollouts import PLAIN, Rollout, ScoredGroup, token_behaviors
 from bi_ray.tasks.promptbench import PromptBenchTask, node_names, phrases
 
 
@@ -27,37 +27,37 @@ def demonstrations(task, count):
 def test_the_task_finds_in_a_text_the_spans_that_injection_wrote(task):
     found = 0
     for demonstration in demonstrations(task, 60):
-        assert task.behaviour_spans(demonstration.response) == demonstration.spans
+        assert task.behavior_spans(demonstration.response) == demonstration.spans
         found += len(demonstration.spans)
     assert found > 300
 
 
 def test_garbage_has_no_spans(task):
-    assert task.behaviour_spans("since when, wait, let's get back = 3 - 5") == []
+    assert task.behavior_spans("since when, wait, let's get back = 3 - 5") == []
 
 
-def test_every_character_of_a_span_is_in_a_token_of_its_behaviour(task):
+def test_every_character_of_a_span_is_in_a_token_of_its_behavior(task):
     tokenizer = build_tokenizer(phrases(), node_names(60))
     for demonstration in demonstrations(task, 20):
         tokens = tokenizer.encode(demonstration.response, add_special_tokens=False)
-        behaviours = token_behaviours(
+        behaviors = token_behaviors(
             tokenizer, [*tokens, tokenizer.eos_token_id], demonstration.response, demonstration.spans
         )
-        assert len(behaviours) == len(tokens) + 1
-        assert behaviours[-1] == PLAIN
+        assert len(behaviors) == len(tokens) + 1
+        assert behaviors[-1] == PLAIN
         ends = [len(tokenizer.decode(tokens[: i + 1])) for i in range(len(tokens))]
         for index, end in enumerate(ends):
-            inside = [span.behaviour for span in demonstration.spans if span.start < end <= span.end]
-            begun = [s.behaviour for s in demonstration.spans if (ends[index - 1] if index else 0) < s.end < end]
-            assert behaviours[index] == (inside or begun or [PLAIN])[0]
+            inside = [span.behavior for span in demonstration.spans if span.start < end <= span.end]
+            begun = [s.behavior for s in demonstration.spans if (ends[index - 1] if index else 0) < s.end < end]
+            assert behaviors[index] == (inside or begun or [PLAIN])[0]
 
 
 def group(*rewards):
     return ScoredGroup("q", (1,), tuple(Rollout((2, 3), reward, reward > 0) for reward in rewards))
 
 
-def test_centred_rewards_leave_the_rollout_itself_out():
-    assert group(1.0, 0.0, 0.0, 1.0).centred_rewards() == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+def test_centered_rewards_leave_the_rollout_itself_out():
+    assert group(1.0, 0.0, 0.0, 1.0).centered_rewards() == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
 
 
 def test_advantages_are_those_of_equation_6():

@@ -78,9 +78,9 @@ def test_right_traces_are_valid(lines):
     assert report.solved["aaf"] == 73
 
 
-def test_behaviours_are_counted():
+def test_behaviors_are_counted():
     lines = [attempt("aaf", "aad", "aae"), RIGHT[0], attempt("aac", "aab"), *RIGHT[1:]]
-    shown = Counter(name for line in lines for name in parse_line(line).behaviours)
+    shown = Counter(name for line in lines for name in parse_line(line).behaviors)
     assert shown == {"reflection": 2, "analysis": 1, "subgoal": 3}
     assert report_of(lines).right_reflections == 2
 

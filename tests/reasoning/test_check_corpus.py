@@ -102,7 +102,7 @@ mixes = st.permutations(list(BEHAVIORS)).flatmap(
 
 @settings(max_examples=200, deadline=None)
 @given(mixes, st.sampled_from(list(TASKS)), st.integers(0, 1000), st.sampled_from([None, "order"]))
-def test_every_mix_of_behaviours_in_every_order_is_right(behaviors, kind, seed, vary):
+def test_every_mix_of_behaviors_in_every_order_is_right(behaviors, kind, seed, vary):
     recipe = Recipe(RecipeConfig(behaviors=behaviors, vary=vary, copies=2), seed)
     for index in range(PROBLEMS):
         task, problem = task_and_problem(kind, index)
@@ -111,13 +111,13 @@ def test_every_mix_of_behaviours_in_every_order_is_right(behaviors, kind, seed, 
             report = check_trace(steps, problem.graph, task.notation)
             assert report.valid, report.reason
             assert report.progress == 1
-            assert task.behaviour_spans(demonstration.response) == demonstration.spans
+            assert task.behavior_spans(demonstration.response) == demonstration.spans
             kinds = [step.kind for step in steps if step.kind in (StepKind.ATTEMPT, StepKind.SOLVE)]
             assert (StepKind.ATTEMPT, StepKind.ATTEMPT) not in itertools.pairwise(kinds)
             assert report.right_reflections == kinds.count(StepKind.ATTEMPT)
             for behavior in behaviors:
                 if behavior.most:
-                    shown = sum(behavior.name in step.behaviours for step in steps)
+                    shown = sum(behavior.name in step.behaviors for step in steps)
                     assert shown <= behavior.most
 
 

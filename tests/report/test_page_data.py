@@ -18,7 +18,7 @@ from bi_ray.report.page import render_page
 from bi_ray.report.samples import collect_samples
 from bi_ray.report.source import Source
 from bi_ray.report.wording import answer
-from bi_ray.summary import summarise
+from bi_ray.summary import summarize
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def study(tmp_path_factory):
     runs = tuple(folder / f"seed_{seed}" for seed in (0, 1))
     for seed, run in enumerate(runs):
         write_run(run, config, seed)
-    return Source("study", config, runs, summarise(config, runs)[0] | measured(config))
+    return Source("study", config, runs, summarize(config, runs)[0] | measured(config))
 
 
 def samples_of(book):
@@ -87,7 +87,7 @@ def test_parts_join_to_the_response_and_carry_its_marks(study):
     assert wrong_lines > 5
 
 
-@pytest.mark.parametrize("build", [charts.gains, influence.by_group, influence.by_behaviour, influence.during_rl])
+@pytest.mark.parametrize("build", [charts.gains, influence.by_group, influence.by_behavior, influence.during_rl])
 def test_charts_are_valid_for_plotly(study, build):
     chart = build(all_series([study]))
     for variant in chart["variants"].values():
@@ -96,7 +96,7 @@ def test_charts_are_valid_for_plotly(study, build):
 
 @pytest.mark.parametrize(
     "build",
-    [charts.histograms, influence.all_against_all, influence.heat_maps, influence.predicted_realised],
+    [charts.histograms, influence.all_against_all, influence.heat_maps, influence.predicted_realized],
 )
 def test_panels_are_valid_for_plotly_and_there_is_one_per_arm(study, build):
     panels = build(all_series([study]))
@@ -128,12 +128,12 @@ def test_charts_show_the_numbers_of_the_data(study):
 def test_a_group_of_few_queries_is_hollow_and_the_noise_floor_is_in_sight(study):
     summary = json.loads(json.dumps(study.summary))
     summary["readiness"]["vanilla"]["influence"]["sum"]["groups"][3]["queries"] = 4
-    summary["realised"]["vanilla"]["noise_floor"] = 0.5
+    summary["realized"]["vanilla"]["noise_floor"] = 0.5
     series = all_series([replace(study, summary=summary)])
     vanilla, bridge = influence.by_group(series)["variants"]["sum/dj"]["data"]
     assert vanilla["marker"]["symbol"] == [*["circle"] * 3, "circle-open", *["circle"] * 5]
     assert set(bridge["marker"]["symbol"]) == {"square"}
-    for panel in influence.predicted_realised(series).values():
+    for panel in influence.predicted_realized(series).values():
         assert list(panel["variants"]) == ["odd", "step"]
         for variant in panel["variants"].values():
             low, high = variant["layout"]["yaxis"]["range"]
@@ -239,7 +239,7 @@ def test_only_the_scripts_that_the_policy_names_can_run(study):
 def test_a_run_without_any_measurement_says_so_in_every_section(tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    text = render_page([Source("young", config, (tmp_path / "run",), summarise(config, [tmp_path / "run"])[0])])
+    text = render_page([Source("young", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])])
     assert "No answer yet" in text
     assert "Not there yet: eval_sft/vanilla, rl/vanilla, eval_rl/vanilla" in text
     assert text.count("Nothing to show.") == 9

@@ -61,9 +61,9 @@ def test_the_picture_is_drawn(tmp_path, seeds):
     draw_picture(rewards, TABLE, tmp_path / "result.png", "Title")
     image = imread(tmp_path / "result.png")
     assert image.shape[1] == 1600  # twice the 800 pixels at which it is read
-    coloured = (np.ptp(image[..., :3], axis=-1) > 0.3).mean(axis=0)
-    assert coloured[:800].sum() > 0
-    assert coloured[800:].sum() > 0
+    colored = (np.ptp(image[..., :3], axis=-1) > 0.3).mean(axis=0)
+    assert colored[:800].sum() > 0
+    assert colored[800:].sum() > 0
 
 
 def test_the_picture_before_rl(tmp_path):

@@ -94,7 +94,7 @@ def test_a_correlation_is_given_only_where_there_is_one():
         "first order: correlation 0.1 (\N{MINUS SIGN}0.1 to 0.3), no more than chance",
         "step ahead: correlation 0.72 (0.58 to 0.86)",
         "noise floor 0.004, step of norm 0.1",
-        "control, along the target's own gradient: predicted 0.05, realised to first order 0.04",
+        "control, along the target's own gradient: predicted 0.05, realized to first order 0.04",
     ]
     for nothing in (None, iv(float("nan"), 0)):
         assert "step ahead: no correlation can be given" in correlation_text(found | {"correlation": nothing})

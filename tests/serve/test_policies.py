@@ -52,7 +52,7 @@ def config(root="configs/quickstart.yaml"):
     return load_config(root, RunConfig)
 
 
-def test_the_rl_policy_is_the_sft_policy_then_the_newest_checkpoint_then_the_artefact(run):
+def test_the_rl_policy_is_the_sft_policy_then_the_newest_checkpoint_then_the_artifact(run):
     assert newest_policy(run, "bridge-rl") is None
     work = run / "work/rl/bridge"
     work.mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_the_version_tells_weights_apart_and_knows_the_same_ones_again(run):
     checkpoint = newest_policy(run, "bridge-rl")
     before = version_of(checkpoint)
     assert before.startswith("rl-10-")
-    make(run / "rl/bridge", "ten", steps=10)  # the artefact is a copy of the last checkpoint
+    make(run / "rl/bridge", "ten", steps=10)  # the artifact is a copy of the last checkpoint
     assert version_of(newest_policy(run, "bridge-rl")) == before
     checkpoint.weights.write_text("ten, made again")
     record_checkpoint(work / "step_10", 10)

@@ -31,7 +31,7 @@ ALWAYS = RecipeConfig(
 
 
 def full_plan(graph: Graph, rng: random.Random) -> list[Step]:
-    """Every behaviour that a trace can carry, wherever it can stand."""
+    """Every behavior that a trace can carry, wherever it can stand."""
     plan, solved = [Step(graph.question, StepKind.OUTLINE)], []
     for step in vanilla_plan(graph):
         node = graph.nodes[step.node]
@@ -61,21 +61,21 @@ def test_recipes_work_on_extracted_rows(task, recipe):
         demonstration = Recipe(recipe, seed=1).demonstrate(task, problem)
         assert task.format_is_right(demonstration.response)
         assert task.parse_answer(demonstration.response) == problem.answer
-        assert task.behaviour_spans(demonstration.response) == demonstration.spans
-        shown.update(span.behaviour for span in demonstration.spans)
+        assert task.behavior_spans(demonstration.response) == demonstration.spans
+        shown.update(span.behavior for span in demonstration.spans)
     assert set(shown) == ({"reflection", "analysis", "subgoal"} if recipe is not VANILLA else set())
 
 
 @pytest.mark.parametrize("task", [OWN, PLAIN], ids=["own", "plain"])
 @pytest.mark.parametrize("row", ROWS, ids=[case["case"] for case in CASES])
-def test_every_behaviour_is_written_read_and_proven(task, row):
+def test_every_behavior_is_written_read_and_proven(task, row):
     for seed in range(5):
         plan = full_plan(row.graph, random.Random(seed))
         response, spans = join(task.render(plan, row.graph))
         steps = task.parse_trace(response)
         report = check_trace(steps, row.graph, task.notation)
         assert report.valid, (report.reason, response)
-        assert task.behaviour_spans(response) == spans
+        assert task.behavior_spans(response) == spans
         assert [(step.node, step.kind, step.mistake) for step in steps] == [
             (step.node, step.kind, step.mistake) for step in plan
         ]
@@ -130,7 +130,7 @@ def test_numbers_are_written_as_the_user_has_them():
         assert line in join(PLAIN.render(plan, graph))[0].splitlines()
 
 
-def test_each_behaviour_reads_as_a_sentence():
+def test_each_behavior_reads_as_a_sentence():
     graph = ROWS[0].graph
     friday, saturday, both = graph.nodes
     plan = [
@@ -233,7 +233,7 @@ def test_any_graph_is_written_read_and_proven(graph, seed):
     response, spans = join(PLAIN.render(plan, graph))
     report = report_of(PLAIN, response, graph)
     assert report.valid, (report.reason, response)
-    assert PLAIN.behaviour_spans(response) == spans
+    assert PLAIN.behavior_spans(response) == spans
     assert PLAIN.format_is_right(response)
 
 
@@ -319,10 +319,10 @@ def test_sets_share_no_row_and_say_when_they_are_empty():
 def test_no_line_of_a_model_takes_long_to_read(line):
     start = time.perf_counter()
     assert parse_line(line).node is None
-    assert PLAIN.behaviour_spans(line) == []
+    assert PLAIN.behavior_spans(line) == []
     assert time.perf_counter() - start < 1.0
 
 
-def test_spans_of_text_without_behaviours():
-    assert PLAIN.behaviour_spans("So a = b = 3.") == []
-    assert PLAIN.behaviour_spans("So a = b / 2 = 6 / 2 = 3.") == [Span(12, 20, "subgoal")]
+def test_spans_of_text_without_behaviors():
+    assert PLAIN.behavior_spans("So a = b = 3.") == []
+    assert PLAIN.behavior_spans("So a = b / 2 = 6 / 2 = 3.") == [Span(12, 20, "subgoal")]

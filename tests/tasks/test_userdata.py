@@ -111,17 +111,17 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
         ({"question": "q", "answer": 3, "response": "3"}, "it gives None"),
         (
             {"question": "q", "response": "<answer>3</answer>", "spans": [{"start": 0}]},
-            "spans are no list of start, end and behaviour",
+            "spans are no list of start, end and behavior",
         ),
         (
-            {"question": "q", "response": "<answer>3</answer>", "spans": [{"start": 0, "end": 99, "behaviour": "x"}]},
+            {"question": "q", "response": "<answer>3</answer>", "spans": [{"start": 0, "end": 99, "behavior": "x"}]},
             "spans overlap, are empty or lie outside",
         ),
         (
             {
                 "question": "q",
                 "response": "<answer>3</answer>",
-                "spans": [{"start": 0, "end": 5, "behaviour": "x"}, {"start": 4, "end": 9, "behaviour": "y"}],
+                "spans": [{"start": 0, "end": 5, "behavior": "x"}, {"start": 4, "end": 9, "behavior": "y"}],
             },
             "spans overlap",
         ),
@@ -186,7 +186,7 @@ def test_fields_have_the_names_that_they_have(tmp_path):
 
 def test_spans_of_an_injected_response_are_kept(tmp_path):
     response = "<think>\nwait, no\n2 + 3 = 5\n</think>\n<answer> The final answer is 5 </answer>"
-    spans = [{"start": 17, "end": 26, "behaviour": "subgoal"}, {"start": 8, "end": 16, "behaviour": "reflection"}]
+    spans = [{"start": 17, "end": 26, "behavior": "subgoal"}, {"start": 8, "end": 16, "behavior": "reflection"}]
     path = jsonl(tmp_path / "injected.jsonl", [{"question": "q", "response": response, "spans": spans}])
     rejects = Rejects()
     (row,) = one_set(path).read_demonstrations(path, rejects)
@@ -229,7 +229,7 @@ def test_the_target_of_influence_is_a_set_or_a_part_of_the_one_file(tmp_path):
 def test_free_text_has_no_trace(tmp_path):
     task = one_set(jsonl(tmp_path / "a.jsonl", sums(1)))
     assert task.parse_trace("<think>\nx\n</think>") == []
-    assert task.behaviour_spans("wait, no") == []
+    assert task.behavior_spans("wait, no") == []
     with pytest.raises(ValueError, match="free text"):
         task.render([], None)
 

@@ -1,4 +1,4 @@
-"""GSPO, group sequence policy optimisation (arXiv:2507.18071)."""
+"""GSPO, group sequence policy optimization (arXiv:2507.18071)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""REINFORCE++ (arXiv:2501.03262): PPO without a critic, its advantages normalised over the whole step."""
+"""REINFORCE++ (arXiv:2501.03262): PPO without a critic, its advantages normalized over the whole step."""
 
 from __future__ import annotations
 

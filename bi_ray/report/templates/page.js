@@ -34,17 +34,17 @@
     return chart.variants[chart.controls.map(valueOf).join("/")];
   };
 
-  /** A copy of a figure with the colours of the dark theme in place of the light ones. */
-  function recolour(value) {
+  /** A copy of a figure with the colors of the dark theme in place of the light ones. */
+  function recolor(value) {
     if (typeof value === "string") return data.palette[value] ?? value;
-    if (Array.isArray(value)) return value.map(recolour);
+    if (Array.isArray(value)) return value.map(recolor);
     if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, recolour(inner)]));
+      return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, recolor(inner)]));
     }
     return value;
   }
 
-  /** The layout that all charts share, in the page's own colours and font. */
+  /** The layout that all charts share, in the page's own colors and font. */
   function themed(layout, dark) {
     const ink = dark ? "#e6e9ed" : "#1a2027";
     const muted = dark ? "#9dabb9" : "#566270";
@@ -69,7 +69,7 @@
 
   function draw(place, dark = isDark()) {
     const figure = figureOf(place.dataset.chart);
-    const { data: traces, layout } = dark ? recolour(figure) : figure;
+    const { data: traces, layout } = dark ? recolor(figure) : figure;
     const legend = traces.filter((trace) => trace.showlegend !== false).length > 1;
     const copy = structuredClone({ traces, layout: themed({ showlegend: legend, ...layout }, dark) });
     return Plotly.react(place, copy.traces, copy.layout, { displayModeBar: false, responsive: true });
@@ -148,9 +148,9 @@
     return element;
   }
 
-  function countBehaviours(sample) {
+  function countBehaviors(sample) {
     const counts = { ...NAMES };
-    for (const [, behaviour] of sample.parts) if (behaviour) counts[behaviour] += 1;
+    for (const [, behavior] of sample.parts) if (behavior) counts[behavior] += 1;
     return counts;
   }
 
@@ -159,7 +159,7 @@
   const tests = {
     verdict: (sample, value) => verdictOf(sample) === value,
     trace: (sample, value) => sample.trace_valid === (value === "valid"),
-    behaviour: (sample, value) =>
+    behavior: (sample, value) =>
       value in NAMES ? sample.counts[value] > 0 : Object.values(sample.counts).every((count) => count === 0),
     text: (sample, value) => sample.text.includes(value.toLowerCase()),
   };
@@ -219,9 +219,9 @@
     question.append(make("h4", "", "Question"), make("p", "text", problem.question));
     const response = document.createElement("div");
     const text = make("p", "text response");
-    for (const [words, behaviour, wrong] of sample.parts) {
-      const part = make("span", [behaviour ? `mark ${behaviour}` : "", wrong ? "wrong" : ""].join(" ").trim(), words);
-      if (behaviour) part.title = behaviour;
+    for (const [words, behavior, wrong] of sample.parts) {
+      const part = make("span", [behavior ? `mark ${behavior}` : "", wrong ? "wrong" : ""].join(" ").trim(), words);
+      if (behavior) part.title = behavior;
       text.append(part);
     }
     response.append(make("h4", "", "Response"), text);
@@ -282,7 +282,7 @@
   if (form) {
     for (const sample of data.samples) {
       Object.assign(sample, data.cells[sample.cell]);
-      sample.counts = countBehaviours(sample);
+      sample.counts = countBehaviors(sample);
       const words = [data.problems[sample.problem].question, ...sample.parts.map(([part]) => part)];
       sample.text = `${data.problems[sample.problem].id}\n${words[0]}\n${words.slice(1).join("")}`.toLowerCase();
     }

@@ -282,15 +282,15 @@ def _outline(line: str) -> ParsedStep | None:
 _WHOLE_LINE = {StepKind.ATTEMPT: "reflection", StepKind.VERIFY: "verification", StepKind.OUTLINE: "planning"}
 
 
-def behaviour_spans(response: str) -> list[Span]:
+def behavior_spans(response: str) -> list[Span]:
     """What ``wording.render`` marks: whole lines of reflection, verification and planning, and parts of others."""
     spans: list[Span] = []
     names: dict[str, str] = {}
     start = 0
     for line in response.split("\n"):
         step = parse_line(line, names)
-        if behaviour := _WHOLE_LINE.get(step.kind):
-            spans.append(Span(start, start + len(line), behaviour))
+        if behavior := _WHOLE_LINE.get(step.kind):
+            spans.append(Span(start, start + len(line), behavior))
         else:
             if step.relation is not None:
                 place = line.index(wording.RELATION)

@@ -20,7 +20,7 @@ _SPARE_EDGES = 3  # at most, beyond those that are wanted, where the shape has r
 
 
 class Structure(NamedTuple):
-    """Items, numbered layer by layer from the outermost, and edges between neighbouring layers.
+    """Items, numbered layer by layer from the outermost, and edges between neighboring layers.
 
     Attributes:
         layer: of each item.

@@ -125,9 +125,9 @@ class IGSMTask:
         """The lines between <think> and </think>; a line of no known form becomes a step without a node."""
         return parse.parse_trace(response)
 
-    def behaviour_spans(self, response: str) -> list[Span]:
+    def behavior_spans(self, response: str) -> list[Span]:
         """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
-        return parse.behaviour_spans(response)
+        return parse.behavior_spans(response)
 
     def parse_answer(self, response: str) -> str | None:
         """The number of the last <answer>, None where there is none or it does not hold a number."""

@@ -174,14 +174,14 @@ def _sides(text: str | None) -> tuple[str, ...]:
 
 
 def spans_in(text: str) -> list[Span]:
-    """What in a text, whoever wrote it, is a behaviour: whole lines, or parts of those that solve something."""
+    """What in a text, whoever wrote it, is a behavior: whole lines, or parts of those that solve something."""
     spans: list[Span] = []
     starts = [match.start() for match in _BEGIN.finditer(text)]
     for start, end in itertools.pairwise([*starts, len(text)]):
-        pattern, behaviour = next(_FORMS[begin] for begin in _FORMS if text.startswith(begin, start))
+        pattern, behavior = next(_FORMS[begin] for begin in _FORMS if text.startswith(begin, start))
         match = pattern.match(text, start, end)
-        if match and behaviour:
-            spans.append(Span(*match.span(), behaviour))
+        if match and behavior:
+            spans.append(Span(*match.span(), behavior))
         elif match:
             spans.extend(_spans_of_solution(match))
     return spans

@@ -112,7 +112,7 @@ class PromptBenchTask:
         inside = response[start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)]
         return [parse_line(line) for line in inside.splitlines() if line.strip()]
 
-    def behaviour_spans(self, response: str) -> list[Span]:
+    def behavior_spans(self, response: str) -> list[Span]:
         """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
         return spans_in(response)
 

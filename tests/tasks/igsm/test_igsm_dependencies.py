@@ -61,7 +61,7 @@ def test_an_abstract_quantity_takes_all_that_its_holder_holds():
 
 
 @pytest.mark.parametrize("wanted", [1, 5, 13, 25, MAX_EDGES])
-def test_structures_have_the_edges_that_are_wanted_between_neighbouring_layers(wanted):
+def test_structures_have_the_edges_that_are_wanted_between_neighboring_layers(wanted):
     uniform = random.Random(wanted).random
     layers = set()
     for _ in range(200):

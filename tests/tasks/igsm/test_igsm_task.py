@@ -108,10 +108,10 @@ def test_what_is_written_reads_back_as_valid_with_its_spans(mode, ops):
             assert [(step.node, step.kind, step.mistake) for step in steps] == [
                 (s.node, s.kind, s.mistake) for s in plan
             ]
-            assert task.behaviour_spans(response) == spans
+            assert task.behavior_spans(response) == spans
             assert task.parse_answer(response) == problem.answer
             assert task.format_is_right(response)
-            shown.update(span.behaviour for span in spans)
+            shown.update(span.behavior for span in spans)
     assert shown == {"planning", "reflection", "analysis", "subgoal", "correction", "verification"}
 
 

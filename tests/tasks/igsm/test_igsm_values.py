@@ -43,7 +43,7 @@ def test_limits_hold(mode, limit):
 
 
 def paper_figures(count):
-    """Means of what the authors' generator and their behaviours give at 15 to 20 operations."""
+    """Means of what the authors' generator and their behaviors give at 15 to 20 operations."""
     graphs = draws(make_task("paper"), count)
     reflection = Reflection(BehaviorConfig(name="reflection", probability=0.1, redundant_share=0.3))
     rng = random.Random(1)

@@ -40,7 +40,7 @@ def test_a_mistake_is_told_from_what_mends_it():
     line = START + "aaa^2 = 5^2 = 24, wait, that is wrong, aab = 25"
     step = parse_line(line)
     assert (step.symbols, step.numbers, step.mistake, step.value) == ("aaa^2", ("5^2",), 24, 25)
-    assert [(line[a:b], behaviour) for a, b, behaviour in spans_in(line)] == [
+    assert [(line[a:b], behavior) for a, b, behavior in spans_in(line)] == [
         (" = 5^2", "subgoal"),
         (" = 24, wait, that is wrong, aab", "correction"),
     ]

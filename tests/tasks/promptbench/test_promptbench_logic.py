@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import every_behaviour
+from plans import every_behavior
 from pydantic import ValidationError
 
 from bi_ray.config import BehaviorConfig, DifficultyConfig, PretrainConfig, PromptBenchConfig, RecipeConfig
@@ -162,15 +162,15 @@ def test_sentences_have_the_forms_of_upstream(logic):
 
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(index=st.integers(0, 10**6), logic=st.sampled_from(LOGICS), order=st.sampled_from(ORDERS))
-def test_traces_with_every_behaviour_read_back_as_valid(index, logic, order):
+def test_traces_with_every_behavior_read_back_as_valid(index, logic, order):
     task = make_task(logic, order)
     problem = task.problem("sft", index)
-    response, spans = join(task.render(every_behaviour(problem.graph, random.Random(index)), problem.graph))
+    response, spans = join(task.render(every_behavior(problem.graph, random.Random(index)), problem.graph))
     steps = task.parse_trace(response)
     report = check_trace(steps, problem.graph, task.notation)
     assert report.valid, (report.reason, response)
-    assert task.behaviour_spans(response) == spans
-    shown = {name for step in steps for name in step.behaviours}
+    assert task.behavior_spans(response) == spans
+    shown = {name for step in steps for name in step.behaviors}
     expected = {"reflection", "analysis", "subgoal", "correction", "planning"}
     if logic == "boolean":  # deduction and abduction have no second equation for a value
         expected |= {"verification"}
@@ -185,7 +185,7 @@ def test_recipes_work_as_on_arithmetic(logic):
     task, recipe, shown = make_task(logic), Recipe(RecipeConfig(behaviors=behaviors), seed=0), Counter()
     for i in range(40):
         demonstration = recipe.demonstrate(task, task.problem("sft", i))  # raises where the checker refuses it
-        shown.update(span.behaviour for span in demonstration.spans)
+        shown.update(span.behavior for span in demonstration.spans)
     assert min(shown[name] for name in ("reflection", "analysis", "subgoal")) > 20
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import every_behaviour
+from plans import every_behavior
 
 from bi_ray.config import DifficultyConfig, PromptBenchConfig
 from bi_ray.reasoning.graph import Graph, Node, Operator
@@ -35,7 +35,7 @@ def check_round_trip(task: PromptBenchTask, seed: int) -> None:
     if task.config.order == "topological" or (task.config.order == "reversed" and computed):  # the text tells the order
         assert list(read.nodes) == list(graph.nodes)
         assert task.describe(read, rng) == text
-    trace = join(task.render(every_behaviour(graph, rng), graph))[0]
+    trace = join(task.render(every_behavior(graph, rng), graph))[0]
     shown = graph_from_trace(task.parse_trace(trace), task.notation)
     assert list(shown.nodes.values()) == [graph.nodes[name] for name in graph.needed_order]
     assert shown.question == graph.question

@@ -1,4 +1,4 @@
-"""Predicted against realised change of expected reward, in two ways (docs/method.md, "Predicted and realised").
+"""Predicted against realized change of expected reward, in two ways (docs/method.md, "Predicted and realized").
 
 By experiment: one SGD step along grad J(q), then fresh samples on the target. In training: <direction of the target,
 theta_(k+n) - theta_k> is what n steps should have changed, to first order; fresh samples say what they did.
@@ -50,20 +50,20 @@ class Forecast:
 
         Returns:
             ``target_reward`` and its standard error ``target_se``; and, compared with ``before`` on the problems that
-            both have: ``since`` (its step), ``predicted`` and ``realised`` change of expected reward, and ``noise``,
-            the standard error of the realised one. All None where there is no earlier step.
+            both have: ``since`` (its step), ``predicted`` and ``realized`` change of expected reward, and ``noise``,
+            the standard error of the realized one. All None where there is no earlier step.
         """
         reward, error = mean_and_error(list(self.rewards.values()))
         row: dict[str, Any] = {"target_reward": reward, "target_se": error}
-        nothing = dict.fromkeys(("since", "predicted", "realised", "noise"))
+        nothing = dict.fromkeys(("since", "predicted", "realized", "noise"))
         if before is None or before.step >= self.step:
             return row | nothing
         changes = [value - before.rewards[name] for name, value in self.rewards.items() if name in before.rewards]
         if len(changes) < 2:
             return row | nothing
-        realised, noise = mean_and_error(changes)
+        realized, noise = mean_and_error(changes)
         predicted = float(before.direction.double() @ (self.weights - before.weights).double())
-        return row | {"since": before.step, "predicted": predicted, "realised": realised, "noise": noise}
+        return row | {"since": before.step, "predicted": predicted, "realized": realized, "noise": noise}
 
 
 def step_along(
@@ -97,7 +97,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else 0.0
 
 
-def realised_change(
+def realized_change(
     before: Mapping[str, float], ahead: Mapping[str, float], behind: Mapping[str, float]
 ) -> dict[str, float]:
     """Change of expected reward after a step, from fresh samples with the same random numbers, paired by problem.
@@ -108,7 +108,7 @@ def realised_change(
         behind: the same after the opposite step.
 
     Returns:
-        ``realised``: ahead minus before, what the step did; and ``odd``: half of ahead minus behind, which leaves out
+        ``realized``: ahead minus before, what the step did; and ``odd``: half of ahead minus behind, which leaves out
         what curvature takes from steps in both directions and so is what a prediction to first order is about. Each
         with its 95 % interval, ``low`` and ``high``, ``odd_low`` and ``odd_high``.
     """
@@ -116,7 +116,7 @@ def realised_change(
     value, error = mean_and_error([ahead[name] - before[name] for name in names])
     odd, odd_error = mean_and_error([(ahead[name] - behind[name]) / 2 for name in names])
     return {
-        "realised": value,
+        "realized": value,
         "low": value - _Z95 * error,
         "high": value + _Z95 * error,
         "odd": odd,
@@ -132,8 +132,8 @@ def correlation(points: Sequence[Mapping[str, Any]], found: str, draws: int, see
     pairs = np.array([[point["predicted"], point[found]] for point in points])
     rng = np.random.default_rng(seed)
     chosen = pairs[rng.integers(len(pairs), size=(draws, len(pairs)))]  # [draws, points, 2]
-    centred = chosen - chosen.mean(axis=1, keepdims=True)
-    spread = np.sqrt((centred**2).sum(axis=1)).prod(axis=1)
-    values = centred.prod(axis=2).sum(axis=1) / np.where(spread > 0, spread, np.inf)
+    centered = chosen - chosen.mean(axis=1, keepdims=True)
+    spread = np.sqrt((centered**2).sum(axis=1)).prod(axis=1)
+    values = centered.prod(axis=2).sum(axis=1) / np.where(spread > 0, spread, np.inf)
     low, high = np.quantile(values, (0.025, 0.975))
     return {"value": float(np.corrcoef(pairs.T)[0, 1]), "low": float(low), "high": float(high)}
