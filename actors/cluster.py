@@ -28,8 +28,9 @@ from actors.local_ray import (
     use_authentication,
 )
 from bi_ray.config import RayConfig
-from bi_ray.private import PrivacyError, read_own, write_private
-from bi_ray.store import RunDirectory, RunError, job_id
+from bi_ray.files.errors import RunError
+from bi_ray.files.private import PrivacyError, read_own, write_private
+from bi_ray.runs.directory import RunDirectory, job_id
 
 NAMESPACE = "bi_ray"  # of the named drivers; Ray gives every job an anonymous one otherwise
 ADDRESS_FILE = ".cluster.json"

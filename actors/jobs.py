@@ -21,7 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import bi_ray
 from actors.cluster import ADDRESS_FILE, TOKEN_ADVICE
 from actors.local_ray import bypass_proxies, is_loopback
-from bi_ray.store import CODE_VERSION_VARIABLE, code_version
+from bi_ray.runs.directory import CODE_VERSION_VARIABLE, code_version
 
 DEFAULT_PORT = 8265
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"

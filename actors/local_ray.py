@@ -20,8 +20,8 @@ import ray
 from ray import _raylet
 from ray._private import ray_constants
 
-from bi_ray.private import private_folder
-from bi_ray.store import RunError
+from bi_ray.files.errors import RunError
+from bi_ray.files.private import private_folder
 
 LOOPBACK = "127.0.0.1"
 LOOPBACK_SWITCH = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER

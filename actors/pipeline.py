@@ -14,36 +14,36 @@ from typing import Any, Literal
 import ray
 
 from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, write_address
-from actors.driver import Driver, driver_concurrency
-from actors.learner_group import LearnerGroup
-from actors.learner_loops import DRIVER_DIED
-from actors.notes import NoteFollower
-from actors.weight_sync import SHARED_MEMORY, weights_directory
+from actors.driver.driver import Driver, driver_concurrency
+from actors.driver.notes import NoteFollower
+from actors.learners.group import LearnerGroup
+from actors.learners.loops import DRIVER_DIED
 from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, TaskConfig, UserDataConfig
-from bi_ray.display import Display
-from bi_ray.files import STAGES
-from bi_ray.learning.progress import StepDirectories
+from bi_ray.data.problems import read_problems, write_problems
+from bi_ray.files.atomic import write_text
+from bi_ray.files.errors import RunError
+from bi_ray.files.names import STAGES
+from bi_ray.files.private import private_folder
+from bi_ray.files.records import read_record
+from bi_ray.injection.demonstrations import DemonstrationsManifest, demonstrate, write_demonstrations
 from bi_ray.learning.sft import CHECKPOINTS
-from bi_ray.metrics import read_steps
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
-from bi_ray.private import private_folder
-from bi_ray.problems import (
-    MANIFEST,
-    DemonstrationsManifest,
-    demonstrate,
-    read_problems,
-    write_demonstrations,
-    write_problems,
-)
+from bi_ray.policy.published import SHARED_MEMORY, weights_directory
 from bi_ray.readiness.measure import Demonstrations
-from bi_ray.rows import REJECTS, Rejects, file_digest
-from bi_ray.store import RunDirectory, RunError, StageKey, key_of, read_record, write_text
+from bi_ray.rows.fields import MANIFEST
+from bi_ray.rows.files import file_digest
+from bi_ray.rows.rejects import REJECTS, Rejects
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.directory import RunDirectory, StageKey, key_of
+from bi_ray.runs.display import Display
+from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.validation import FOLDER as VALIDATION
+from bi_ray.runs.validation import OUTCOME, outcome_of
 from bi_ray.tasks.base import FiniteTask, Task
 from bi_ray.tasks.registry import build_task, data_files, target_config
-from bi_ray.tracking import FOLDER as TRACKERS_FOLDER
-from bi_ray.tracking import Tracked, Tracking, make_trackers
-from bi_ray.validation import FOLDER as VALIDATION
-from bi_ray.validation import OUTCOME, outcome_of
+from bi_ray.tracking.base import Tracked
+from bi_ray.tracking.following import Tracking, make_trackers
+from bi_ray.tracking.trackers import FOLDER as TRACKERS_FOLDER
 
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5

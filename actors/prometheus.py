@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from bi_ray.tracking import Tracked
+from bi_ray.tracking.base import Tracked
 
 _TAGS = ("run", "run_id", "stage", "arm")
 _STEPS = "bi_ray_training_steps"  # a counter; Ray adds "_total"

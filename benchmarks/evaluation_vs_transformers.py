@@ -15,11 +15,11 @@ import ray
 import torch
 
 from actors.cluster import connect
-from actors.rollout_pool import make_ray_pool
+from actors.rollout.pool import make_ray_pool
+from bi_ray.batches.rollout import GroupRequest, SamplingConfig
 from bi_ray.config import RunConfig, load_config
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.policy.rollout import GroupRequest, SamplingConfig
 from bi_ray.tasks.registry import build_task
 
 _BATCH = 64  # rows of one generate call: 32 and 64 were equally fast on two cores, 16 and 128 slower

@@ -21,8 +21,8 @@ from typing import Any
 
 from bi_ray.config import BehaviorConfig, IGSMConfig, PromptBenchConfig, RecipeConfig
 from bi_ray.injection.recipes import Recipe
-from bi_ray.tasks.igsm import IGSMTask
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.tasks.igsm.task import IGSMTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.registry import build_task
 
 ROUNDS, PROBLEMS = 5, 600

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from rl_runs import column, random_model, run_config, run_rl, work_folder
 from transformers import AutoModelForCausalLM
 
-from bi_ray.problems import read_problems
+from bi_ray.data.problems import read_problems
 
 PHASES = {"generate_s": "generation", "compute_s": "training", "other_s": "all else"}
 

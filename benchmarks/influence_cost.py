@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from bi_ray.config import RunConfig, load_config
+from bi_ray.data.problems import ProblemRow
+from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.problems import ProblemRow, demonstrate
 from bi_ray.readiness.influence import Differentiator, dot, objective_direction
 from bi_ray.readiness.rollouts import Rollout, ScoredGroup
 from bi_ray.tasks.registry import build_task

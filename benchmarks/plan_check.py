@@ -26,11 +26,10 @@ from common import BUILD
 from datasets import load_from_disk
 from rl_runs import column, random_model, run_config, run_rl, work_folder
 
-from bi_ray.cli_plan import measure_for
 from bi_ray.config import Config, RunConfig
 from bi_ray.planning.hardware import HARDWARE, Hardware
 from bi_ray.planning.job import Job
-from bi_ray.planning.plan import make_plan
+from bi_ray.planning.plan import make_plan, measure_for
 from bi_ray.planning.shapes import Shape
 from bi_ray.planning.times import decode, prefill, publish, take, train, update
 

@@ -19,18 +19,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actors.cluster import connect
-from actors.driver import Driver
-from actors.learner_group import LearnerGroup
-from actors.verifier import VerifierClient
-from actors.weight_sync import weights_directory
+from actors.driver.driver import Driver
+from actors.driver.verifier import VerifierClient
+from actors.learners.group import LearnerGroup
 from bi_ray.config import RunConfig
-from bi_ray.metrics import read_metrics
+from bi_ray.data.problems import write_problems
 from bi_ray.policy.checkpoint import load_tokenizer
+from bi_ray.policy.published import weights_directory
 from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.problems import write_problems
-from bi_ray.tasks.promptbench import node_names, phrases
+from bi_ray.runs.metrics import read_metrics
+from bi_ray.tasks.promptbench.wording import node_names, phrases
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import DataFailure, Verdict, VerificationItem
+from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem
 
 QUERIES = 256
 SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads, vocabulary (None: the tokenizer's)

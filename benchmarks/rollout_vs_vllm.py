@@ -22,12 +22,12 @@ import ray
 from common import ROOT, report
 
 from actors.cluster import connect
-from actors.engine import engine_arguments, engine_environment
-from actors.rollout_pool import FailedGroup, make_ray_pool
+from actors.rollout.engine import engine_arguments, engine_environment
+from actors.rollout.pool import FailedGroup, make_ray_pool
+from bi_ray.batches.rollout import GroupRequest, SamplingConfig, seed_for
 from bi_ray.config import RunConfig, load_config
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.policy.rollout import GroupRequest, SamplingConfig, seed_for
 from bi_ray.tasks.registry import build_task
 
 PROMPTS, SAMPLES, ENGINES = 24, 12, 2

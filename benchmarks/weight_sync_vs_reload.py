@@ -23,13 +23,14 @@ import torch
 from rl_runs import RUN_ID, random_model, run_config, start_ray, work_folder
 from torch import distributed
 
-from actors.engine import engine_arguments, engine_environment
-from actors.rollout_pool import make_ray_pool
-from actors.weight_sync import announce, weights_directory
+from actors.rollout.engine import engine_arguments, engine_environment
+from actors.rollout.pool import make_ray_pool
+from actors.weights.shared_memory import announce
 from bi_ray.config import RunConfig
 from bi_ray.learning.learner import Learner
-from bi_ray.policy.checkpoint import load_model, publish_weights
-from bi_ray.policy.rollout import PolicyVersion
+from bi_ray.policy.checkpoint import load_model
+from bi_ray.policy.published import publish_weights, weights_directory
+from bi_ray.policy.version import PolicyVersion
 
 _WAIT_S = 300
 

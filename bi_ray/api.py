@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from bi_ray.cells import plain_row
-from bi_ray.columns import ExtraColumns
 from bi_ray.config import (
     BehaviorConfig,
     Config,
@@ -27,17 +25,19 @@ from bi_ray.config import (
     VerifierConfig,
     load_config,
 )
-from bi_ray.dataset import read_manifest
-from bi_ray.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
-from bi_ray.generation import distinct_problems
-from bi_ray.grading import grade_rows
+from bi_ray.data.columns import ExtraColumns
+from bi_ray.data.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
+from bi_ray.data.generation import distinct_problems
+from bi_ray.data.sets import read_manifest
 from bi_ray.injection.recipes import CountTokens
 from bi_ray.injection.rows import Extractor, inject_rows, recipe_of
-from bi_ray.reading import NumberedRow, rows_of
-from bi_ray.rows import DataError, Place, Rejects, RowError
+from bi_ray.rows.cells import RowError, plain_row
+from bi_ray.rows.fields import NumberedRow, rows_of
+from bi_ray.rows.rejects import DataError, Place, Rejects
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.freetext import FreeTextTask
 from bi_ray.tasks.registry import build_task
+from bi_ray.verification.grading import grade_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,7 +116,7 @@ def inject(
 
     Returns:
         Columns id, question, answer, response, spans (start, end, behavior: characters of the response) and graph;
-        then the rows' further columns (``bi_ray.columns``).
+        then the rows' further columns (``bi_ray.data.columns``).
 
     Raises:
         ConfigError: no such recipe or behavior, or no task.
@@ -172,7 +172,7 @@ def check(
         verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the defaults.
 
     Returns:
-        A row per graded response with the fields of ``bi_ray.grading.Grade``; behaviors with how many lines show each.
+        A row per graded response with the fields of ``bi_ray.verification.grading.Grade``; behaviors with how many lines show each.
 
     Raises:
         ConfigError, DataError: as ``inject``.

@@ -24,11 +24,11 @@ from rich.console import Console
 
 from actors.cluster import connect
 from bi_ray.config import RayConfig, RunConfig
-from bi_ray.display import Display
+from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.policy.chat import conversation
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.problems import ProblemRow, read_problems
-from bi_ray.store import job_id
+from bi_ray.runs.directory import job_id
+from bi_ray.runs.display import Display
 from bi_ray.tasks.registry import build_task
 from serve.access import (
     API_KEYS_VARIABLE,

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
-from bi_ray.files import damaged
-from bi_ray.learning.progress import checkpoint_damage, step_of
-from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError, check_directory, digest
-from bi_ray.run_files import STAGE_FILE, is_finished, read_stage, require_sizes
-from bi_ray.store import read_record, stage_damage
-from bi_ray.validation import OUTCOME, Outcome
+from bi_ray.files.records import damaged, read_record
+from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
+from bi_ray.policy.files import CheckpointError
+from bi_ray.runs.checkpoints import checkpoint_damage, step_of
+from bi_ray.runs.directory import stage_damage
+from bi_ray.runs.layout import STAGE_FILE, is_finished, read_stage, require_sizes
+from bi_ray.runs.validation import OUTCOME, Outcome
 
 Kind = Literal["sft", "rl"]
 KINDS: tuple[Kind, ...] = ("sft", "rl")

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
-from actors.engine_extension import checkpoint_names, require_names, tensor_names
-from actors.weight_sync import EXTENSION, load_file
+from actors.rollout.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
+from actors.rollout.engine_extension import checkpoint_names, require_names, tensor_names
+from actors.weights.base import EXTENSION
+from actors.weights.shared_memory import load_file
 from bi_ray.config import ModelConfig, RolloutConfig
-from bi_ray.policy.checkpoint import CheckpointError
+from bi_ray.policy.files import CheckpointError
 from serve.asgi import Head, post
 from serve.faults import FaultMiddleware, RequestFault
 from serve.policies import Policy, ServeError, newest_policy, version_of

@@ -51,7 +51,7 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from bi_ray.pretraining.tokenizer import build_tokenizer
-    from bi_ray.tasks.promptbench import node_names, phrases
+    from bi_ray.tasks.promptbench.wording import node_names, phrases
 
     tokenizer = build_tokenizer(phrases(), node_names(NAME_POOL))
     torch.manual_seed(seed)

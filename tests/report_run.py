@@ -10,11 +10,12 @@ from pathlib import Path
 from datasets import Dataset
 
 from bi_ray.config import RunConfig, load_config
+from bi_ray.data.problems import describe
 from bi_ray.injection.recipes import Recipe
-from bi_ray.problems import MANIFEST, describe
-from bi_ray.store import keep_config
+from bi_ray.rows.fields import MANIFEST
+from bi_ray.runs.directory import keep_config
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import verify
+from bi_ray.verification.verdicts import verify
 
 ROOT = Path(__file__).parents[1]
 SETS = ("test_id", "test_ood")

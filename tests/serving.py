@@ -18,13 +18,13 @@ import torch
 from openai import OpenAI
 
 from bi_ray.config import RunConfig, save_config
-from bi_ray.integrity import record_files
-from bi_ray.learning.progress import CheckpointState, step_of
+from bi_ray.data.problems import write_problems
+from bi_ray.files.atomic import write_atomically
+from bi_ray.files.integrity import record_files
 from bi_ray.policy.chat import encode_prompt, messages
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.problems import write_problems
-from bi_ray.run_files import CHECKPOINT_FILE
-from bi_ray.store import write_atomically
+from bi_ray.runs.checkpoints import CheckpointState, step_of
+from bi_ray.runs.layout import CHECKPOINT_FILE
 from bi_ray.tasks.registry import build_task
 
 KEY = "a key of the tests"

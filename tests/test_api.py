@@ -8,10 +8,10 @@ from datasets import Dataset, load_from_disk
 
 import bi_ray
 from bi_ray.config import ConfigError, PromptBenchConfig, RecipeConfig, RunConfig, load_config
-from bi_ray.dataset import write_set
-from bi_ray.rows import DataError, Rejects
+from bi_ray.data.sets import write_set
+from bi_ray.rows.rejects import DataError, Rejects
 from bi_ray.tasks.registry import build_task
-from tests.test_dataset import QUICKSTART, ROOT
+from tests.data.test_sets import QUICKSTART, ROOT
 
 HEAVY = ("torch", "datasets", "transformers", "pyarrow", "numpy", "pydantic", "ray", "vllm")
 
@@ -25,7 +25,9 @@ def modules_after(code):
 def test_importing_costs_nothing():
     assert not modules_after("import bi_ray").intersection(HEAVY)
     assert not modules_after("import bi_ray\nbi_ray.inject").intersection({"torch", "datasets", "transformers"})
-    assert not modules_after("import bi_ray.cli").intersection({"torch", "datasets", "transformers", "ray", "vllm"})
+    assert not modules_after("import bi_ray.cli.main").intersection(
+        {"torch", "datasets", "transformers", "ray", "vllm"}
+    )
 
 
 def test_it_is_found_like_any_attribute():

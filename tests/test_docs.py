@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from bi_ray.config import RLConfig, VerifierConfig
-from bi_ray.verification import load_reward_function
+from bi_ray.verification.verdicts import load_reward_function
 
 DOCS = Path(__file__).parents[1] / "docs"
 

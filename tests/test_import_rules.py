@@ -20,30 +20,34 @@ def test_this_repository_keeps_the_rules():
         ("bi_ray/policy/x.py", "import ray", "without a cluster"),
         ("bi_ray/policy/x.py", "import vllm.engine", "without a cluster"),
         ("bi_ray/policy/x.py", "def f():\n    from ray.train import report", "without a cluster"),
-        ("bi_ray/x.py", "from actors import driver", "without a cluster"),
-        ("bi_ray/x.py", "class A:\n    if True:\n        import serve.app", "without a cluster"),
-        ("bi_ray/cli.py", "import ray", "inside the command"),
-        ("bi_ray/cli.py", "from actors.driver import Driver", "inside the command"),
-        ("bi_ray/cli_jobs.py", "from actors.jobs import Jobs", "inside the command"),
+        ("bi_ray/report/x.py", "from actors import driver", "without a cluster"),
+        ("bi_ray/report/x.py", "class A:\n    if True:\n        import serve.app", "without a cluster"),
+        ("bi_ray/cli/main.py", "import ray", "inside the command"),
+        ("bi_ray/cli/main.py", "from actors.driver.driver import Driver", "inside the command"),
+        ("bi_ray/cli/jobs.py", "from actors.jobs import Jobs", "inside the command"),
         ("bi_ray/tasks/x.py", "from bi_ray.learning import losses", "tasks and learning do not know"),
         ("bi_ray/learning/x.py", "from bi_ray import tasks", "learning and tasks do not know"),
         ("bi_ray/learning/x.py", "from ..readiness.influence import f", "learning and readiness do not know"),
         ("bi_ray/readiness/x.py", "async def f():\n    import bi_ray.tasks.base", "readiness and tasks do not know"),
         ("actors/x.py", "from serve import app", "from serve to actors"),
-        ("actors/x.py", "from bi_ray.cli import main", "front door"),
-        ("bi_ray/x.py", "from . import cli", "front door"),
-        ("actors/x.py", "from bi_ray.cli_jobs import submit", "front door"),
-        ("bi_ray/config.py", "import torch", "bi_ray/config.py imports torch"),
-        ("bi_ray/config.py", "from bi_ray.policy import heavy", "policy.heavy imports torch"),
+        ("bi_ray/files/x.py", "from bi_ray.runs import layout", "from bi_ray.runs to bi_ray.files"),
+        ("actors/weights/x.py", "from actors.driver import driver", "from actors.driver to actors.weights"),
+        ("bi_ray/loose.py", "import json", "in none of the rooms"),
+        ("benchmarks/x.py", "from bi_ray.cli.main import main", "command line"),
+        ("actors/x.py", "from bi_ray.cli.main import main", "command line"),
+        ("bi_ray/report/x.py", "from .. import cli", "command line"),
+        ("actors/x.py", "from bi_ray.cli.jobs import submit", "command line"),
+        ("bi_ray/config/run.py", "import torch", "bi_ray.config.run imports torch"),
+        ("bi_ray/config/run.py", "from bi_ray.files import heavy", "files.heavy imports torch"),
     ],
 )
 def test_each_rule_is_kept_watch_over(tmp_path, file, code, words):
-    (tmp_path / "bi_ray/policy").mkdir(parents=True)
-    (tmp_path / "bi_ray/policy/heavy.py").write_text("from torch import nn\n")
+    (tmp_path / "bi_ray/files").mkdir(parents=True)
+    (tmp_path / "bi_ray/files/heavy.py").write_text("from torch import nn\n")
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(code + "\n")
-    (found,) = violations(tmp_path)
+    (found,) = (line for line in violations(tmp_path) if "heavy.py" not in line)
     assert file.removesuffix(".py") in found or words in found
     assert words in found
 
@@ -51,13 +55,13 @@ def test_each_rule_is_kept_watch_over(tmp_path, file, code, words):
 @pytest.mark.parametrize(
     ("file", "code"),
     [
-        ("bi_ray/cli.py", "def run():\n    import ray\n    from actors.driver import Driver"),
-        ("bi_ray/cli.py", "from bi_ray.cli_jobs import submit"),
+        ("bi_ray/cli/main.py", "def run():\n    import ray\n    from actors.driver.driver import Driver"),
+        ("bi_ray/cli/main.py", "from bi_ray.cli.jobs import submit"),
         ("bi_ray/tasks/x.py", "from bi_ray.tasks import base\nfrom bi_ray.reasoning import graph\nimport raylib"),
-        ("bi_ray/x.py", "from bi_ray.tasks import base\nfrom bi_ray.learning import losses"),
+        ("bi_ray/report/x.py", "from bi_ray.tasks import base\nfrom bi_ray.learning import losses"),
         ("actors/x.py", "import ray, vllm\nfrom bi_ray.tasks import base"),
         ("serve/x.py", "from actors import driver"),
-        ("bi_ray/config.py", "import yaml\nfrom bi_ray import policy"),
+        ("bi_ray/config/run.py", "import yaml\nfrom bi_ray import files"),
     ],
 )
 def test_what_is_allowed_is_let_through(tmp_path, file, code):

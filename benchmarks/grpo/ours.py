@@ -16,15 +16,15 @@ from zlib import crc32
 import ray
 
 from actors.cluster import connect
-from actors.driver import Driver
-from actors.learner_group import LearnerGroup
-from actors.weight_sync import weights_directory
+from actors.driver.driver import Driver
+from actors.learners.group import LearnerGroup
 from bi_ray.config import RunConfig
+from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.policy.chat import messages
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.problems import read_problems, write_problems
+from bi_ray.policy.published import weights_directory
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import Verdict, VerificationItem
+from bi_ray.verification.verdicts import Verdict, VerificationItem
 
 DEADLINE_S = 900
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bi_ray.config import ExtractConfig
 from bi_ray.injection.rows import Extractor
-from bi_ray.reading import Fields
 from bi_ray.reasoning.extract_client import extract
-from bi_ray.rows import RowError
+from bi_ray.rows.cells import RowError
+from bi_ray.rows.fields import Fields
 from bi_ray.tasks.base import Problem, Task
 from bi_ray.tasks.freetext import FreeTextTask
 

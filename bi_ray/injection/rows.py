@@ -12,17 +12,17 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bi_ray.characters import one_form
-from bi_ray.columns import extra_columns
 from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
-from bi_ray.generation import Seen, in_processes
+from bi_ray.data.columns import extra_columns
+from bi_ray.data.processes import in_processes
+from bi_ray.data.seen import Seen
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import CountTokens, Demonstration, InjectionError, Recipe
-from bi_ray.reading import Fields, NumberedRow, fields_of
-from bi_ray.reasoning.expression import value_of
-from bi_ray.reasoning.graph import Graph
-from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues
+from bi_ray.rows.cells import RowError
+from bi_ray.rows.fields import Fields, NumberedRow, fields_of
+from bi_ray.rows.rejects import DataError, Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, Task
+from bi_ray.tasks.reading import problem_of
 
 # For rows of free text: the task that words each one's chain of thought with its problem, or why there is none.
 Extractor = Callable[[Sequence[Fields]], list[tuple[Task, Problem] | RowError]]
@@ -90,7 +90,7 @@ def inject_rows(
     """The demonstrations of each good row, in the order of the rows, as they come.
 
     Args:
-        rows: see ``bi_ray.reading.rows_of``.
+        rows: see ``bi_ray.rows.fields.rows_of``.
         task: reads templated questions and words the chains of thought; None where all is free text.
         recipe: what to inject.
         seed: of the recipe; what is injected into a row depends on it and the row's id.
@@ -222,46 +222,6 @@ def _templated(
         return problem_of(fields, task, place)
     except RowError as error:
         return fields if free_text and fields.graph is None else error
-
-
-def problem_of(fields: Fields, task: Task | None, place: Place) -> tuple[Task, Problem]:
-    """The task and problem of a row that has a graph, or whose question the task can read.
-
-    Raises:
-        RowError: neither, or the row's own answer is not the graph's.
-    """
-    if task is None:
-        raise RowError("no task to read it by: give the configuration of one, or extract free text")
-    graph = _graph_of(fields, task)
-    if fields.answer is not None and not same_answer(fields.answer, graph):
-        raise RowError(f"its answer is {fields.answer}, but its question comes to {graph.answer}")
-    return task, Problem(fields.id or f"row-{place.line}", fields.question, graph)
-
-
-def _graph_of(fields: Fields, task: Task) -> Graph:
-    """The graph of a row; where it has one and a question that the task can read, both have to say the same.
-
-    Free text says no graph by itself, so there the row's own is believed.
-    """
-    try:
-        given = Graph.from_json(fields.graph) if fields.graph else None
-    except (ValueError, KeyError, TypeError) as error:  # graphs of other people's making
-        raise RowError(f"its graph cannot be read: {error}") from error
-    if given and task.kind == "text":
-        return given
-    try:
-        read = task.parse_question(fields.question)
-    except ValueError as error:
-        raise RowError(f"its question cannot be read: {error}") from error
-    if given and (given.nodes, given.question) != (read.nodes, read.question):
-        raise RowError("its graph is not that of its question: take the graph out, and the question is read")
-    return read
-
-
-def same_answer(answer: str, graph: Graph) -> bool:
-    """Whether an answer says what a graph comes to."""
-    text = one_form(answer).strip()
-    return text == str(graph.answer) or value_of(text) == graph.answer
 
 
 def demonstration_row(made: Demonstration) -> dict[str, Any]:

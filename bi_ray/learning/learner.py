@@ -16,10 +16,11 @@ from torch import Tensor, distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from bi_ray.batches.rollout import seed_for
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
+from bi_ray.files.errors import DiskFull
 from bi_ray.learning.adapters import ADAPTERS, adapters_of, add_adapters, merged
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate
-from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.sharding import (
     fill_shards,
     full_tensor,
@@ -30,12 +31,12 @@ from bi_ray.learning.sharding import (
     shard,
 )
 from bi_ray.policy.attention import PACKED_ATTENTION, attends_as_laid_out, can_pack, can_share_prompts
-from bi_ray.policy.checkpoint import CheckpointError, empty_model, load_model, save_policy, save_weights, tied_weights
+from bi_ray.policy.checkpoint import empty_model, load_model, save_policy, save_weights, tied_weights
+from bi_ray.policy.files import CheckpointError
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.noise import switch_off_noise
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
-from bi_ray.policy.rollout import seed_for
-from bi_ray.store import DiskFull
+from bi_ray.runs.checkpoints import StepDirectories
 
 
 class TrainingError(RuntimeError):

@@ -16,19 +16,19 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed
 
+from bi_ray.batches.batch import LearnerBatch
 from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, on_rank_0, save_checkpoint
 from bi_ray.learning.losses import policy_loss, token_weights, without_rounding
 from bi_ray.learning.optimizer import learning_rate
-from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.reference import Reference
-from bi_ray.metrics import read_steps
-from bi_ray.policy.batch import LearnerBatch
-from bi_ray.policy.checkpoint import publish_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
-from bi_ray.validation import scores_of
+from bi_ray.policy.published import publish_weights
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.validation import scores_of
 
 log = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ from datasets import load_from_disk
 from torch import Tensor, distributed
 
 from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
+from bi_ray.files.atomic import write_atomically
 from bi_ray.learning.learner import Learner, Totals, load_checkpoint, save_checkpoint
 from bi_ray.learning.losses import nll_loss
 from bi_ray.learning.optimizer import learning_rate
-from bi_ray.learning.progress import StepDirectories
-from bi_ray.metrics import append_metrics, cut_metrics
 from bi_ray.policy.chat import check_tokens
 from bi_ray.policy.checkpoint import load_tokenizer, save_policy
 from bi_ray.policy.packing import MicroBatch, Row
-from bi_ray.store import write_atomically
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.metrics import append_metrics, cut_metrics
 
 CHECKPOINTS = "checkpoints"
 

@@ -10,7 +10,10 @@ from bi_ray.planning.hardware import Hardware
 from bi_ray.planning.shapes import Shape
 
 CHUNK_LOGITS = 2**26  # as in bi_ray.policy.logprobs, which imports torch
-_CACHE_BLOCK_TOKENS = {"cpu": 32, "gpu": 16}  # of an engine's prefix cache: actors/engine.py, and vLLM's default
+_CACHE_BLOCK_TOKENS = {
+    "cpu": 32,
+    "gpu": 16,
+}  # of an engine's prefix cache: actors/rollout/engine.py, and vLLM's default
 
 
 @dataclass(frozen=True, slots=True)

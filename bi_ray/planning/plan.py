@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bi_ray.config import RunConfig
-from bi_ray.planning.hardware import Hardware
+from bi_ray.planning.hardware import Hardware, measure
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import MemoryUse, memory_uses
 from bi_ray.planning.shapes import Shape
@@ -169,3 +169,10 @@ def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
     rollout_s = phases["rollout: prefill"].seconds + phases["rollout: decode"].seconds
     if rollout_s > rollout.generate_timeout_s:
         yield f"rollouts take {short(rollout_s)} s, rollout.generate_timeout_s is {rollout.generate_timeout_s:g}"
+
+
+def measure_for(config: RunConfig, shape: Shape, start: Hardware) -> Hardware:
+    """``start`` with this machine's rates at the sizes of a run."""
+    job = Job(config, shape, start, config.model.max_prompt_tokens, config.model.max_response_tokens, 1.0, 0)
+    rows = min(config.learner.microbatch_tokens, 4096)
+    return measure(start, shape.hidden, shape.intermediate, shape.layers, job.concurrent_sequences, rows)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from bi_ray.files import remove_leftovers, temporary_name
 from bi_ray.policy.files import CheckpointError, check_files, reading, refuse_second_head
-from bi_ray.private import open_private
-from bi_ray.store import in_words
+from bi_ray.policy.weights_file import write_weights_file
 
 WEIGHTS = "model.safetensors"
-SPARE = "spare"  # in a folder of published weights: a file that nobody needs any more, but for its memory
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-_TOO_LITTLE_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OS_ERROR = re.compile(r"os error (\d+)")
 _SHOWN_NAMES = 3
 disable_progress_bar()  # a run shows its own
 
@@ -144,78 +131,7 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: Mapping[str, str]) 
     for head, embedding in tied.items():
         if embedding in tensors:
             tensors[head] = tensors[embedding].clone()
-    _write(tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-
-
-def publish_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a full state dict for engines, by atomic rename, over the file ``SPARE`` of the same folder if it is there.
-
-    New pages of shared memory cost several times what copying into old ones does. A head that equals the embedding is
-    left out: engines put it in themselves (``WeightExtension``).
-
-    Raises:
-        CheckpointError: see ``save_weights``.
-    """
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
-    if head is not None and embedding is not None and torch.equal(head, embedding):
-        del tensors[_HEAD]
-
-    def write(file: Path) -> None:
-        remove_leftovers(path.parent)  # of learners that were killed: they fill the memory
-        with suppress(FileNotFoundError):
-            path.with_name(SPARE).rename(file)
-        with open(file, "r+b" if file.exists() else "wb", opener=open_private) as content:
-            content.write(_header(tensors))
-            for tensor in tensors.values():
-                numbers: Any = tensor.flatten().view(torch.uint8).numpy()  # no copy
-                content.write(numbers)
-            content.truncate()
-
-    _write(tensors, path, write)
-
-
-def _header(tensors: dict[str, Tensor]) -> bytes:
-    """What stands before the tensors in a safetensors file: its own length, and where each of them is."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        entries[name] = {
-            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write(tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]) -> None:
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.rename(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(_write_fault(tensors, path, error)) from error
-
-
-def _write_fault(tensors: dict[str, Tensor], path: Path, error: Exception) -> str:
-    cause = _file_system_error(error)
-    if cause is None or cause.errno not in _TOO_LITTLE_SPACE:
-        return f"{path} was not written: {in_words(cause) if cause else error}"
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
-    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
-    more = "give the container more shared memory (--shm-size)" if path.is_relative_to("/dev/shm") else "free some"
-    return f"{path} was not written: {in_words(cause)}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
-
-
-def _file_system_error(error: Exception) -> OSError | None:
-    """What the file system answered; safetensors has its number in the text of an error of its own."""
-    if isinstance(error, OSError):
-        return error
-    number = _OS_ERROR.search(str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+    write_weights_file(tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
 
 
 def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from bi_ray.policy.attention import PACKED_ATTENTION
-from bi_ray.policy.checkpoint import CheckpointError
+from bi_ray.policy.files import CheckpointError
 from bi_ray.policy.packing import MicroBatch
 
 CHUNK_LOGITS = 2**26  # 256 MiB in float32

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 from bi_ray.config import DifficultyConfig, IGSMDifficultyConfig, PretrainConfig
 from bi_ray.injection.recipes import random_order
-from bi_ray.reasoning.expression import Operator, reductions
-from bi_ray.reasoning.graph import Graph, NodeState, compute
+from bi_ray.reasoning.expression import Operator, compute, reductions
+from bi_ray.reasoning.graph import Graph, NodeState
 from bi_ray.reasoning.trace import Step, join, plan_in_order, vanilla_plan
 from bi_ray.tasks.base import in_split
-from bi_ray.tasks.igsm import IGSMTask
-from bi_ray.tasks.promptbench import NOTATION, PREMISES, PromptBenchTask
+from bi_ray.tasks.igsm.task import IGSMTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
+from bi_ray.tasks.promptbench.wording import NOTATION, PREMISES
 
 AnyTask = PromptBenchTask | IGSMTask
 LOOK = "Look at what each step waits for."  # the prompt's last line where ``looking`` is asked for

@@ -26,16 +26,18 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bi_ray.config import PretrainConfig
-from bi_ray.files import temporary_name
-from bi_ray.learning.progress import StepDirectories
-from bi_ray.metrics import append_metrics, cut_metrics, read_steps
+from bi_ray.files.atomic import write_atomically
+from bi_ray.files.errors import RunError
+from bi_ray.files.names import temporary_name
+from bi_ray.files.records import read_record
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.pretraining import drills
 from bi_ray.pretraining.drills import MAKERS, Drill, Practice, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.store import RunError, read_record, write_atomically
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
 from bi_ray.tasks import igsm, promptbench
 
 _PROGRESS = "progress.json"  # in the checkpoint

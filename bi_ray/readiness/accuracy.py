@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, in_batches
 from bi_ray.readiness.rollouts import ScoredGroup
-from bi_ray.verification import BEHAVIOR_FIELDS
+from bi_ray.verification.verdicts import BEHAVIOR_FIELDS
 
 _SHARES = ("truncated", "format_right")
 
@@ -20,7 +20,7 @@ def describe_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the verified samples of one query look like.
 
     Args:
-        samples: each with the fields of ``bi_ray.verification.Verdict`` and its ``tokens``.
+        samples: each with the fields of ``bi_ray.verification.verdicts.Verdict`` and its ``tokens``.
 
     Returns:
         ``response_tokens`` (mean length), the shares ``truncated``, ``format_right`` and ``trace_valid`` (None

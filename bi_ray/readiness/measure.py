@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bi_ray.policy.advantages import RIGHT_REWARD
+from bi_ray.batches.advantages import RIGHT_REWARD
 from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import (
     Differentiator,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from bi_ray.policy.advantages import group_advantages, learned_rewards, rewards_differ
+from bi_ray.batches.advantages import group_advantages, learned_rewards, rewards_differ
 from bi_ray.policy.packing import Row
 from bi_ray.policy.spans import token_spans
 from bi_ray.reasoning.trace import Span

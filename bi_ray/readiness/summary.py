@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bi_ray.evaluation import Interval, bootstrap_mean, pass_at_k, wilson
+from bi_ray.intervals import Interval, bootstrap_mean, pass_at_k, wilson
 
 Row = Mapping[str, Any]
 Seeds = Sequence[Sequence[Row]]  # rows of queries, one list per seed

@@ -17,7 +17,7 @@ import openai
 from openai import AsyncOpenAI
 
 from bi_ray.config import ExtractConfig
-from bi_ray.files import write_text
+from bi_ray.files.atomic import write_text
 from bi_ray.reasoning.extract import (
     PROMPT,
     SCHEMA,

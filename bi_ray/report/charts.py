@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from bi_ray.metrics import is_validation
 from bi_ray.report.picture import COLORS, moving_average
 from bi_ray.report.source import Source
 from bi_ray.report.wording import points, triple
+from bi_ray.runs.metrics import is_validation
 
 Figure = dict[str, Any]
 Chart = dict[str, Any]

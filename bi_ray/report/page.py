@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from bi_ray.files import write_text
+from bi_ray.files.atomic import write_text
 from bi_ray.report import charts, influence, wording
 from bi_ray.report.charts import Chart, Series, all_series
 from bi_ray.report.samples import BEHAVIORS, QUOTAS, behaviors_per_response, collect_samples

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bi_ray.evaluation import Floats, Interval, TableRow
+from bi_ray.intervals import Floats, Interval
+from bi_ray.report.scores import TableRow
 
 Looks = dict[str, tuple[str, str]]  # color and marker by arm
 

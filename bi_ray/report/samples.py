@@ -9,16 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bi_ray.problems import ProblemRow, read_problems
+from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.parse import place_of
 from bi_ray.report.charts import Series
 from bi_ray.report.source import STAGES
-from bi_ray.samples import read_samples
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import BEHAVIOR_FIELDS
+from bi_ray.verification.samples import read_samples
+from bi_ray.verification.verdicts import BEHAVIOR_FIELDS
 
 QUOTAS = {"greedy": 100, "sampled": 200}  # samples of one arm, stage and set on a page, all seeds together
 ROOM = 2_000_000  # bytes of samples on a page; longer responses, or more arms: fewer of them

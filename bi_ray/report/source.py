@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
-from bi_ray.metrics import read_steps
-from bi_ray.run_files import is_finished
-from bi_ray.store import RunError
+from bi_ray.files.errors import RunError
+from bi_ray.runs.layout import is_finished
+from bi_ray.runs.metrics import read_steps
 
 STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}  # folder of the evaluated samples to the stage that they come after
 _SEEDS = "seed_*"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from bi_ray.evaluation import Interval, StageSummary, TableRow
+from bi_ray.intervals import Interval
+from bi_ray.report.scores import StageSummary, TableRow
 
 
 def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -> Table:

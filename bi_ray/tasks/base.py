@@ -7,13 +7,13 @@ import random
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from bi_ray.characters import one_form
+from bi_ray.answers.characters import one_form
 from bi_ray.config import SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.trace import Piece, Plan, Span
-from bi_ray.rows import Place, Rejects
+from bi_ray.rows.rejects import Place, Rejects
 
 SPLIT_BUCKETS = 1000
 # A problem belongs to exactly one set, by the hash of its graph: no set ever needs to see another.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bi_ray.config import IGSMConfig, ReasoningGymConfig, TaskConfig, UserDataConfig, UserSetConfig, VerifierConfig
-from bi_ray.rows import file_digest
+from bi_ray.rows.files import file_digest
 from bi_ray.tasks.base import Task
-from bi_ray.tasks.igsm import IGSMTask
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.tasks.igsm.task import IGSMTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.reasoning_gym import ReasoningGymTask
 from bi_ray.tasks.userdata import UserDataTask
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bi_ray.answers import SYSTEM_PROMPTS, Extract, find_answer, format_is_right
+from bi_ray.answers.checker import SYSTEM_PROMPTS, Extract, find_answer, format_is_right
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import Piece, Plan, Span
-from bi_ray.rows import RowError
+from bi_ray.rows.cells import RowError
 from bi_ray.tasks.base import Problem
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from bi_ray.answers import AnswerChecker, write_response
-from bi_ray.cells import cell_text
+from bi_ray.answers.checker import AnswerChecker, write_response
 from bi_ray.config import ConfigError, FieldsConfig, SetName, UserDataConfig, UserSetConfig, VerifierConfig
-from bi_ray.guard import Fault, Guard, Limits, doing
+from bi_ray.isolation.guard import Fault, Guard, Limits, doing
 from bi_ray.reasoning.trace import Span
-from bi_ray.rows import DataError, Place, Rejects, RowError, RowValues, read_rows
+from bi_ray.rows.cells import RowError, cell_text
+from bi_ray.rows.files import read_rows
+from bi_ray.rows.rejects import DataError, Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, in_split, text_hash
 from bi_ray.tasks.text import TextTask
 

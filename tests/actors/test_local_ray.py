@@ -13,8 +13,8 @@ from actors import cluster as cluster_module
 from actors.cluster import ADDRESS_FILE, ClusterError, check_address, scale
 from actors.jobs import JobError, Jobs, job_server
 from actors.local_ray import bypass_proxies, is_loopback, session_folder
-from bi_ray.private import PrivacyError, write_private
-from bi_ray.store import RunDirectory
+from bi_ray.files.private import PrivacyError, write_private
+from bi_ray.runs.directory import RunDirectory
 from tests.listeners import needs_root
 
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY")

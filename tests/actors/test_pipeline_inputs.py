@@ -7,8 +7,9 @@ from rich.console import Console
 
 from actors.pipeline import Pipeline
 from bi_ray.config import RunConfig
-from bi_ray.display import Display
-from bi_ray.store import RunDirectory, RunError
+from bi_ray.files.errors import RunError
+from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.display import Display
 
 
 @pytest.fixture

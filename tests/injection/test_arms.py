@@ -69,7 +69,8 @@ def test_solutions_come_in_other_topological_orders():
 def test_every_topological_order_is_drawn_about_as_it_may():
     import random
 
-    from bi_ray.reasoning.graph import Graph, Node, Operator
+    from bi_ray.reasoning.expression import Operator
+    from bi_ray.reasoning.graph import Graph, Node
 
     graph = Graph([Node("a", 1), Node("b", 2), Node("c", 3, Operator.ADD, ("a", "b"))], "c")
     orders = Counter("".join(random_order(graph, random.Random(seed))) for seed in range(400))

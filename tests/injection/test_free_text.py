@@ -5,11 +5,11 @@ import json
 import yaml
 from typer.testing import CliRunner
 
-from bi_ray import cli
-from bi_ray.reading import rows_of
+from bi_ray.cli import main as cli
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
-from bi_ray.rows import Rejects
+from bi_ray.rows.fields import rows_of
+from bi_ray.rows.rejects import Rejects
 from bi_ray.tasks.freetext import FreeTextTask
 from tests.reasoning.openai_server import Endpoint, row, serving
 

@@ -5,13 +5,15 @@ import json
 import pytest
 
 from bi_ray.config import BRIDGE, BehaviorConfig, ConfigError, PromptBenchConfig, RecipeConfig
-from bi_ray.generation import distinct_problems
-from bi_ray.injection.rows import inject_rows, problem_of, recipe_of
-from bi_ray.reading import fields_of
+from bi_ray.data.generation import distinct_problems
+from bi_ray.injection.rows import inject_rows, recipe_of
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
-from bi_ray.rows import DataError, Place, Rejects, RowError
+from bi_ray.rows.cells import RowError
+from bi_ray.rows.fields import fields_of
+from bi_ray.rows.rejects import DataError, Place, Rejects
 from bi_ray.tasks.base import Problem
+from bi_ray.tasks.reading import problem_of
 from bi_ray.tasks.registry import build_task
 
 CONFIG = PromptBenchConfig(name_pool=48, max_abs_value=100, sets={"sft": {"depth": 3, "redundant_nodes": [0, 4]}})

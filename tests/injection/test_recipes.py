@@ -11,7 +11,8 @@ from bi_ray.injection.recipes import InjectionError, Recipe
 from bi_ray.reasoning.graph import NodeState
 from bi_ray.reasoning.trace import Span, join, vanilla_plan
 from bi_ray.tasks.base import Problem
-from bi_ray.tasks.promptbench import PromptBenchTask, parse_line
+from bi_ray.tasks.promptbench.lines import parse_line
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 COUNT = 400
 

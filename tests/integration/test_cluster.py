@@ -12,7 +12,8 @@ from ray.cluster_utils import Cluster
 from actors import cluster as module
 from actors.cluster import NAMESPACE, ClusterError, check_shared, connect, driver_name, free_driver_name, scale
 from bi_ray.config import RayConfig
-from bi_ray.store import RunDirectory, RunError
+from bi_ray.files.errors import RunError
+from bi_ray.runs.directory import RunDirectory
 
 
 def stand_in() -> type:

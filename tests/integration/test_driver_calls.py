@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.driver import driver_concurrency
-from actors.learner_loops import DriverClient
+from actors.driver.driver import driver_concurrency
+from actors.driver.session import RLSession, Schedule, SessionError
+from actors.learners.loops import DriverClient
 from actors.pipeline import DriverError, Pipeline
-from actors.rl_session import RLSession, Schedule, SessionError
+from bi_ray.batches.batch import LearnerBatch
 from bi_ray.learning.learner import TrainingError
-from bi_ray.policy.batch import LearnerBatch
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

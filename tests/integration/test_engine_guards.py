@@ -73,7 +73,7 @@ def test_parts_with_other_columns_are_joined():
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.outputs import LogprobsLists
 
-    from actors.engine_scheduler import _Held
+    from actors.rollout.engine_scheduler import _Held
 
     def step(token, columns):
         tokens = np.arange(token, token + columns)[None]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.engine import engine_arguments, engine_environment
-from actors.weight_sync import SharedMemorySync
+from actors.rollout.engine import engine_arguments, engine_environment
+from actors.weights.shared_memory import SharedMemorySync
 from bi_ray.config import ModelConfig, RolloutConfig
 
 PROMPT = [6 + i * 7 % 150 for i in range(70)]

@@ -12,12 +12,14 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from actors import rollout_worker
-from actors.rollout_pool import FailedGroup, RolloutPool, make_ray_pool
-from actors.weight_sync import announce, weights_directory
+from actors.rollout import worker as rollout_worker
+from actors.rollout.pool import FailedGroup, RolloutPool, make_ray_pool
+from actors.weights.shared_memory import announce
+from bi_ray.batches.rollout import GroupRequest, SamplingConfig
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RolloutConfig, RunConfig
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.policy.rollout import GroupRequest, PolicyVersion, SamplingConfig
+from bi_ray.policy.published import weights_directory
+from bi_ray.policy.version import PolicyVersion
 
 RUN = f"test-pool-{os.getpid()}"
 GROUPS = 40

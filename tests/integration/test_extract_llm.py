@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.engine import engine_environment
+from actors.rollout.engine import engine_environment
 from bi_ray.config import BRIDGE, ExtractConfig, RolloutConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.extract import Extraction

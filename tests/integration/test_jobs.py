@@ -18,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from bi_ray.mirror import RunPlace
-from bi_ray.status import describe_status
+from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.status import describe_status
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]

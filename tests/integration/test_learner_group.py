@@ -18,14 +18,14 @@ from datasets import Dataset
 from ranks import TOKENS, distance
 from safetensors.torch import load_file
 
-from actors.learner_group import LearnerError, LearnerGroup, failing_rank
-from actors.rl_session import SessionError
-from actors.worker_queue import PoolError
+from actors.driver.session import SessionError
+from actors.learners.group import LearnerError, LearnerGroup, failing_rank
+from actors.rollout.queue import PoolError
+from bi_ray.batches.advantages import group_advantages
+from bi_ray.batches.batch import LearnerBatch, TrainSample
 from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RayConfig, RLConfig, SFTConfig
-from bi_ray.metrics import read_metrics
-from bi_ray.policy.advantages import group_advantages
-from bi_ray.policy.batch import LearnerBatch, TrainSample
-from bi_ray.policy.checkpoint import CheckpointError
+from bi_ray.policy.files import CheckpointError
+from bi_ray.runs.metrics import read_metrics
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
 # Learners have no path to this file, so its actor classes travel whole.

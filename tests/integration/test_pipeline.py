@@ -17,8 +17,8 @@ import yaml
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
-from actors.weight_sync import SHARED_MEMORY
 from bi_ray.config import RunConfig, load_config
+from bi_ray.policy.published import SHARED_MEMORY
 
 pytestmark = pytest.mark.timeout(600)
 BI_RAY = Path(sys.executable).parent / "bi-ray"

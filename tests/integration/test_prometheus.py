@@ -8,7 +8,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.prometheus import RayMetrics
-from bi_ray.tracking import Tracked
+from bi_ray.tracking.base import Tracked
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("ray_local")]
 

@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bi_ray.report.page import write_page
 from bi_ray.report.source import Source
-from bi_ray.summary import summarize
+from bi_ray.report.summary import summarize
 
 FLAGS = (
     "--headless",

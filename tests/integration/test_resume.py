@@ -18,10 +18,11 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bi_ray.metrics import read_metrics
-from bi_ray.mirror import LOCK, RunPlace
-from bi_ray.remote import Remote
-from bi_ray.status import describe_status
+from bi_ray.runs.metrics import read_metrics
+from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.remote import Remote
+from bi_ray.runs.remote_lock import LOCK
+from bi_ray.runs.status import describe_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BI_RAY = Path(sys.executable).parent / "bi-ray"

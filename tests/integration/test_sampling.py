@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from actors.rollout_worker import RayWorker, RequestError
-from actors.weight_sync import RunWeightFiles, weights_directory
+from actors.rollout.worker import RayWorker, RequestError
+from actors.weights.shared_memory import RunWeightFiles
+from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RLConfig, RolloutConfig
 from bi_ray.learning.learner import Totals
 from bi_ray.learning.rl import microbatch_loss
@@ -20,8 +21,8 @@ from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, pack
-from bi_ray.policy.rollout import Group, GroupRequest, SamplingConfig
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.policy.published import weights_directory
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 RUN = f"test-sampling-{os.getpid()}"
 TINY_BASE = Path(__file__).parents[2] / "models" / "tiny-base"

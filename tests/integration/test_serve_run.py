@@ -17,8 +17,8 @@ import yaml
 from ray import serve
 
 from actors.local_ray import start_local_ray
+from bi_ray.data.problems import read_problems
 from bi_ray.policy.chat import messages
-from bi_ray.problems import read_problems
 from bi_ray.tasks.registry import build_task
 from serve.policies import read_run
 from tests.integration.test_pipeline import DEADLINE_S, config, finish, start, write

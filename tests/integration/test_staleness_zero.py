@@ -15,16 +15,18 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-from actors.batch_maker import BatchMaker
-from actors.driver import Driver
-from actors.weight_sync import announce, weights_directory
+from actors.driver.batch_maker import BatchMaker
+from actors.driver.driver import Driver
+from actors.weights.shared_memory import announce
+from bi_ray.batches.batch import LearnerBatch
+from bi_ray.batches.rollout import GroupRequest, SamplingConfig
 from bi_ray.config import OptimizerConfig, RunConfig
+from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.learning.rl import RLJob, train
-from bi_ray.metrics import read_metrics
-from bi_ray.policy.batch import LearnerBatch
 from bi_ray.policy.checkpoint import WEIGHTS, load_tokenizer
-from bi_ray.policy.rollout import GroupRequest, PolicyVersion, SamplingConfig
-from bi_ray.problems import read_problems, write_problems
+from bi_ray.policy.published import weights_directory
+from bi_ray.policy.version import PolicyVersion
+from bi_ray.runs.metrics import read_metrics
 from bi_ray.tasks.registry import build_task
 
 RUN = f"test-staleness-{os.getpid()}"

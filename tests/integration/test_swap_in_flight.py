@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
-from actors.rollout_worker import RayWorker
-from actors.weight_sync import WeightOwner, announce, make_weights_directory, weights_directory
+from actors.rollout.worker import RayWorker
+from actors.weights.shared_memory import announce
+from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
-from bi_ray.policy.rollout import Group, GroupRequest, PolicyVersion, Sample, SamplingConfig
+from bi_ray.policy.published import WeightOwner, make_weights_directory, weights_directory
+from bi_ray.policy.version import PolicyVersion
 
 RUN = f"test-swap-{os.getpid()}"
 TOLERANCE = 1e-4

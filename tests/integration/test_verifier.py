@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import psutil
 import pytest
 
-from actors.verifier import VerifierClient, VerifierUnavailable
+from actors.driver.verifier import VerifierClient, VerifierUnavailable
 from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification import DataFailure, Verdict, VerificationItem
+from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem
 from tests.integration.reward_functions import (
     HOSTILE,
     eats_memory,

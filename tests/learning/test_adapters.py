@@ -9,8 +9,8 @@ from test_learner import loss_of, make_rows
 from bi_ray.config import LearnerConfig, LoRAConfig, ModelConfig, OptimizerConfig
 from bi_ray.learning.adapters import ADAPTERS, add_adapters
 from bi_ray.learning.learner import Learner, load_checkpoint, save_checkpoint
-from bi_ray.learning.progress import StepDirectories
 from bi_ray.policy.checkpoint import load_model
+from bi_ray.runs.checkpoints import StepDirectories
 
 CPU = torch.device("cpu")
 ADAMW = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)

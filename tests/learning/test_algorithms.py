@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
+from bi_ray.batches.advantages import step_advantages
 from bi_ray.config import ConfigError, KLConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.algorithms.base import LearnedTokens
 from bi_ray.learning.losses import policy_loss, token_weights
-from bi_ray.policy.advantages import step_advantages
 
 
 def token_loss(config, ratios, advantages, sequences=None):

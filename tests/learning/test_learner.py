@@ -21,12 +21,12 @@ from bi_ray.learning.learner import (
     save_checkpoint,
 )
 from bi_ray.learning.losses import nll_loss
-from bi_ray.learning.progress import StepDirectories
 from bi_ray.learning.rl import microbatch_loss
 from bi_ray.learning.sharding import full_tensor
 from bi_ray.policy.checkpoint import load_model, save_weights
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, pack
+from bi_ray.runs.checkpoints import StepDirectories
 
 CPU = torch.device("cpu")
 SGD = OptimizerConfig(kind="sgd", learning_rate=0.5, max_grad_norm=1e9)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from ranks import TOKENS, logprobs_of
 
+from bi_ray.batches.advantages import group_advantages
+from bi_ray.batches.batch import LearnerBatch, TrainSample
 from bi_ray.config import ALGORITHMS, ImportanceConfig, KLConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.losses import importance, kl_estimate, nll_loss, policy_loss, token_weights
 from bi_ray.learning.rl import _shown, batch_rows, microbatch_loss
-from bi_ray.policy.advantages import group_advantages
-from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import load_model
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import pack

@@ -6,9 +6,9 @@ import torch
 from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file
 
+from bi_ray.batches.batch import LearnerBatch, TrainSample
 from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.rl import RLJob, train
-from bi_ray.policy.batch import LearnerBatch, TrainSample
 
 KL = KLConfig(estimator="k3", coefficient=5.0, reference="moving", moving_every_steps=2, moving_rate=0.25)
 RATE = 0.05

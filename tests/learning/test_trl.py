@@ -11,10 +11,10 @@ import pytest
 import torch
 from ranks import TOKENS, logprobs_of
 
+from bi_ray.batches.advantages import step_advantages
+from bi_ray.batches.batch import LearnerBatch, TrainSample
 from bi_ray.config import RLConfig
 from bi_ray.learning.rl import batch_rows, microbatch_loss
-from bi_ray.policy.advantages import step_advantages
-from bi_ray.policy.batch import LearnerBatch, TrainSample
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import pack

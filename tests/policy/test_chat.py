@@ -9,11 +9,12 @@ import yaml
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from bi_ray import cli
+from bi_ray.cli import main as cli
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RunConfig
+from bi_ray.data.problems import ProblemRow
+from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import ChatError, check_chat, check_tokens, encode_prompt, end_of_turn, end_tokens
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.problems import ProblemRow, demonstrate
 from bi_ray.tasks.registry import build_task
 
 PAD, UNK, END, SYSTEM, USER, ASSISTANT = range(6)

@@ -13,17 +13,16 @@ from transformers import AutoModelForCausalLM
 
 from bi_ray.policy import checkpoint
 from bi_ray.policy.checkpoint import (
-    SPARE,
     WEIGHTS,
-    CheckpointError,
     check_directory,
     copy_policy,
     digest,
     load_tokenizer,
-    publish_weights,
     save_policy,
     save_weights,
 )
+from bi_ray.policy.files import CheckpointError
+from bi_ray.policy.published import SPARE, publish_weights
 
 
 @pytest.fixture

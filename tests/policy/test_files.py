@@ -21,7 +21,6 @@ from transformers import (
 
 from bi_ray.policy.checkpoint import (
     WEIGHTS,
-    CheckpointError,
     check_directory,
     check_model,
     load_model,
@@ -29,7 +28,7 @@ from bi_ray.policy.checkpoint import (
     save_policy,
     tied_weights,
 )
-from bi_ray.policy.files import INDEX
+from bi_ray.policy.files import INDEX, CheckpointError
 
 ROOT = Path(__file__).parents[2]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 538090408\n"

@@ -5,7 +5,8 @@ import torch
 from ranks import TOKENS
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from bi_ray.policy.checkpoint import CheckpointError, load_model
+from bi_ray.policy.checkpoint import load_model
+from bi_ray.policy.files import CheckpointError
 from bi_ray.policy.logprobs import TokenLogprobs, _nucleus_logprobs
 from bi_ray.policy.packing import Row, pack
 

@@ -9,10 +9,12 @@ import pytest
 from bi_ray.config import DifficultyConfig, IGSMConfig, PretrainConfig, PromptBenchConfig
 from bi_ray.pretraining import drills
 from bi_ray.reasoning.check import check_trace
-from bi_ray.reasoning.graph import Graph, Node, Operator
+from bi_ray.reasoning.expression import Operator
+from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.tasks.base import in_split
-from bi_ray.tasks.igsm import IGSMTask
-from bi_ray.tasks.promptbench import PromptBenchTask, parse_line
+from bi_ray.tasks.igsm.task import IGSMTask
+from bi_ray.tasks.promptbench.lines import parse_line
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 TASK = PromptBenchTask(
     PromptBenchConfig(

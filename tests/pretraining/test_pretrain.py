@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from bi_ray.config import PretrainConfig
-from bi_ray.files import RunError
+from bi_ray.files.errors import RunError
 from bi_ray.pretraining import pretrain as module
 from bi_ray.pretraining.drills import Drill
 from bi_ray.pretraining.pretrain import IGNORED, batches, rate_factor
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 
 def config_of(**options) -> PretrainConfig:

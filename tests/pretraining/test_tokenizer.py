@@ -11,7 +11,8 @@ from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.tasks.promptbench import SYSTEM_PROMPT, PromptBenchTask, node_names, phrases
+from bi_ray.tasks.promptbench.task import PromptBenchTask
+from bi_ray.tasks.promptbench.wording import SYSTEM_PROMPT, node_names, phrases
 
 PRINTABLE = string.printable[:95] + "\n\t"
 TOKENIZER = build_tokenizer(phrases(), node_names(48))

@@ -13,8 +13,8 @@ from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import Differentiator, flatten, norm, reward_direction
 from bi_ray.readiness.measure import held_out_perplexity, measure_queries, pairs_by_right, scored_group
 from bi_ray.readiness.realized import Forecast, correlation, mean_and_error, realized_change, step_along
-from bi_ray.readiness.results import read_readiness, render_readiness
 from bi_ray.readiness.summary import bootstrap_ratio, summarize
+from bi_ray.report.readiness import read_readiness, render_readiness
 
 torch.set_num_threads(1)
 SAMPLES = 4

@@ -7,7 +7,8 @@ from bi_ray.injection.recipes import Recipe
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.readiness.measure import scored_group
 from bi_ray.readiness.rollouts import PLAIN, Rollout, ScoredGroup, token_behaviors
-from bi_ray.tasks.promptbench import PromptBenchTask, node_names, phrases
+from bi_ray.tasks.promptbench.task import PromptBenchTask
+from bi_ray.tasks.promptbench.wording import node_names, phrases
 
 
 @pytest.fixture(scope="module")

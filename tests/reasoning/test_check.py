@@ -5,8 +5,10 @@ from collections import Counter
 import pytest
 
 from bi_ray.reasoning.check import check_trace
-from bi_ray.reasoning.graph import Graph, Node, Operator
-from bi_ray.tasks.promptbench import PromptBenchTask, parse_line
+from bi_ray.reasoning.expression import Operator
+from bi_ray.reasoning.graph import Graph, Node
+from bi_ray.tasks.promptbench.lines import parse_line
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 GRAPH = Graph(
     [

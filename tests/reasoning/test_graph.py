@@ -2,7 +2,8 @@ import random
 
 import pytest
 
-from bi_ray.reasoning.graph import Graph, Node, NodeState, Operator
+from bi_ray.reasoning.expression import Operator
+from bi_ray.reasoning.graph import Graph, Node, NodeState
 
 
 def diamond() -> Graph:

@@ -7,7 +7,8 @@ from bi_ray.reasoning.expression import Notation, Operator
 from bi_ray.reasoning.graph import Node
 from bi_ray.reasoning.parse import ParseError, graph_from_definitions, graph_from_trace, place_of
 from bi_ray.reasoning.trace import StepKind
-from bi_ray.tasks.promptbench import NOTATION, parse_line
+from bi_ray.tasks.promptbench.lines import parse_line
+from bi_ray.tasks.promptbench.wording import NOTATION
 
 ADD, SUBTRACT, SQUARE = Operator.ADD, Operator.SUBTRACT, Operator.SQUARE
 

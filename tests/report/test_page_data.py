@@ -17,8 +17,8 @@ from bi_ray.report.charts import all_series
 from bi_ray.report.page import render_page
 from bi_ray.report.samples import collect_samples
 from bi_ray.report.source import Source
+from bi_ray.report.summary import summarize
 from bi_ray.report.wording import answer
-from bi_ray.summary import summarize
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,9 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from bi_ray.evaluation import Interval, StageSummary, TableRow
+from bi_ray.intervals import Interval
 from bi_ray.report.picture import draw_picture, moving_average
+from bi_ray.report.scores import StageSummary, TableRow
 from bi_ray.report.tables import markdown_table, render_samples, render_table
 
 

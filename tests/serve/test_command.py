@@ -11,11 +11,11 @@ import yaml
 from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from bi_ray import cli
+from bi_ray.cli import main as cli
 from bi_ray.config import RayConfig, RunConfig, load_config, save_config
+from bi_ray.data.problems import write_problems
+from bi_ray.files.errors import RunError
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.problems import write_problems
-from bi_ray.store import RunError
 from bi_ray.tasks.registry import build_task
 from serve import command
 from serve.app import ServeArgs, build

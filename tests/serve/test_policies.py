@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
-from bi_ray.integrity import record_files
-from bi_ray.learning.progress import step_of
-from bi_ray.policy.checkpoint import WEIGHTS, CheckpointError
-from bi_ray.run_files import StageRecord
+from bi_ray.files.integrity import record_files
+from bi_ray.policy.checkpoint import WEIGHTS
+from bi_ray.policy.files import CheckpointError
+from bi_ray.runs.checkpoints import step_of
+from bi_ray.runs.layout import StageRecord
 from serve import policies
 from serve.policies import ServeError, choose_policies, read_run, version_of
 from serve.server import PolicyServer

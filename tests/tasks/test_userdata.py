@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from bi_ray.config import ConfigError, RunConfig, UserDataConfig
 from bi_ray.reasoning.trace import Span
-from bi_ray.rows import DataError, Rejects
+from bi_ray.rows.rejects import DataError, Rejects
 from bi_ray.tasks.base import SPLIT_RANGES, ChecksAnswers, FiniteTask, text_hash
 from bi_ray.tasks.registry import build_task, data_files, target_config
 from bi_ray.tasks.userdata import UserDataTask

@@ -1,13 +1,25 @@
-"""One module per algorithm of RL: a pure function from the learned tokens of a micro-batch to their losses."""
+"""One module per loss of RL: a pure function from the learned tokens of a micro-batch to their losses.
+
+DAPO, Dr.GRPO and REINFORCE++ use GRPO's loss; what sets them apart are their options (``config.algorithms``).
+"""
 
 from __future__ import annotations
 
 from bi_ray.config import RLConfig
-from bi_ray.importing import load_object
-from bi_ray.learning.algorithms import cispo, dapo, dr_grpo, gpg, grpo, gspo, reinforce_pp, rloo
+from bi_ray.config.importing import load_object
+from bi_ray.learning.algorithms import cispo, gpg, grpo, gspo, rloo
 from bi_ray.learning.algorithms.base import Algorithm
 
-_MODULES = (grpo, dr_grpo, dapo, gpg, rloo, reinforce_pp, gspo, cispo)
+_LOSSES: dict[str, Algorithm] = {
+    "grpo": grpo.loss,
+    "dr_grpo": grpo.loss,
+    "dapo": grpo.loss,
+    "reinforce_pp": grpo.loss,
+    "gpg": gpg.loss,
+    "rloo": rloo.loss,
+    "gspo": gspo.loss,
+    "cispo": cispo.loss,
+}
 
 
 def load_algorithm(config: RLConfig) -> Algorithm:
@@ -18,4 +30,4 @@ def load_algorithm(config: RLConfig) -> Algorithm:
     """
     if ":" in config.algorithm:
         return load_object(config.algorithm, "rl.algorithm")
-    return {module.__name__.rpartition(".")[2]: module.loss for module in _MODULES}[config.algorithm]
+    return _LOSSES[config.algorithm]

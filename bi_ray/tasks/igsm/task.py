@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Callable
 
-from bi_ray.answers import has_each_tag_once
+from bi_ray.answers.checker import has_each_tag_once
 from bi_ray.config import IGSMConfig, IGSMDifficultyConfig, SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Expression, names_in

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bi_ray.config import LogicName
-from bi_ray.reasoning.expression import Notation, Value, names_in, value_of
-from bi_ray.reasoning.graph import Graph, Node, Operator
+from bi_ray.reasoning.expression import Notation, Operator, Value, names_in, value_of
+from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.parse import Definition, ParseError, graph_from_definitions
 from bi_ray.tasks.promptbench import wording
 from bi_ray.tasks.promptbench.wording import CAUSES, INTEGER, NOTATION, PREMISES, RULES, TRUTH

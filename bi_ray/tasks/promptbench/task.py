@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 
-from bi_ray.answers import has_each_tag_once
+from bi_ray.answers.checker import has_each_tag_once
 from bi_ray.config import DifficultyConfig, LogicName, PromptBenchConfig, SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import value_of

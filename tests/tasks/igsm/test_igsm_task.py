@@ -16,7 +16,7 @@ from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import formula_hash
 from bi_ray.reasoning.trace import Step, StepKind, another_way, join, mark, vanilla_plan
 from bi_ray.tasks.base import in_split
-from bi_ray.tasks.igsm import IGSMTask
+from bi_ray.tasks.igsm.task import IGSMTask
 from bi_ray.tasks.registry import build_task
 
 ALL = RecipeConfig(

@@ -21,8 +21,10 @@ from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.trace import join, mark, vanilla_plan
 from bi_ray.tasks.base import SPLIT_BUCKETS, SPLIT_RANGES, in_split
-from bi_ray.tasks.promptbench import PromptBenchTask, node_names, parse_line
 from bi_ray.tasks.promptbench import task as promptbench_task
+from bi_ray.tasks.promptbench.lines import parse_line
+from bi_ray.tasks.promptbench.task import PromptBenchTask
+from bi_ray.tasks.promptbench.wording import node_names
 
 ORDERS = ("topological", "reversed", "random")
 SETS = ("pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target")

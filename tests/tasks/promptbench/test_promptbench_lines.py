@@ -5,9 +5,10 @@ import time
 import pytest
 
 from bi_ray.reasoning.check import check_trace
-from bi_ray.reasoning.graph import Graph, Node, Operator
-from bi_ray.tasks.promptbench import NOTATION, parse_line
-from bi_ray.tasks.promptbench.lines import spans_in
+from bi_ray.reasoning.expression import Operator
+from bi_ray.reasoning.graph import Graph, Node
+from bi_ray.tasks.promptbench.lines import parse_line, spans_in
+from bi_ray.tasks.promptbench.wording import NOTATION
 
 GRAPH = Graph([Node("aaa", 5), Node("aab", 25, Operator.SQUARE, ("aaa",))], "aab")
 START = "Let's solve aab, aab = "

@@ -16,7 +16,7 @@ from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator, Truth
 from bi_ray.reasoning.trace import Step, join, vanilla_plan
 from bi_ray.tasks.base import in_split
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 LOGICS = ("boolean", "deductive", "abductive")
 ORDERS = ("topological", "reversed", "random")

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from plans import every_behavior
 
 from bi_ray.config import DifficultyConfig, PromptBenchConfig
-from bi_ray.reasoning.graph import Graph, Node, Operator
+from bi_ray.reasoning.expression import Operator
+from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.parse import ParseError, graph_from_trace
 from bi_ray.reasoning.trace import join
-from bi_ray.tasks.promptbench import PromptBenchTask
+from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 LOGICS = ("arithmetic", "boolean", "deductive", "abductive")
 ORDERS = ("topological", "reversed", "random")

@@ -1,0 +1,1 @@
+"""The rollout pool: vLLM engines, their health, and the queue of requests."""

@@ -1,0 +1,1 @@
+"""The command line: `bi-ray COMMAND`. Stands above every other package; nothing imports it."""

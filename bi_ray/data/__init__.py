@@ -1,0 +1,1 @@
+"""Sets of problems on disk: drawing them, writing them in shards, exporting them."""

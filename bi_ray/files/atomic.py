@@ -1,0 +1,201 @@
+"""Files and folders that are whole or absent, and readers that name what is damaged.
+
+What is being written has a name that begins with ``TEMPORARY``, and nothing else is ever cleaned up. Before it takes
+its final name it is on the disk (fsync), and so is the folder's entry afterwards: a power cut leaves the old content
+or the new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from bi_ray.files.errors import naming
+from bi_ray.files.names import ASIDE, TEMPORARY, target_name, temporary_name
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # file systems that cannot sync a directory
+T = TypeVar("T")
+
+
+@contextmanager
+def write_whole(target: Path, durable: bool = True) -> Iterator[Path]:
+    """A new, empty file to fill, which takes the place of ``target`` when the block ends without an error.
+
+    Args:
+        target: the file.
+        durable: whether it has to outlast a power cut; without, it is whole or absent after a kill alone.
+
+    Raises:
+        OSError: it cannot be written; the error names ``target``, which stays as it was.
+    """
+    fresh = temporary_name(target)
+    with naming(target):
+        holder = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            _hold(holder)
+            yield fresh
+            if durable:
+                put_in_place(fresh, target)
+            else:
+                fresh.replace(target)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(holder)
+
+
+def write_text(target: Path, text: str, durable: bool = True) -> None:
+    """Make or replace a file that is whole at every moment; see ``write_whole``."""
+    with write_whole(target, durable) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def write_atomically(target: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``target`` when the block ends without an error.
+
+    A kill at any moment leaves the old folder, the new one, or (between two renames) the old one under a name of
+    ``ASIDE``, which the next call puts back first. What a killed call left half-written goes too.
+    """
+    restore(target)
+    remove_leftovers(target.parent, target.name)
+    fresh, aside = temporary_name(target), _aside(target)
+    with naming(target):
+        fresh.mkdir(parents=True)
+        holder = os.open(fresh, os.O_RDONLY)
+        try:
+            _hold(holder)
+            yield fresh
+            _sync_tree(fresh)
+            if target.is_symlink():
+                target.unlink()
+            elif target.exists():
+                target.rename(aside)
+            fresh.rename(target)
+            _sync(target.parent)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            restore(target)
+            raise
+        finally:
+            os.close(holder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Give a finished file or folder its name, once all of it is on the disk."""
+    if fresh.is_dir():
+        _sync_tree(fresh)
+    else:
+        _sync(fresh)
+    fresh.replace(target)
+    _sync(target.parent)
+
+
+def restore(target: Path) -> None:
+    """Put back what a kill between the two renames of ``write_atomically`` left aside."""
+    aside = _aside(target)
+    if aside.exists():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(target)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or absent, never in part under its own name.
+
+    Of a symbolic link only the link goes.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        doomed = temporary_name(folder)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def tidy(folder: Path) -> None:
+    """Put back and remove whatever killed processes left below ``folder``, at any depth; nothing that is not ours."""
+    for aside in sorted(folder.rglob(f"{ASIDE}*")):
+        restore(aside.with_name(aside.name.removeprefix(ASIDE)))
+    for parent in {leftover.parent for leftover in folder.rglob(f"{TEMPORARY}*")}:
+        remove_leftovers(parent)
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left half-written in ``folder``, and nothing that a living one is writing.
+
+    Args:
+        folder: need not exist.
+        name: only what was to become the file or folder of this name; "": all of it.
+    """
+    for leftover in list(folder.glob(f"{TEMPORARY}*")):
+        if name and target_name(leftover) != name:
+            continue
+        if _is_held(leftover):
+            continue
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{ASIDE}{target.name}")
+
+
+def _hold(descriptor: int) -> None:
+    """Show that a living process writes there: the kernel frees this lock when the process ends in whatever way."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a living process may be writing there: also where the file system does not tell."""
+    if path.is_symlink():  # nobody writes a link, and what it points at is not opened
+        return False
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # NFS locks only what is open for writing
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            file = Path(path) / name
+            if not file.is_symlink():
+                _sync(file)
+        _sync(Path(path))
+
+
+# --- reading
