@@ -41,7 +41,11 @@ TOKEN_ADVICE = (
 )
 _PROBE_S = 5.0
 _POLL_S = 0.2
-_QUIET: dict[str, Any] = {"configure_logging": True, "logging_level": logging.WARNING, "log_to_driver": False}
+_QUIET: dict[str, Any] = {
+    "configure_logging": True,
+    "logging_level": logging.WARNING,
+    "log_to_driver": False,
+}
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +55,11 @@ class ClusterError(RuntimeError):
 
 
 def connect(config: RayConfig, source: str = "ray.address") -> None:
-    """Join the cluster of this Ray job, else that at ``config.address``, or start a local one for this process alone.
+    """Join the cluster of this Ray job, else that at ``config.address``, or start a local one for
+    this process alone.
 
-    A local one always asks for a token. A cluster's mode is ``config.auth_mode`` where the configuration names the
-    cluster, else what ``RAY_AUTH_MODE`` has.
+    A local one always asks for a token. A cluster's mode is ``config.auth_mode`` where the
+    configuration names the cluster, else what ``RAY_AUTH_MODE`` has.
 
     Args:
         config: of the cluster.
@@ -75,7 +80,9 @@ def connect(config: RayConfig, source: str = "ray.address") -> None:
             start_local_ray(config.local_cpus, include_dashboard=False, **_QUIET)
 
 
-def _join(address: str, source: str, auth_mode: str | None = None, token: str | None = None) -> None:
+def _join(
+    address: str, source: str, auth_mode: str | None = None, token: str | None = None
+) -> None:
     """Join the cluster at ``address``, which ``source`` names.
 
     Args:
@@ -127,7 +134,9 @@ def check_address(address: str, source: str) -> None:
         kind = "the address of a Ray client server"
     else:
         kind = "not HOST:PORT"
-    raise ClusterError(f"{source} is {address}, {kind}; a run needs Ray's own address, such as HOST:6379")
+    raise ClusterError(
+        f"{source} is {address}, {kind}; a run needs Ray's own address, such as HOST:6379"
+    )
 
 
 def _check_answers(address: str) -> None:
@@ -142,11 +151,14 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray answers at {address}: {error}; `ray start --head` prints the address") from error
+        raise ClusterError(
+            f"no Ray answers at {address}: {error}; `ray start --head` prints the address"
+        ) from error
 
 
 def check_shared(run: Path, timeout_s: float) -> None:
-    """See that every node of the cluster sees the run directory: engines and learners on all of them read from it.
+    """See that every node of the cluster sees the run directory: engines and learners on all of
+    them read from it.
 
     Raises:
         ClusterError: a node does not, or does not say within ``timeout_s``.
@@ -156,11 +168,16 @@ def check_shared(run: Path, timeout_s: float) -> None:
     for node in ray.nodes():
         if not node["Alive"] or node["NodeID"] == here:
             continue
-        host, there = node["NodeManagerHostname"], NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        host, there = (
+            node["NodeManagerHostname"],
+            NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        )
         try:
             seen = ray.get(look.options(scheduling_strategy=there).remote(run), timeout=timeout_s)
         except GetTimeoutError as error:
-            raise ClusterError(f"node {host} did not answer within {timeout_s:g} s (ray.call_timeout_s)") from error
+            raise ClusterError(
+                f"node {host} did not answer within {timeout_s:g} s (ray.call_timeout_s)"
+            ) from error
         if not seen:
             raise ClusterError(
                 f"node {host} does not see {run}: give a --run on a file system that all nodes share, or, where --run "
@@ -188,7 +205,9 @@ class _Whereabouts:
 
 
 def write_address(run: Path) -> None:
-    """Leave in a run directory where its driver is, for ``scale`` in another process of the same user."""
+    """Leave in a run directory where its driver is, for ``scale`` in another process of the same
+    user.
+    """
     address = ray.get_runtime_context().gcs_address
     is_local = is_loopback(address.rpartition(":")[0])
     token = os.environ.get(AUTH_TOKEN) if is_local else None
@@ -225,7 +244,8 @@ def driver_name(run_id: str) -> str:
 
 
 def free_driver_name(run_id: str, timeout_s: float) -> str:
-    """The driver's name, once the driver of a command that was killed is gone. The caller holds the run's lock.
+    """The driver's name, once the driver of a command that was killed is gone. The caller holds the
+    run's lock.
 
     Raises:
         ClusterError: it is not gone in time.
@@ -237,17 +257,22 @@ def free_driver_name(run_id: str, timeout_s: float) -> str:
         except ValueError:
             return name
         time.sleep(_POLL_S)
-    raise ClusterError(f"the driver of an earlier command did not end within {timeout_s:g} s; try again")
+    raise ClusterError(
+        f"the driver of an earlier command did not end within {timeout_s:g} s; try again"
+    )
 
 
-def scale(directory: RunDirectory, workers: int, address: str | None = None, timeout_s: float = 60) -> dict[str, Any]:
+def scale(
+    directory: RunDirectory, workers: int, address: str | None = None, timeout_s: float = 60
+) -> dict[str, Any]:
     """Tell the driver of a run that is going on how many rollout workers it should have.
 
     Args:
         directory: the run's; its lock is not taken.
         workers: how many, 1 or more.
-        address: of the cluster; None: the one that the run wrote into its directory, else that of ``RAY_ADDRESS``.
-            Inside a Ray job it is the job's cluster in any case. What others can write is not used.
+        address: of the cluster; None: the one that the run wrote into its directory, else that of
+            ``RAY_ADDRESS``. Inside a Ray job it is the job's cluster in any case. What others can
+            write is not used.
         timeout_s: deadline of the driver's answer.
 
     Returns:
@@ -278,7 +303,9 @@ def scale(directory: RunDirectory, workers: int, address: str | None = None, tim
             "it is not as far as its first evaluation; `bi-ray status` says which"
         ) from error
     except GetTimeoutError as error:
-        raise ClusterError(f"the driver did not answer within {timeout_s:g} s; try again") from error
+        raise ClusterError(
+            f"the driver did not answer within {timeout_s:g} s; try again"
+        ) from error
     except RayActorError as error:
         raise ClusterError(f"the driver of {directory.name} died") from error
     finally:

@@ -1,4 +1,6 @@
-"""Runs as Ray jobs: submit one, follow its log, ask after it, stop it. Speaks HTTP to the head node's job server."""
+"""Runs as Ray jobs: submit one, follow its log, ask after it, stop it. Speaks HTTP to the head
+node's job server.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,18 @@ from bi_ray.runs.directory import CODE_VERSION_VARIABLE, code_version
 
 DEFAULT_PORT = 8265
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
-# Ray itself leaves out .git, .venv and what .gitignore names; these stand for projects without that file.
-EXCLUDES = [ADDRESS_FILE, "/runs/", "/.venv-*/", "/.git", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", "*.tmp"]
+# Ray itself leaves out .git, .venv and what .gitignore names; these stand for projects without that
+# file.
+EXCLUDES = [
+    ADDRESS_FILE,
+    "/runs/",
+    "/.venv-*/",
+    "/.git",
+    ".mypy_cache/",
+    ".pytest_cache/",
+    ".ruff_cache/",
+    "*.tmp",
+]
 STOP_WAIT_S = 30  # between SIGTERM and SIGKILL; Ray's own 3 s are short for closing engines
 _END_WAIT_S = 30  # for the status of a job to follow the end of its log
 _POLL_S = 0.5
@@ -57,7 +69,8 @@ def job_server(address: str | None) -> str:
         return DEFAULT_ADDRESS
     if cluster.startswith(("http://", "https://")):
         return _web_address("RAY_ADDRESS", cluster)
-    # Ray's own address, such as HOST:6379, as a run wants it: the job server is on the same machine.
+    # Ray's own address, such as HOST:6379, as a run wants it: the job server is on the same
+    # machine.
     host = urlsplit(cluster if "://" in cluster else f"ray://{cluster}").hostname
     return f"http://{f'[{host}]' if ':' in (host or '') else host}:{DEFAULT_PORT}"
 
@@ -69,7 +82,9 @@ def _web_address(source: str, address: str) -> str:
     except ValueError:
         is_web = False
     if not is_web:
-        raise JobError(f"{source} is {address}: give the address of the job server, http://HOST:{DEFAULT_PORT}")
+        raise JobError(
+            f"{source} is {address}: give the address of the job server, http://HOST:{DEFAULT_PORT}"
+        )
     return address
 
 
@@ -77,11 +92,13 @@ class Jobs:
     """The jobs of a cluster.
 
     Args:
-        address: of the head node's job server, ``http://HOST:8265``; None: that of ``RAY_API_SERVER_ADDRESS``, or the
-            one on the machine of ``RAY_ADDRESS``, else ``DEFAULT_ADDRESS``.
+        address: of the head node's job server, ``http://HOST:8265``; None: that of
+            ``RAY_API_SERVER_ADDRESS``, or the one on the machine of ``RAY_ADDRESS``, else
+            ``DEFAULT_ADDRESS``.
 
     Raises:
-        JobError: from every method: nobody answers there, not without (another) token, or there is no such job.
+        JobError: from every method: nobody answers there, not without (another) token, or there is
+            no such job.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -89,18 +106,24 @@ class Jobs:
         host = urlsplit(self.address).hostname or ""
         if is_loopback(host):  # a proxy would look for the server on its own machine
             bypass_proxies([host])
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray puts RAY_ADDRESS above its own argument
+        # Ray puts RAY_ADDRESS above its own argument
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         with self._explained():
             self._client = JobSubmissionClient(self.address)
 
     def submit(self, command: Sequence[str], working_dir: Path, name: str | None = None) -> str:
-        """Start ``command`` on the cluster, in a copy of ``working_dir``; returns the id of the job."""
+        """Start ``command`` on the cluster, in a copy of ``working_dir``; returns the id of the
+        job.
+        """
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
-        if (working_dir / "bi_ray").resolve() == Path(bi_ray.__file__).parent:  # what the job runs is this code
+        # what the job runs is this code
+        if (working_dir / "bi_ray").resolve() == Path(bi_ray.__file__).parent:
             variables[CODE_VERSION_VARIABLE] = code_version()
         environment = {"working_dir": str(working_dir), "excludes": EXCLUDES, "env_vars": variables}
         with self._explained():
-            return self._client.submit_job(entrypoint=shlex.join(command), runtime_env=environment, submission_id=name)
+            return self._client.submit_job(
+                entrypoint=shlex.join(command), runtime_env=environment, submission_id=name
+            )
 
     def follow(self, job: str, write: Callable[[str], object]) -> JobStatus:
         """Hand on the log of a job, from its beginning, until the job ends; returns how it ended."""
@@ -115,7 +138,9 @@ class Jobs:
         deadline = time.monotonic() + _END_WAIT_S
         while not (status := self.status(job)).is_terminal():
             if time.monotonic() > deadline:
-                raise JobError(f"the log of {job} broke off, but it is {status}: `bi-ray job logs {job}` goes on")
+                raise JobError(
+                    f"the log of {job} broke off, but it is {status}: `bi-ray job logs {job}` goes on"
+                )
             time.sleep(_POLL_S)
         return status
 
@@ -144,7 +169,8 @@ class Jobs:
         """What the server knows of every submitted job, the oldest first."""
         with self._explained():
             return sorted(
-                (job for job in self._client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0
+                (job for job in self._client.list_jobs() if job.submission_id),
+                key=lambda job: job.start_time or 0,
             )
 
     def _proxy_advice(self) -> str:
@@ -162,7 +188,9 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise JobError(f"Ray at {self.address} wants a token, or another one: {TOKEN_ADVICE}") from error
+            raise JobError(
+                f"Ray at {self.address} wants a token, or another one: {TOKEN_ADVICE}"
+            ) from error
         except (ConnectionError, requests.RequestException) as error:
             raise JobError(
                 f"no Ray job server answers at {self.address}: start Ray (`ray start --head`), or give the "
@@ -170,7 +198,11 @@ class Jobs:
             ) from error
         except (RuntimeError, ValueError) as error:
             if job is not None and "404" in str(error):
-                raise JobError(f"no job {job} at {self.address}; `bi-ray job list` names all") from error
+                raise JobError(
+                    f"no job {job} at {self.address}; `bi-ray job list` names all"
+                ) from error
             if "already exists" in str(error):
-                raise JobError(f"there is a job of that name at {self.address}; choose another --job-id") from error
+                raise JobError(
+                    f"there is a job of that name at {self.address}; choose another --job-id"
+                ) from error
             raise JobError(f"Ray at {self.address}: {error}") from error

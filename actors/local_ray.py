@@ -1,8 +1,10 @@
-"""A Ray of one command's own: it listens on the loopback interface only, and every call to it needs a token.
+"""A Ray of one command's own: it listens on the loopback interface only, and every call to it needs
+a token.
 
-Ray binds every one of its servers to the loopback interface when its node has a loopback address, as on macOS and
-Windows. On Linux it replaces a loopback address by the machine's own, whatever it is asked for, unless the variable
-``LOOPBACK_SWITCH`` is 0. So a local Ray is started with that, and the address of its node is checked afterwards.
+Ray binds every one of its servers to the loopback interface when its node has a loopback address,
+as on macOS and Windows. On Linux it replaces a loopback address by the machine's own, whatever it
+is asked for, unless the variable ``LOOPBACK_SWITCH`` is 0. So a local Ray is started with that, and
+the address of its node is checked afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _TOKEN_BYTES = 32
 _LOOPBACK_INTERFACE = "lo"
 _LONGEST_SOCKET_PATH = 107  # bytes, of a Unix socket on Linux
-_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"  # as Ray calls one, at its longest
+# as Ray calls one, at its longest
+_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +63,16 @@ def start_local_ray(num_cpus: int | None = None, **options: Any) -> None:
     addresses = [node["NodeManagerAddress"] for node in ray.nodes()]
     if not all(map(is_loopback, addresses)):
         ray.shutdown()
-        raise LocalRayError(f"Ray listens at {', '.join(addresses)} instead of the loopback interface alone")
+        raise LocalRayError(
+            f"Ray listens at {', '.join(addresses)} instead of the loopback interface alone"
+        )
 
 
 def session_folder() -> Path:
     """Where local Rays keep their sockets, logs and spilled objects: a folder of this user alone.
 
-    It is in ``RAY_TMPDIR``, else in ``TMPDIR``, else in /tmp; the last one too if a socket's path would be too long.
+    It is in ``RAY_TMPDIR``, else in ``TMPDIR``, else in /tmp; the last one too if a socket's path
+    would be too long.
 
     Raises:
         PrivacyError: it belongs to another user, or cannot be made.
@@ -89,14 +95,18 @@ def is_loopback(host: str) -> bool:
 
 
 def stay_on_loopback() -> None:
-    """Let Ray start at a loopback address, or join one: in this process, and in those that it starts."""
+    """Let Ray start at a loopback address, or join one: in this process, and in those that it
+    starts.
+    """
     os.environ[LOOPBACK_SWITCH] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray read the variable when it was imported
     bypass_proxies([LOOPBACK, "localhost"])
 
 
 def use_authentication(mode: str, token: str | None = None) -> None:
-    """Set how Ray's calls prove who they are, from now on; ``token`` None: the one that Ray finds by itself."""
+    """Set how Ray's calls prove who they are, from now on; ``token`` None: the one that Ray finds
+    by itself.
+    """
     os.environ[AUTH_MODE] = mode
     if token is not None:
         os.environ[AUTH_TOKEN] = token
@@ -110,4 +120,6 @@ def bypass_proxies(hosts: Iterable[str]) -> None:
     beyond = [host for host in hosts if getproxies() and not proxy_bypass(host)]
     if beyond:
         known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*filter(None, [known]), *beyond])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(
+            [*filter(None, [known]), *beyond]
+        )

@@ -1,4 +1,6 @@
-"""The stages of a run, read top to bottom. Each is skipped when its artifact is there under the same key."""
+"""The stages of a run, read top to bottom. Each is skipped when its artifact is there under the
+same key.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from bi_ray.files.errors import RunError
 from bi_ray.files.names import STAGES
 from bi_ray.files.private import private_folder
 from bi_ray.files.records import read_record
-from bi_ray.injection.demonstrations import DemonstrationsManifest, demonstrate, write_demonstrations
+from bi_ray.injection.demonstrations import (
+    DemonstrationsManifest,
+    demonstrate,
+    write_demonstrations,
+)
 from bi_ray.learning.sft import CHECKPOINTS
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
 from bi_ray.policy.published import SHARED_MEMORY, weights_directory
@@ -47,7 +53,8 @@ from bi_ray.tracking.trackers import FOLDER as TRACKERS_FOLDER
 
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5
-_CHECKPOINTS = ("checkpoint_every_steps", "keep_last", "keep_best")  # options on which no result depends
+# options on which no result depends
+_CHECKPOINTS = ("checkpoint_every_steps", "keep_last", "keep_best")
 
 
 class DriverError(RunError):
@@ -56,7 +63,9 @@ class DriverError(RunError):
 
 @dataclass(slots=True)
 class Pipeline:
-    """One run of the stages. A stage's key covers its options and the digests of the stages that it reads."""
+    """One run of the stages. A stage's key covers its options and the digests of the stages that it
+    reads.
+    """
 
     config: RunConfig
     run_directory: RunDirectory
@@ -66,20 +75,26 @@ class Pipeline:
     _warned: set[str] = field(default_factory=set)
 
     def run(self, until: str | None = None) -> None:
-        """Every stage that the run directory does not have yet, up to RL or to the end. The caller holds its lock.
+        """Every stage that the run directory does not have yet, up to RL or to the end. The caller
+        holds its lock.
 
         Args:
             until: ``readiness``: what can be known before RL, and no more.
 
         Raises:
             RunError: the run directory does not fit the configuration.
-            LearnerError, DriverError, CheckpointError, DataError: a stage cannot go on; what is finished stays.
+            LearnerError, DriverError, CheckpointError, DataError: a stage cannot go on; what is
+            finished stays.
         """
         try:
             data = self.data()
             if self.config.evaluation.base_model:
                 self.evaluate_base(data)
-            demonstrations = {arm: self.sft_data(arm, data) for arm, recipe in self.config.arms.items() if recipe.sft}
+            demonstrations = {
+                arm: self.sft_data(arm, data)
+                for arm, recipe in self.config.arms.items()
+                if recipe.sft
+            }
             self._tune(data, demonstrations, "sft")
             if self.config.readiness.queries:
                 self.readiness_stages(data, demonstrations)
@@ -93,7 +108,9 @@ class Pipeline:
             self._stop_driver()
 
     def _tune(self, data: StageKey, demonstrations: dict[str, StageKey], kind: SFTKind) -> None:
-        """SFT of every arm, then its evaluation: the engines start once. Without SFT the base is an arm's policy."""
+        """SFT of every arm, then its evaluation: the engines start once. Without SFT the base is an
+        arm's policy.
+        """
         tuned = {arm: self.sft(arm, key, kind) for arm, key in demonstrations.items()}
         if kind == "sft":
             tuned |= {arm: self.no_sft(arm, data) for arm in self.config.arms if arm not in tuned}
@@ -110,9 +127,14 @@ class Pipeline:
         if self._skip("data", key):
             return key
         task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
-        with self.run_directory.commit("data", key) as folder, self.display.task("problems", len(config.task.sets)):
+        with (
+            self.run_directory.commit("data", key) as folder,
+            self.display.task("problems", len(config.task.sets)),
+        ):
             for name, difficulty in config.task.sets.items():
-                manifest = write_problems(task, name, difficulty.problems, tokenizer, config.model, folder / name)
+                manifest = write_problems(
+                    task, name, difficulty.problems, tokenizer, config.model, folder / name
+                )
                 self.display.advance()
                 self.display.note(
                     f"{name}: {manifest['problems']} problems, best constant answer "
@@ -120,7 +142,10 @@ class Pipeline:
                 )
             if isinstance(task, FiniteTask) and task.rejects.rows:
                 task.rejects.write(folder / REJECTS)
-                for line in [*task.rejects.summary(), f"every row left out: {self._path('data') / REJECTS}"]:
+                for line in [
+                    *task.rejects.summary(),
+                    f"every row left out: {self._path('data') / REJECTS}",
+                ]:
                     self.display.note(line)
         return key
 
@@ -132,12 +157,24 @@ class Pipeline:
             return key
         self.run_directory.require_whole("data")
         task, tokenizer = self._task(self.config.task), load_tokenizer(self.config.model.path)
-        with self.run_directory.commit(stage, key) as folder, self.display.task(f"demonstrations of {arm}", None):
+        with (
+            self.run_directory.commit(stage, key) as folder,
+            self.display.task(f"demonstrations of {arm}", None),
+        ):
             manifest = write_demonstrations(
-                task, self.config.arms[arm], self.config, self._path("data") / "sft", tokenizer, folder
+                task,
+                self.config.arms[arm],
+                self.config,
+                self._path("data") / "sft",
+                tokenizer,
+                folder,
             )
-        rates = ", ".join(f"{v:.2f} {k}" for k, v in manifest["behaviors_per_demonstration"].items())
-        self.display.note(f"{arm}: {manifest['demonstrations']} demonstrations with {rates or 'no behaviors'} each")
+        rates = ", ".join(
+            f"{v:.2f} {k}" for k, v in manifest["behaviors_per_demonstration"].items()
+        )
+        self.display.note(
+            f"{arm}: {manifest['demonstrations']} demonstrations with {rates or 'no behaviors'} each"
+        )
         for line in manifest["rejected"]:
             self.display.note(line)
         return key
@@ -167,7 +204,13 @@ class Pipeline:
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
         StepDirectories(work / CHECKPOINTS).recover(steps, self.display.note)
         with self._training(stage, title, steps, work):
-            learners.run_sft(Path(config.model.path), self._path(f"sft_data/{arm}"), work, sft, config.seeds.training)
+            learners.run_sft(
+                Path(config.model.path),
+                self._path(f"sft_data/{arm}"),
+                work,
+                sft,
+                config.seeds.training,
+            )
         self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
         return key
 
@@ -184,21 +227,26 @@ class Pipeline:
         config, settings = self.config, self.config.readiness
         task_config = target_config(config.task, settings.target, settings.target_queries)
         key = key_of(
-            {"task": task_config, "data_seed": config.seeds.data}, {"data": data.digest, **data_files(task_config)}
+            {"task": task_config, "data_seed": config.seeds.data},
+            {"data": data.digest, **data_files(task_config)},
         )
         if self._skip("target", key):
             return key
         task, tokenizer = self._task(task_config), load_tokenizer(config.model.path)
         with self.run_directory.commit("target", key) as folder:
             count = settings.target_queries
-            write_problems(task, "influence_target", count, tokenizer, config.model, folder, exactly=False)
+            write_problems(
+                task, "influence_target", count, tokenizer, config.model, folder, exactly=False
+            )
         return key
 
     def readiness(self, arm: str, sft: StageKey, target: StageKey) -> StageKey:
         """Rollout accuracy and influence of an arm's SFT policy, before RL."""
         recipe = self.config.arms[arm]
         # without SFT the same as readiness_of_base measures
-        inputs = {"sft": sft.digest} if recipe.sft else {"base": digest(Path(self.config.model.path))}
+        inputs = (
+            {"sft": sft.digest} if recipe.sft else {"base": digest(Path(self.config.model.path))}
+        )
         policy = self._path(f"sft/{arm}/policy")
         return self._readiness(arm, policy, inputs, self._held_out_recipes(recipe), target)
 
@@ -207,22 +255,41 @@ class Pipeline:
         base = Path(self.config.model.path).absolute()
         try:
             target = self.target(self.data())
-            self._readiness("base", base, {"base": digest(base)}, self._held_out_recipes(None), target)
+            self._readiness(
+                "base", base, {"base": digest(base)}, self._held_out_recipes(None), target
+            )
         finally:
             self._stop_driver()
 
     def _held_out_recipes(self, own: RecipeConfig | None) -> dict[str, RecipeConfig]:
-        """Whose demonstrations of the target's problems the perplexity is of; free text has its own alone."""
+        """Whose demonstrations of the target's problems the perplexity is of; free text has its own
+        alone.
+        """
         if isinstance(self.config.task, UserDataConfig):
             return {"held-out demonstrations": VANILLA}
-        own_recipe = {"own demonstrations": own} if own and own.sft and not own.demonstrations else {}
+        own_recipe = (
+            {"own demonstrations": own} if own and own.sft and not own.demonstrations else {}
+        )
         return own_recipe | {"vanilla demonstrations": VANILLA}
 
     def _readiness(
-        self, name: str, policy: Path, inputs: dict[str, str], recipes: dict[str, RecipeConfig], target: StageKey
+        self,
+        name: str,
+        policy: Path,
+        inputs: dict[str, str],
+        recipes: dict[str, RecipeConfig],
+        target: StageKey,
     ) -> StageKey:
         config, settings = self.config, self.config.readiness
-        excluded = {"every_rl_steps", "target", "threads", "cpus", "gpus", "start_timeout_s", "timeout_s"}
+        excluded = {
+            "every_rl_steps",
+            "target",
+            "threads",
+            "cpus",
+            "gpus",
+            "start_timeout_s",
+            "timeout_s",
+        }
         excluded |= {name for name in type(settings).model_fields if name.startswith("realized_")}
         sampling = config.rl.model_dump(include={"samples_per_prompt", "temperature", "top_p"})
         parts = {
@@ -239,26 +306,38 @@ class Pipeline:
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             held_out = self._held_out_demonstrations(recipes)
-            reference = driver.measure.remote(policy, self._path("data/rl"), self._path("target"), held_out, folder)
+            reference = driver.measure.remote(
+                policy, self._path("data/rl"), self._path("target"), held_out, folder
+            )
             with self.display.task(f"readiness of {name}", None):
-                self._call(reference, settings.timeout_s + settings.start_timeout_s, self._show_progress)
+                self._call(
+                    reference, settings.timeout_s + settings.start_timeout_s, self._show_progress
+                )
         return key
 
     def realized(self, arm: str, readiness: StageKey) -> None:
         """What single SGD steps really change, against what influence predicted."""
         settings = self.config.readiness
-        parts = {"realized": {k: v for k, v in settings.model_dump().items() if k.startswith("realized_")}}
+        parts = {
+            "realized": {
+                k: v for k, v in settings.model_dump().items() if k.startswith("realized_")
+            }
+        }
         key, stage = key_of(parts, {"readiness": readiness.digest}), f"realized/{arm}"
         if self._skip(stage, key):
             return
         self.run_directory.require_whole("target", f"sft/{arm}", f"readiness/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
         with self.run_directory.commit(stage, key) as folder:
-            reference = driver.realize.remote(policy, self._path(f"readiness/{arm}"), self._path("target"), folder)
+            reference = driver.realize.remote(
+                policy, self._path(f"readiness/{arm}"), self._path("target"), folder
+            )
             with self.display.task(f"steps on single queries of {arm}", settings.realized_queries):
                 self._call(reference, settings.timeout_s, self._show_progress)
 
-    def _held_out_demonstrations(self, recipes: dict[str, RecipeConfig]) -> dict[str, Demonstrations]:
+    def _held_out_demonstrations(
+        self, recipes: dict[str, RecipeConfig]
+    ) -> dict[str, Demonstrations]:
         """Demonstrations of the target's problems by every recipe: tokens of (prompt, response)."""
         config = self.config
         task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
@@ -279,7 +358,11 @@ class Pipeline:
         assert settings is not None
         parts = {
             "filter": settings.model_dump(exclude={"timeout_s"}),
-            "sampling": {"temperature": config.rl.temperature, "top_p": config.rl.top_p, "seed": config.seeds.sampling},
+            "sampling": {
+                "temperature": config.rl.temperature,
+                "top_p": config.rl.top_p,
+                "seed": config.seeds.sampling,
+            },
             "verifier": self._verifier_options(),
             "limits": self._limits(),
         }
@@ -288,7 +371,10 @@ class Pipeline:
             return key
         self.run_directory.require_whole("data", f"sft/{arm}")
         driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
-        with self.run_directory.commit(stage, key) as folder, self.display.task(f"RL queries of {arm}", None):
+        with (
+            self.run_directory.commit(stage, key) as folder,
+            self.display.task(f"RL queries of {arm}", None),
+        ):
             reference = driver.select_queries.remote(policy, self._path("data/rl"), folder)
             summary = self._call(reference, settings.timeout_s, self._show_progress)
             (folder / MANIFEST).write_text(json.dumps(summary))
@@ -303,16 +389,33 @@ class Pipeline:
         config = self.config
         selected = self.queries(arm, sft) if config.rl.query_filter else None
         rl = config.rl.model_dump(exclude={"batch_timeout_s", "query_filter", *_CHECKPOINTS})
-        parts = {"rl": rl, "verifier": self._verifier_options(), "seeds": config.seeds, "limits": self._limits()}
-        key = key_of(parts, {"sft": sft.digest} | ({"queries": selected.digest} if selected else {}))
+        parts = {
+            "rl": rl,
+            "verifier": self._verifier_options(),
+            "seeds": config.seeds,
+            "limits": self._limits(),
+        }
+        key = key_of(
+            parts, {"sft": sft.digest} | ({"queries": selected.digest} if selected else {})
+        )
         stage = f"rl/{arm}"
         if self._skip(stage, key):
             return key
-        self.run_directory.require_whole("data", f"sft/{arm}", *([f"queries/{arm}"] if selected else []))
+        self.run_directory.require_whole(
+            "data", f"sft/{arm}", *([f"queries/{arm}"] if selected else [])
+        )
         began = time.monotonic()
-        driver, work, base = self._driver_actor(), self.run_directory.work(stage, key), self._path(f"sft/{arm}/policy")
+        driver, work, base = (
+            self._driver_actor(),
+            self.run_directory.work(stage, key),
+            self._path(f"sft/{arm}/policy"),
+        )
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
-        target = self._path("target") if config.readiness.queries and config.readiness.every_rl_steps else None
+        target = (
+            self._path("target")
+            if config.readiness.queries and config.readiness.every_rl_steps
+            else None
+        )
         selection = self._path(f"queries/{arm}") if selected else None
         begun = driver.begin_rl.remote(arm, base, work, self._path("data"), target, selection)
         self._call(begun, config.ray.call_timeout_s + config.readiness.start_timeout_s)
@@ -332,7 +435,9 @@ class Pipeline:
         if outcome.stopped:
             self.display.note(f"RL of {arm}: {outcome.stopped}")
         if outcome.step != outcome.last_step:
-            self.display.note(f"RL of {arm}: the policy after step {outcome.step}, the best one, is kept")
+            self.display.note(
+                f"RL of {arm}: the policy after step {outcome.step}, the best one, is kept"
+            )
         write_text(work / OUTCOME, json.dumps(asdict(outcome)))
         policy = work / f"step_{outcome.step}" / "policy" if outcome.step else base
         self._keep(stage, key, policy, work / "metrics.jsonl", began)
@@ -341,17 +446,28 @@ class Pipeline:
     def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> None:
         """Greedy and sampled responses of a policy on the test sets, every one kept."""
         directory = self._path(f"{trained_by}/{arm}/policy")
-        self._evaluate(f"eval_{trained_by}/{arm}", directory, {trained_by: policy.digest}, f"{arm} after {trained_by}")
+        self._evaluate(
+            f"eval_{trained_by}/{arm}",
+            directory,
+            {trained_by: policy.digest},
+            f"{arm} after {trained_by}",
+        )
 
     def evaluate_base(self, data: StageKey) -> None:
         """The same of the model that SFT starts from."""
         base = Path(self.config.model.path)
-        self._evaluate("eval_base", base.absolute(), {"base": digest(base), "data": data.digest}, "the base")
+        self._evaluate(
+            "eval_base", base.absolute(), {"base": digest(base), "data": data.digest}, "the base"
+        )
 
     def _evaluate(self, stage: str, policy: Path, inputs: dict[str, str], title: str) -> None:
         config = self.config
         evaluation = config.evaluation.model_dump(exclude={"base_model", "timeout_s"})
-        parts = {"evaluation": evaluation, "sampling_seed": config.seeds.sampling, "limits": self._limits()}
+        parts = {
+            "evaluation": evaluation,
+            "sampling_seed": config.seeds.sampling,
+            "limits": self._limits(),
+        }
         key = key_of(parts, inputs)
         if self._skip(stage, key):
             return
@@ -359,16 +475,24 @@ class Pipeline:
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             for name in config.evaluation.sets:
-                reference = driver.evaluate.remote(policy, self._path(f"data/{name}"), folder / f"{name}.jsonl")
+                reference = driver.evaluate.remote(
+                    policy, self._path(f"data/{name}"), folder / f"{name}.jsonl"
+                )
                 with self.display.task(f"evaluation of {title}, {name}", None):
-                    failures = self._call(reference, config.evaluation.timeout_s, self._show_progress)
+                    failures = self._call(
+                        reference, config.evaluation.timeout_s, self._show_progress
+                    )
                 if failures:
                     self.display.note(f"{title}, {name}: {failures}")
 
     def _sft_data_key(self, arm: str, data: StageKey) -> StageKey:
         recipe = self.config.arms[arm]
-        file = {"demonstrations": file_digest(recipe.demonstrations)} if recipe.demonstrations else {}
-        return key_of({"recipe": recipe, "data_seed": self.config.seeds.data}, {"data": data.digest, **file})
+        file = (
+            {"demonstrations": file_digest(recipe.demonstrations)} if recipe.demonstrations else {}
+        )
+        return key_of(
+            {"recipe": recipe, "data_seed": self.config.seeds.data}, {"data": data.digest, **file}
+        )
 
     def _sft_config(self, kind: SFTKind) -> SFTConfig:
         sft = self.config.sft
@@ -376,14 +500,26 @@ class Pipeline:
 
     def _sft_key(self, arm: str, sft_data: StageKey, kind: SFTKind) -> StageKey:
         sft = self._sft_config(kind).model_dump(exclude={"report_twice_the_budget", *_CHECKPOINTS})
-        parts = {"sft": sft, "training_seed": self.config.seeds.training, "dtype": self.config.model.dtype}
-        return key_of(parts, {"sft_data": sft_data.digest, "base": digest(Path(self.config.model.path))})
+        parts = {
+            "sft": sft,
+            "training_seed": self.config.seeds.training,
+            "dtype": self.config.model.dtype,
+        }
+        return key_of(
+            parts, {"sft_data": sft_data.digest, "base": digest(Path(self.config.model.path))}
+        )
 
     def _no_sft_key(self, data: StageKey) -> StageKey:
-        """Of the base as an arm's policy; the problems are in it since the keys of RL and evaluation build on it."""
-        return key_of({"sft": None}, {"base": digest(Path(self.config.model.path)), "data": data.digest})
+        """Of the base as an arm's policy; the problems are in it since the keys of RL and
+        evaluation build on it.
+        """
+        return key_of(
+            {"sft": None}, {"base": digest(Path(self.config.model.path)), "data": data.digest}
+        )
 
-    def _policy_key(self, arm: str, data: StageKey, demonstrations: dict[str, StageKey]) -> StageKey:
+    def _policy_key(
+        self, arm: str, data: StageKey, demonstrations: dict[str, StageKey]
+    ) -> StageKey:
         """Of what RL starts from."""
         made = demonstrations.get(arm)
         return self._sft_key(arm, made, "sft") if made else self._no_sft_key(data)
@@ -393,11 +529,16 @@ class Pipeline:
 
     def _verifier_options(self) -> dict[str, Any]:
         """What decides verdicts; limits of the machine may change between two starts of a run."""
-        return self.config.verifier.model_dump(exclude={"batch_timeout_s", "start_timeout_s", "memory_mib"})
+        return self.config.verifier.model_dump(
+            exclude={"batch_timeout_s", "start_timeout_s", "memory_mib"}
+        )
 
     def _limits(self) -> dict[str, Any]:
         model = self.config.model
-        limits = {"max_prompt_tokens": model.max_prompt_tokens, "max_response_tokens": model.max_response_tokens}
+        limits = {
+            "max_prompt_tokens": model.max_prompt_tokens,
+            "max_response_tokens": model.max_response_tokens,
+        }
         return limits | ({"stop": list(model.stop)} if model.stop else {})
 
     def _path(self, artifact: str) -> Path:
@@ -409,7 +550,8 @@ class Pipeline:
         if not stage.is_relative_to(run):
             return []
         name = stage.relative_to(run)
-        return [name.as_posix()] if name.parts and name.parts[0] in STAGES else []  # a base may be there too
+        # a base may be there too
+        return [name.as_posix()] if name.parts and name.parts[0] in STAGES else []
 
     def _weights(self) -> Path:
         return weights_directory(self.run_id)
@@ -443,7 +585,9 @@ class Pipeline:
 
     @contextmanager
     def _training(self, stage: str, title: str, steps: int, work: Path) -> Iterator[None]:
-        """What goes on beside a training: its figures are shown and tracked, its checkpoints are kept at the URI."""
+        """What goes on beside a training: its figures are shown and tracked, its checkpoints are
+        kept at the URI.
+        """
         kind, _, arm = stage.partition("/")
         metrics, note = work / "metrics.jsonl", self.display.note
         tracked = Tracked(
@@ -475,8 +619,15 @@ class Pipeline:
             # It asks for no CPU: it waits for engines and learners nearly all the time.
             name = free_driver_name(self.run_id, self.config.ray.call_timeout_s)
             calls = driver_concurrency(self.config.learner.workers)
-            options = {"num_cpus": 0, "max_concurrency": calls, "name": name, "namespace": NAMESPACE}
-            self._driver = ray.remote(Driver).options(**options).remote(self.config, self.run_id, base)
+            options = {
+                "num_cpus": 0,
+                "max_concurrency": calls,
+                "name": name,
+                "namespace": NAMESPACE,
+            }
+            self._driver = (
+                ray.remote(Driver).options(**options).remote(self.config, self.run_id, base)
+            )
             self._notes = NoteFollower(self._driver, self.display.note)
             with self.display.task(f"starting {self.config.rollout.workers} rollout engines", None):
                 self._call(self._driver.start.remote(), self.config.rollout.start_timeout_s + 30)
@@ -498,17 +649,24 @@ class Pipeline:
         progress = self._call(self._driver.progress.remote(), self.config.ray.call_timeout_s)
         self.display.set(progress.get("done", 0), progress.get("total"), progress.get("phase", ""))
 
-    def _call(self, reference: Any, timeout_s: float, while_waiting: Callable[[], None] | None = None) -> Any:
+    def _call(
+        self, reference: Any, timeout_s: float, while_waiting: Callable[[], None] | None = None
+    ) -> Any:
         """The result of a remote call, with a deadline."""
         deadline = time.monotonic() + timeout_s
         while True:
-            step = min(_POLL_S if while_waiting else timeout_s, max(0.0, deadline - time.monotonic()))
+            step = min(
+                _POLL_S if while_waiting else timeout_s, max(0.0, deadline - time.monotonic())
+            )
             try:
                 return ray.get(reference, timeout=step)
             except ray.exceptions.GetTimeoutError as error:
                 if time.monotonic() >= deadline:
-                    raise DriverError(f"the driver did not answer within {timeout_s:g} s") from error
-            except ray.exceptions.RayTaskError as error:  # first: it is an instance of its cause's class too
+                    raise DriverError(
+                        f"the driver did not answer within {timeout_s:g} s"
+                    ) from error
+            # first: it is an instance of its cause's class too
+            except ray.exceptions.RayTaskError as error:
                 raise DriverError(_cause(error)) from error
             except ray.exceptions.RayActorError as error:
                 raise DriverError(DRIVER_DIED) from error

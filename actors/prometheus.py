@@ -1,4 +1,6 @@
-"""The figures of a training as Prometheus metrics, through Ray: every node's agent offers them with Ray's own."""
+"""The figures of a training as Prometheus metrics, through Ray: every node's agent offers them with
+Ray's own.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from bi_ray.tracking.base import Tracked
 
 _TAGS = ("run", "run_id", "stage", "arm")
 _STEPS = "bi_ray_training_steps"  # a counter; Ray adds "_total"
-_made: dict[str, Gauge | Counter] = {}  # of this process: a second one of the same name would not be exported
+# of this process: a second one of the same name would not be exported
+_made: dict[str, Gauge | Counter] = {}
 
 
 class RayMetrics:
-    """A gauge ``ray_bi_ray_NAME`` per figure, with tags run, run_id, stage and arm (Ray puts its own prefix first)."""
+    """A gauge ``ray_bi_ray_NAME`` per figure, with tags run, run_id, stage and arm (Ray puts its
+    own prefix first).
+    """
 
     def begin(self, training: Tracked) -> None:
         """See ``tracking.Tracker``."""

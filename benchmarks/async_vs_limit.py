@@ -1,7 +1,9 @@
-"""The asynchronous RL step, with generation on one core and training on another, against the longer of its two phases.
+"""The asynchronous RL step, with generation on one core and training on another, against the longer
+of its two phases.
 
-Each phase is timed alone under the same pin: in a synchronous run one waits while the other works. Then the same steps
-run asynchronously. A random model of 5 M parameters, 2 engines and 1 learner, each of 1 thread.
+Each phase is timed alone under the same pin: in a synchronous run one waits while the other works.
+Then the same steps run asynchronously. A random model of 5 M parameters, 2 engines and 1 learner,
+each of 1 thread.
 
     python benchmarks/async_vs_limit.py
 """
@@ -19,7 +21,9 @@ from rl_runs import column, random_model, run_config, run_rl, work_folder
 WARM_UP = 2
 
 
-def _run(arguments: argparse.Namespace, model: Path, folder: Path, max_staleness: int) -> list[dict[str, Any]]:
+def _run(
+    arguments: argparse.Namespace, model: Path, folder: Path, max_staleness: int
+) -> list[dict[str, Any]]:
     steps = arguments.steps + 2 * WARM_UP  # the last ones have nothing left to generate beside them
     options = {
         "model": {"max_response_tokens": arguments.tokens},
@@ -51,11 +55,23 @@ def main() -> None:
         model = random_model(folder / "model", arguments.size)
         alone = _run(arguments, model, folder / "synchronous", 0)
         together = _run(arguments, model, folder / "asynchronous", arguments.staleness)
-    phases = {name: statistics.median(column(alone, name)) for name in ("generate_s", "compute_s", "step_s")}
-    step_s = statistics.mean(column(together, "step_s"))  # a mean: what one step waits for, the next need not
+    phases = {
+        name: statistics.median(column(alone, name))
+        for name in ("generate_s", "compute_s", "step_s")
+    }
+    # a mean: what one step waits for, the next need not
+    step_s = statistics.mean(column(together, "step_s"))
     print("alone:    " + "  ".join(f"{name} {value:.3f}" for name, value in phases.items()))
-    print(f"together: step_s {step_s:.3f}  {[round(value, 2) for value in column(together, 'step_s')]}")
-    for name in ("staleness_mean", "staleness_max", "mixed_version_share", "idle_share_learner", "idle_share_engine_1"):
+    print(
+        f"together: step_s {step_s:.3f}  {[round(value, 2) for value in column(together, 'step_s')]}"
+    )
+    for name in (
+        "staleness_mean",
+        "staleness_max",
+        "mixed_version_share",
+        "idle_share_learner",
+        "idle_share_engine_1",
+    ):
         print(f"          {name} {statistics.mean(column(together, name)):.3f}")
     print(f"RATIO async_vs_limit {step_s / max(phases['generate_s'], phases['compute_s']):.3f}")
 

@@ -1,8 +1,10 @@
-"""What a checkpoint costs on this machine: writing it, its digests, the disk, and looking at it before a resume.
+"""What a checkpoint costs on this machine: writing it, its digests, the disk, and looking at it
+before a resume.
 
     python benchmarks/checkpoint_cost.py [--parameters 135e6] [--folder .]
 
-Weights and the two moments of AdamW in float32, as random numbers, written as a training writes them.
+Weights and the two moments of AdamW in float32, as random numbers, written as a training writes
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print one line per part."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--parameters", type=float, default=135e6)
     parser.add_argument("--folder", type=Path, default=Path())
     options = parser.parse_args()
@@ -51,7 +55,9 @@ def main() -> None:
         directories = StepDirectories(Path(root) / "steps")
         directories.directory.mkdir()
         print(f"a whole checkpoint     {seconds(lambda: directories.write(1, fill)):6.2f} s")
-        print(f"look at it, to resume  {seconds(lambda: checkpoint_damage(directories.path(1))):6.2f} s")
+        print(
+            f"look at it, to resume  {seconds(lambda: checkpoint_damage(directories.path(1))):6.2f} s"
+        )
 
 
 if __name__ == "__main__":

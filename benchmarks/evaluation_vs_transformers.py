@@ -1,4 +1,5 @@
-"""Greedy evaluation: the rollout pool (2 engines of 1 thread) against transformers' generate (1 process, 2 threads).
+"""Greedy evaluation: the rollout pool (2 engines of 1 thread) against transformers' generate (1
+process, 2 threads).
 
 The same model, prompts and length limit, side by side in one run; prints the medians and `RATIO`.
 """
@@ -22,7 +23,8 @@ from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.tasks.registry import build_task
 
-_BATCH = 64  # rows of one generate call: 32 and 64 were equally fast on two cores, 16 and 128 slower
+# rows of one generate call: 32 and 64 were equally fast on two cores, 16 and 128 slower
+_BATCH = 64
 
 
 def _prompts(config: RunConfig, count: int) -> list[tuple[int, ...]]:
@@ -45,13 +47,17 @@ def _transformers(config: RunConfig, prompts: list[tuple[int, ...]]) -> float:
     return len(prompts) / (time.perf_counter() - began)
 
 
-async def _measure(config: RunConfig, prompts: list[tuple[int, ...]], repeats: int) -> tuple[list[float], list[float]]:
+async def _measure(
+    config: RunConfig, prompts: list[tuple[int, ...]], repeats: int
+) -> tuple[list[float], list[float]]:
     pool = make_ray_pool(config, "benchmark", Path(config.model.path).absolute())
     await pool.start(config.rollout.workers)
     greedy = SamplingConfig(samples=1, temperature=0.0, max_tokens=config.model.max_response_tokens)
     ours, theirs = [], []
     for repeat in range(repeats + 1):  # the first round warms both up
-        requests = [GroupRequest(f"{repeat}/{i}", prompt, greedy, i) for i, prompt in enumerate(prompts)]
+        requests = [
+            GroupRequest(f"{repeat}/{i}", prompt, greedy, i) for i, prompt in enumerate(prompts)
+        ]
         began = time.perf_counter()
         await pool.generate(requests)
         ours.append(len(prompts) / (time.perf_counter() - began))
@@ -70,11 +76,17 @@ def main() -> None:
     config = load_config(arguments.config, RunConfig)
     torch.set_num_threads(2)
     connect(config.ray)
-    ours, theirs = asyncio.run(_measure(config, _prompts(config, arguments.problems), arguments.repeats))
+    ours, theirs = asyncio.run(
+        _measure(config, _prompts(config, arguments.problems), arguments.repeats)
+    )
     ray.shutdown()
     print(f"rollout pool   {statistics.median(ours):.1f} problems/s  {[round(v, 1) for v in ours]}")
-    print(f"transformers   {statistics.median(theirs):.1f} problems/s  {[round(v, 1) for v in theirs]}")
-    print(f"RATIO evaluation_vs_transformers {statistics.median(ours) / statistics.median(theirs):.2f}")
+    print(
+        f"transformers   {statistics.median(theirs):.1f} problems/s  {[round(v, 1) for v in theirs]}"
+    )
+    print(
+        f"RATIO evaluation_vs_transformers {statistics.median(ours) / statistics.median(theirs):.2f}"
+    )
 
 
 if __name__ == "__main__":

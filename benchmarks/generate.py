@@ -2,13 +2,14 @@
 
     python benchmarks/generate.py
 
-Counted are problems whose values are all within the limits, as a graph and as text; in CPU seconds of this process, so
-that what else the machine does matters little. Beside it, with the draws that fall into another set (the set sft owns
-a fifth of all hashes). A demonstration is the plan, its text, and the checker on every line of it, vanilla or with
-behaviors. What the behaviors cost, (injected - vanilla) / (drawn + vanilla), is against a problem with its solution,
-which is what the authors' generator makes: 375 a second at 15 to 20 operations, and 75 at 25. The further ratios are of
-whole injected demonstrations to that, to bare problems, and to those of a set. Five rounds, medians. Ends with lines
-RATE <task> <problems a second>.
+Counted are problems whose values are all within the limits, as a graph and as text; in CPU seconds
+of this process, so that what else the machine does matters little. Beside it, with the draws that
+fall into another set (the set sft owns a fifth of all hashes). A demonstration is the plan, its
+text, and the checker on every line of it, vanilla or with behaviors. What the behaviors cost,
+(injected - vanilla) / (drawn + vanilla), is against a problem with its solution, which is what the
+authors' generator makes: 375 a second at 15 to 20 operations, and 75 at 25. The further ratios are
+of whole injected demonstrations to that, to bare problems, and to those of a set. Five rounds,
+medians. Ends with lines RATE <task> <problems a second>.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ BEHAVIORS = RecipeConfig(
     ]
 )
 RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
-    "behaviors/demonstrated": lambda one: (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"]),
+    "behaviors/demonstrated": lambda one: (
+        (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"])
+    ),
     "injected/demonstrated": lambda one: one["injected"] / (one["drawn"] + one["vanilla"]),
     "injected/drawn": lambda one: one["injected"] / one["drawn"],
     "injected/in_set": lambda one: one["injected"] / one["in set"],
@@ -55,7 +58,9 @@ def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list[float]]:
-    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and with behaviors."""
+    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and
+    with behaviors.
+    """
     recipes = Recipe(RecipeConfig(), seed=0), Recipe(BEHAVIORS, seed=0)
     found: dict[str, list[float]] = {"drawn": [], "in set": [], "vanilla": [], "injected": []}
     for number in range(ROUNDS + 1):  # the first round warms up
@@ -68,7 +73,9 @@ def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list
                 task.describe(task.draw(rng, config.sets["sft"]), rng)
 
         drawn, _ = seconds(draw)
-        in_set, problems = seconds(lambda task=task: [task.problem("sft", index) for index in range(PROBLEMS)])
+        in_set, problems = seconds(
+            lambda task=task: [task.problem("sft", index) for index in range(PROBLEMS)]
+        )
         demonstrated = [
             seconds(lambda recipe=recipe: [recipe.demonstrate(task, one) for one in problems])[0]  # noqa: B023
             for recipe in recipes
@@ -86,7 +93,9 @@ def main() -> None:
         found = measure(name, config)
         rounds = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
         times = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        print(f"{name:20s} {', '.join(f'{1e6 * took:.0f} us {key}' for key, took in times.items())}")
+        print(
+            f"{name:20s} {', '.join(f'{1e6 * took:.0f} us {key}' for key, took in times.items())}"
+        )
         for what, ratio in RATIOS.items():
             print(f"RATIO {name} {what} {statistics.median(map(ratio, rounds)):.2f}")
         lines.append(f"RATE {name} {1 / times['drawn']:.0f}")

@@ -1,12 +1,15 @@
-"""How the cost of an RL step grows: with the model, the group, the response, and the workers, one at a time.
+"""How the cost of an RL step grows: with the model, the group, the response, and the workers, one
+at a time.
 
     python benchmarks/growth.py [--out docs/results/growth]
 
-Synchronous steps of the real run (2 engines, 1 learner of 2 threads, float32, both phases on the same two cores)
-around one setting: 5 M parameters, 16 prompts x 8 samples x 128 tokens. Beside each phase stands its limit on this
-machine: its floating-point operations at the rate of large matrix products, or its bytes at the speed of memory,
-whichever takes longer. Medians of the steps after the first. Each row is kept as it is measured (``<out>.jsonl``): a
-run that is cut off goes on. Then ``<out>.md`` and ``<out>.svg`` are written from the rows.
+Synchronous steps of the real run (2 engines, 1 learner of 2 threads, float32, both phases on the
+same two cores) around one setting: 5 M parameters, 16 prompts x 8 samples x 128 tokens. Beside each
+phase stands its limit on this
+machine: its floating-point operations at the rate of large matrix products, or its bytes at the
+speed of memory, whichever takes longer. Medians of the steps after the first. Each row is kept as
+it is measured (``<out>.jsonl``): a run that is cut off goes on. Then ``<out>.md`` and ``<out>.svg``
+are written from the rows.
 """
 
 from __future__ import annotations
@@ -52,12 +55,16 @@ VARIED: dict[str, list[Setting]] = {
     ],
     "samples per prompt": [replace(CENTRE, samples=samples) for samples in (2, 8, 32)],
     "response tokens": [replace(CENTRE, tokens=tokens) for tokens in (32, 128, 512)],
-    "engines x learners": [replace(CENTRE, engines=e, learners=n) for e, n in ((1, 1), (1, 2), (2, 1), (2, 2))],
+    "engines x learners": [
+        replace(CENTRE, engines=e, learners=n) for e, n in ((1, 1), (1, 2), (2, 1), (2, 2))
+    ],
 }
 
 
 def machine() -> dict[str, float]:
-    """What two threads reach: operations per second of a large float32 matrix product, bytes per second of a copy."""
+    """What two threads reach: operations per second of a large float32 matrix product, bytes per
+    second of a copy.
+    """
     torch.set_num_threads(2)
     a = torch.randn(2048, 2048)
     source, target = torch.randn(2, 1 << 26).unbind()  # 256 MB each: no cache holds them
@@ -72,11 +79,15 @@ def machine() -> dict[str, float]:
     return {"gemm_flops": statistics.median(products), "bytes_per_s": statistics.median(copies)}
 
 
-def limits(setting: Setting, model: Path, prompt_tokens: float, peak: dict[str, float]) -> dict[str, float]:
-    """Seconds that a phase needs at least: 2 operations per weight and token forward, 6 with the backward pass.
+def limits(
+    setting: Setting, model: Path, prompt_tokens: float, peak: dict[str, float]
+) -> dict[str, float]:
+    """Seconds that a phase needs at least: 2 operations per weight and token forward, 6 with the
+    backward pass.
 
-    Every weight but an embedding that only looks up (a tied one is the head too) is in a product once per token; a
-    prompt is computed once for its group. A decode step of an engine reads every weight once.
+    Every weight but an embedding that only looks up (a tied one is the head too) is in a product
+    once per token; a prompt is computed once for its group. A decode step of an engine reads every
+    weight once.
     """
     policy = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
     weights = sum(p.numel() for p in policy.parameters())
@@ -85,7 +96,9 @@ def limits(setting: Setting, model: Path, prompt_tokens: float, peak: dict[str, 
     read = 4 * weights * setting.tokens * setting.engines
     return {
         "weights": weights,
-        "generate_limit_s": max(2 * weights * seen / peak["gemm_flops"], read / peak["bytes_per_s"]),
+        "generate_limit_s": max(
+            2 * weights * seen / peak["gemm_flops"], read / peak["bytes_per_s"]
+        ),
         "compute_limit_s": 6 * weights * seen / peak["gemm_flops"],
     }
 
@@ -106,7 +119,10 @@ def measure(setting: Setting, peak: dict[str, float]) -> dict[str, Any]:
             "learner": {"workers": setting.learners, "threads_per_worker": 2 // setting.learners},
         }
         rows = run_rl(run_config(model, options), folder)[1:]
-        found = {name: statistics.median(column(rows, name)) for name in ("generate_s", "compute_s", "step_s")}
+        found = {
+            name: statistics.median(column(rows, name))
+            for name in ("generate_s", "compute_s", "step_s")
+        }
         prompts = [len(row.prompt_tokens) for row in read_problems(folder / "data/rl")]
         found["other_s"] = found["step_s"] - found["generate_s"] - found["compute_s"]
         found["samples_per_s"] = setting.prompts * setting.samples / found["step_s"]
@@ -168,14 +184,25 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Measure what is missing, then write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench" / "growth", help="path without an ending")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "bench" / "growth",
+        help="path without an ending",
+    )
     out = parser.parse_args().out
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = out.with_suffix(".jsonl")
-    lines = [json.loads(line) for line in kept.read_text().split("\n") if line] if kept.exists() else []
+    lines = (
+        [json.loads(line) for line in kept.read_text().split("\n") if line] if kept.exists() else []
+    )
     if not lines:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+        )
         lines = [{"machine": machine(), "commit": commit.stdout.strip()}]
         kept.write_text(json.dumps(lines[0]) + "\n")
     peak = lines[0]["machine"]
@@ -188,7 +215,11 @@ def main() -> None:
                 done[key] = {"setting": asdict(setting), **measure(setting, peak)}
                 with kept.open("a") as file:
                     file.write(json.dumps(done[key]) + "\n")
-                print(key, {name: round(done[key][name], 2) for name in (*PHASES, "step_s")}, flush=True)
+                print(
+                    key,
+                    {name: round(done[key][name], 2) for name in (*PHASES, "step_s")},
+                    flush=True,
+                )
             rows.append({**done[key], "varied": varied})
     out.with_suffix(".md").write_text(table(rows, peak, lines[0]["commit"]))
     draw(rows, out.with_suffix(".svg"))

@@ -1,9 +1,11 @@
-"""A whole GRPO step against TRL's GRPOTrainer at fixed length, every group informative: the worst case.
+"""A whole GRPO step against TRL's GRPOTrainer at fixed length, every group informative: the worst
+case.
 
     python benchmarks/grpo_step_fixed_vs_trl.py [--steps 6]
 
-A model of 5 M parameters is made on the fly. Its end token lies outside of its vocabulary, so every response has 128
-tokens, and a reward drawn by a hash of the response leaves no group out. The rest is as in grpo_step_vs_trl.
+A model of 5 M parameters is made on the fly. Its end token lies outside of its vocabulary, so every
+response has 128 tokens, and a reward drawn by a hash of the response leaves no group out. The rest
+is as in grpo_step_vs_trl.
 """
 
 from __future__ import annotations
@@ -56,7 +58,12 @@ def main() -> None:
     path = BUILD / "model_5m"
     parameters = make_model(path)
     config = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)
-    rl = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "steps": steps, "checkpoint_every_steps": 1000}
+    rl = {
+        "prompts_per_step": PROMPTS,
+        "samples_per_prompt": SAMPLES,
+        "steps": steps,
+        "checkpoint_every_steps": 1000,
+    }
     rl["optimizer"] = {"learning_rate": 1e-6}
     options = config.model_dump(exclude={"rl", "model"}) | {"rl": rl}
     options["model"] = {"path": str(path), "max_prompt_tokens": 256, "max_response_tokens": TOKENS}

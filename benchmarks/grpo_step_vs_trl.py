@@ -2,9 +2,10 @@
 
     python benchmarks/grpo_step_vs_trl.py [--steps 6]
 
-The policy is the shipped base itself, whose responses end by themselves. Ours is the real driver with two engines, two
-learners and the verifier; TRL generates with transformers, in one process, in its own environment (build/trl, made at
-the first run). In turn, a step each; the first counts on neither side.
+The policy is the shipped base itself, whose responses end by themselves. Ours is the real driver
+with two engines, two learners and the verifier; TRL generates with transformers, in one process, in
+its own environment (build/trl, made at the first run). In turn, a step each; the first counts on
+neither side.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     steps = parser.parse_args().steps
     config = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)
-    rl = {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES, "steps": steps, "checkpoint_every_steps": 1000}
+    rl = {
+        "prompts_per_step": PROMPTS,
+        "samples_per_prompt": SAMPLES,
+        "steps": steps,
+        "checkpoint_every_steps": 1000,
+    }
     rl["optimizer"] = {"learning_rate": 1e-6}  # small, so that lengths stay what they are
     options = config.model_dump(exclude={"rl"}) | {"rl": rl}
     options["model"]["path"] = str(ROOT / config.model.path)

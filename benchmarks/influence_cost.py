@@ -1,10 +1,11 @@
-"""Cost and error of influence per direction: forward mode and shifted passes against a gradient for every rollout.
+"""Cost and error of influence per direction: forward mode and shifted passes against a gradient for
+every rollout.
 
     python benchmarks/influence_cost.py
 
-The gradient of each rollout on its own, with an inner product, is what one would write first, and what LESS stores
-(without its random projection, which only costs more). All three run on the same rollouts of the shipped base, in turn,
-five times; medians. Ends with lines RATIO <name> <value>.
+The gradient of each rollout on its own, with an inner product, is what one would write first, and
+what LESS stores (without its random projection, which only costs more). All three run on the same
+rollouts of the shipped base, in turn, five times; medians. Ends with lines RATIO <name> <value>.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ QUERIES, TARGETS, SAMPLES, ROUNDS = 8, 8, 4, 5
 
 
 def groups_of(config: RunConfig, base: Path, first: int, count: int) -> list[ScoredGroup]:
-    """Demonstrations and spoilt copies of them as rollouts: real lengths, and both right and wrong ones."""
+    """Demonstrations and spoilt copies of them as rollouts: real lengths, and both right and wrong
+    ones.
+    """
     task, tokenizer = build_task(config.task, 0), load_tokenizer(base)
     rng = random.Random(first)
     groups = []
@@ -39,8 +42,12 @@ def groups_of(config: RunConfig, base: Path, first: int, count: int) -> list[Sco
         problem = task.problem("rl", index)
         prompt = tuple(encode_prompt(tokenizer, task.system_prompt, problem.question))
         assert problem.graph is not None
-        row = ProblemRow(problem.id, problem.question, problem.answer, problem.graph.to_json(), prompt)
-        response = demonstrate(task, config.arms["bridge"], config, [row], tokenizer)[0]["response_tokens"]
+        row = ProblemRow(
+            problem.id, problem.question, problem.answer, problem.graph.to_json(), prompt
+        )
+        response = demonstrate(task, config.arms["bridge"], config, [row], tokenizer)[0][
+            "response_tokens"
+        ]
         rollouts = []
         for number in range(SAMPLES):
             tokens = list(response)
@@ -64,7 +71,11 @@ def main() -> None:
     queries, target = groups_of(config, base, 0, QUERIES), groups_of(config, base, QUERIES, TARGETS)
     rows = [row for group in queries for row in group.rows([1.0] * SAMPLES)]
     eager, fused = (load_model(base, attention=name).eval() for name in ("eager", "sdpa"))
-    forward, shifted, plain = Differentiator(eager), Differentiator(fused, method="shifted"), Differentiator(fused)
+    forward, shifted, plain = (
+        Differentiator(eager),
+        Differentiator(fused, method="shifted"),
+        Differentiator(fused),
+    )
     direction = objective_direction(plain, target, "sum")
 
     def one_by_one() -> list[float]:
@@ -73,7 +84,11 @@ def main() -> None:
     def along(tool: Differentiator) -> Callable[[], list[float]]:
         return lambda: [float(values.double().sum()) for values in tool.along(rows, direction)]
 
-    ways = {"one by one": one_by_one, "forward mode": along(forward), "shifted passes": along(shifted)}
+    ways = {
+        "one by one": one_by_one,
+        "forward mode": along(forward),
+        "shifted passes": along(shifted),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, list[float]] = {}
     for _ in range(ROUNDS + 1):  # the first round warms up
@@ -85,12 +100,20 @@ def main() -> None:
     print(f"{len(rows)} rollouts of {mean:.0f} tokens, {torch.get_num_threads()} threads")
     for name in ways:
         median = statistics.median(seconds[name][1:])
-        error = float((torch.tensor(found[name], dtype=torch.float64) - exact).norm() / exact.norm())
+        error = float(
+            (torch.tensor(found[name], dtype=torch.float64) - exact).norm() / exact.norm()
+        )
         each = 1000 * median / len(rows)
-        print(f"{name:15s} {median:.2f} s a direction, {each:.1f} ms a rollout, relative error {error:.1e}")
-    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(seconds["forward mode"][1:])
+        print(
+            f"{name:15s} {median:.2f} s a direction, {each:.1f} ms a rollout, relative error {error:.1e}"
+        )
+    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(
+        seconds["forward mode"][1:]
+    )
     print(f"RATIO influence_forward_vs_one_by_one {ratio:.2f}")
-    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(seconds["shifted passes"][1:])
+    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(
+        seconds["shifted passes"][1:]
+    )
     print(f"RATIO influence_shifted_vs_one_by_one {ratio:.2f}")
 
 

@@ -1,13 +1,15 @@
-"""Updates per second of two learners of one thread, and of one learner of two, over those of one learner of one thread.
+"""Updates per second of two learners of one thread, and of one learner of two, over those of one
+learner of one thread.
 
     python benchmarks/learner_scaling.py [--parameters 5]
 
-The batch and the model are those of ``learner_vs_torch.py``, of 5 million parameters. The groups of learners are
-started once (gloo, FSDP2 where there are two) and take turns: while one makes an update, the others wait on a pipe.
-Two learners with ``gradient_sync: step`` and ``reshard_after_forward: false``, which send least and suit a model that
-fits each of them; and with the defaults, which spare memory. ``2 apart`` is what the machine allows: two learners that
-know nothing of each other, each with every second group. Medians of six rounds without the first. Ends with lines RATIO
-<name> <value>.
+The batch and the model are those of ``learner_vs_torch.py``, of 5 million parameters. The groups of
+learners are started once (gloo, FSDP2 where there are two) and take turns: while one makes an
+update, the others wait on a pipe. Two learners with ``gradient_sync: step`` and
+``reshard_after_forward: false``, which send least and suit a model that fits each of them; and with
+the defaults, which spare memory. ``2 apart`` is what the machine allows: two learners that know
+nothing of each other, each with every second group. Medians of six rounds without the first. Ends
+with lines RATIO <name> <value>.
 """
 
 from __future__ import annotations
@@ -46,13 +48,17 @@ def learn(
     options: dict[str, Any],
     orders: Connection,
 ) -> None:
-    """One learner: an update for every order, then the seconds that it took; of all rows, or of one half of them."""
+    """One learner: an update for every order, then the seconds that it took; of all rows, or of one
+    half of them.
+    """
     from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
     from bi_ray.learning.learner import Learner
     from bi_ray.learning.rl import microbatch_loss
 
     torch.set_num_threads(threads)
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks
+    )
     learner = Learner(base, ModelConfig(), LearnerConfig(**options), OPTIMIZER, torch.device("cpu"))
     loss = microbatch_loss(learner.policy, None, RLConfig())
     rows = make_rows(learner.model.config.vocab_size)
@@ -79,7 +85,11 @@ def main() -> None:
         ours, theirs = zip(*(spawn.Pipe() for _ in range(ranks)), strict=True)
         for rank in range(ranks):
             rendezvous = f"{folder}/{len(orders)}"
-            group = (f"{rendezvous}-{rank}", 0, 1, rank) if name == APART else (rendezvous, rank, ranks, None)
+            group = (
+                (f"{rendezvous}-{rank}", 0, 1, rank)
+                if name == APART
+                else (rendezvous, rank, ranks, None)
+            )
             arguments = base, *group, threads, options, theirs[rank]
             spawn.Process(target=learn, args=arguments, daemon=True).start()
         orders[name] = list(ours)

@@ -1,7 +1,8 @@
-"""Share of a synchronous RL step that is neither generation nor the learner's forward, backward and optimizer.
+"""Share of a synchronous RL step that is neither generation nor the learner's forward, backward and
+optimizer.
 
-Weight sync, verification, packing, transport and bookkeeping are in it. A random model of 5 M parameters, 2 engines of
-1 thread, 1 learner of 2 threads; the first two steps warm everything up.
+Weight sync, verification, packing, transport and bookkeeping are in it. A random model of 5 M
+parameters, 2 engines of 1 thread, 1 learner of 2 threads; the first two steps warm everything up.
 
     python benchmarks/overhead_share.py
 """
@@ -39,9 +40,18 @@ def main() -> None:
         }
         config = run_config(random_model(folder / "model", arguments.size), options)
         rows = run_rl(config, folder)[WARM_UP:]
-    parts = {name: statistics.median(column(rows, name)) for name in ("generate_s", "compute_s", "step_s")}
-    parts |= {name: statistics.median(column(rows, name)) for name in ("verify_s", "write_s", "sync_s", "pack_s")}
-    shares = [1 - (row["generate_s"] + row["compute_s"] - row.get("pack_s", 0.0)) / row["step_s"] for row in rows]
+    parts = {
+        name: statistics.median(column(rows, name))
+        for name in ("generate_s", "compute_s", "step_s")
+    }
+    parts |= {
+        name: statistics.median(column(rows, name))
+        for name in ("verify_s", "write_s", "sync_s", "pack_s")
+    }
+    shares = [
+        1 - (row["generate_s"] + row["compute_s"] - row.get("pack_s", 0.0)) / row["step_s"]
+        for row in rows
+    ]
     print("  ".join(f"{name} {value:.3f}" for name, value in parts.items()))
     print(f"share of each step: {[round(share, 3) for share in shares]}")
     print(f"RATIO overhead_share {statistics.median(shares):.3f}")

@@ -2,16 +2,19 @@
 
     python benchmarks/plan_check.py [2m] [15m] [1m] [5m] [30m]
 
-The sizes 2m and 15m are probed: what an engine's step, a sequence in it, a learner's layer and a sync cost comes from
-their real steps, by least squares with no negative cost. The sizes 1m, 5m and 30m are predicted. No figure of a
-predicted size goes into its prediction but these: the shape, what the step has to do (mean lengths of prompts and
-responses, the share of groups that teach something), and the rates of bare products of that shape and of copies.
+The sizes 2m and 15m are probed: what an engine's step, a sequence in it, a learner's layer and a
+sync cost comes from their real steps, by least squares with no negative cost. The sizes 1m, 5m and
+30m are predicted. No figure of a predicted size goes into its prediction but these: the shape, what
+the step has to do (mean lengths of prompts and responses, the share of groups that teach
+something), and the rates of bare products of that shape and of copies.
 
-Random models, 2 engines of 1 thread, 1 learner of 2 threads; medians of the steps after two that warm everything up.
-Sizes can be run one by one: each leaves its figures in build/bench/plan_steps/, and as soon as the probes are there the
-rest is shown. The costs are left in build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
+Random models, 2 engines of 1 thread, 1 learner of 2 threads; medians of the steps after two that
+warm everything up. Sizes can be run one by one: each leaves its figures in build/bench/plan_steps/,
+and as soon as the probes are there the rest is shown. The costs are left in
+build/bench/plan_hardware.json, for `bi-ray plan --hardware`.
 
-Ends with a line RATIO plan_check <whole step, predicted / measured, of the size that is furthest off>.
+Ends with a line RATIO plan_check <whole step, predicted / measured, of the size that is furthest
+off>.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ def config_of(run: Run, model: Path) -> RunConfig:
 def job_of(run: Run, one: Measured, hardware: Hardware) -> Job:
     """The same step for the planner."""
     lengths = one.prompt_tokens, one.response_tokens
-    return Job(config_of(run, Path("model")), one.shape, hardware, *lengths, one.informative_share, 0)
+    return Job(
+        config_of(run, Path("model")), one.shape, hardware, *lengths, one.informative_share, 0
+    )
 
 
 def run_steps(run: Run) -> None:
@@ -92,7 +97,9 @@ def run_steps(run: Run) -> None:
 
     names = ("generate_s", "compute_s", "write_s", "sync_s")
     seconds = dict(zip(PHASES, map(median, names), strict=False))
-    seconds["else"] = statistics.median(row["step_s"] - sum(row[name] for name in names) for row in rows)
+    seconds["else"] = statistics.median(
+        row["step_s"] - sum(row[name] for name in names) for row in rows
+    )
     found = Measured(
         shape=shape,
         hardware=hardware,
@@ -106,11 +113,22 @@ def run_steps(run: Run) -> None:
 
 def fitted(measured: dict[Run, Measured]) -> dict[str, float]:
     """The costs that explain the probes, fields of ``Hardware``."""
-    free = {name: 0.0 for name in ("engine_step_s", "engine_layer_s", "engine_sequence_s", "learner_layer_s", "sync_s")}
+    free = {
+        name: 0.0
+        for name in (
+            "engine_step_s",
+            "engine_layer_s",
+            "engine_sequence_s",
+            "learner_layer_s",
+            "sync_s",
+        )
+    }
     free |= {"activation_passes": 0.0, "step_s": 0.0, "training_mfu": 1.0, "prefill_mfu": 1.0}
     free |= {"decode_bandwidth_share": 1.0}
     probes = [measured[run] for run in PROBES]
-    jobs = [job_of(run, measured[run], measured[run].hardware.model_copy(update=free)) for run in PROBES]
+    jobs = [
+        job_of(run, measured[run], measured[run].hardware.model_copy(update=free)) for run in PROBES
+    ]
     rollout = [probe.seconds["rollout"] for probe in probes]
     engines = _costs(
         [
@@ -130,14 +148,19 @@ def fitted(measured: dict[Run, Measured]) -> dict[str, float]:
     )  # fmt: skip
     fixed = {
         "sync_s": statistics.mean(
-            max(0.0, probe.seconds["sync"] - take(job).seconds) for probe, job in zip(probes, jobs, strict=True)
+            max(0.0, probe.seconds["sync"] - take(job).seconds)
+            for probe, job in zip(probes, jobs, strict=True)
         ),
         "step_s": statistics.mean(
             max(0.0, probe.seconds["else"] + probe.seconds["publish"] - publish(job).seconds)
             for probe, job in zip(probes, jobs, strict=True)
         ),
     }
-    mfu = {"training_mfu": learners[0], "prefill_mfu": engines[0], "decode_bandwidth_share": engines[0]}
+    mfu = {
+        "training_mfu": learners[0],
+        "prefill_mfu": engines[0],
+        "decode_bandwidth_share": engines[0],
+    }
     shares = {name: min(1.0, 1 / max(1.0, times)) for name, times in mfu.items()}
     names = ("engine_step_s", "engine_layer_s", "engine_sequence_s")
     return shares | dict(zip(names, engines[1:], strict=True)) | fixed | {
@@ -146,7 +169,9 @@ def fitted(measured: dict[Run, Measured]) -> dict[str, float]:
 
 
 def _costs(features: list[list[float]], seconds: list[float]) -> list[float]:
-    """Least squares of relative errors, no cost negative; the first, of products at full rate, is at least 1."""
+    """Least squares of relative errors, no cost negative; the first, of products at full rate, is
+    at least 1.
+    """
     matrix = np.array(features)
     target = np.array(seconds) - matrix[:, 0]
     scaled, wanted = matrix / np.array(seconds)[:, None], target / np.array(seconds)
@@ -164,7 +189,14 @@ def _costs(features: list[list[float]], seconds: list[float]) -> list[float]:
 def predicted(run: Run, one: Measured, costs: dict[str, float]) -> dict[str, float]:
     """Seconds of each phase by the planner."""
     job = job_of(run, one, one.hardware.model_copy(update=costs))
-    plan = make_plan(job.config, job.shape, job.hardware, job.prompt_tokens, job.response_tokens, job.informative_share)
+    plan = make_plan(
+        job.config,
+        job.shape,
+        job.hardware,
+        job.prompt_tokens,
+        job.response_tokens,
+        job.informative_share,
+    )
     found = {"rollout": 0.0, "learner": 0.0, "sync: publish": 0.0, "sync: engines": 0.0}
     for phase in plan.phases:
         name = phase.name if phase.name in found else phase.name.partition(":")[0]
@@ -182,7 +214,9 @@ def show(run: Run, one: Measured, costs: dict[str, float]) -> float:
         f"{samples} responses of {one.response_tokens:.0f}; {rates[0]:.0f} and {rates[1]:.0f} GFLOP/s a core"
     )
     whole = {"step": (sum(ours.values()), sum(real.values()))}
-    for phase, (plan_s, real_s) in ({phase: (ours[phase], real[phase]) for phase in PHASES} | whole).items():
+    for phase, (plan_s, real_s) in (
+        {phase: (ours[phase], real[phase]) for phase in PHASES} | whole
+    ).items():
         ratio = f"{plan_s / real_s:.2f}" if real_s > 0 else ""
         print(f"  {phase:8s} predicted {plan_s:7.3f} s  measured {real_s:7.3f} s  {ratio}")
     return whole["step"][0] / whole["step"][1]
@@ -190,7 +224,9 @@ def show(run: Run, one: Measured, costs: dict[str, float]) -> float:
 
 def main() -> None:
     """Run the sizes, and show what there is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", default=["2m", "15m", "1m", "5m", "30m"])
     sizes = parser.parse_args().sizes
     STEPS_FOLDER.mkdir(parents=True, exist_ok=True)
@@ -202,7 +238,9 @@ def main() -> None:
     if missing := [run[0] for run in PROBES if run not in measured]:
         raise SystemExit(f"not probed yet: {', '.join(missing)}")
     costs = fitted(measured)
-    HARDWARE_FILE.write_text(measured[PROBES[0]].hardware.model_copy(update=costs).model_dump_json(indent=1))
+    HARDWARE_FILE.write_text(
+        measured[PROBES[0]].hardware.model_copy(update=costs).model_dump_json(indent=1)
+    )
     print("  ".join(f"{name} {cost:.3g}" for name, cost in costs.items()))
     ratios = {run: show(run, one, costs) for run, one in measured.items()}
     if checked := [ratio for run, ratio in ratios.items() if run in PREDICTED]:

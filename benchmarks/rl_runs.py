@@ -1,4 +1,5 @@
-"""What the benchmarks of whole RL steps share: random models of a size, and RL runs of a few steps with real parts.
+"""What the benchmarks of whole RL steps share: random models of a size, and RL runs of a few steps
+with real parts.
 
 Run by itself it measures nothing.
 """
@@ -33,7 +34,8 @@ from bi_ray.tasks.registry import build_task
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem
 
 QUERIES = 256
-SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads, vocabulary (None: the tokenizer's)
+# hidden size, intermediate size, layers, heads, key-value heads, vocabulary (None: the tokenizer's)
+SHAPES = {
     "1m": (128, 344, 5, 4, 4, None),
     "2m": (192, 512, 6, 6, 6, None),
     "5m": (256, 704, 6, 4, 4, None),
@@ -45,7 +47,9 @@ RUN_ID = f"benchmark-{os.getpid()}"
 
 
 def even_length(question: str, answer: str, response: str) -> float:
-    """A reward that a random model gets half of the time, so that nearly every group teaches something."""
+    """A reward that a random model gets half of the time, so that nearly every group teaches
+    something.
+    """
     return float(len(response) % 2 == 0)
 
 
@@ -78,7 +82,10 @@ def run_config(model: Path, options: dict[str, Any]) -> RunConfig:
     easy = {"problems": QUERIES, "depth": 3, "redundant_nodes": [0, 2]}
     values: dict[str, Any] = {
         "name": "benchmark",
-        "task": {"name_pool": 48, "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy)},
+        "task": {
+            "name_pool": 48,
+            "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy),
+        },
         "arms": ["vanilla"],
         "model": {"path": str(model), "max_prompt_tokens": 256},
         "verifier": {"reward_function": "rl_runs:even_length"},
@@ -108,7 +115,9 @@ def start_ray(config: RunConfig) -> None:
 
 
 class LenientVerifier(VerifierClient):
-    """Takes a response that is cut off for a whole one: then all can be of one length and groups teach all the same."""
+    """Takes a response that is cut off for a whole one: then all can be of one length and groups
+    teach all the same.
+    """
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """See ``VerifierClient``."""
@@ -122,7 +131,9 @@ class PinnedDriver(Driver):
         pins: cores of the engines' processes and of the learners'; None: nobody is bound.
     """
 
-    def __init__(self, config: RunConfig, run_id: str, base: Path, pins: tuple[set[int], set[int]] | None) -> None:
+    def __init__(
+        self, config: RunConfig, run_id: str, base: Path, pins: tuple[set[int], set[int]] | None
+    ) -> None:
         super().__init__(config, run_id, base)
         self.verifier.close()
         self.verifier = LenientVerifier(config)
@@ -153,7 +164,9 @@ def bind(pid: int, cores: set[int]) -> None:
             os.sched_setaffinity(int(thread), cores)
 
 
-def run_rl(config: RunConfig, folder: Path, pins: tuple[set[int], set[int]] | None = None) -> list[dict[str, Any]]:
+def run_rl(
+    config: RunConfig, folder: Path, pins: tuple[set[int], set[int]] | None = None
+) -> list[dict[str, Any]]:
     """Train with engines and learners of their own.
 
     Args:
@@ -166,14 +179,22 @@ def run_rl(config: RunConfig, folder: Path, pins: tuple[set[int], set[int]] | No
     """
     model = Path(config.model.path)
     tokenizer = load_tokenizer(model)
-    write_problems(build_task(config.task, 0), "rl", QUERIES, tokenizer, config.model, folder / "data/rl")
+    write_problems(
+        build_task(config.task, 0), "rl", QUERIES, tokenizer, config.model, folder / "data/rl"
+    )
     start_ray(config)
-    driver: Any = ray.remote(PinnedDriver).options(num_cpus=0, max_concurrency=64).remote(config, RUN_ID, model, pins)
+    driver: Any = (
+        ray.remote(PinnedDriver)
+        .options(num_cpus=0, max_concurrency=64)
+        .remote(config, RUN_ID, model, pins)
+    )
     try:
         ray.get(driver.start.remote(), timeout=config.rollout.start_timeout_s + 60)
         out = folder / "rl"
         out.mkdir()
-        ray.get(driver.begin_rl.remote("vanilla", model, out, folder / "data", None, None), timeout=120)
+        ray.get(
+            driver.begin_rl.remote("vanilla", model, out, folder / "data", None, None), timeout=120
+        )
         learners = LearnerGroup(folder, config.learner, config.model, config.ray)
         learners.run_rl(model, out, weights_directory(RUN_ID), config.rl, driver)
         ray.get(driver.end_rl.remote(), timeout=120)

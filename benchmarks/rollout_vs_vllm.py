@@ -2,9 +2,10 @@
 
     python benchmarks/rollout_vs_vllm.py [--rounds 6]
 
-The same prompts, seeds, sampling and engine settings; each bare process gets every second group as one call, which is
-the best that one can do by hand. Also shown: bare vLLM with the block size that it takes by itself on a CPU, too long
-for these prompts to share. In turn, a round each; the first counts on neither side.
+The same prompts, seeds, sampling and engine settings; each bare process gets every second group as
+one call, which is the best that one can do by hand. Also shown: bare vLLM with the block size that
+it takes by itself on a CPU, too long for these prompts to share. In turn, a round each; the first
+counts on neither side.
 """
 
 from __future__ import annotations
@@ -31,9 +32,18 @@ from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.tasks.registry import build_task
 
 PROMPTS, SAMPLES, ENGINES = 24, 12, 2
-# Of ``engine_arguments``, what both sides have; the scheduler that holds responses back is this project's own.
+# Of ``engine_arguments``, what both sides have; the scheduler that holds responses back is this
+# project's own.
 SETTINGS = [
-    *("model", "dtype", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes", "enforce_eager", "block_size"),
+    *(
+        "model",
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "kv_cache_memory_bytes",
+        "enforce_eager",
+        "block_size",
+    ),
     *("enable_prefix_caching", "logprobs_mode", "disable_log_stats", "enable_chunked_prefill"),
     "distributed_executor_backend",
 ]
@@ -44,8 +54,13 @@ def requests(config: RunConfig, number: int) -> list[GroupRequest]:
     task, tokenizer = build_task(config.task, 0), load_tokenizer(config.model.path)
     sampling = SamplingConfig(SAMPLES, 1.0, 1.0, config.model.max_response_tokens)
     questions = [task.problem("rl", number * PROMPTS + i).question for i in range(PROMPTS)]
-    prompts = [tuple(encode_prompt(tokenizer, task.system_prompt, question)) for question in questions]
-    return [GroupRequest(str(i), prompt, sampling, seed_for(number, i)) for i, prompt in enumerate(prompts)]
+    prompts = [
+        tuple(encode_prompt(tokenizer, task.system_prompt, question)) for question in questions
+    ]
+    return [
+        GroupRequest(str(i), prompt, sampling, seed_for(number, i))
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def bare(config: RunConfig, defaults: bool, pipe: Connection) -> None:
@@ -59,7 +74,12 @@ def bare(config: RunConfig, defaults: bool, pipe: Connection) -> None:
     pipe.send("ready")
     while (groups := pipe.recv()) is not None:
         params = [
-            SamplingParams(n=group.sampling.samples, max_tokens=group.sampling.max_tokens, seed=group.seed, logprobs=0)
+            SamplingParams(
+                n=group.sampling.samples,
+                max_tokens=group.sampling.max_tokens,
+                seed=group.seed,
+                logprobs=0,
+            )
             for group in groups
         ]
         prompts = [{"prompt_token_ids": list(group.prompt_tokens)} for group in groups]
@@ -75,7 +95,9 @@ class BareVLLM:
         context = multiprocessing.get_context("spawn")
         pairs = [context.Pipe() for _ in range(ENGINES)]
         self._pipes = [own for own, _ in pairs]
-        self._processes = [context.Process(target=bare, args=(config, defaults, theirs)) for _, theirs in pairs]
+        self._processes = [
+            context.Process(target=bare, args=(config, defaults, theirs)) for _, theirs in pairs
+        ]
         for process in self._processes:
             process.start()
         for pipe in self._pipes:
@@ -99,12 +121,17 @@ async def measure(config: RunConfig, rounds: int) -> dict[str, list[float]]:
     """Tokens a second of every round."""
     pool = make_ray_pool(config, "bench-rollouts", Path(config.model.path).absolute())
     await pool.start(ENGINES)
-    sides = {"vLLM, its own block size": BareVLLM(config, True), "vLLM, same settings": BareVLLM(config, False)}
+    sides = {
+        "vLLM, its own block size": BareVLLM(config, True),
+        "vLLM, same settings": BareVLLM(config, False),
+    }
     rates: dict[str, list[float]] = {name: [] for name in ("pool", *sides)}
     for number in range(rounds + 1):
         groups = requests(config, number)
         began = time.perf_counter()
-        answers = [group for group in await pool.generate(groups) if not isinstance(group, FailedGroup)]
+        answers = [
+            group for group in await pool.generate(groups) if not isinstance(group, FailedGroup)
+        ]
         made = {"pool": sum(len(sample.tokens) for group in answers for sample in group.samples)}
         took = {"pool": time.perf_counter() - began}
         for name, side in sides.items():
@@ -140,7 +167,12 @@ def main() -> None:
         "LLM.generate in two processes, in turn. Tokens a second, medians."
     )
     figures = {name: round(value) for name, value in medians.items()}
-    report("rollout_vs_vllm_own_blocks", medians["pool"] / medians["vLLM, its own block size"], setup, **figures)
+    report(
+        "rollout_vs_vllm_own_blocks",
+        medians["pool"] / medians["vLLM, its own block size"],
+        setup,
+        **figures,
+    )
     report("rollout_vs_vllm", medians["pool"] / medians["vLLM, same settings"], setup, **figures)
 
 

@@ -1,7 +1,9 @@
-"""Whole weight sync, from a learner's shards to 2 engines, against vLLM's own `reload_weights` in one engine's process.
+"""Whole weight sync, from a learner's shards to 2 engines, against vLLM's own `reload_weights` in
+one engine's process.
 
-The learner gathers, writes the file, and the pool's engines pause, load and go on. vLLM reloads the same tensors from
-its own memory. A random Llama of 135 M parameters in float32; everything has 1 thread; both in turn.
+The learner gathers, writes the file, and the pool's engines pause, load and go on. vLLM reloads the
+same tensors from its own memory. A random Llama of 135 M parameters in float32; everything has 1
+thread; both in turn.
 
     python benchmarks/weight_sync_vs_reload.py
 """
@@ -61,7 +63,9 @@ def _shared(ours: Any, default: Any) -> list[str]:
     return [name for name, value in vars(default).items() if getattr(ours, name) != value]
 
 
-async def _sync(config: RunConfig, repeats: int, pipe: Connection) -> tuple[list[dict[str, float]], list[float]]:
+async def _sync(
+    config: RunConfig, repeats: int, pipe: Connection
+) -> tuple[list[dict[str, float]], list[float]]:
     model = Path(config.model.path)
     learner = Learner(model, config.model, config.learner, config.rl.optimizer, torch.device("cpu"))
     pool = make_ray_pool(config, RUN_ID, model)
@@ -93,14 +97,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with work_folder() as folder:
-        config = run_config(random_model(folder / "model", arguments.size), {"rollout": {"kv_cache_mib": 256}})
+        config = run_config(
+            random_model(folder / "model", arguments.size), {"rollout": {"kv_cache_mib": 256}}
+        )
         here, there = multiprocessing.get_context("spawn").Pipe()
-        bare = multiprocessing.get_context("spawn").Process(target=_serve_reloads, args=(config, there), daemon=True)
+        bare = multiprocessing.get_context("spawn").Process(
+            target=_serve_reloads, args=(config, there), daemon=True
+        )
         bare.start()
         if not here.poll(_WAIT_S):
             raise SystemExit("vLLM did not start")
         here.recv()
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+        distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
+        )
         start_ray(config)
         ours, theirs = asyncio.run(_sync(config, arguments.repeats, here))
         ray.shutdown()
@@ -108,8 +118,12 @@ def main() -> None:
         bare.join(30)
         distributed.destroy_process_group()
     medians = {name: statistics.median(row[name] for row in ours) for name in ours[0]}
-    print("weight sync     " + "  ".join(f"{name} {value:.3f} s" for name, value in medians.items()))
-    print(f"reload_weights  {statistics.median(theirs):.3f} s  {[round(value, 3) for value in theirs]}")
+    print(
+        "weight sync     " + "  ".join(f"{name} {value:.3f} s" for name, value in medians.items())
+    )
+    print(
+        f"reload_weights  {statistics.median(theirs):.3f} s  {[round(value, 3) for value in theirs]}"
+    )
     print(f"RATIO weight_sync_vs_reload {medians['all'] / statistics.median(theirs):.2f}")
 
 

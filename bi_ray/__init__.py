@@ -1,7 +1,8 @@
-"""bi_ray: will reinforcement learning help this checkpoint, and if not, what should its SFT data look like?
+"""bi_ray: will reinforcement learning help this checkpoint, and if not, what should its SFT data
+look like?
 
-``bi_ray.generate``, ``bi_ray.inject`` and ``bi_ray.check`` are the Python API (docs/injection.md); they are loaded when
-they are first used, so that ``import bi_ray`` costs nothing.
+``bi_ray.generate``, ``bi_ray.inject`` and ``bi_ray.check`` are the Python API (docs/injection.md);
+they are loaded when they are first used, so that ``import bi_ray`` costs nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The Python API: ``bi_ray.generate``, ``bi_ray.inject`` and ``bi_ray.check``, on `datasets.Dataset` objects.
+"""The Python API: ``bi_ray.generate``, ``bi_ray.inject`` and ``bi_ray.check``, on
+`datasets.Dataset` objects.
 
-The commands `bi-ray data`, `inject` and `check` do the same from disk to disk, for sets larger than memory.
+The commands `bi-ray data`, `inject` and `check` do the same from disk to disk, for sets larger than
+memory.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ _BEHAVIORS = pa.list_(pa.struct([("behavior", pa.string()), ("lines", pa.int64()
 _GRADE_SCHEMA = pa.schema(
     {"id": pa.string()}
     | dict.fromkeys(("right", "format_right", "trace_valid"), pa.bool_())
-    | dict.fromkeys(("steps", "first_bad_step", "bad_response_line", "right_reflections"), pa.int64())
+    | dict.fromkeys(
+        ("steps", "first_bad_step", "bad_response_line", "right_reflections"), pa.int64()
+    )
     | dict.fromkeys(("bad_line", "reason"), pa.string())
     | {"behaviors": _BEHAVIORS}
 )
@@ -65,8 +69,8 @@ def generate(
         config: of a run, or its YAML file; its task and data seed are used.
         set: which set.
         problems: how many; None: as many as the configuration says.
-        processes: how many make them; the outcome does not depend on it. With more than one, a script needs the usual
-            ``if __name__ == "__main__":``.
+        processes: how many make them; the outcome does not depend on it. With more than one, a
+            script needs the usual ``if __name__ == "__main__":``.
 
     Returns:
         Columns id, question, answer, graph (JSON) and hash (of the graph).
@@ -101,22 +105,23 @@ def inject(
     """Demonstrations with behaviors in them, each recomputed line by line before it is given back.
 
     Args:
-        dataset: rows with a question, and a graph or a question that ``task`` can read; or the path of a .jsonl or
-            .parquet file, a `datasets` directory, or what `bi-ray data` wrote.
+        dataset: rows with a question, and a graph or a question that ``task`` can read; or the path
+            of a .jsonl or .parquet file, a `datasets` directory, or what `bi-ray data` wrote.
         behaviors: such as ``["reflection:0.2", "subgoal"]``; applied in this order.
         recipe: in their place, a recipe such as ``"bridge"``.
-        task: words the chains of thought: a task, its configuration, a RunConfig or the YAML file of one. None: what
-            the directory's manifest says, where `bi-ray` made it.
+        task: words the chains of thought: a task, its configuration, a RunConfig or the YAML file
+            of one. None: what the directory's manifest says, where `bi-ray` made it.
         seed: what is injected into a row depends on it and the row's id.
         extractor: for free text, see ``bi_ray.injection.rows``.
         tokenizer: directory of one, for recipes with filler or a token budget.
-        strict: whether the first bad row is an error; else it is left out, with a warning at the end.
+        strict: whether the first bad row is an error; else it is left out, with a warning at the
+            end.
         rejects: takes what was left out, without a warning; its own ``strict`` counts then.
         processes: how many inject, where no ``extractor`` is given; see ``generate``.
 
     Returns:
-        Columns id, question, answer, response, spans (start, end, behavior: characters of the response) and graph;
-        then the rows' further columns (``bi_ray.data.columns``).
+        Columns id, question, answer, response, spans (start, end, behavior: characters of the
+        response) and graph; then the rows' further columns (``bi_ray.data.columns``).
 
     Raises:
         ConfigError: no such recipe or behavior, or no task.
@@ -138,7 +143,9 @@ def inject(
 
 
 def token_counter(tokenizer: str | Path) -> CountTokens:
-    """Counts the tokens of a text with the tokenizer of a directory; other processes can be given it."""
+    """Counts the tokens of a text with the tokenizer of a directory; other processes can be given
+    it.
+    """
     from bi_ray.policy.checkpoint import load_tokenizer
 
     try:
@@ -159,7 +166,8 @@ def check(
     rejects: Rejects | None = None,
     verifier: VerifierConfig | None = None,
 ) -> Dataset:
-    """Responses graded, whoever wrote them: the answer, the format, and every line of the chain of thought.
+    """Responses graded, whoever wrote them: the answer, the format, and every line of the chain of
+    thought.
 
     They are judged in a process of their own. A response whose judgment fails, or takes longer than
     ``sample_timeout_s``, is left out like a row with nothing to grade.
@@ -167,19 +175,24 @@ def check(
     Args:
         dataset: as for ``inject``, with a response (or completion, or messages) in every row.
         task: as for ``inject``.
-        strict: whether a row with nothing to grade is an error; else it is left out, with a warning at the end.
+        strict: whether a row with nothing to grade is an error; else it is left out, with a warning
+            at the end.
         rejects: as for ``inject``.
-        verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the defaults.
+        verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the
+            defaults.
 
     Returns:
-        A row per graded response with the fields of ``bi_ray.verification.grading.Grade``; behaviors with how many lines show each.
+        A row per graded response with the fields of ``bi_ray.verification.grading.Grade``;
+        behaviors with how many lines show each.
 
     Raises:
         ConfigError, DataError: as ``inject``.
     """
     left_out, rows = Rejects(strict) if rejects is None else rejects, []
     limits = verifier or _limits_of(task)
-    for _, grade in grade_rows(_numbered(dataset, left_out), task_of(task, dataset), left_out, limits):
+    for _, grade in grade_rows(
+        _numbered(dataset, left_out), task_of(task, dataset), left_out, limits
+    ):
         shown = [{"behavior": name, "lines": lines} for name, lines in grade.behaviors.items()]
         rows.append(grade.as_json() | {"behaviors": shown})
     _warn(left_out, rejects)
@@ -207,7 +220,8 @@ def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
     """The task that somebody means.
 
     Args:
-        source: a task, its configuration, a RunConfig or its YAML file; None: what the manifest of ``data`` says.
+        source: a task, its configuration, a RunConfig or its YAML file; None: what the manifest of
+            ``data`` says.
         data: the path of a directory that `bi-ray data` or `bi-ray inject` made, or anything else.
         seed: of a task's bare configuration; it does not touch how questions are read and worded.
 
@@ -228,17 +242,23 @@ def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
             raise ConfigError(f"task: {source!r} is no task, and no configuration of one")
         return source
     if source is None:
-        made_from = read_manifest(Path(data)).get("made_from", {}) if isinstance(data, str | Path) else {}
+        made_from = (
+            read_manifest(Path(data)).get("made_from", {}) if isinstance(data, str | Path) else {}
+        )
         source, seed = made_from.get("task"), made_from.get("data_seed") or seed
         if source is None and "extraction" in made_from:
             return FreeTextTask()
     if source is None:
-        raise ConfigError("nothing says which task this is: give the configuration of a run (task=, or --config)")
+        raise ConfigError(
+            "nothing says which task this is: give the configuration of a run (task=, or --config)"
+        )
     try:
         union: Any = Annotated[TaskConfig, None]
         config = TypeAdapter(union).validate_python(source)
     except ValidationError as error:
-        raise ConfigError(f"the task {source!r:.80} is not known here: {error.errors()[0]['msg']}") from error
+        raise ConfigError(
+            f"the task {source!r:.80} is not known here: {error.errors()[0]['msg']}"
+        ) from error
     return build_task(config, seed)
 
 
@@ -249,7 +269,9 @@ def _numbered(dataset: Any, rejects: Rejects) -> Iterator[NumberedRow]:
     if hasattr(dataset, "iterrows"):  # a pandas frame gives its columns where rows are meant
         dataset = dataset.to_dict("records")
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
-        raise ConfigError(f"rows are a list of mappings, a Dataset or a path, not a {type(dataset).__name__}")
+        raise ConfigError(
+            f"rows are a list of mappings, a Dataset or a path, not a {type(dataset).__name__}"
+        )
     for number, row in enumerate(dataset, 1):
         place = Place("the dataset", number)
         if not isinstance(row, Mapping):

@@ -42,7 +42,8 @@ def wilson(right: int, total: int) -> Interval:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of ``k`` samples is right, from ``right`` of ``samples`` (2107.03374).
+    """Unbiased estimate of the chance that one of ``k`` samples is right, from ``right`` of
+    ``samples`` (2107.03374).
 
     Raises:
         ValueError: there are fewer than ``k`` samples.
@@ -56,8 +57,9 @@ def bootstrap_mean(values: Sequence[ArrayLike], draws: int, seed: int) -> Interv
     """Percentile bootstrap of a mean over problems, or over seeds and the problems within them.
 
     Args:
-        values: one array of shape [problems] per training seed. With one seed only problems are drawn; with several,
-            each draw takes that many seeds with replacement and then, anew for each, its problems.
+        values: one array of shape [problems] per training seed. With one seed only problems are
+            drawn; with several, each draw takes that many seeds with replacement and then, anew for
+            each, its problems.
         draws: how many.
         seed: of the random numbers.
 
@@ -69,7 +71,11 @@ def bootstrap_mean(values: Sequence[ArrayLike], draws: int, seed: int) -> Interv
         raise ValueError("nothing to draw from: every seed needs at least one problem")
     rng = np.random.default_rng(seed)
     count = len(arrays)
-    chosen = rng.integers(count, size=(draws, count)) if count > 1 else np.zeros((draws, 1), dtype=np.int64)
+    chosen = (
+        rng.integers(count, size=(draws, count))
+        if count > 1
+        else np.zeros((draws, 1), dtype=np.int64)
+    )
     means = np.empty((draws, count))
     for index, array in enumerate(arrays):
         where = chosen == index
@@ -81,8 +87,8 @@ def bootstrap_mean(values: Sequence[ArrayLike], draws: int, seed: int) -> Interv
 def _resampled_means(values: Floats, draws: int, rng: np.random.Generator) -> Floats:
     """Means of ``draws`` resamples of ``values``, shape [draws].
 
-    Drawing n values with replacement is one draw of how often each distinct value occurs, and 0/1 scores and their
-    differences have few distinct values.
+    Drawing n values with replacement is one draw of how often each distinct value occurs, and 0/1
+    scores and their differences have few distinct values.
     """
     distinct, counts = np.unique(values, return_counts=True)
     return rng.multinomial(values.size, counts / values.size, size=draws) @ distinct / values.size

@@ -1,4 +1,6 @@
-"""Who may talk to the gateway: API keys, Host and Origin of requests, and the limits of their headers."""
+"""Who may talk to the gateway: API keys, Host and Origin of requests, and the limits of their
+headers.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,16 @@ MAX_HEADER_BYTES = 32 * 2**10  # names, values and the path with its query
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[^/?#@\s]+", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]([ -~]*[!-~])?")  # what fits into a header: printable ASCII
-# What proxies add. A client on the same machine that talks to the gateway directly sends none of them.
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+# What proxies add. A client on the same machine that talks to the gateway directly sends none of
+# them.
+_FORWARDED = (
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "via",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +44,11 @@ class Access:
     """Who is let in.
 
     Attributes:
-        key_digests: digests of the API keys (``key_digest``). Without any, only this machine is answered.
+        key_digests: digests of the API keys (``key_digest``). Without any, only this machine is
+            answered.
         allowed_hosts: names in the Host header that are accepted besides loopback ones.
-        allowed_origins: web pages that may send requests from a browser, such as ``https://app.example.org``.
+        allowed_origins: web pages that may send requests from a browser, such as
+            ``https://app.example.org``.
     """
 
     key_digests: tuple[str, ...] = ()
@@ -78,7 +90,9 @@ def file_keys(path: Path) -> list[str]:
         with open(path, encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_IMODE(mode) & 0o077:
-                raise ServeError(f"--api-key-file {path}: other users can read it; run `chmod 600 {path}`")
+                raise ServeError(
+                    f"--api-key-file {path}: other users can read it; run `chmod 600 {path}`"
+                )
             lines = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
@@ -94,7 +108,9 @@ def _checked(keys: list[str], source: str) -> list[str]:
         if not key:
             raise ServeError(f"{source}: the key is empty; is a shell variable unset?")
         if not _KEY.fullmatch(key):
-            raise ServeError(f"{source}: key {number} has characters other than printable ASCII; choose another one")
+            raise ServeError(
+                f"{source}: key {number} has characters other than printable ASCII; choose another one"
+            )
     return keys
 
 
@@ -106,11 +122,16 @@ def check_allowed(hosts: Sequence[str], origins: Sequence[str]) -> None:
     """
     for host in hosts:
         bare = _bare(host)
-        if bare not in (host_name(bare), host_name(f"[{bare}]")):  # an IPv6 address has brackets in the header
-            raise ServeError(f"--allowed-host {host}: expected a name without scheme and port, as in gpu7.example.org")
+        # an IPv6 address has brackets in the header
+        if bare not in (host_name(bare), host_name(f"[{bare}]")):
+            raise ServeError(
+                f"--allowed-host {host}: expected a name without scheme and port, as in gpu7.example.org"
+            )
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
-            raise ServeError(f"--allowed-origin {origin}: expected scheme and host, as in https://app.example.org")
+            raise ServeError(
+                f"--allowed-origin {origin}: expected scheme and host, as in https://app.example.org"
+            )
 
 
 def is_loopback(host: str) -> bool:
@@ -126,7 +147,9 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(header: str) -> str | None:
-    """The name in a Host header, in lower case and without port and brackets; None if it is not a valid one."""
+    """The name in a Host header, in lower case and without port and brackets; None if it is not a
+    valid one.
+    """
     match = _HOST.fullmatch(header)
     return _bare(match["name"]) if match else None
 
@@ -159,8 +182,11 @@ def authorize(request: Request, access: Access) -> None:
 def _require_key(headers: Headers, key_digests: Sequence[str]) -> None:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     given = key_digest(key.strip())
-    # Every digest is compared, each in constant time: how long it takes says nothing about the keys.
-    if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, known) for known in key_digests):
+    # Every digest is compared, each in constant time: how long it takes says nothing about the
+    # keys.
+    if scheme.lower() != "bearer" or not sum(
+        hmac.compare_digest(given, known) for known in key_digests
+    ):
         what = "unknown API key" if scheme else "no API key was given"
         message = f"{what}; send one as the header `Authorization: Bearer KEY`"
         raise ApiError(401, message, "authentication_error", "invalid_api_key")
@@ -207,7 +233,8 @@ def require_small(scope: Scope) -> None:
 
 
 def require_one_length(headers: Headers) -> None:
-    """Refuse two lengths of one body: a proxy in front may have gone by the other one (request smuggling).
+    """Refuse two lengths of one body: a proxy in front may have gone by the other one (request
+    smuggling).
 
     Raises:
         ApiError: 400.
@@ -219,8 +246,8 @@ def require_one_length(headers: Headers) -> None:
 def require_host(headers: Headers, access: Access) -> None:
     """Refuse names that a web page can make point to this machine (DNS rebinding).
 
-    Without keys the Host header has to be a loopback name or an allowed one. With keys such a page is kept out by the
-    key, and any host is accepted unless allowed ones are named.
+    Without keys the Host header has to be a loopback name or an allowed one. With keys such a page
+    is kept out by the key, and any host is accepted unless allowed ones are named.
 
     Raises:
         ApiError: 400 or 403.
@@ -245,7 +272,9 @@ def require_origin(headers: Headers, access: Access) -> None:
     origin = headers.get("origin")
     if origin is None:
         if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise ApiError(403, "requests from web pages of other origins are refused", "permission_error")
+            raise ApiError(
+                403, "requests from web pages of other origins are refused", "permission_error"
+            )
         return
     host = headers.get("host", "").lower()
     allowed = [f"http://{host}", f"https://{host}", *map(str.lower, access.allowed_origins)]

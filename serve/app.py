@@ -1,7 +1,8 @@
-"""The Ray Serve application: the gateway, and a deployment per model. ``build`` is what ``serve deploy`` imports.
+"""The Ray Serve application: the gateway, and a deployment per model. ``build`` is what ``serve
+deploy`` imports.
 
-Ray's own LLM application is not used: it cannot hold answers back while weights change, does not hand on the engine's
-version stamps, and Ray pins another release of vLLM for it.
+Ray's own LLM application is not used: it cannot hold answers back while weights change, does not
+hand on the engine's version stamps, and Ray pins another release of vLLM for it.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 in hexadeci
 class ServeArgs(BaseModel):
     """Arguments of the application in ``serve/config.yaml``."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # an input may be a key by mistake
+    # an input may be a key by mistake
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     run: str  # absolute path of the run directory, seen from every node
-    models: list[str] | None = None  # <arm>-sft, <arm>-rl or base; none: every one that the run trained
+    # <arm>-sft, <arm>-rl or base; none: every one that the run trained
+    models: list[str] | None = None
     follow_s: float = Field(default=2.0, ge=0)  # how often to look for a newer version; 0: never
-    api_key_digests: list[Digest] = []  # of API keys; those in the environment's BI_RAY_API_KEYS are added
-    allowed_hosts: list[str] = []  # names in the Host header that are accepted besides loopback ones
+    # of API keys; those in the environment's BI_RAY_API_KEYS are added
+    api_key_digests: list[Digest] = []
+    # names in the Host header that are accepted besides loopback ones
+    allowed_hosts: list[str] = []
     allowed_origins: list[str] = []  # web pages that may send requests from a browser
 
 
@@ -102,7 +107,9 @@ def losses() -> Iterator[None]:
 class DoorDeployment:
     """The application of ``make_app`` over the deployments."""
 
-    def __init__(self, handles: dict[str, DeploymentHandle], access: Access, stop: Sequence[str]) -> None:
+    def __init__(
+        self, handles: dict[str, DeploymentHandle], access: Access, stop: Sequence[str]
+    ) -> None:
         self._servers = _Handles(handles)
         self._access = access
         self._stop = stop
@@ -124,10 +131,15 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
     args = ServeArgs.model_validate(args)
     run = Path(args.run)
     if not run.is_absolute():
-        raise ServeError(f"run: {run} is not an absolute path; servers do not share your working directory")
+        raise ServeError(
+            f"run: {run} is not an absolute path; servers do not share your working directory"
+        )
     check_allowed(args.allowed_hosts, args.allowed_origins)
     config = read_run(run)
-    rollout, model = config.rollout, config.model.model_copy(update={"path": str(Path(config.model.path).absolute())})
+    rollout, model = (
+        config.rollout,
+        config.model.model_copy(update={"path": str(Path(config.model.path).absolute())}),
+    )
     deploy_policy: Any = serve.deployment(PolicyDeployment)
     deploy_door: Any = serve.deployment(DoorDeployment)
     models = {
@@ -145,7 +157,10 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
         for policy in choose_policies(run, config, args.models)
     }
     door = deploy_door.options(
-        name="door", max_ongoing_requests=_DOOR_REQUESTS, logging_config=_QUIET, ray_actor_options={"num_cpus": 0}
+        name="door",
+        max_ongoing_requests=_DOOR_REQUESTS,
+        logging_config=_QUIET,
+        ray_actor_options={"num_cpus": 0},
     )
     digests = [*args.api_key_digests, *map(key_digest, environment_keys())]
     access = Access(tuple(digests), tuple(args.allowed_hosts), tuple(args.allowed_origins))

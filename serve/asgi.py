@@ -21,9 +21,9 @@ class Head:
 async def post(app: ASGIApp, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
     """POST JSON to ``path`` of an application: its head, then pieces of its body as they come.
 
-    The application runs on at its own speed, however slowly the pieces are taken: an answer that nobody reads holds up
-    no one. Pieces that came meanwhile are joined. Leaving the iteration tells the application that its client is gone,
-    and waits for it to end.
+    The application runs on at its own speed, however slowly the pieces are taken: an answer that
+    nobody reads holds up no one. Pieces that came meanwhile are joined. Leaving the iteration tells
+    the application that its client is gone, and waits for it to end.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     client_gone = asyncio.Event()
@@ -76,7 +76,8 @@ def _waiting(messages: asyncio.Queue[Message | None]) -> list[bytes]:
 def _scope(path: str, length: int) -> dict[str, object]:
     return {
         "type": "http",
-        # Before 2.4 applications listen for a client that leaves; from 2.4 on they wait for `send` to fail.
+        # Before 2.4 applications listen for a client that leaves; from 2.4 on they wait for `send`
+        # to fail.
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": "POST",
@@ -85,7 +86,10 @@ def _scope(path: str, length: int) -> dict[str, object]:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"content-length", str(length).encode())],
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(length).encode()),
+        ],
         "client": None,
         "server": None,
     }

@@ -1,4 +1,6 @@
-"""What `bi-ray serve` does: starts Ray and Ray Serve, waits for the engines, says how to ask, and stops in order."""
+"""What `bi-ray serve` does: starts Ray and Ray Serve, waits for the engines, says how to ask, and
+stops in order.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from pathlib import Path
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig, ReplicaState
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    LoggingConfig,
+    ReplicaState,
+)
 from rich.console import Console
 
 from actors.cluster import connect
@@ -80,7 +87,8 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Raises:
-        ServeError, ConfigError, CheckpointError, ClusterError: it cannot be served as asked; nothing is left running.
+        ServeError, ConfigError, CheckpointError, ClusterError: it cannot be served as asked;
+        nothing is left running.
     """
     run = options.run.absolute()
     config = read_run(run)
@@ -148,7 +156,8 @@ def first_problem(run: Path, config: RunConfig) -> ProblemRow:
 
 
 def cluster_of(config: RayConfig, address: str | None) -> tuple[RayConfig, str | None]:
-    """Which Ray serves a run whose configuration is ``config``, and a line for the user where it is not the run's.
+    """Which Ray serves a run whose configuration is ``config``, and a line for the user where it is
+    not the run's.
 
     Ray's calls carry code and the token. A run may come from somebody else, so the cluster that it
     names is joined only if the user names it too, by ``address`` or in ``RAY_ADDRESS``.
@@ -157,7 +166,11 @@ def cluster_of(config: RayConfig, address: str | None) -> tuple[RayConfig, str |
         return config.model_copy(update={"address": address}), None
     if config.address is None or config.address == os.environ.get("RAY_ADDRESS"):
         return config, None
-    advice = "a Ray job serves on its own" if job_id() else f"give --address {config.address} to serve there"
+    advice = (
+        "a Ray job serves on its own"
+        if job_id()
+        else f"give --address {config.address} to serve there"
+    )
     note = f"the run's cluster {config.address} is not joined: {advice}"
     return config.model_copy(update={"address": None}), note
 
@@ -195,8 +208,11 @@ def _stop_signal() -> Iterator[threading.Event]:
 
 @contextmanager
 def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterator[None]:
-    """A Ray with Ray Serve in it; at the end the application goes, and Ray too if it was started here."""
-    # Logical CPUs: a model more than there are cores makes answers slower; it must not wait for a place for ever.
+    """A Ray with Ray Serve in it; at the end the application goes, and Ray too if it was started
+    here.
+    """
+    # Logical CPUs: a model more than there are cores makes answers slower; it must not wait for a
+    # place for ever.
     needed = math.ceil(models * config.rollout.cpus_per_worker)
     cpus = max(config.ray.local_cpus or os.cpu_count() or 1, needed)
     os.environ.update(CALLBACK)  # Ray's processes inherit it
@@ -230,11 +246,17 @@ def _start(args: ServeArgs, config: RunConfig, display: Display, stop: threading
     deadline = time.monotonic() + config.rollout.start_timeout_s
     with display.task(f"starting {', '.join(names)}", len(names)):
         target = serve.RunTarget(build(args), name=APPLICATION, route_prefix="/")
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        serve.run_many(
+            [target],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
         while not stop.wait(_POLL_S):
             application = serve.status().applications[APPLICATION]
             running = [
-                application.deployments[name].replica_states for name in names if name in application.deployments
+                application.deployments[name].replica_states
+                for name in names
+                if name in application.deployments
             ]
             display.set(sum(states.get(ReplicaState.RUNNING, 0) for states in running), len(names))
             if application.status == ApplicationStatus.RUNNING:
@@ -251,12 +273,17 @@ def _start(args: ServeArgs, config: RunConfig, display: Display, stop: threading
 
 def reason_of(application: ApplicationStatusOverview) -> str:
     """The last line of what Serve says about the deployments that have trouble."""
-    told = "\n".join(overview.message for overview in application.deployments.values()) or application.message
+    told = (
+        "\n".join(overview.message for overview in application.deployments.values())
+        or application.message
+    )
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
-def _greeting(options: ServeOptions, config: RunConfig, problem: ProblemRow, names: list[str], key: bool) -> str:
+def _greeting(
+    options: ServeOptions, config: RunConfig, problem: ProblemRow, names: list[str], key: bool
+) -> str:
     """Where it is, what there is, and a command to try it with."""
     task = build_task(config.task, config.seeds.data)
     name = next((name for name in reversed(names) if name.endswith("-rl")), names[-1])
@@ -281,5 +308,7 @@ def base_url(host: str, port: int) -> str:
 def curl(url: str, model: str, conversation: list[dict[str, str]], key: bool) -> str:
     """A command to paste into a shell. A key is named, not shown: screens are copied."""
     body = json.dumps({"model": model, "messages": conversation, "temperature": 0})
-    headers = ["-H 'Content-Type: application/json'"] + (['-H "Authorization: Bearer $YOUR_KEY"'] if key else [])
+    headers = ["-H 'Content-Type: application/json'"] + (
+        ['-H "Authorization: Bearer $YOUR_KEY"'] if key else []
+    )
     return f"curl {url}/chat/completions {' '.join(headers)} -d {shlex.quote(body)}"

@@ -1,4 +1,6 @@
-"""The gateway: checks requests, finds the server of their model and passes them on; errors have OpenAI's form."""
+"""The gateway: checks requests, finds the server of their model and passes them on; errors have
+OpenAI's form.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
     Args:
         servers: who answers.
         access: who is let in.
-        stop: strings that end an answer in a chat, and stay in it, where the request does not name any.
+        stop: strings that end an answer in a chat, and stay in it, where the request does not name
+            any.
     """
 
     async def require_access(request: Request) -> None:
@@ -74,7 +77,9 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
     @router.get("/models")
     async def models() -> dict[str, Any]:
         """Every model that is in service, with the version that would answer now."""
-        cards = await asyncio.gather(*(_card(servers, name) for name in servers.names), return_exceptions=True)
+        cards = await asyncio.gather(
+            *(_card(servers, name) for name in servers.names), return_exceptions=True
+        )
         listed = [card for card in cards if not isinstance(card, BaseException)]
         errors = [card for card in cards if isinstance(card, BaseException)]
         for error in errors:
@@ -96,7 +101,8 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
         content = _parse(await _body(request))
         name = _require_model(servers, content.get("model"))
         _require_few_prompts(content)
-        # As in rollouts and evaluations: the text is what was said. The end token is left out all the same.
+        # As in rollouts and evaluations: the text is what was said. The end token is left out all
+        # the same.
         content.setdefault("skip_special_tokens", False)
         if stop and request.url.path.endswith("/chat/completions") and content.get("stop") is None:
             content |= {"stop": list(stop), "include_stop_str_in_output": True}
@@ -112,7 +118,8 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
-    if access.allowed_origins:  # browsers ask before they send, and read answers only with these headers
+    # browsers ask before they send, and read answers only with these headers
+    if access.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=access.allowed_origins,
@@ -128,7 +135,9 @@ def _require_json(request: Request) -> None:
     """Refuse bodies that a web page may send without asking first: a form, or plain text."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise ApiError(415, "send the body with the header `Content-Type: application/json`", closes=True)
+        raise ApiError(
+            415, "send the body with the header `Content-Type: application/json`", closes=True
+        )
 
 
 async def _body(request: Request) -> bytes:
@@ -209,7 +218,11 @@ def _require_few_prompts(content: dict[str, Any]) -> None:
     """Refuse a body that is a million requests; a list of token ids is one prompt."""
     prompt = content.get("prompt")
     if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int):
-        raise ApiError(400, f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests", param="prompt")
+        raise ApiError(
+            400,
+            f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests",
+            param="prompt",
+        )
 
 
 async def _card(servers: Servers, name: str) -> dict[str, Any]:
@@ -221,7 +234,9 @@ async def _card(servers: Servers, name: str) -> dict[str, Any]:
 
 
 async def _respond(name: str, pieces: AsyncIterator[Head | bytes]) -> Response:
-    """A response as soon as its head is known; an answer that is not streamed comes whole or as an error."""
+    """A response as soon as its head is known; an answer that is not streamed comes whole or as an
+    error.
+    """
     try:
         head = await anext(pieces)
         assert isinstance(head, Head)

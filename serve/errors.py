@@ -16,7 +16,8 @@ class ApiError(Exception):
         kind: OpenAI's ``type``.
         code: OpenAI's ``code``.
         param: the field of the request at fault.
-        closes: whether the connection ends with the answer, because the request was not read to its end.
+        closes: whether the connection ends with the answer, because the request was not read to its
+            end.
     """
 
     def __init__(

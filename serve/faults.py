@@ -1,4 +1,6 @@
-"""Whose fault an error is: the request's (400), the engine's (it is replaced) or the program's (500, traceback)."""
+"""Whose fault an error is: the request's (400), the engine's (it is replaced) or the program's
+(500, traceback).
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ _own_errors: ContextVar[list[Exception] | None] = ContextVar("own_errors", defau
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error is this program's: raised by its code, or by the standard library where its code called it.
+    """Whether an error is this program's: raised by its code, or by the standard library where its
+    code called it.
 
-    An error of vLLM, or of a library below it, may be due to what the request asks for; one of ours is a bug.
+    An error of vLLM, or of a library below it, may be due to what the request asks for; one of ours
+    is a bug.
     """
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_ours, error.exceptions))
@@ -43,12 +47,15 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _is_standard_library(file: str) -> bool:
-    return file.startswith("<frozen") or (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file)
+    return file.startswith("<frozen") or (
+        file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+    )
 
 
 @contextmanager
 def keeping_own_errors(refusals: type[Exception]) -> Iterator[None]:
-    """Let ``FaultMiddleware`` know of errors of ours in the block: vLLM turns many into an answer of its own, with 400.
+    """Let ``FaultMiddleware`` know of errors of ours in the block: vLLM turns many into an answer
+    of its own, with 400.
 
     Args:
         refusals: errors by which our code refuses a request; they are not bugs.
@@ -65,16 +72,19 @@ def keeping_own_errors(refusals: type[Exception]) -> Iterator[None]:
 
 
 class FaultMiddleware:
-    """Answers in the place of an application that failed, with an error that names whose fault it was.
+    """Answers in the place of an application that failed, with an error that names whose fault it
+    was.
 
-    An answer waits for its first piece of body. A stream whose first event is an error becomes an error itself, with
-    its HTTP status. An error of this program is a 500, whatever the application makes of it.
+    An answer waits for its first piece of body. A stream whose first event is an error becomes an
+    error itself, with its HTTP status. An error of this program is a 500, whatever the application
+    makes of it.
 
     Args:
-        app: JSON or server-sent events; an exception that it raises, and any status from 500 on, is looked into.
+        app: JSON or server-sent events; an exception that it raises, and any status from 500 on, is
+            looked into.
         engine_is_dead: whether the engine behind ``app`` is gone for good.
-        fault_of_request: given the path and the body of a request that failed, what is wrong with the request itself;
-            None if nothing is.
+        fault_of_request: given the path and the body of a request that failed, what is wrong with
+            the request itself; None if nothing is.
     """
 
     def __init__(
@@ -107,13 +117,16 @@ class FaultMiddleware:
                 own_errors.append(raised)
         if answer.begun:
             if error is not None:
-                raise error  # too late for another answer; the client sees that this one is not whole
+                # too late for another answer; the client sees that this one is not whole
+                raise error
             return
         if error is None and not answer.error_status:
             return  # the client has left
         if own_errors:
             error = own_errors[0]
-        status, content = await self._error(scope["path"], request.body, answer, error, bool(own_errors))
+        status, content = await self._error(
+            scope["path"], request.body, answer, error, bool(own_errors)
+        )
         await _send_json(send, status, content)
 
     async def _error(
@@ -133,7 +146,14 @@ class FaultMiddleware:
             logger.warning("refused a request: %s", fault.message, exc_info=error)
             return 400, error_content(fault)
         logger.error("a request failed: %s", error or answer.error_content, exc_info=error)
-        return 500, {"error": {"message": INTERNAL_ERROR, "type": "server_error", "param": None, "code": None}}
+        return 500, {
+            "error": {
+                "message": INTERNAL_ERROR,
+                "type": "server_error",
+                "param": None,
+                "code": None,
+            }
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,12 @@ class RequestFault:
 
 def error_content(fault: RequestFault) -> dict[str, Any]:
     """The body of a 400 in OpenAI's form."""
-    error = {"message": fault.message, "type": "invalid_request_error", "param": fault.field, "code": None}
+    error = {
+        "message": fault.message,
+        "type": "invalid_request_error",
+        "param": fault.field,
+        "code": None,
+    }
     return {"error": error}
 
 
@@ -174,7 +199,9 @@ class _RecordedRequest:
 
 
 class _HeldAnswer:
-    """Keeps an answer back until its first piece of body shows that it is not an error to look into."""
+    """Keeps an answer back until its first piece of body shows that it is not an error to look
+    into.
+    """
 
     def __init__(self, send: Send, own_errors: list[Exception]) -> None:
         self._send = send

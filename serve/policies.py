@@ -1,4 +1,6 @@
-"""Which policies a run has to offer, by name (``<arm>-sft``, ``<arm>-rl``, ``base``), and which version each is."""
+"""Which policies a run has to offer, by name (``<arm>-sft``, ``<arm>-rl``, ``base``), and which
+version each is.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class Policy:
         name: the model's name in requests.
         label: where the run stands with it: ``base``, ``sft``, or ``rl-N`` after N steps of RL.
         directory: the checkpoint.
-        modified_ns: when its weights were written; tells a policy that was made again under the same name.
+        modified_ns: when its weights were written; tells a policy that was made again under the
+            same name.
     """
 
     name: str
@@ -57,7 +60,9 @@ def read_run(run: str | Path) -> RunConfig:
     """
     path = Path(run)
     if not path.is_dir():
-        raise ServeError(f"no run at {path}: make one with `bi-ray run configs/quickstart.yaml --run {path}`")
+        raise ServeError(
+            f"no run at {path}: make one with `bi-ray run configs/quickstart.yaml --run {path}`"
+        )
     if not (path / RUN_CONFIG_FILE).exists():
         raise ServeError(
             f"{path} has no {RUN_CONFIG_FILE}: run `bi-ray run CONFIG --run {path}` (again); it writes the file, "
@@ -69,8 +74,8 @@ def read_run(run: str | Path) -> RunConfig:
 def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     """The newest policy called ``name``, None if the run has none (yet).
 
-    While RL goes on, that is its newest checkpoint; before the first one, step 0, which is the SFT policy. The
-    name ``base`` is that of the directory at the run's ``model.path``.
+    While RL goes on, that is its newest checkpoint; before the first one, step 0, which is the SFT
+    policy. The name ``base`` is that of the directory at the run's ``model.path``.
 
     Raises:
         ServeError: a finished stage has no weights.
@@ -88,11 +93,15 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if not work.is_dir():
         return None
     steps = max((step_of(path.name) or 0 for path in work.iterdir()), default=0)
-    return _policy(name, f"rl-{steps}", (work / f"step_{steps}" if steps else run / "sft" / arm) / "policy")
+    return _policy(
+        name, f"rl-{steps}", (work / f"step_{steps}" if steps else run / "sft" / arm) / "policy"
+    )
 
 
 def _kept_step(finished: Path) -> int:
-    """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early stop not the last."""
+    """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early
+    stop not the last.
+    """
     if (outcome := finished / OUTCOME).exists():
         return read_record(outcome, Outcome).step
     rl = read_stage(finished).config.get("rl")
@@ -105,7 +114,9 @@ def _kept_step(finished: Path) -> int:
 def _finished_policy(name: str, label: str, stage: Path) -> Policy:
     policy = _policy(name, label, stage / "policy")
     if policy is None:
-        raise ServeError(f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}")
+        raise ServeError(
+            f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}"
+        )
     return policy
 
 
@@ -120,7 +131,8 @@ def _policy(name: str, label: str, directory: Path) -> Policy | None:
 def version_of(policy: Policy) -> str:
     """What an answer of this policy is stamped with: ``rl-20-1a2b3c4d``.
 
-    The digest at its end tells apart what two trainings made at the same step. Reads the whole checkpoint.
+    The digest at its end tells apart what two trainings made at the same step. Reads the whole
+    checkpoint.
 
     Raises:
         CheckpointError: the checkpoint is not complete, or not what was written.
@@ -152,7 +164,8 @@ def require_whole(policy: Policy) -> None:
 
 
 def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None) -> list[Policy]:
-    """The policies to serve: those of ``names``, or every one that the run trained, or its base if it trained none.
+    """The policies to serve: those of ``names``, or every one that the run trained, or its base if
+    it trained none.
 
     Raises:
         ServeError: the run has no such policy, or none at all.
@@ -164,10 +177,14 @@ def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None
     found = {name: policy for name in known if (policy := newest_policy(run, name, base))}
     for name in names or []:
         if name not in known:
-            raise ServeError(f"--models {name}: the run has no such model; it has {', '.join(known)}")
+            raise ServeError(
+                f"--models {name}: the run has no such model; it has {', '.join(known)}"
+            )
         if name not in found:
             there = f"; there is {', '.join(found)}" if found else ""
-            raise ServeError(f"--models {name}: this policy is not trained yet{there}; go on with `bi-ray run`")
+            raise ServeError(
+                f"--models {name}: this policy is not trained yet{there}; go on with `bi-ray run`"
+            )
     if not found:
         raise ServeError(
             f"{run} has no trained policy yet, and no base at {base} (model.path): go on with `bi-ray run`, or start "

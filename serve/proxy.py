@@ -1,7 +1,8 @@
 """What Ray Serve's HTTP proxy gets from us: limits that only the process at the socket can keep.
 
-Ray Serve passes neither a limit for headers nor one for slow clients on to uvicorn. What it does have is an import path
-of a callback (the environment's ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``), called in the proxy before it listens.
+Ray Serve passes neither a limit for headers nor one for slow clients on to uvicorn. What it does
+have is an import path of a callback (the environment's
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``), called in the proxy before it listens.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from serve.errors import ApiError, error_response
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares"}
 HEADERS_TIMEOUT_S = 20.0
-KEEP_ALIVE_S = 75  # between two requests; longer than the 60 s after which proxies in front give up a connection
-# Ray Serve reads these: a client could switch off the time limit of its request, or make the proxy fail to decode one.
+# between two requests; longer than the 60 s after which proxies in front give up a connection Ray
+# Serve reads these: a client could switch off the time limit of its request, or make the proxy fail
+# to decode one.
+KEEP_ALIVE_S = 75
 _OF_SERVE = (
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
@@ -33,16 +36,20 @@ _OF_SERVE_BYTES = frozenset(name.encode() for name in _OF_SERVE)
 
 
 def middlewares() -> list[Middleware]:
-    """The callback: uvicorn's next servers use ``LimitedProtocol``, and requests pass ``ProxyGuard``."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
+    """The callback: uvicorn's next servers use ``LimitedProtocol``, and requests pass
+    ``ProxyGuard``.
+    """
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = (
+        f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
+    )
     return [Middleware(ProxyGuard)]
 
 
 class LimitedProtocol(H11Protocol):
     """HTTP/1.1 that closes a connection whose next request does not come in time.
 
-    h11 itself refuses headers of more than 64 KiB. Bodies have a time limit where they are read; the rest of a body
-    that was refused before its end has the time of headers.
+    h11 itself refuses headers of more than 64 KiB. Bodies have a time limit where they are read;
+    the rest of a body that was refused before its end has the time of headers.
     """
 
     _deadline: TimerHandle | None = None

@@ -1,4 +1,6 @@
-"""vLLM's OpenAI routes over an engine of ours, with defaults that make greedy text the evaluation's."""
+"""vLLM's OpenAI routes over an engine of ours, with defaults that make greedy text the
+evaluation's.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,19 @@ def engine_options() -> dict[str, Any]:
     from vllm.config import StructuredOutputsConfig
 
     return {
-        # vLLM's own sampling defaults, not those in the checkpoint's generation_config.json: evaluations do not read
-        # them either. End tokens are still taken from there, as they are by evaluations.
+        # vLLM's own sampling defaults, not those in the checkpoint's generation_config.json:
+        # evaluations do not read them either. End tokens are still taken from there, as they are by
+        # evaluations.
         "generation_config": "vllm",
-        # No other backend for what xgrammar refuses: llguidance takes memory in proportion to numbers like `minItems`.
+        # No other backend for what xgrammar refuses: llguidance takes memory in proportion to
+        # numbers like `minItems`.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
     }
 
 
-async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_response_tokens: int) -> ASGIApp:
+async def openai_routes(
+    engine: AsyncLLM, directory: Path, name: str, max_response_tokens: int
+) -> ASGIApp:
     """The OpenAI application of vLLM: the whole protocol is vLLM's.
 
     Args:
@@ -54,15 +60,17 @@ async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_respon
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     options = ["--model", str(directory), "--served-model-name", name]
-    # Prompts as in training: messages are strings, and the tokenizer's template wins over a processor's.
+    # Prompts as in training: messages are strings, and the tokenizer's template wins over a
+    # processor's.
     options += ["--chat-template-content-format", "string"]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
     tokenizer = load_tokenizer(directory)
     arguments.chat_template = tokenizer.get_chat_template()
     app = build_app(arguments, ("generate",))
     await init_app_state(engine, app.state, arguments, ("generate",))
-    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors writes there
-    # As in training and evaluations: a template may end a turn by another token than the EOS, which vLLM knows.
+    # vLLM's handler of engine errors writes there As in training and evaluations: a template may
+    # end a turn by another token than the EOS, which vLLM knows.
+    app.state.server = SimpleNamespace(should_exit=False)
     ends = [token for token in end_tokens(tokenizer) if token != tokenizer.eos_token_id]
     for serving in (app.state.openai_serving_chat, app.state.openai_serving_completion):
         serving.default_sampling_params["stop_token_ids"] = ends
@@ -73,8 +81,9 @@ async def openai_routes(engine: AsyncLLM, directory: Path, name: str, max_respon
 async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> RequestFault | None:
     """Why a request to ``app`` failed, if it was the request's own fault.
 
-    It was if the request cannot be read, or if the application still answers a plain request on the same path.
-    ``FaultMiddleware`` does not ask after an error of this program: a plain request may not reach the same code.
+    It was if the request cannot be read, or if the application still answers a plain request on the
+    same path. ``FaultMiddleware`` does not ask after an error of this program: a plain request may
+    not reach the same code.
 
     Args:
         app: from ``openai_routes``.

@@ -1,4 +1,6 @@
-"""One served policy: a vLLM engine behind vLLM's own OpenAI routes, which takes newer versions while it answers."""
+"""One served policy: a vLLM engine behind vLLM's own OpenAI routes, which takes newer versions
+while it answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.rollout.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
+from actors.rollout.engine import (
+    WARM_UP_TOKENS,
+    engine_arguments,
+    engine_environment,
+    replace_weights,
+)
 from actors.rollout.engine_extension import checkpoint_names, require_names, tensor_names
 from actors.weights.base import EXTENSION
 from actors.weights.shared_memory import load_file
@@ -38,7 +45,9 @@ class PolicyServer:
         follow_s: how often to look for a newer version; 0: never.
     """
 
-    def __init__(self, run: Path, name: str, model: ModelConfig, rollout: RolloutConfig, follow_s: float) -> None:
+    def __init__(
+        self, run: Path, name: str, model: ModelConfig, rollout: RolloutConfig, follow_s: float
+    ) -> None:
         self.run = run
         self.name = name
         self.model = model
@@ -52,7 +61,8 @@ class PolicyServer:
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Build the engine from the newest version of the policy, warm it, and begin to follow the run.
+        """Build the engine from the newest version of the policy, warm it, and begin to follow the
+        run.
 
         Raises:
             ServeError: the run has no such policy any more.
@@ -64,7 +74,9 @@ class PolicyServer:
 
         policy = newest_policy(self.run, self.name, Path(self.model.path))
         if policy is None:
-            raise ServeError(f"{self.run} has no {self.name} any more: it was removed while the server started")
+            raise ServeError(
+                f"{self.run} has no {self.name} any more: it was removed while the server started"
+            )
         self._policy, version = policy, await asyncio.to_thread(version_of, policy)
         self._names = checkpoint_names(policy.directory)
         more = {"worker_extension_cls": EXTENSION} | engine_options()
@@ -81,7 +93,9 @@ class PolicyServer:
 
     async def _routes(self) -> ASGIApp:
         """The routes of vLLM, behind which its errors are told apart."""
-        app = await openai_routes(self._engine, self._policy.directory, self.name, self.model.max_response_tokens)
+        app = await openai_routes(
+            self._engine, self._policy.directory, self.name, self.model.max_response_tokens
+        )
 
         async def fault(path: str, body: bytes) -> RequestFault | None:
             return await fault_of_request(app, self.name, path, body)
@@ -89,7 +103,9 @@ class PolicyServer:
         return FaultMiddleware(app, lambda: self._engine.errored, fault)
 
     async def answer(self, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
-        """Answer a request to one of vLLM's routes: the head, then the body in pieces. Leaving it ends the work."""
+        """Answer a request to one of vLLM's routes: the head, then the body in pieces. Leaving it
+        ends the work.
+        """
         async for piece in post(self._app, path, body):
             yield piece
 
@@ -107,12 +123,14 @@ class PolicyServer:
     async def refresh(self) -> None:
         """Take the newest version of the policy, if there is a newer one.
 
-        Answers under way end with the weights that they began with; new ones wait meanwhile. A checkpoint that cannot
-        be used changes nothing.
+        Answers under way end with the weights that they began with; new ones wait meanwhile. A
+        checkpoint that cannot be used changes nothing.
 
         Raises:
-            CheckpointError, OSError, TimeoutError: the new version was not taken, the old one goes on.
-            WeightSyncError: the weights are unknown now; ``check_health`` says so, and Serve replaces this server.
+            CheckpointError, OSError, TimeoutError: the new version was not taken, the old one goes
+            on.
+            WeightSyncError: the weights are unknown now; ``check_health`` says so, and Serve
+                replaces this server.
         """
         policy = await asyncio.to_thread(newest_policy, self.run, self.name, Path(self.model.path))
         if policy is None or policy == self._policy:
@@ -124,14 +142,19 @@ class PolicyServer:
 
     async def _take(self, policy: Policy, version: str) -> None:
         try:
-            require_names(str(policy.weights), await asyncio.to_thread(tensor_names, policy.weights), self._names)
+            require_names(
+                str(policy.weights),
+                await asyncio.to_thread(tensor_names, policy.weights),
+                self._names,
+            )
         except ValueError as error:
             raise CheckpointError(str(error)) from error
 
         async def load() -> None:
             await load_file(self._engine, policy.weights, version, self.rollout.sync_timeout_s)
 
-        # No answer takes longer than that (``request_timeout_s`` of the HTTP options), so this does not run out.
+        # No answer takes longer than that (``request_timeout_s`` of the HTTP options), so this does
+        # not run out.
         async with self._gate.update(version, self.rollout.generate_timeout_s):
             await replace_weights(self._engine, version, load)
         logger.info(f"{self.name} speaks with version {version} now")
@@ -147,7 +170,10 @@ class PolicyServer:
                     return  # check_health says why
                 if str(error) != reported:  # once, not at every look
                     reported = str(error)
-                    logger.warning(f"{self.name} stays at version {self._gate.version}: {reported}", exc_info=True)
+                    logger.warning(
+                        f"{self.name} stays at version {self._gate.version}: {reported}",
+                        exc_info=True,
+                    )
 
     async def check_health(self) -> None:
         """Called by Serve now and then.
@@ -164,7 +190,9 @@ class PolicyServer:
 def server_environment(rollout: RolloutConfig) -> dict[str, str]:
     """Variables for the processes of a ``PolicyServer``."""
     return engine_environment(rollout) | {
-        "VLLM_MAX_N_SEQUENCES": str(rollout.max_sequences),  # of one request: no more than are decoded at a time
-        "VLLM_API_KEY": "",  # keys are checked at the door, and vLLM's routes are not reached but through it
+        # of one request: no more than are decoded at a time
+        "VLLM_MAX_N_SEQUENCES": str(rollout.max_sequences),
+        # keys are checked at the door, and vLLM's routes are not reached but through it
+        "VLLM_API_KEY": "",
         "VLLM_SERVER_DEV_MODE": "0",
     }

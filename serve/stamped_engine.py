@@ -15,12 +15,15 @@ from serve.faults import keeping_own_errors
 from serve.versions import MixedVersions, announced_version
 
 # Beyond these vLLM's worker for GPUs raises in the middle of a step, which ends the engine
-# (vllm/v1/worker/gpu/sample/logit_bias.py). 28 of its 128 stop tokens are left to the checkpoint's own end tokens.
+# (vllm/v1/worker/gpu/sample/logit_bias.py). 28 of its 128 stop tokens are left to the checkpoint's
+# own end tokens.
 _MOST_TOKENS = {"allowed_token_ids": 1024, "logit_bias": 1024, "stop_token_ids": 100}
 
 
 class StampedEngine(AsyncLLM):
-    """``AsyncLLM`` whose prompts are checked before, and whose finished outputs after they were in the engine."""
+    """``AsyncLLM`` whose prompts are checked before, and whose finished outputs after they were in
+    the engine.
+    """
 
     async def generate(
         self, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
@@ -29,13 +32,15 @@ class StampedEngine(AsyncLLM):
 
         Raises:
             MixedVersions: see there.
-            VLLMValidationError: a token of the prompt is unknown to the model, a list of tokens is too long, or a
-                grammar cannot be compiled.
+            VLLMValidationError: a token of the prompt is unknown to the model, a list of tokens is
+                too long, or a grammar cannot be compiled.
         """
         with keeping_own_errors(VLLMValidationError):
             require_known_tokens(prompt, self.model_config.get_vocab_size())
             require_short_lists(sampling_params)
-            async with aclosing(super().generate(prompt, sampling_params, *args, **kwargs)) as outputs:
+            async with aclosing(
+                super().generate(prompt, sampling_params, *args, **kwargs)
+            ) as outputs:
                 async for output in outputs:
                     require_one_version(output, announced_version.get())
                     require_grammar(output, sampling_params)
@@ -44,7 +49,8 @@ class StampedEngine(AsyncLLM):
 
 
 def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
-    """Refuse tokens that have no embedding: one of them would end the engine. vLLM allows what a tokenizer knows.
+    """Refuse tokens that have no embedding: one of them would end the engine. vLLM allows what a
+    tokenizer knows.
 
     Args:
         prompt: one that has been tokenized, a mapping with ``prompt_token_ids``.
@@ -58,7 +64,9 @@ def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
         return
     for token in (min(tokens), max(tokens)):
         if not 0 <= token < vocabulary_size:
-            message = f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
+            message = (
+                f"token id {token} is not in the model's vocabulary of {vocabulary_size} tokens"
+            )
             raise VLLMValidationError(message, parameter="prompt")
 
 
@@ -74,7 +82,8 @@ def require_short_lists(sampling_params: Any) -> None:
 
 
 def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
-    """Blame the request for a grammar that the engine could not compile; vLLM would call it an internal error.
+    """Blame the request for a grammar that the engine could not compile; vLLM would call it an
+    internal error.
 
     Raises:
         VLLMValidationError: the engine gave up a request that has ``structured_outputs``.
@@ -87,7 +96,8 @@ def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
 
 
 def drop_end_tokens(output: RequestOutput, sampling_params: Any, tokenizer: TokenizerLike) -> None:
-    """Leave end tokens out of texts that keep their stop strings, as evaluations do; vLLM writes out both or neither.
+    """Leave end tokens out of texts that keep their stop strings, as evaluations do; vLLM writes
+    out both or neither.
 
     Args:
         output: the texts of its sequences are shortened in place.
@@ -97,7 +107,9 @@ def drop_end_tokens(output: RequestOutput, sampling_params: Any, tokenizer: Toke
     if not sampling_params.include_stop_str_in_output or sampling_params.skip_special_tokens:
         return
     for sequence in output.outputs:
-        at_end_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
+        at_end_token = sequence.finish_reason == "stop" and not isinstance(
+            sequence.stop_reason, str
+        )
         if at_end_token and sequence.token_ids:
             end = tokenizer.decode([sequence.token_ids[-1]], skip_special_tokens=False)
             sequence.text = sequence.text.removesuffix(end)
@@ -117,4 +129,6 @@ def require_one_version(output: RequestOutput, announced: str | None) -> None:
         return
     spans = [span for sequence in output.outputs for span in sequence.weight_versions or []]
     if other := {span.version for span in spans} - {announced}:
-        raise MixedVersions(f"an answer of version {announced} has tokens of {', '.join(sorted(other))}")
+        raise MixedVersions(
+            f"an answer of version {announced} has tokens of {', '.join(sorted(other))}"
+        )

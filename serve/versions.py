@@ -1,7 +1,9 @@
-"""One version per answer: answers and weight updates exclude each other, and every answer says which version it is of.
+"""One version per answer: answers and weight updates exclude each other, and every answer says
+which version it is of.
 
-An answer may be many sequences of the engine (``n``, several prompts), and its header goes out before its first token.
-So draining the engine is not enough: an answer that has begun holds the version until all of it is generated.
+An answer may be many sequences of the engine (``n``, several prompts), and its header goes out
+before its first token. So draining the engine is not enough: an answer that has begun holds the
+version until all of it is generated.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ VERSION_HEADER = "x-policy-version"
 VERSION_FIELD = "policy_version"
 # The version that the answer in work has announced; the engine's own stamps are compared with it.
 announced_version: ContextVar[str | None] = ContextVar("announced_version", default=None)
-_EVENT = re.compile(rb"^data: \{", re.MULTILINE)  # JSON has no line breaks inside, so this is where an event begins
+# JSON has no line breaks inside, so this is where an event begins
+_EVENT = re.compile(rb"^data: \{", re.MULTILINE)
 
 
 class EngineBroken(RuntimeError):
@@ -49,12 +52,14 @@ class VersionGate:
 
     @asynccontextmanager
     async def answer(self) -> AsyncIterator[str]:
-        """Hold the version, which is given, for the time of one answer. Waits while an update is due.
+        """Hold the version, which is given, for the time of one answer. Waits while an update is
+        due.
 
         Raises:
             EngineBroken: an update failed.
         """
-        while not self._open.is_set():  # again: the next update may have begun before this task woke up
+        # again: the next update may have begun before this task woke up
+        while not self._open.is_set():
             await self._open.wait()
         if self.broken:
             raise EngineBroken(self.broken)
@@ -69,9 +74,11 @@ class VersionGate:
 
     @asynccontextmanager
     async def update(self, version: str, timeout_s: float) -> AsyncIterator[None]:
-        """Keep new answers waiting, let those under way end, then give way to the block that brings ``version``.
+        """Keep new answers waiting, let those under way end, then give way to the block that brings
+        ``version``.
 
-        An error of the block leaves the engine with unknown weights: every answer is refused from then on.
+        An error of the block leaves the engine with unknown weights: every answer is refused from
+        then on.
 
         Raises:
             TimeoutError: answers under way took longer than ``timeout_s``; nothing has changed.
@@ -91,7 +98,8 @@ class VersionGate:
 
 
 class VersionMiddleware:
-    """Runs each request of an ASGI application under the gate and writes the version into header and body.
+    """Runs each request of an ASGI application under the gate and writes the version into header
+    and body.
 
     Args:
         app: answers with JSON or with server-sent events, one whole event or more per message.

@@ -12,7 +12,8 @@ import pytest
 # Before Ray is imported anywhere: every Ray of a test asks for a token, and reports to nobody.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # clusters of tests too stay on loopback (actors/local_ray.py)
+# clusters of tests too stay on loopback (actors/local_ray.py)
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -27,14 +28,18 @@ def ray_local() -> Iterator[None]:
 
     from actors.local_ray import start_local_ray
 
-    start_local_ray(LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    start_local_ray(
+        LOCAL_CPUS, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20
+    )
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny_model(tied, seed=0)``: a random 2-layer Llama of 64 with the project's tokenizer, in a directory."""
+    """``tiny_model(tied, seed=0)``: a random 2-layer Llama of 64 with the project's tokenizer, in a
+    directory.
+    """
     made: dict[tuple[bool, int], Path] = {}
 
     def make(tied: bool, seed: int = 0) -> Path:
@@ -65,7 +70,8 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
             num_key_value_heads=2,
             max_position_embeddings=1024,
             tie_word_embeddings=tied,
-            initializer_range=0.15,  # wide, so that a random model has opinions and a wrong weight shows
+            # wide, so that a random model has opinions and a wrong weight shows
+            initializer_range=0.15,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -78,7 +84,9 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """A real S3 server on loopback with a bucket called ``bucket``; gives the query that URIs need to find it."""
+    """A real S3 server on loopback with a bucket called ``bucket``; gives the query that URIs need
+    to find it.
+    """
     import boto3
     from moto.server import ThreadedMotoServer
 
@@ -88,6 +96,8 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="bucket")
+        boto3.client(
+            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1"
+        ).create_bucket(Bucket="bucket")
         yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     server.stop()

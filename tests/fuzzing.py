@@ -47,7 +47,9 @@ class Fuzzer:
         seed: of the random numbers.
     """
 
-    def __init__(self, model: str, completion_fields: list[str], chat_fields: list[str], seed: int) -> None:
+    def __init__(
+        self, model: str, completion_fields: list[str], chat_fields: list[str], seed: int
+    ) -> None:
         self._model = model
         self._fields = {COMPLETIONS: sorted(completion_fields), CHAT: sorted(chat_fields)}
         self._random = random.Random(seed)

@@ -1,4 +1,6 @@
-"""The sockets at which a command and everything that it started can be reached, read from the system."""
+"""The sockets at which a command and everything that it started can be reached, read from the
+system.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ def _of(process: psutil.Process) -> set[Listener]:
     with contextlib.suppress(psutil.NoSuchProcess):  # it ended, or is a zombie
         title = (process.cmdline() or [process.name()])[0]
         for connection in process.net_connections("inet"):
-            is_open = connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+            is_open = (
+                connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+            )
             if is_open and not connection.raddr:
-                found.add(Listener(os.path.basename(title), connection.laddr.ip, connection.laddr.port))
+                found.add(
+                    Listener(os.path.basename(title), connection.laddr.ip, connection.laddr.port)
+                )
     return found
 
 
@@ -56,4 +62,6 @@ def user_environment(**more: str) -> dict[str, str]:
     return kept | more
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can give a file to another user"
+)

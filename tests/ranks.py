@@ -1,4 +1,6 @@
-"""A way to run something on several gloo processes without Ray, a distance of weights, plain log-probabilities."""
+"""A way to run something on several gloo processes without Ray, a distance of weights, plain
+log-probabilities.
+"""
 
 import multiprocessing
 import os
@@ -8,23 +10,33 @@ import torch
 from torch import distributed
 
 TOKENS = 150  # fewer than the tiny model has
-multiprocessing.set_forkserver_preload(["bi_ray.learning.rl", "bi_ray.learning.sft", "torch.distributed.tensor"])
+multiprocessing.set_forkserver_preload(
+    ["bi_ray.learning.rl", "bi_ray.learning.sft", "torch.distributed.tensor"]
+)
 
 
 def _enter(rank, ranks, rendezvous, function, arguments):
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(ranks)
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks
+    )
     function(*arguments)
     distributed.destroy_process_group()
 
 
 def on_ranks(ranks, function, *arguments):
-    """Call ``function(*arguments)`` on every rank of a fresh process group; results go through files."""
+    """Call ``function(*arguments)`` on every rank of a fresh process group; results go through
+    files.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        # A server that imported torch and transformers once, and forks: importing takes longer than the tests.
+        # A server that imported torch and transformers once, and forks: importing takes longer than
+        # the tests.
         torch.multiprocessing.start_processes(
-            _enter, (ranks, f"{folder}/rendezvous", function, arguments), nprocs=ranks, start_method="forkserver"
+            _enter,
+            (ranks, f"{folder}/rendezvous", function, arguments),
+            nprocs=ranks,
+            start_method="forkserver",
         )
 
 
@@ -37,5 +49,7 @@ def logprobs_of(model, tokens, first, temperature=1.0):
 def distance(left, right):
     """Relative distance of two dicts of tensors, as one long vector."""
     assert left.keys() == right.keys()
-    difference = sum(float((left[name].double() - right[name].double()).square().sum()) for name in left)
+    difference = sum(
+        float((left[name].double() - right[name].double()).square().sum()) for name in left
+    )
     return (difference / sum(float(right[name].double().square().sum()) for name in right)) ** 0.5

@@ -1,4 +1,6 @@
-"""A run as the stages leave it on disk, made in a second without training, for the tests of the report."""
+"""A run as the stages leave it on disk, made in a second without training, for the tests of the
+report.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from bi_ray.verification.verdicts import verify
 ROOT = Path(__file__).parents[1]
 SETS = ("test_id", "test_ood")
 N = 8
-NASTY = "</script><img src=x onerror=\"throw Error('a model ran code')\">&amp;"  # what a sample must not get away with
+# what a sample must not get away with
+NASTY = "</script><img src=x onerror=\"throw Error('a model ran code')\">&amp;"
 
 
 def config_of(arms=("vanilla", "bridge"), steps=30) -> RunConfig:
@@ -34,9 +37,16 @@ def config_of(arms=("vanilla", "bridge"), steps=30) -> RunConfig:
 
 
 def write_run(
-    run: Path, config: RunConfig, seed=0, problems=40, sampled=10, stages=("eval_sft", "rl", "eval_rl")
+    run: Path,
+    config: RunConfig,
+    seed=0,
+    problems=40,
+    sampled=10,
+    stages=("eval_sft", "rl", "eval_rl"),
 ) -> None:
-    """Data sets, metrics and evaluated samples: demonstrations, some of them spoilt, judged by the real verifier."""
+    """Data sets, metrics and evaluated samples: demonstrations, some of them spoilt, judged by the
+    real verifier.
+    """
     task = build_task(config.task, seed)
     rng = random.Random(seed)
     run.mkdir(parents=True)
@@ -45,24 +55,39 @@ def write_run(
     for name in config.task.sets:
         made[name] = [task.problem(name, index) for index in range(problems)]
         rows = [
-            {"id": p.id, "question": p.question, "answer": p.answer, "graph": p.graph.to_json(), "prompt_tokens": [1]}
+            {
+                "id": p.id,
+                "question": p.question,
+                "answer": p.answer,
+                "graph": p.graph.to_json(),
+                "prompt_tokens": [1],
+            }
             for p in made[name]
         ]
         Dataset.from_list(rows).save_to_disk(run / "data" / name)
-        (run / "data" / name / MANIFEST).write_text(json.dumps(describe(rows) | {"set": name, "hashes": []}))
+        (run / "data" / name / MANIFEST).write_text(
+            json.dumps(describe(rows) | {"set": name, "hashes": []})
+        )
     for arm in config.arms:
         rate = {"eval_sft": 0.4, "eval_rl": 0.5 if arm == "vanilla" else 0.75}
         if "rl" in stages:
-            _write_metrics(run / "rl" / arm / "metrics.jsonl", config.rl.steps, rng, rate["eval_rl"])
+            _write_metrics(
+                run / "rl" / arm / "metrics.jsonl", config.rl.steps, rng, rate["eval_rl"]
+            )
         (run / "sft" / arm).mkdir(parents=True)
-        (run / "sft" / arm / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5, "grad_norm": 1.0}) + "\n")
+        (run / "sft" / arm / "metrics.jsonl").write_text(
+            json.dumps({"step": 1, "loss": 0.5, "grad_norm": 1.0}) + "\n"
+        )
         for stage in set(stages) & {"eval_sft", "eval_rl"}:
             recipe = Recipe(config.arms[arm], seed)
             for name in SETS:
                 rows = [
                     _sample(task, recipe, problem, mode, number, rng, rate[stage])
                     for problem_number, problem in enumerate(made[name])
-                    for mode, count in (("greedy", 1), ("sampled", N if problem_number < sampled else 0))
+                    for mode, count in (
+                        ("greedy", 1),
+                        ("sampled", N if problem_number < sampled else 0),
+                    )
                     for number in range(count)
                 ]
                 file = run / stage / arm / f"{name}.jsonl"
@@ -76,7 +101,12 @@ def _write_metrics(file: Path, steps: int, rng: random.Random, end: float) -> No
         out.write(json.dumps({"step": 0} | _validated(0.3)) + "\n")
         for step in range(1, steps + 1):
             reward = 0.3 + (end - 0.3) * step / steps + rng.gauss(0, 0.03)
-            row = {"step": step, "reward": reward, "informative_share": 0.5, "entropy": 0.2 - 0.003 * step}
+            row = {
+                "step": step,
+                "reward": reward,
+                "informative_share": 0.5,
+                "entropy": 0.2 - 0.003 * step,
+            }
             row |= {"response_tokens_mean": 50 + step / 2, "mismatch_mean": 1e-6 * rng.random()}
             if step % 10 == 0:
                 row |= _validated(reward)
@@ -96,15 +126,25 @@ def _sample(task, recipe, problem, mode, number, rng, rate) -> dict:
     if rng.random() > rate:  # spoil it: the answer alone, a line of the trace, or the end
         how = rng.randrange(3)
         if how == 0:
-            text = text.replace(f"answer is {problem.answer} ", f"answer is {problem.graph.answer + 1} ")
+            text = text.replace(
+                f"answer is {problem.answer} ", f"answer is {problem.graph.answer + 1} "
+            )
         elif how == 1:
             lines = text.split("\n")
             lines[len(lines) // 2] = f"Let's see {NASTY}"
             text = "\n".join(lines).replace(f"answer is {problem.answer} ", "answer is nothing ")
         else:
             text = text[: len(text) // 2]
-    verdict = asdict(verify(task, problem.graph, problem.answer, text, truncated=not text.endswith(">")))
-    row = {"mode": mode, "id": problem.id, "answer": problem.answer, "sample": number, "response": text}
+    verdict = asdict(
+        verify(task, problem.graph, problem.answer, text, truncated=not text.endswith(">"))
+    )
+    row = {
+        "mode": mode,
+        "id": problem.id,
+        "answer": problem.answer,
+        "sample": number,
+        "response": text,
+    }
     return row | {"tokens": len(text.split()), "failure": None, **verdict}
 
 
@@ -125,7 +165,12 @@ def measured(config: RunConfig, seed=0) -> dict:
             predicted = rng.gauss(0.004 * strength, 0.004)
             realized = predicted + rng.gauss(0, 0.003)
             point = {"seed": 0, "query": f"rl-{number}", "right": rng.randint(1, N - 1), "of": N}
-            point |= {"predicted": predicted, "realized": realized, "low": realized - 0.005, "high": realized + 0.005}
+            point |= {
+                "predicted": predicted,
+                "realized": realized,
+                "low": realized - 0.005,
+                "high": realized + 0.005,
+            }
             odd = realized + 0.002  # curvature takes the rest
             points.append(point | {"odd": odd, "odd_low": odd - 0.004, "odd_high": odd + 0.004})
         found["realized"][arm] = {
@@ -136,12 +181,18 @@ def measured(config: RunConfig, seed=0) -> dict:
             "controls": points[:1],
             "step_norm": 0.013,
         }
-        found["during_rl"][arm] = [_during(rng, step, strength) for step in range(0, config.rl.steps + 1, 5)]
+        found["during_rl"][arm] = [
+            _during(rng, step, strength) for step in range(0, config.rl.steps + 1, 5)
+        ]
     return found
 
 
 def _readiness(rng: random.Random, strength: int) -> dict:
-    counts = [200, 90, 60, 50, 40, 35, 30, 25, 70] if strength == 1 else [120, 95, 80, 70, 60, 50, 45, 40, 40]
+    counts = (
+        [200, 90, 60, 50, 40, 35, 30, 25, 70]
+        if strength == 1
+        else [120, 95, 80, 70, 60, 50, 45, 40, 40]
+    )
     share = sum(counts[1:-1]) / sum(counts)
     behaviors = ("plain", "reflection", "analysis", "subgoal") if strength > 1 else ("plain",)
 
@@ -171,7 +222,12 @@ def _readiness(rng: random.Random, strength: int) -> dict:
         for right in inner
     ]
     values = [
-        [None if row == column == 1 else strength * rng.gauss(0.02 * (4 - abs(row - column)), 0.02) for column in inner]
+        [
+            None
+            if row == column == 1
+            else strength * rng.gauss(0.02 * (4 - abs(row - column)), 0.02)
+            for column in inner
+        ]
         for row in inner
     ]
     return {
@@ -186,7 +242,10 @@ def _readiness(rng: random.Random, strength: int) -> dict:
             "signal": iv(0.21, 0.01),
             "pass_at": {"1": 0.31, "2": 0.42, "4": 0.55},
             "entropy": iv(0.0515, 0.002),
-            "perplexity": {"own demonstrations": iv(1.2, 0.01), "vanilla demonstrations": iv(1.31, 0.02)},
+            "perplexity": {
+                "own demonstrations": iv(1.2, 0.01),
+                "vanilla demonstrations": iv(1.31, 0.02),
+            },
             "response_tokens": iv(52.3, 1.1),
             "truncated": 0.004,
             "format_right": 0.995,
@@ -209,7 +268,9 @@ def _groups(rng: random.Random, counts, scale: float) -> list[dict]:
             "queries": count,
             "k_plus": iv(scale * rng.uniform(1, 2), 0.3 * scale) if right else None,
             "k_minus": iv(scale * rng.uniform(0, 1), 0.3 * scale) if right < N else None,
-            "dj": iv(scale * (right * (N - right) / 16) ** 0.5 * rng.uniform(0.8, 1.2), 0.2 * scale),
+            "dj": iv(
+                scale * (right * (N - right) / 16) ** 0.5 * rng.uniform(0.8, 1.2), 0.2 * scale
+            ),
         }
         for right, count in enumerate(counts)
     ]

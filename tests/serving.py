@@ -1,4 +1,6 @@
-"""What the tests of serving share: a run directory, the command that serves it, and transformers as the truth."""
+"""What the tests of serving share: a run directory, the command that serves it, and transformers as
+the truth.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def write_run(run: Path, model: Path) -> RunConfig:
     config = RunConfig.model_validate(
         {
             "name": "tiny",
-            "task": {"name_pool": 48, "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy)},
+            "task": {
+                "name_pool": 48,
+                "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy),
+            },
             "arms": ["bridge"],
             "model": {"path": str(model), "max_prompt_tokens": 128, "max_response_tokens": 96},
             "rollout": {"cpus_per_worker": 0.5, "kv_cache_mib": 64, "max_sequences": 16},
@@ -52,11 +57,16 @@ def write_run(run: Path, model: Path) -> RunConfig:
 def conversations(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
     """Chats that ask the first problems of the test set."""
     task = build_task(config.task, 0)
-    return [messages(task.system_prompt, task.problem("test_id", index).question) for index in range(count)]
+    return [
+        messages(task.system_prompt, task.problem("test_id", index).question)
+        for index in range(count)
+    ]
 
 
 def put_policy(stage: Path, model: Path) -> None:
-    """Let a policy appear as a training does it: whole, by a rename; a checkpoint with a record of its files."""
+    """Let a policy appear as a training does it: whole, by a rename; a checkpoint with a record of
+    its files.
+    """
     with write_atomically(stage) as folder:
         shutil.copytree(model, folder / "policy")
         if (step := step_of(stage.name)) is not None:
@@ -115,7 +125,11 @@ class Served:
     def engines(self) -> list[psutil.Process]:
         """The processes of the engines that run now."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if child.status() != "zombie" and "VLLM" in " ".join(child.cmdline())]
+        return [
+            child
+            for child in children
+            if child.status() != "zombie" and "VLLM" in " ".join(child.cmdline())
+        ]
 
     def version(self, model: str) -> str:
         return self.client().models.retrieve(model).policy_version  # type: ignore[attr-defined]
@@ -132,9 +146,18 @@ class Served:
 def serving(run: Path, *options: str) -> Iterator[Served]:
     """`bi-ray serve RUN` until the end of the block, which SIGTERM brings: nothing may stay behind."""
     port, output = free_port(), run.with_name(f"{run.name}.log")
-    command = [str(Path(sys.executable).parent / "bi-ray"), "serve", str(run), "--port", str(port), *options]
+    command = [
+        str(Path(sys.executable).parent / "bi-ray"),
+        "serve",
+        str(run),
+        "--port",
+        str(port),
+        *options,
+    ]
     with open(output, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)
+        )
     try:
         deadline = time.monotonic() + START_S
         while "curl http" not in output.read_text():

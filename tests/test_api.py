@@ -24,7 +24,9 @@ def modules_after(code):
 
 def test_importing_costs_nothing():
     assert not modules_after("import bi_ray").intersection(HEAVY)
-    assert not modules_after("import bi_ray\nbi_ray.inject").intersection({"torch", "datasets", "transformers"})
+    assert not modules_after("import bi_ray\nbi_ray.inject").intersection(
+        {"torch", "datasets", "transformers"}
+    )
     assert not modules_after("import bi_ray.cli.main").intersection(
         {"torch", "datasets", "transformers", "ray", "vllm"}
     )
@@ -60,7 +62,9 @@ def test_inject_then_check(problems):
     assert shown == {"subgoal", "analysis", "reflection"}
     assert (
         made.to_list()
-        == bi_ray.inject(problems.to_list(), recipe="bridge", task=build_task(QUICKSTART.task, 0), seed=1).to_list()
+        == bi_ray.inject(
+            problems.to_list(), recipe="bridge", task=build_task(QUICKSTART.task, 0), seed=1
+        ).to_list()
     )
 
 
@@ -91,7 +95,10 @@ def test_bad_rows_are_a_warning_an_error_or_collected(problems):
 
 
 def test_checking_what_a_model_wrote(problems):
-    rows = [row | {"response": f"<answer> The final answer is {row['answer']} </answer>"} for row in problems]
+    rows = [
+        row | {"response": f"<answer> The final answer is {row['answer']} </answer>"}
+        for row in problems
+    ]
     grades = bi_ray.check(rows, task=QUICKSTART)
     assert all(grades["right"])
     assert not any(grades["trace_valid"])
@@ -101,7 +108,9 @@ def test_checking_what_a_model_wrote(problems):
 
 def test_other_tasks_read_other_questions():
     other = PromptBenchConfig(order="reversed", sets={"sft": {"depth": 2}})
-    run = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig).model_copy(update={"task": other})
+    run = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig).model_copy(
+        update={"task": other}
+    )
     made = bi_ray.inject(bi_ray.generate(run, "sft", 5), recipe="vanilla", task=run)
     assert len(made) == 5
 
@@ -119,7 +128,9 @@ def test_what_is_no_task_is_refused(task):
 
 
 def test_a_task_as_plain_options_and_a_single_behavior_as_text(problems):
-    made = bi_ray.inject(problems, behaviors="subgoal", task={"kind": "promptbench", "name_pool": 48, "sets": {}})
+    made = bi_ray.inject(
+        problems, behaviors="subgoal", task={"kind": "promptbench", "name_pool": 48, "sets": {}}
+    )
     assert len(made) == 60
     with pytest.raises(ConfigError, match="problems: -1"):
         bi_ray.generate(QUICKSTART, "rl", -1)

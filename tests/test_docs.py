@@ -12,7 +12,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks_of(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE
+    )
 
 
 def run_blocks(page: str, blocks: list[str]) -> None:
@@ -42,11 +44,16 @@ def test_the_algorithm_of_ones_own_runs(tmp_path, monkeypatch, capsys):
     options = yaml.safe_load(text)
     rl, verifier = RLConfig(**options["rl"]), VerifierConfig(**options["verifier"])
     reward = load_reward_function(verifier.reward_function)
-    assert [reward("", "7", response) for response in ("It is 7.", "It is 8", "It is 12", "no")] == [1.0, 0.5, 0.0, 0.0]
+    assert [
+        reward("", "7", response) for response in ("It is 7.", "It is 8", "It is 12", "no")
+    ] == [1.0, 0.5, 0.0, 0.0]
     from my_rl import above_the_median
 
     assert rl.advantage == "my_rl:above_the_median"
-    assert above_the_median([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]) == [[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert above_the_median([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]) == [
+        [-1.0, 0.0, 0.0],
+        [0.0, 0.0, 1.0],
+    ]
 
 
 def test_the_page_of_algorithms_names_every_one_and_every_knob():

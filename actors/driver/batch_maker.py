@@ -1,4 +1,6 @@
-"""Makes the batch of a step: samples its groups, verifies each as soon as it is there, weighs them all at the end."""
+"""Makes the batch of a step: samples its groups, verifies each as soon as it is there, weighs them
+all at the end.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Made:
 
 
 class BatchMaker:
-    """Makes the batches of one arm: so many groups, or with ``rl.dynamic_sampling`` so many that teach something.
+    """Makes the batches of one arm: so many groups, or with ``rl.dynamic_sampling`` so many that
+    teach something.
 
     Args:
         config: the run.
@@ -54,7 +57,12 @@ class BatchMaker:
     """
 
     def __init__(
-        self, config: RunConfig, arm: str, queries: Sequence[ProblemRow], pool: RolloutPool, verifier: VerifierClient
+        self,
+        config: RunConfig,
+        arm: str,
+        queries: Sequence[ProblemRow],
+        pool: RolloutPool,
+        verifier: VerifierClient,
     ) -> None:
         self.config = config
         self.arm = arm
@@ -63,7 +71,8 @@ class BatchMaker:
         self.verifier = verifier
 
     async def make(self, step: int, watched: Sequence[GroupRequest] = ()) -> Made:
-        """The batch of a step (from 1), sampled from whatever policy the engines hold; ``watched`` is sampled along.
+        """The batch of a step (from 1), sampled from whatever policy the engines hold; ``watched``
+        is sampled along.
 
         Which queries, and with which random numbers, depends on the seeds and the step alone.
 
@@ -98,7 +107,8 @@ class BatchMaker:
         """The groups of a step, of as many rounds as dynamic sampling asks for.
 
         Returns:
-            them, the number of groups that were asked for, that of rounds, and when the last group was generated.
+            them, the number of groups that were asked for, that of rounds, and when the last group
+            was generated.
         """
         rl, seed, problems = self.config.rl, self.config.seeds.training, len(self.queries)
         asked = step_prompts(problems, rl.prompts_per_step, step, seed)
@@ -110,16 +120,23 @@ class BatchMaker:
             judged, rounds, asked = judged + found, rounds + 1, asked + more
         return judged, len(asked), rounds, generated
 
-    async def _judged(self, step: int, queries: Sequence[ProblemRow]) -> tuple[list[Judged], list[FailedGroup], float]:
-        """The groups of these queries with their verdicts, those that failed, and when the last one was generated."""
+    async def _judged(
+        self, step: int, queries: Sequence[ProblemRow]
+    ) -> tuple[list[Judged], list[FailedGroup], float]:
+        """The groups of these queries with their verdicts, those that failed, and when the last one
+        was generated.
+        """
         verdicts: dict[str, asyncio.Task[list[Judged]]] = {}
 
         def begin(group: Group) -> None:
-            if group.key not in verdicts:  # with few queries one may be asked for twice, and is answered the same
+            # with few queries one may be asked for twice, and is answered the same
+            if group.key not in verdicts:
                 verdicts[group.key] = asyncio.ensure_future(judge(self.verifier, queries, [group]))
 
         try:
-            answers = await self.pool.generate([self._request(step, query) for query in queries], begin)
+            answers = await self.pool.generate(
+                [self._request(step, query) for query in queries], begin
+            )
             generated = time.monotonic()
             refuse_lost(answers)
             failed = [answer for answer in answers if isinstance(answer, FailedGroup)]

@@ -1,7 +1,8 @@
-"""The driver actor: owns the rollout pool, the verifier and the state of the run; all ask it, it waits for none.
+"""The driver actor: owns the rollout pool, the verifier and the state of the run; all ask it, it
+waits for none.
 
-It keeps nothing that the run directory does not have: killed, the same command starts a new one, which goes on from the
-last published step.
+It keeps nothing that the run directory does not have: killed, the same command starts a new one,
+which goes on from the last published step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from actors.driver.batch_maker import BatchMaker
 from actors.driver.influence_monitor import InfluenceMonitor
 from actors.driver.notes import NoteKeeper
 from actors.driver.readiness import ReadinessMeter
-from actors.driver.sampling import describe_failures, evaluate, evaluation_requests, group_rows, judge
+from actors.driver.sampling import (
+    describe_failures,
+    evaluate,
+    evaluation_requests,
+    group_rows,
+    judge,
+)
 from actors.driver.session import RLSession, Schedule, SessionError
 from actors.driver.validation import Validator
 from actors.driver.verifier import VerifierClient
@@ -52,7 +59,8 @@ class Driver:
     Args:
         config: the run.
         run_id: names the folder of published weights in shared memory.
-        base: checkpoint that the engines start with; policies that come later have its architecture.
+        base: checkpoint that the engines start with; policies that come later have its
+            architecture.
     """
 
     def __init__(self, config: RunConfig, run_id: str, base: Path) -> None:
@@ -98,7 +106,8 @@ class Driver:
         return self._notes.after(seen)
 
     async def evaluate(self, policy: Path, problems: Path, out: Path) -> str | None:
-        """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to ``out``.
+        """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to
+        ``out``.
 
         Returns:
             what is to be said of responses without a verdict, None where all have one.
@@ -111,15 +120,26 @@ class Driver:
         write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
         return describe_failures(rows)
 
-    async def _evaluate(self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig) -> list[dict[str, Any]]:
-        requests = evaluation_requests(problems, evaluation, self.config.model, self.config.seeds.sampling)
+    async def _evaluate(
+        self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig
+    ) -> list[dict[str, Any]]:
+        requests = evaluation_requests(
+            problems, evaluation, self.config.model, self.config.seeds.sampling
+        )
         self._progress = {"phase": "evaluation", "done": 0, "total": len(requests)}
         return await evaluate(self.pool, self.verifier, problems, requests, self._count)
 
     async def measure(
-        self, policy: Path, queries: Path, target: Path, demonstrations: dict[str, Demonstrations], out: Path
+        self,
+        policy: Path,
+        queries: Path,
+        target: Path,
+        demonstrations: dict[str, Demonstrations],
+        out: Path,
     ) -> None:
-        """See ``ReadinessMeter.measure``: of the first queries of one data directory, on the target in another."""
+        """See ``ReadinessMeter.measure``: of the first queries of one data directory, on the target
+        in another.
+        """
         chosen = read_problems(queries)[: self.config.readiness.queries]
         await self.readiness.measure(policy, chosen, read_problems(target), demonstrations, out)
 
@@ -128,7 +148,8 @@ class Driver:
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
     async def select_queries(self, policy: Path, problems: Path, out: Path) -> dict[str, Any]:
-        """Reject RL queries by the samples of ``policy``; writes ``queries.jsonl`` (``selection.QueryRow``) to ``out``.
+        """Reject RL queries by the samples of ``policy``; writes ``queries.jsonl``
+        (``selection.QueryRow``) to ``out``.
 
         Returns:
             What ``selection.describe_selection`` says.
@@ -155,7 +176,13 @@ class Driver:
         self._progress["done"] = self._progress.get("done", 0) + 1
 
     async def begin_rl(
-        self, arm: str, sft_policy: Path, out: Path, data: Path, target: Path | None, selection: Path | None
+        self,
+        arm: str,
+        sft_policy: Path,
+        out: Path,
+        data: Path,
+        target: Path | None,
+        selection: Path | None,
     ) -> None:
         """Open the RL session of an arm; the learners may join from now on.
 
@@ -215,7 +242,9 @@ class Driver:
     async def _make_monitor(self, policy: Path, target: Path, out: Path) -> InfluenceMonitor:
         await self.readiness.begin_watch()
         problems = read_problems(target)
-        return InfluenceMonitor(self.config, self.readiness.analyzer, problems, policy, out / "influence.jsonl")
+        return InfluenceMonitor(
+            self.config, self.readiness.analyzer, problems, policy, out / "influence.jsonl"
+        )
 
     async def join(self, step: int) -> int:
         """See ``RLSession.join``."""
@@ -225,7 +254,9 @@ class Driver:
         """See ``RLSession.lease``."""
         return await self._open_session().lease(step, incarnation)
 
-    async def publish(self, incarnation: int, step: int, path: str, metrics: dict[str, Any]) -> None:
+    async def publish(
+        self, incarnation: int, step: int, path: str, metrics: dict[str, Any]
+    ) -> None:
         """See ``RLSession.publish``."""
         await self._open_session().publish(incarnation, step, Path(path), metrics)
 
@@ -247,8 +278,12 @@ class Driver:
         await self.pool.sync(announce(version, path), in_flight)
         self._weights = path
 
-    async def _make_batch(self, maker: BatchMaker, step: int) -> tuple[LearnerBatch, dict[str, Any]]:
-        """The batch of a step; where influence is watched, its target is sampled along and analyzed."""
+    async def _make_batch(
+        self, maker: BatchMaker, step: int
+    ) -> tuple[LearnerBatch, dict[str, Any]]:
+        """The batch of a step; where influence is watched, its target is sampled along and
+        analyzed.
+        """
         monitor = self._monitor
         made = await maker.make(step, monitor.requests(self.version.step) if monitor else [])
         if monitor and made.watched:
@@ -257,10 +292,14 @@ class Driver:
         return made.batch, made.metrics
 
     def _usage(self, step_s: float) -> dict[str, Any]:
-        """What the pool did since this was last asked: for which share of a step each engine had nothing to do."""
+        """What the pool did since this was last asked: for which share of a step each engine had
+        nothing to do.
+        """
         busy_s, redispatched = self.pool.busy_s(), self.pool.redispatched
         shares = {
-            f"idle_share_engine_{number}": max(0.0, 1 - (busy - self._busy_s.get(number, 0.0)) / max(1e-9, step_s))
+            f"idle_share_engine_{number}": max(
+                0.0, 1 - (busy - self._busy_s.get(number, 0.0)) / max(1e-9, step_s)
+            )
             for number, busy in busy_s.items()
         }
         row = shares | {"redispatched_groups": redispatched - self._redispatched}

@@ -1,4 +1,6 @@
-"""The influence analyzer: measures a policy's readiness from its rollouts, in a process that nobody else waits for."""
+"""The influence analyzer: measures a policy's readiness from its rollouts, in a process that nobody
+else waits for.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from bi_ray.readiness.influence import (
     objective_direction,
     reward_direction,
 )
-from bi_ray.readiness.measure import Demonstrations, held_out_perplexity, measure_queries, scored_group
+from bi_ray.readiness.measure import (
+    Demonstrations,
+    held_out_perplexity,
+    measure_queries,
+    scored_group,
+)
 from bi_ray.readiness.realized import Forecast, step_along
 from bi_ray.readiness.rollouts import ScoredGroup
 from bi_ray.tasks.registry import build_task
@@ -69,7 +76,8 @@ class InfluenceAnalyzer:
 
         Args:
             policy: its directory.
-            queries: rows of the groups whose influence is measured (see ``actors.driver.sampling.group_rows``).
+            queries: rows of the groups whose influence is measured (see
+                ``actors.driver.sampling.group_rows``).
             target: rows of those on which they have it.
             demonstrations: tokens of held-out prompts and responses, by whose they are.
             out: an existing folder.
@@ -90,7 +98,12 @@ class InfluenceAnalyzer:
         (out / POLICY).write_text(json.dumps(whole))
 
     def watch(
-        self, policy: Path, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]
+        self,
+        policy: Path,
+        step: int,
+        weights: Path,
+        queries: Sequence[GroupRow],
+        target: Sequence[GroupRow],
     ) -> dict[str, Any]:
         """Influence in the middle of RL, and whether what was forecast the last time came true.
 
@@ -104,7 +117,10 @@ class InfluenceAnalyzer:
         tool = self._open(policy)
         _set_weights(tool, load_file(weights))
         weights.unlink()
-        groups, goal = [group for group in self._groups(queries) if group.informative], self._groups(target)
+        groups, goal = (
+            [group for group in self._groups(queries) if group.informative],
+            self._groups(target),
+        )
         self._set_phase(f"influence at step {step}")
         scale = self.settings.token_scales[0]
         direction = objective_direction(tool, goal, scale)
@@ -112,12 +128,15 @@ class InfluenceAnalyzer:
         names = ("right", "of", "k_plus", "k_minus", "dj")
         forecast, before = Forecast.make(step, tool, goal), self._forecast
         self._forecast = forecast
-        return {"step": step, "queries": [{name: row[name] for name in names} for row in found]} | forecast.against(
-            before
-        )
+        return {
+            "step": step,
+            "queries": [{name: row[name] for name in names} for row in found],
+        } | forecast.against(before)
 
     def begin_watch(self) -> None:
-        """Another arm's RL begins: forget what was forecast, and from now on leave the processor to RL."""
+        """Another arm's RL begins: forget what was forecast, and from now on leave the processor to
+        RL.
+        """
         self._forecast = None
         os.nice(_POLITE)
 
@@ -126,11 +145,13 @@ class InfluenceAnalyzer:
         self._target_direction = reward_direction(self._open(policy), self._groups(target))
 
     def step(self, policy: Path, query: GroupRow | None, ahead: Path, behind: Path) -> float:
-        """Take one SGD step of the configured length along grad J(q), and one against it, and write the weights.
+        """Take one SGD step of the configured length along grad J(q), and one against it, and write
+        the weights.
 
         Args:
             policy: directory of the policy.
-            query: its group; None: along the target's own gradient, the most that such a step can do.
+            query: its group; None: along the target's own gradient, the most that such a step can
+                do.
             ahead: file for the weights after the step.
             behind: file for those after the opposite step.
 
@@ -176,7 +197,9 @@ class InfluenceAnalyzer:
 
 
 def _set_weights(tool: Differentiator, weights: Weights) -> None:
-    """Copy published weights into the policy; a tied head that is written out is the embedding once more."""
+    """Copy published weights into the policy; a tied head that is written out is the embedding once
+    more.
+    """
     with torch.no_grad():
         for name, parameter in tool.parameters.items():
             parameter.copy_(weights[name])
@@ -193,7 +216,8 @@ def make_ray_analyzer(config: RunConfig) -> Any:
             max_restarts=-1,  # it only loses its current estimate
             max_concurrency=2,  # one to compute, one to ask for the phase
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-            # Threads that wait for each other would otherwise spin, on cores that engines and learners need.
+            # Threads that wait for each other would otherwise spin, on cores that engines and
+            # learners need.
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         )
         .remote(config)

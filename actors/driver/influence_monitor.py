@@ -1,7 +1,9 @@
-"""Watches the influence while RL trains, from inside the driver. Training never waits for the analysis.
+"""Watches the influence while RL trains, from inside the driver. Training never waits for the
+analysis.
 
-The target's problems are sampled together with the batch of a watched step, by the same policy. What follows happens in
-the analyzer's own process; a step that comes while an analysis is still going on is left out and counted.
+The target's problems are sampled together with the batch of a watched step, by the same policy.
+What follows happens in the analyzer's own process; a step that comes while an analysis is still
+going on is left out and counted.
 """
 
 from __future__ import annotations
@@ -35,7 +37,14 @@ class InfluenceMonitor:
         out: file that gets a row per analysis.
     """
 
-    def __init__(self, config: RunConfig, analyzer: Any, target: Sequence[ProblemRow], policy: Path, out: Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        analyzer: Any,
+        target: Sequence[ProblemRow],
+        policy: Path,
+        out: Path,
+    ) -> None:
         self.config = config
         self.analyzer = analyzer
         self.target = target
@@ -45,7 +54,9 @@ class InfluenceMonitor:
         self._analysis: asyncio.Task[None] | None = None
 
     def requests(self, step: int) -> list[GroupRequest]:
-        """What has to be sampled for the policy after ``step`` steps; nothing where that is not watched."""
+        """What has to be sampled for the policy after ``step`` steps; nothing where that is not
+        watched.
+        """
         if step % self.config.readiness.every_rl_steps:
             return []
         if self._analysis is not None and not self._analysis.done():
@@ -53,14 +64,24 @@ class InfluenceMonitor:
             log.warning("influence: step %d is left out, the analysis before it still runs", step)
             return []
         sampling = rl_sampling(self.config)
-        # The same random numbers at every step: a change of the reward is less noisy than the reward itself.
+        # The same random numbers at every step: a change of the reward is less noisy than the
+        # reward itself.
         return [
-            GroupRequest(row.id, row.prompt_tokens, sampling, seed_for(self.config.seeds.sampling, "target", row.id))
+            GroupRequest(
+                row.id,
+                row.prompt_tokens,
+                sampling,
+                seed_for(self.config.seeds.sampling, "target", row.id),
+            )
             for row in self.target
         ]
 
     def begin(
-        self, version: PolicyVersion, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]
+        self,
+        version: PolicyVersion,
+        weights: Path,
+        queries: Sequence[GroupRow],
+        target: Sequence[GroupRow],
     ) -> None:
         """Analyze a watched step; returns at once.
 
@@ -73,7 +94,11 @@ class InfluenceMonitor:
         try:
             held = _hold(weights, f"influence_{version.step}.held")
         except OSError:  # no space, or the file is gone: never a reason for RL to stop
-            log.warning("influence: the weights of step %d cannot be kept for it", version.step, exc_info=True)
+            log.warning(
+                "influence: the weights of step %d cannot be kept for it",
+                version.step,
+                exc_info=True,
+            )
             return
         self._analysis = asyncio.ensure_future(self._analyze(version.step, held, queries, target))
 
@@ -86,10 +111,16 @@ class InfluenceMonitor:
         if self._analysis is not None:
             await self._analysis
 
-    async def _analyze(self, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]) -> None:
+    async def _analyze(
+        self, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]
+    ) -> None:
         try:
-            call = self.analyzer.watch.remote(self.policy, step, weights, list(queries), list(target))
-            row = await asyncio.wait_for(asyncio.wrap_future(call.future()), self.config.readiness.timeout_s)
+            call = self.analyzer.watch.remote(
+                self.policy, step, weights, list(queries), list(target)
+            )
+            row = await asyncio.wait_for(
+                asyncio.wrap_future(call.future()), self.config.readiness.timeout_s
+            )
             cut_metrics(self.out, step - 1)  # after a restart the same step may come twice
             append_metrics(self.out, row)
         except Exception as error:  # whatever it is, never a reason for RL to stop
@@ -99,7 +130,9 @@ class InfluenceMonitor:
 
 
 def _hold(weights: Path, name: str) -> Path:
-    """A second name for a file that its owner may remove; a copy where the file system has no such thing."""
+    """A second name for a file that its owner may remove; a copy where the file system has no such
+    thing.
+    """
     held = weights.with_name(name)
     held.unlink(missing_ok=True)
     try:

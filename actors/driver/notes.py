@@ -66,7 +66,9 @@ class NoteFollower:
         while True:
             is_last = self._stop.wait(_POLL_S)
             try:
-                self._seen, notes = ray.get(self._driver.notes.remote(self._seen), timeout=_ANSWER_S)
+                self._seen, notes = ray.get(
+                    self._driver.notes.remote(self._seen), timeout=_ANSWER_S
+                )
                 for note in notes:
                     self._show(note)
             except Exception:  # the driver starts, is late or died: whoever works with it says so

@@ -1,4 +1,6 @@
-"""Readiness of a policy as the driver measures it: rollouts from the pool, verdicts, and the analyzer's answer."""
+"""Readiness of a policy as the driver measures it: rollouts from the pool, verdicts, and the
+analyzer's answer.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,12 @@ class ReadinessMeter:
     """
 
     def __init__(
-        self, config: RunConfig, pool: RolloutPool, verifier: VerifierClient, load: Load, report: Report
+        self,
+        config: RunConfig,
+        pool: RolloutPool,
+        verifier: VerifierClient,
+        load: Load,
+        report: Report,
     ) -> None:
         self.config = config
         self.pool = pool
@@ -93,26 +100,37 @@ class ReadinessMeter:
         demonstrations: Mapping[str, Demonstrations],
         out: Path,
     ) -> None:
-        """Sample both sets and fill the folder ``out`` with the rollouts, a row per query, and the policy's own row.
+        """Sample both sets and fill the folder ``out`` with the rollouts, a row per query, and the
+        policy's own row.
 
         Raises:
-            ReadinessError: no group has two samples with a verdict, or the analyzer was late or died again and again.
+            ReadinessError: no group has two samples with a verdict, or the analyzer was late or
+                died again and again.
             VerdictError: see ``sample``.
         """
         _ = self.analyzer  # it loads its libraries while the engines sample
         await self.load(policy / WEIGHTS)
-        rows = await self.sample([*queries, *target], "readiness", self.config.rl.samples_per_prompt)
+        rows = await self.sample(
+            [*queries, *target], "readiness", self.config.rl.samples_per_prompt
+        )
         names = {problem.id for problem in queries}
         kinds = [("query" if row["id"] in names else "target", row) for row in rows]
-        (out / ROLLOUTS).write_text("".join(json.dumps({"kind": kind} | row) + "\n" for kind, row in kinds))
+        (out / ROLLOUTS).write_text(
+            "".join(json.dumps({"kind": kind} | row) + "\n" for kind, row in kinds)
+        )
         chosen = {kind: [row for k, row in kinds if k == kind] for kind in ("query", "target")}
         if not all(chosen.values()):
-            raise ReadinessError("no group of the queries, or of the target, has two responses with a verdict")
+            raise ReadinessError(
+                "no group of the queries, or of the target, has two responses with a verdict"
+            )
         arguments = (policy, chosen["query"], chosen["target"], demonstrations, out)
         await self._ask(lambda: self.analyzer.measure.remote(*arguments), attempts=_ANALYSES)
 
-    async def realize(self, policy: Path, readiness: Path, target: Sequence[ProblemRow], out: Path) -> None:
-        """Take single SGD steps and count what they change on the target; fills ``out`` with ``realized.json``.
+    async def realize(
+        self, policy: Path, readiness: Path, target: Sequence[ProblemRow], out: Path
+    ) -> None:
+        """Take single SGD steps and count what they change on the target; fills ``out`` with
+        ``realized.json``.
 
         Args:
             policy: directory of the policy.
@@ -134,7 +152,9 @@ class ReadinessMeter:
         ahead, behind = out / "ahead.safetensors", out / "behind.safetensors"
 
         async def step(row: GroupRow | None) -> dict[str, float]:
-            predicted = await self._ask(lambda: self.analyzer.step.remote(policy, row, ahead, behind))
+            predicted = await self._ask(
+                lambda: self.analyzer.step.remote(policy, row, ahead, behind)
+            )
             rewards = [await self._rewards(weights, target, seed) for weights in (ahead, behind)]
             return {"predicted": predicted} | realized_change(before, *rewards)
 
@@ -143,10 +163,14 @@ class ReadinessMeter:
         for number, row in enumerate(queries):
             self.report("steps on single queries", number, len(queries))
             right = scored_group(row).right
-            points.append({"query": row["id"], "right": right, "of": len(row["samples"])} | await step(row))
+            points.append(
+                {"query": row["id"], "right": right, "of": len(row["samples"])} | await step(row)
+            )
         ahead.unlink()
         behind.unlink()
-        difference, error = mean_and_error([again[name] - before[name] for name in before if name in again])
+        difference, error = mean_and_error(
+            [again[name] - before[name] for name in before if name in again]
+        )
         result = {
             "points": points,
             "control": control,  # along the target's own gradient
@@ -157,21 +181,34 @@ class ReadinessMeter:
         }
         (out / REALISED).write_text(json.dumps(result))
 
-    async def _rewards(self, weights: Path, problems: Sequence[ProblemRow], seed: str) -> dict[str, float]:
+    async def _rewards(
+        self, weights: Path, problems: Sequence[ProblemRow], seed: str
+    ) -> dict[str, float]:
         """Mean reward of fresh samples of each problem, under the weights in a file."""
         await self.load(weights)
         rows = await self.sample(problems, seed, self.config.readiness.realized_samples_per_prompt)
-        return {row["id"]: sum(s["reward"] for s in row["samples"]) / len(row["samples"]) for row in rows}
+        return {
+            row["id"]: sum(s["reward"] for s in row["samples"]) / len(row["samples"])
+            for row in rows
+        }
 
-    async def sample(self, problems: Sequence[ProblemRow], seed: str, samples: int) -> list[dict[str, Any]]:
-        """Samples of each problem at RL's temperature, from the policy that the engines hold: ``group_rows``.
+    async def sample(
+        self, problems: Sequence[ProblemRow], seed: str, samples: int
+    ) -> list[dict[str, Any]]:
+        """Samples of each problem at RL's temperature, from the policy that the engines hold:
+        ``group_rows``.
 
         Raises:
             VerdictError: engines lost a group, or nothing could be judged.
         """
         sampling = rl_sampling(self.config, samples)
         requests = [
-            GroupRequest(row.id, row.prompt_tokens, sampling, seed_for(self.config.seeds.sampling, seed, row.id))
+            GroupRequest(
+                row.id,
+                row.prompt_tokens,
+                sampling,
+                seed_for(self.config.seeds.sampling, seed, row.id),
+            )
             for row in problems
         ]
         done = 0
@@ -194,7 +231,8 @@ class ReadinessMeter:
         Args:
             call: makes it.
             attempts: how often it is made while the analyzer dies over it. More than one for a call
-                that needs nothing from those before it: an analyzer that starts again has forgotten them.
+                that needs nothing from those before it: an analyzer that starts again has forgotten
+                them.
         """
         limit = self.config.readiness.timeout_s
         try:
@@ -208,7 +246,9 @@ class ReadinessMeter:
                         log.warning("the influence analyzer died; it starts again", exc_info=True)
                         await self._until_it_is_back()
         except TimeoutError as error:
-            raise ReadinessError(f"the analysis took over {limit:g} s; raise readiness.timeout_s") from error
+            raise ReadinessError(
+                f"the analysis took over {limit:g} s; raise readiness.timeout_s"
+            ) from error
 
     async def _until_it_is_back(self) -> None:
         deadline = time.monotonic() + self.config.readiness.start_timeout_s

@@ -1,4 +1,6 @@
-"""Evaluation of one policy on one set: greedy and sampled responses, each with its verdict, kept as a row."""
+"""Evaluation of one policy on one set: greedy and sampled responses, each with its verdict, kept as
+a row.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from actors.rollout.pool import FailedGroup, RolloutPool
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig, seed_for
 from bi_ray.config import EvaluationConfig, ModelConfig
 from bi_ray.data.problems import ProblemRow
-from bi_ray.verification.verdicts import DataFailure, Verdict, VerdictError, VerificationItem, require_verdicts
+from bi_ray.verification.verdicts import (
+    DataFailure,
+    Verdict,
+    VerdictError,
+    VerificationItem,
+    require_verdicts,
+)
 
 GREEDY = "greedy"
 SAMPLED = "sampled"
@@ -21,13 +29,19 @@ SAMPLED = "sampled"
 def evaluation_requests(
     problems: Sequence[ProblemRow], evaluation: EvaluationConfig, model: ModelConfig, seed: int
 ) -> list[GroupRequest]:
-    """One greedy request per problem, and a sampled group for each of the first ``sampled_problems``.
+    """One greedy request per problem, and a sampled group for each of the first
+    ``sampled_problems``.
 
-    The seeds depend on the sampling seed and the problem alone: every policy is evaluated with the same random numbers.
+    The seeds depend on the sampling seed and the problem alone: every policy is evaluated with the
+    same random numbers.
     """
-    greedy = SamplingConfig(samples=1, temperature=0.0, max_tokens=model.max_response_tokens, stop=model.stop)
+    greedy = SamplingConfig(
+        samples=1, temperature=0.0, max_tokens=model.max_response_tokens, stop=model.stop
+    )
     requests = [
-        GroupRequest(f"{GREEDY}/{row.id}", row.prompt_tokens, greedy, seed_for(seed, "evaluation", row.id))
+        GroupRequest(
+            f"{GREEDY}/{row.id}", row.prompt_tokens, greedy, seed_for(seed, "evaluation", row.id)
+        )
         for row in problems
     ]
     if evaluation.samples_per_prompt:
@@ -38,7 +52,12 @@ def evaluation_requests(
             stop=model.stop,
         )
         requests += [
-            GroupRequest(f"{SAMPLED}/{row.id}", row.prompt_tokens, sampled, seed_for(seed, "evaluation", row.id))
+            GroupRequest(
+                f"{SAMPLED}/{row.id}",
+                row.prompt_tokens,
+                sampled,
+                seed_for(seed, "evaluation", row.id),
+            )
             for row in problems[: evaluation.sampled_problems]
         ]
     return requests
@@ -50,7 +69,11 @@ def refuse_lost(answers: Sequence[Group | FailedGroup]) -> None:
     Raises:
         VerdictError: one was lost. A request that failed by its own fault is no such group.
     """
-    lost = [answer for answer in answers if isinstance(answer, FailedGroup) and answer.kind == "infrastructure"]
+    lost = [
+        answer
+        for answer in answers
+        if isinstance(answer, FailedGroup) and answer.kind == "infrastructure"
+    ]
     if lost:
         raise VerdictError(
             f"{len(lost)} of {len(answers)} groups of responses were lost, {lost[0].key} first: {lost[0].reason}; "
@@ -58,8 +81,12 @@ def refuse_lost(answers: Sequence[Group | FailedGroup]) -> None:
         )
 
 
-def require_some(answers: Sequence[Group | FailedGroup], verdicts: Sequence[Verdict | DataFailure]) -> None:
-    """See ``require_verdicts``; a request that failed counts as a response that could not be judged."""
+def require_some(
+    answers: Sequence[Group | FailedGroup], verdicts: Sequence[Verdict | DataFailure]
+) -> None:
+    """See ``require_verdicts``; a request that failed counts as a response that could not be
+    judged.
+    """
     failed = [DataFailure(answer.reason) for answer in answers if isinstance(answer, FailedGroup)]
     require_verdicts([*verdicts, *failed])
 
@@ -73,8 +100,8 @@ async def evaluate(
 ) -> list[dict[str, Any]]:
     """Generate and verify; returns one row per sample, in the order of the requests.
 
-    A request or a sample that failed by its own fault has ``failure`` set and no verdict: it counts as no answer at
-    all, never as a wrong one.
+    A request or a sample that failed by its own fault has ``failure`` set and no verdict: it counts
+    as no answer at all, never as a wrong one.
 
     Raises:
         VerdictError: engines lost a request, or nothing could be judged.
@@ -123,8 +150,11 @@ def describe_failures(rows: Sequence[dict[str, Any]]) -> str | None:
     return f"{reasons.total()} of {len(rows)} responses have no verdict and are left out; {count} of them: {reason}"
 
 
-def group_rows(judged: Sequence[tuple[Group, Sequence[Verdict | DataFailure]]]) -> list[dict[str, Any]]:
-    """Verified groups as readiness takes them: ``id``, ``prompt_tokens`` and ``samples``, those that have a verdict.
+def group_rows(
+    judged: Sequence[tuple[Group, Sequence[Verdict | DataFailure]]],
+) -> list[dict[str, Any]]:
+    """Verified groups as readiness takes them: ``id``, ``prompt_tokens`` and ``samples``, those
+    that have a verdict.
 
     A group with fewer than two of those says nothing about influence and is left out.
     """
@@ -136,7 +166,9 @@ def group_rows(judged: Sequence[tuple[Group, Sequence[Verdict | DataFailure]]]) 
             if isinstance(verdict, Verdict)
         ]
         if len(samples) >= 2:
-            rows.append({"id": group.key, "prompt_tokens": list(group.prompt_tokens), "samples": samples})
+            rows.append(
+                {"id": group.key, "prompt_tokens": list(group.prompt_tokens), "samples": samples}
+            )
     return rows
 
 

@@ -1,11 +1,14 @@
-"""The state of one RL run inside the driver: which step is where, which batches are leased, what the metrics say.
+"""The state of one RL run inside the driver: which step is where, which batches are leased, what
+the metrics say.
 
-The learners pull: ``join`` when they (re)start, ``lease`` for the batch of a step, ``publish`` when a step is done,
-``checkpointed`` when a step is on disk. One path is synchronous and asynchronous: with S for ``max_staleness``, the
-batch of step k begins as soon as the engines hold the weights of step k-1-S. So no token of it is made by older ones,
-and at most S+1 batches are in the making or wait for the learners. S = 0 is strictly on-policy.
+The learners pull: ``join`` when they (re)start, ``lease`` for the batch of a step, ``publish`` when
+a step is done, ``checkpointed`` when a step is on disk. One path is synchronous and asynchronous:
+with S for ``max_staleness``, the batch of step k begins as soon as the engines hold the weights of
+step k-1-S. So no token of it is made by older ones, and at most S+1 batches are in the making or
+wait for the learners. S = 0 is strictly on-policy.
 
-A batch is kept until a checkpoint covers it: learners that come back from an earlier step get the same batches again.
+A batch is kept until a checkpoint covers it: learners that come back from an earlier step get the
+same batches again.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class SessionError(RuntimeError):
-    """A learner asked for something that the protocol does not allow, or a part of the run failed for good."""
+    """A learner asked for something that the protocol does not allow, or a part of the run failed
+    for good.
+    """
 
 
 @dataclass(slots=True)
@@ -48,9 +53,10 @@ class Schedule:
     Attributes:
         steps: of the run; no batch is made for a later one.
         max_staleness: see above.
-        is_settled_first: whether the learners go on after a step only when the engines have its weights, it is
-            validated and its row is written, although ``max_staleness`` would let them: before a checkpoint, which
-            must not know more than the metrics, and where a validation may end the run.
+        is_settled_first: whether the learners go on after a step only when the engines have its
+            weights, it is validated and its row is written, although ``max_staleness`` would let
+            them: before a checkpoint, which must not know more than the metrics, and where a
+            validation may end the run.
         is_over: whether RL ends early, with the step given.
     """
 
@@ -70,10 +76,12 @@ class RLSession:
     Args:
         incarnation: versions of this session have a higher one.
         policy_of: file with the weights after a checkpointed step (0: the SFT policy).
-        make_batch: generates and verifies the batch of a step with whatever policy the engines hold.
+        make_batch: generates and verifies the batch of a step with whatever policy the engines
+            hold.
         sync: brings published weights to the engines.
         validate: figures of the policy after a step, or nothing where no validation is due.
-        usage: what the engines did since it was last asked, for the metrics of a step that took so many seconds.
+        usage: what the engines did since it was last asked, for the metrics of a step that took so
+            many seconds.
         metrics_file: one JSON row per finished step.
         schedule: when batches may be made.
     """
@@ -109,12 +117,14 @@ class RLSession:
         self.last_metrics: dict[str, Any] = {}
 
     async def join(self, step: int) -> int:
-        """The learners hold the weights of ``step`` and will ask for the next; returns their incarnation.
+        """The learners hold the weights of ``step`` and will ask for the next; returns their
+        incarnation.
 
-        Engines go back to those weights before they make anything new; rows of metrics past ``step`` are taken back.
-        Finished batches of later steps are served again, also those made by versions that are abandoned now: the
-        learners come to the same versions again, by the same batches. A batch in the making is finished first where
-        one version makes it. Else it is dropped and counted: the restored weights may be too old for it.
+        Engines go back to those weights before they make anything new; rows of metrics past
+        ``step`` are taken back. Finished batches of later steps are served again, also those made
+        by versions that are abandoned now: the learners come to the same versions again, by the
+        same batches. A batch in the making is finished first where one version makes it. Else it is
+        dropped and counted: the restored weights may be too old for it.
 
         Raises:
             SessionError: the learners died meanwhile, and others have joined.
@@ -143,8 +153,11 @@ class RLSession:
             self._refuse_old(incarnation)
         await self._quieten()
         self._refuse_old(incarnation)
-        # A kill in the middle of a batch leaves a failed or cancelled task behind: such a batch is made again.
-        self._kept = {number: task for number, task in self._kept.items() if number > step and _is_whole(task)}
+        # A kill in the middle of a batch leaves a failed or cancelled task behind: such a batch is
+        # made again.
+        self._kept = {
+            number: task for number, task in self._kept.items() if number > step and _is_whole(task)
+        }
         self._publishing = None
         cut_metrics(self._metrics_file, step)
         await self._sync(version, self._policy_of(step))
@@ -178,29 +191,42 @@ class RLSession:
                 task.cancel()
             self._dropped += len(making)
             if making:
-                log.warning("%d batches in the making are dropped: the learners go back", len(making))
+                log.warning(
+                    "%d batches in the making are dropped: the learners go back", len(making)
+                )
         await asyncio.gather(*making, return_exceptions=True)
 
     async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
-        """The batch of ``step``: made once, the same for every learner and after every restart; None: RL is over.
+        """The batch of ``step``: made once, the same for every learner and after every restart;
+        None: RL is over.
 
         Raises:
-            SessionError: the asking learner belongs to an incarnation that is gone, the step is not among the next, or
-                the engines did not take the weights that the batch needs.
+            SessionError: the asking learner belongs to an incarnation that is gone, the step is not
+                among the next, or the engines did not take the weights that the batch needs.
             VerdictError: the batch, or the validation before it, has no verdicts.
         """
         self._refuse_old(incarnation)
         # Rank 0 publishes while the other ranks may ask for the next batch already.
-        if step not in self._kept and not 0 < step - self._settled_step <= 2 + self._schedule.max_staleness:
-            raise SessionError(f"step {step} was asked for while the policy is at step {self._settled_step}")
+        if (
+            step not in self._kept
+            and not 0 < step - self._settled_step <= 2 + self._schedule.max_staleness
+        ):
+            raise SessionError(
+                f"step {step} was asked for while the policy is at step {self._settled_step}"
+            )
         async with self._settled:
             await self._settled.wait_for(
-                lambda: self._may_lease(step) or incarnation != self.version.incarnation or self._fault() is not None
+                lambda: (
+                    self._may_lease(step)
+                    or incarnation != self.version.incarnation
+                    or self._fault() is not None
+                )
             )
         self._refuse_old(incarnation)
         if not self._may_lease(step):
             fault = self._fault()
-            if isinstance(fault, VerdictError):  # every learner gets the error that `publish` raised
+            # every learner gets the error that `publish` raised
+            if isinstance(fault, VerdictError):
                 raise fault
             raise SessionError(f"no batch for step {step}: {fault}") from fault
         if self._schedule.is_over(step - 1):
@@ -215,13 +241,18 @@ class RLSession:
         before = step - 1
         if self._schedule.waits(before) and self._finished_step < before:
             return False
-        return step in self._kept or (self._finished_step >= before and self._schedule.is_over(before))
+        return step in self._kept or (
+            self._finished_step >= before and self._schedule.is_over(before)
+        )
 
     async def _make(self, step: int) -> Kept:
         return Kept(*await self._make_batch(step))
 
-    async def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, Any]) -> None:
-        """The learners finished ``step`` and wrote its weights to ``path``: engines take them, metrics get a row.
+    async def publish(
+        self, incarnation: int, step: int, path: Path, metrics: dict[str, Any]
+    ) -> None:
+        """The learners finished ``step`` and wrote its weights to ``path``: engines take them,
+        metrics get a row.
 
         With ``max_staleness`` the learners need not wait for that, but where the schedule says so.
 
@@ -235,7 +266,9 @@ class RLSession:
             self._refuse_old(incarnation)
         self.version = PolicyVersion(incarnation, step)
         self._publishing = asyncio.ensure_future(self._take(self.version, path, metrics))
-        self._publishing.add_done_callback(partial(_name_failure, what=f"step {step} was not published"))
+        self._publishing.add_done_callback(
+            partial(_name_failure, what=f"step {step} was not published")
+        )
         if self._schedule.waits(step):
             await asyncio.shield(self._publishing)
 
@@ -250,7 +283,11 @@ class RLSession:
             validation = await self._validate(step)
             now = time.monotonic()
             row = {"step": step} | (await self._kept[step]).metrics | metrics | validation
-            row |= {"sync_s": synced - began, "validate_s": now - synced, "step_s": now - self._step_began}
+            row |= {
+                "sync_s": synced - began,
+                "validate_s": now - synced,
+                "step_s": now - self._step_began,
+            }
             row |= self._measured(step, row)
             self._step_began = now
             append_metrics(self._metrics_file, row, durable=self._schedule.is_settled_first(step))
@@ -263,7 +300,9 @@ class RLSession:
                 self._settled.notify_all()  # of a fault too
 
     def _measured(self, step: int, row: dict[str, Any]) -> dict[str, Any]:
-        """What the session itself knows of a step: queue, dropped batches, and how long each actor had no work."""
+        """What the session itself knows of a step: queue, dropped batches, and how long each actor
+        had no work.
+        """
         waiting = [number for number, task in self._kept.items() if number > step and task.done()]
         idle_s = row.get("wait_s", 0.0)
         if self._schedule.waits(step):
@@ -285,7 +324,9 @@ class RLSession:
             for number in range(step + 1, newest + 1):
                 if number not in self._kept:
                     self._kept[number] = asyncio.ensure_future(self._make(number))
-                    self._kept[number].add_done_callback(partial(_name_failure, what=f"batch {number} failed"))
+                    self._kept[number].add_done_callback(
+                        partial(_name_failure, what=f"batch {number} failed")
+                    )
             self._settled.notify_all()
 
     async def close(self) -> None:
@@ -302,11 +343,17 @@ class RLSession:
     def _fault(self) -> BaseException | None:
         """Why the engines did not take the last weights, if they did not."""
         publishing = self._publishing
-        return publishing.exception() if publishing and publishing.done() and not publishing.cancelled() else None
+        return (
+            publishing.exception()
+            if publishing and publishing.done() and not publishing.cancelled()
+            else None
+        )
 
     def _refuse_old(self, incarnation: int) -> None:
         if incarnation != self.version.incarnation:
-            raise SessionError(f"learners of incarnation {incarnation} were replaced by {self.version.incarnation}")
+            raise SessionError(
+                f"learners of incarnation {incarnation} were replaced by {self.version.incarnation}"
+            )
 
 
 def _is_whole(task: asyncio.Task[Kept]) -> bool:

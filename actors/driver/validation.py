@@ -31,7 +31,11 @@ class Validator:
         self._out = out
         self._evaluate = evaluate
         chosen = config.validation
-        self._sets = {name: read_problems(data / name)[: chosen.problems] for name in chosen.sets} if chosen else {}
+        self._sets = (
+            {name: read_problems(data / name)[: chosen.problems] for name in chosen.sets}
+            if chosen
+            else {}
+        )
 
     async def validate(self, step: int) -> dict[str, Any]:
         """The figures of the policy after ``step``; none where no validation is due."""

@@ -1,4 +1,6 @@
-"""The verifier as a stateless Ray actor that restarts by itself, and the client that outlives its deaths."""
+"""The verifier as a stateless Ray actor that restarts by itself, and the client that outlives its
+deaths.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem, Verifier
 
-_ATTEMPTS = 5  # of a sample over which the actor died: its own process keeps it from what responses do
+# of a sample over which the actor died: its own process keeps it from what responses do
+_ATTEMPTS = 5
 _PAUSE_S = 0.2  # between two questions to an actor that is coming back
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,9 @@ class VerifierClient:
                 return await self._within(left, self.handle.ready.remote())
             except (RayActorError, TimeoutError) as error:
                 if isinstance(error, RayActorError) and error.actor_init_failed:
-                    raise VerifierUnavailable(f"the verifier does not start: {_last_line(error)}") from error
+                    raise VerifierUnavailable(
+                        f"the verifier does not start: {_last_line(error)}"
+                    ) from error
                 fault = error
                 await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
@@ -68,9 +73,10 @@ class VerifierClient:
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """A verdict or a data failure per item, in order.
 
-        They go to the actor in blocks that ``batch_timeout_s`` is enough for even if each takes ``sample_timeout_s``:
-        the actor ends what a response makes hang, so only a fault of the machine makes a block late or kills the actor.
-        Then that block is scored again, one item at a time.
+        They go to the actor in blocks that ``batch_timeout_s`` is enough for even if each takes
+        ``sample_timeout_s``: the actor ends what a response makes hang, so only a fault of the
+        machine makes a block late or kills the actor. Then that block is scored again, one item at
+        a time.
 
         Raises:
             VerifierUnavailable: see ``ready``; or it dies over and over.
@@ -87,10 +93,16 @@ class VerifierClient:
         try:
             return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:
-            log.warning("verifier: %d samples took over %g s; judging them one by one", len(items), limit_s)
+            log.warning(
+                "verifier: %d samples took over %g s; judging them one by one", len(items), limit_s
+            )
             await self._restart()
         except RayActorError:
-            log.warning("verifier: its actor died on %d samples; judging them one by one", len(items), exc_info=True)
+            log.warning(
+                "verifier: its actor died on %d samples; judging them one by one",
+                len(items),
+                exc_info=True,
+            )
             await self.ready()
         return [await self._score_alone(item) for item in items]
 
@@ -106,7 +118,9 @@ class VerifierClient:
             except RayActorError:
                 log.warning("verifier: its actor died on one sample", exc_info=True)
                 await self.ready()
-        raise VerifierUnavailable(f"the verifier died, or did not answer, {_ATTEMPTS} times on one sample")
+        raise VerifierUnavailable(
+            f"the verifier died, or did not answer, {_ATTEMPTS} times on one sample"
+        )
 
     async def _restart(self) -> None:
         ray.kill(self.handle, no_restart=False)

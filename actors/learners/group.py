@@ -1,8 +1,9 @@
-"""The learners of a run behind one interface: Ray Train starts them, restarts them, and joins them in a process group.
+"""The learners of a run behind one interface: Ray Train starts them, restarts them, and joins them
+in a process group.
 
-Ray Train keeps no checkpoints here: a job writes its own into the run directory, whole or not at all, and every start
-of its loop looks for the newest. So a restart by Ray Train, by the same command after a kill, and at another number of
-workers are one and the same path.
+Ray Train keeps no checkpoints here: a job writes its own into the run directory, whole or not at
+all, and every start of its loop looks for the newest. So a restart by Ray Train, by the same
+command after a kill, and at another number of workers are one and the same path.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class LearnerError(RuntimeError):
 class LearnerGroup:
     """Runs training jobs on ``LearnerConfig.workers`` processes. Holds nothing between jobs.
 
-    Both jobs block until they are done, and may be called from any thread of a process that is connected to Ray.
+    Both jobs block until they are done, and may be called from any thread of a process that is
+    connected to Ray.
 
     Args:
         run: the run directory; what Ray Train itself writes goes under ``ray_train/`` there.
@@ -44,39 +46,55 @@ class LearnerGroup:
         cluster: for the deadline of calls to the driver.
     """
 
-    def __init__(self, run: Path, learner: LearnerConfig, model: ModelConfig, cluster: RayConfig) -> None:
+    def __init__(
+        self, run: Path, learner: LearnerConfig, model: ModelConfig, cluster: RayConfig
+    ) -> None:
         self._run = run.absolute()
         self._learner = learner
         self._model = model
         self._cluster = cluster
 
     def run_sft(self, base: Path, data: Path, output: Path, config: SFTConfig, seed: int) -> None:
-        """Fine-tune ``base`` on the dataset ``data`` (columns ``prompt_tokens``, ``response_tokens``).
+        """Fine-tune ``base`` on the dataset ``data`` (columns ``prompt_tokens``,
+        ``response_tokens``).
 
-        Leaves ``policy/`` and ``metrics.jsonl`` in ``output``, and checkpoints from which the same call goes on.
+        Leaves ``policy/`` and ``metrics.jsonl`` in ``output``, and checkpoints from which the same
+        call goes on.
 
         Raises:
             CheckpointError: ``base`` is no usable checkpoint.
-            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go on.
+            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go
+                on.
         """
         job = {"data": str(data.absolute()), "sft": config.model_dump(), "seed": seed}
         self._fit("sft", sft_loop, base, output, job)
 
-    def run_rl(self, base: Path, output: Path, weights: Path, config: RLConfig, driver: Any) -> None:
-        """Train ``base`` on the batches that ``driver`` serves (see ``learner_loops.DriverClient``).
+    def run_rl(
+        self, base: Path, output: Path, weights: Path, config: RLConfig, driver: Any
+    ) -> None:
+        """Train ``base`` on the batches that ``driver`` serves (see
+        ``learner_loops.DriverClient``).
 
-        Leaves ``step_N/`` in ``output``, and one file per version in ``weights`` for whoever samples to load and
-        remove.
+        Leaves ``step_N/`` in ``output``, and one file per version in ``weights`` for whoever
+        samples to load and remove.
 
         Raises:
             CheckpointError: ``base`` is no usable checkpoint.
-            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go on.
+            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go
+                on.
         """
         job = {"weights": str(weights.absolute()), "rl": config.model_dump(), "driver": driver}
-        self._fit("rl", rl_loop, base, output, job | {"call_timeout_s": self._cluster.call_timeout_s})
+        self._fit(
+            "rl", rl_loop, base, output, job | {"call_timeout_s": self._cluster.call_timeout_s}
+        )
 
     def _fit(
-        self, kind: str, loop: Callable[[dict[str, Any]], Any], base: Path, output: Path, job: dict[str, Any]
+        self,
+        kind: str,
+        loop: Callable[[dict[str, Any]], Any],
+        base: Path,
+        output: Path,
+        job: dict[str, Any],
     ) -> None:
         job |= {"base": str(check_directory(base).absolute()), "output": str(output.absolute())}
         job |= {"learner": self._learner.model_dump(), "model": self._model.model_dump()}
@@ -98,13 +116,16 @@ class LearnerGroup:
                 name=f"{kind}-{output.name}",
                 storage_path=str(self._run / "ray_train"),
                 failure_config=FailureConfig(
-                    max_failures=self._learner.max_restarts, controller_failure_limit=self._learner.max_restarts
+                    max_failures=self._learner.max_restarts,
+                    controller_failure_limit=self._learner.max_restarts,
                 ),
             ),
         )
 
     def _result(self, make_trainer: Callable[[], TorchTrainer]) -> Any:
-        """What a fit returns. Its controller is an actor that Ray Train does not start again: here that is done."""
+        """What a fit returns. Its controller is an actor that Ray Train does not start again: here
+        that is done.
+        """
         deaths = 0
         while True:
             try:
@@ -119,20 +140,29 @@ class LearnerGroup:
                         f"{self._learner.max_restarts}); run the same command again to resume from the last "
                         "checkpoint"
                     ) from error
-                log.warning("the controller of Ray Train died; the learners start again from the last checkpoint")
+                log.warning(
+                    "the controller of Ray Train died; the learners start again from the last checkpoint"
+                )
                 log.debug("how it died", exc_info=True)
 
     def _scaling(self) -> ScalingConfig:
         gpus = self._learner.gpus_per_worker
         resources = {"CPU": self._learner.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-        return ScalingConfig(num_workers=self._learner.workers, use_gpu=gpus > 0, resources_per_worker=resources)
+        return ScalingConfig(
+            num_workers=self._learner.workers, use_gpu=gpus > 0, resources_per_worker=resources
+        )
 
     def _set_deadlines(self) -> None:
         """Ray Train reads these from the environment of the process that calls ``fit``."""
-        # It waits that long for a placement, and again after each such failure: together, ``start_timeout_s``.
+        # It waits that long for a placement, and again after each such failure: together,
+        # ``start_timeout_s``.
         attempts = self._learner.max_restarts + 1
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(self._learner.start_timeout_s / attempts)
-        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(self._learner.collective_timeout_s)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
+            self._learner.start_timeout_s / attempts
+        )
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(
+            self._learner.collective_timeout_s
+        )
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
     def _reason(self, error: TrainingFailedError) -> str:
@@ -149,7 +179,9 @@ class LearnerGroup:
 
 
 def failing_rank(failures: Mapping[int, BaseException]) -> str:
-    """One line about the rank that failed by itself, not about those that lost their peer because of it."""
+    """One line about the rank that failed by itself, not about those that lost their peer because
+    of it.
+    """
 
     def cause(rank: int) -> BaseException:
         failure = failures[rank]
@@ -157,7 +189,10 @@ def failing_rank(failures: Mapping[int, BaseException]) -> str:
 
     def collateral(rank: int) -> tuple[bool, int]:
         text = str(cause(rank)).lower()
-        return any(sign in text for sign in ("connection closed by peer", "connection reset", "gloo", "nccl")), rank
+        return any(
+            sign in text
+            for sign in ("connection closed by peer", "connection reset", "gloo", "nccl")
+        ), rank
 
     rank = min(failures, key=collateral)
     error = cause(rank)

@@ -25,14 +25,16 @@ DRIVER_DIED = "the driver died; run the same command again to resume"
 class DriverClient:
     """A driver actor as the learners see it: every call has a deadline.
 
-    The actor's methods: ``join(step) -> int``, ``lease(step, incarnation)``, ``publish(incarnation, step, path,
-    metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, the ObjectRef of one that the driver put
-    (then all learners of a node share one copy), or None where RL is over.
+    The actor's methods: ``join(step) -> int``, ``lease(step, incarnation)``, ``publish(incarnation,
+    step, path, metrics)`` and ``checkpointed(step)``. ``lease`` returns a LearnerBatch, the
+    ObjectRef of one that the driver put (then all learners of a node share one copy), or None where
+    RL is over.
 
     Args:
         actor: handle of the driver.
         call_timeout_s: deadline of calls that only set or read state.
-        batch_timeout_s: deadline of calls for which the engines may have to work: all but ``checkpointed``.
+        batch_timeout_s: deadline of calls for which the engines may have to work: all but
+            ``checkpointed``.
     """
 
     def __init__(self, actor: Any, call_timeout_s: float, batch_timeout_s: float) -> None:
@@ -44,7 +46,8 @@ class DriverClient:
         """See ``rl.Driver``; the engines go back to the weights of ``step`` meanwhile.
 
         Raises:
-            TrainingError: the driver has no session or is dead, or the first validation has no verdicts.
+            TrainingError: the driver has no session or is dead, or the first validation has no
+                verdicts.
         """
         try:
             return self._wait(self._actor.join.remote(step), "answer to join")
@@ -60,7 +63,11 @@ class DriverClient:
             TrainingError: the batch, or the validation before it, has no verdicts.
         """
         reply = self._wait(self._actor.lease.remote(step, incarnation), f"batch for step {step}")
-        return ray.get(reply, timeout=self._call_timeout_s) if isinstance(reply, ray.ObjectRef) else reply
+        return (
+            ray.get(reply, timeout=self._call_timeout_s)
+            if isinstance(reply, ray.ObjectRef)
+            else reply
+        )
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
         """See ``rl.Driver``; the engines take the weights, and a validation may run, meanwhile.
@@ -68,7 +75,10 @@ class DriverClient:
         Raises:
             TrainingError: the validation of this step, or of the one before, has no verdicts.
         """
-        self._wait(self._actor.publish.remote(incarnation, step, str(path), metrics), f"answer to publish {step}")
+        self._wait(
+            self._actor.publish.remote(incarnation, step, str(path), metrics),
+            f"answer to publish {step}",
+        )
 
     def checkpointed(self, step: int) -> None:
         """See ``rl.Driver``."""
@@ -78,7 +88,8 @@ class DriverClient:
         """The driver's answer.
 
         Raises:
-            TrainingError: it has no verdicts. A new group of learners would most likely fail the same way.
+            TrainingError: it has no verdicts. A new group of learners would most likely fail the
+                same way.
             TimeoutError: it came too late.
             Exception: whatever else the driver raised.
         """
@@ -87,7 +98,8 @@ class DriverClient:
         except ray.exceptions.GetTimeoutError as error:
             limit = f"{self._batch_timeout_s:g} s (rl.batch_timeout_s)"
             raise TimeoutError(f"the driver had no {what} within {limit}") from error
-        except ray.exceptions.RayTaskError as error:  # before all others: it is an instance of its cause's class too
+        # before all others: it is an instance of its cause's class too
+        except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, VerdictError):
                 raise TrainingError(f"no {what}: {error.cause}") from error
             raise error.cause from error  # what the driver raised, without a traceback as its text
@@ -96,7 +108,8 @@ class DriverClient:
 def sft_loop(config: dict[str, Any]) -> str | None:
     """One rank of an SFT job; returns why it cannot go on, or None when it is done.
 
-    An error that would come back is returned, not raised: Ray Train starts the group again for what is raised.
+    An error that would come back is returned, not raised: Ray Train starts the group again for what
+    is raised.
     """
     learner = LearnerConfig.model_validate(config["learner"])
     torch.set_num_threads(learner.threads_per_worker)
@@ -117,7 +130,9 @@ def sft_loop(config: dict[str, Any]) -> str | None:
 
 
 def rl_loop(config: dict[str, Any]) -> str | None:
-    """One rank of an RL job; returns why it cannot go on, or None when it is done (see ``sft_loop``)."""
+    """One rank of an RL job; returns why it cannot go on, or None when it is done (see
+    ``sft_loop``).
+    """
     learner = LearnerConfig.model_validate(config["learner"])
     torch.set_num_threads(learner.threads_per_worker)
     job = rl.RLJob(

@@ -1,7 +1,9 @@
-"""The learners' process group, formed as Ray Train does but for one thing: who can reach its rendezvous.
+"""The learners' process group, formed as Ray Train does but for one thing: who can reach its
+rendezvous.
 
-PyTorch's own rendezvous (``env://``) listens on every interface of rank 0's machine, and whoever reaches it can read
-and change it. Here it listens at the address of rank 0's Ray node only, which is loopback under a local Ray.
+PyTorch's own rendezvous (``env://``) listens on every interface of rank 0's machine, and whoever
+reaches it can read and change it. Here it listens at the address of rank 0's Ray node only, which
+is loopback under a local Ray.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class _NodeTorchBackend(_TorchBackend):
         for rank in range(ranks):
             place = (host, port, rank, ranks, backend_config.timeout_s)
             joined.append(worker_group.execute_single_async(rank, _join, *place))
-        ray.get(joined, timeout=2 * backend_config.timeout_s)  # the store and the group take one each
+        # the store and the group take one each
+        ray.get(joined, timeout=2 * backend_config.timeout_s)
 
 
 def _listen() -> tuple[str, int]:
@@ -56,4 +59,6 @@ def _join(host: str, port: int, rank: int, ranks: int, timeout_s: int) -> None:
         host, port, ranks, is_master=rank == 0, timeout=timeout, master_listen_fd=descriptor
     )
     backend = "nccl" if ray.train.torch.get_device().type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=ranks, timeout=timeout
+    )

@@ -1,4 +1,5 @@
-"""How every vLLM engine of this project is built and how it takes new weights: rollouts and serving share it.
+"""How every vLLM engine of this project is built and how it takes new weights: rollouts and serving
+share it.
 
 vLLM is imported inside the functions, so that those who need only the names stay light.
 """
@@ -16,16 +17,20 @@ from bi_ray.policy.checkpoint import check_directory
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-# On a CPU vLLM puts its worker into a third process, to bind threads to cores. We bind none, so the engine's process
-# does it all: a start is a process and an import of vLLM shorter, and a kill leaves no message queue in /dev/shm.
+# On a CPU vLLM puts its worker into a third process, to bind threads to cores. We bind none, so the
+# engine's process does it all: a start is a process and an import of vLLM shorter, and a kill
+# leaves no message queue in /dev/shm.
 _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _SCHEDULER = "actors.rollout.engine_scheduler.WholeResponses"
-# Only whole blocks of a prompt are shared by the samples of a group; vLLM's 128 on a CPU is longer than many a prompt.
+# Only whole blocks of a prompt are shared by the samples of a group; vLLM's 128 on a CPU is longer
+# than many a prompt.
 _CPU_BLOCK_TOKENS = 32
 WARM_UP_TOKENS = 4
 
 
-def engine_arguments(path: str | Path, model: ModelConfig, rollout: RolloutConfig, more: dict[str, Any]) -> Any:
+def engine_arguments(
+    path: str | Path, model: ModelConfig, rollout: RolloutConfig, more: dict[str, Any]
+) -> Any:
     """The ``AsyncEngineArgs`` of an engine for the checkpoint at ``path``.
 
     Args:
@@ -52,9 +57,10 @@ def engine_arguments(path: str | Path, model: ModelConfig, rollout: RolloutConfi
         disable_log_stats=True,
         distributed_executor_backend=_IN_PROCESS if on_cpu else None,
         block_size=_CPU_BLOCK_TOKENS if on_cpu else None,
-        scheduler_cls=_SCHEDULER if on_cpu else None,  # on a GPU it would end vLLM's asynchronous scheduling
-        # vLLM takes back the random draw of a prompt that it cut in two by the generator's offset; generators on a
-        # CPU have none, and the engine dies of it. So a prompt waits for a step that has room for all of it.
+        # on a GPU it would end vLLM's asynchronous scheduling vLLM takes back the random draw of a
+        # prompt that it cut in two by the generator's offset; generators on a CPU have none, and
+        # the engine dies of it. So a prompt waits for a step that has room for all of it.
+        scheduler_cls=_SCHEDULER if on_cpu else None,
         enable_chunked_prefill=False if on_cpu else None,
         **more,
     )
@@ -64,13 +70,15 @@ def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
     """Variables that vLLM reads when it is imported, for the actor and the engine that it spawns."""
     return {
         "OMP_NUM_THREADS": str(rollout.threads_per_worker),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines share cores; bound ones would fight over the first
+        # engines share cores; bound ones would fight over the first
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # models are directories; without this a look-up is tried and waited for
+        # models are directories; without this a look-up is tried and waited for
+        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # A reload builds every layer anew. Memory that malloc gives back to the kernel between layers comes in again
-        # page by page, which takes a fourth of the reload.
+        # A reload builds every layer anew. Memory that malloc gives back to the kernel between
+        # layers comes in again page by page, which takes a fourth of the reload.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
         "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     }
@@ -85,16 +93,18 @@ async def replace_weights(
 ) -> None:
     """Load other weights, and go on with them under the stamp ``version``.
 
-    Requests that come in meanwhile wait and see the new weights only. After an error of ``load`` the engine stays
-    paused: its weights are unknown, and the caller ends it.
+    Requests that come in meanwhile wait and see the new weights only. After an error of ``load``
+    the engine stays paused: its weights are unknown, and the caller ends it.
 
     Args:
         engine: it generates, or is idle.
         version: of the new weights.
         load: loads them.
-        in_flight: requests that run are frozen and go on under the new weights; else they are finished first.
-        keep_cache: keys and values stay what the old weights made them. Else all are dropped, and those of requests
-            that run are computed again, so that their next tokens are drawn from the new policy and no other.
+        in_flight: requests that run are frozen and go on under the new weights; else they are
+            finished first.
+        keep_cache: keys and values stay what the old weights made them. Else all are dropped, and
+            those of requests that run are computed again, so that their next tokens are drawn from
+            the new policy and no other.
     """
     await engine.pause_generation(mode="keep" if in_flight else "wait", clear_cache=not keep_cache)
     await load()

@@ -1,7 +1,9 @@
-"""What this project adds to vLLM's worker: it lives inside the engine's process and is called by name.
+"""What this project adds to vLLM's worker: it lives inside the engine's process and is called by
+name.
 
-``AsyncLLM.collective_rpc`` carries names and plain values only, so weights come as the path of a file. The process is
-no Ray process: it cannot fetch objects, and nobody ends it when the actor that spawned it is killed.
+``AsyncLLM.collective_rpc`` carries names and plain values only, so weights come as the path of a
+file. The process is no Ray process: it cannot fetch objects, and nobody ends it when the actor that
+spawned it is killed.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class WeightExtension(Base):
     def load_weight_file(self, path: str) -> int:
         """Replace all weights by those of a safetensors file in checkpoint format.
 
-        vLLM's ``reload_weights`` leaves a layer as it was when the file does not name it, with a line in the log as the
-        only sign; so the names are compared first.
+        vLLM's ``reload_weights`` leaves a layer as it was when the file does not name it, with a
+        line in the log as the only sign; so the names are compared first.
 
         Returns:
             how many tensors were loaded.
@@ -55,7 +57,9 @@ class WeightExtension(Base):
         return os.getpid()
 
     def _wanted_names(self) -> set[str]:
-        """Parameters that the model was built from, and its output matrix, which a tied checkpoint leaves out."""
+        """Parameters that the model was built from, and its output matrix, which a tied checkpoint
+        leaves out.
+        """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         names = checkpoint_names(Path(self.model_config.model))
@@ -83,11 +87,15 @@ def require_names(path: str, found: Iterable[str], wanted: Iterable[str]) -> Non
     """
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise ValueError(f"{path} lacks {len(missing)} parameters of the model: {', '.join(missing[:5])}")
+        raise ValueError(
+            f"{path} lacks {len(missing)} parameters of the model: {', '.join(missing[:5])}"
+        )
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that spawned it has ended, even by SIGKILL, even while it starts."""
+    """End this process as soon as the one that spawned it has ended, even by SIGKILL, even while it
+    starts.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_exit, args=(parent,), daemon=True).start()

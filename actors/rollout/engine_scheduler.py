@@ -1,8 +1,8 @@
 """vLLM's scheduler, sending what a request says in one piece where nobody reads along.
 
-vLLM sends every token of every request to its front end as it is made: two processes then spend a fifth of a small
-model's time on messages of one token. Rollouts want whole responses, so they are held back here. The engine's process
-imports this module by name (``scheduler_cls``).
+vLLM sends every token of every request to its front end as it is made: two processes then spend a
+fifth of a small model's time on messages of one token. Rollouts want whole responses, so they are
+held back here. The engine's process imports this module by name (``scheduler_cls``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class _Held:
     Attributes:
         client: who asked.
         first: the first message.
-        columns: log-probabilities a token that the request asked for. A step has as many columns as the request of
-            the step that asked for the most, so their number changes with the neighbors.
+        columns: log-probabilities a token that the request asked for. A step has as many columns as
+            the request of the step that asked for the most, so their number changes with the
+            neighbors.
         tokens: all of them.
         logprobs: of each step.
     """
@@ -41,25 +42,30 @@ class _Held:
         self.tokens += output.new_token_ids
         if output.new_logprobs is not None:
             tokens, logprobs, ranks, _ = output.new_logprobs
-            self.logprobs.append(LogprobsLists(tokens[:, : self.columns], logprobs[:, : self.columns], ranks))
+            self.logprobs.append(
+                LogprobsLists(tokens[:, : self.columns], logprobs[:, : self.columns], ranks)
+            )
 
     def onto(self, last: EngineCoreOutput) -> EngineCoreOutput:
         """The message ``last`` with all that was held, and what only a first message says."""
         last.new_token_ids = self.tokens
         last.prefill_stats = self.first.prefill_stats
         if self.logprobs:
-            tokens, logprobs, ranks = map(np.concatenate, zip(*(part[:3] for part in self.logprobs), strict=True))
+            tokens, logprobs, ranks = map(
+                np.concatenate, zip(*(part[:3] for part in self.logprobs), strict=True)
+            )
             last.new_logprobs = LogprobsLists(tokens, logprobs, ranks)
         return last
 
 
 class WholeResponses(Scheduler):
-    """Holds back the tokens of requests that ask for their final output only, until they end or generation pauses.
+    """Holds back the tokens of requests that ask for their final output only, until they end or
+    generation pauses.
 
-    Requests with stop strings are sent on as ever: it is the front end that finds those. So are those that ask for
-    log-probabilities of the prompt, of all tokens or of tokens by name, which only clients of a server do. At a pause
-    in the middle of responses ("keep") all that is held goes out before the pause is complete, so under the version of
-    the weights that made it.
+    Requests with stop strings are sent on as ever: it is the front end that finds those. So are
+    those that ask for log-probabilities of the prompt, of all tokens or of tokens by name, which
+    only clients of a server do. At a pause in the middle of responses ("keep") all that is held
+    goes out before the pause is complete, so under the version of the weights that made it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,7 +76,11 @@ class WholeResponses(Scheduler):
         """vLLM's, without what is held back."""
         batches = super().update_from_output(*args, **kwargs)
         for client, batch in batches.items():
-            batch.outputs = [whole for output in batch.outputs if (whole := self._pass_on(client, output)) is not None]
+            batch.outputs = [
+                whole
+                for output in batch.outputs
+                if (whole := self._pass_on(client, output)) is not None
+            ]
         if self.pause_state is PauseState.PAUSED_ALL:
             self._let_go(batches)
         return batches
@@ -108,8 +118,12 @@ class WholeResponses(Scheduler):
         self._held = {}
 
     def has_requests(self) -> bool:
-        """vLLM's; a pause also has to wait for what is held (the engine steps once more and sends it)."""
-        return super().has_requests() or (self.pause_state is PauseState.PAUSED_ALL and bool(self._held))
+        """vLLM's; a pause also has to wait for what is held (the engine steps once more and sends
+        it).
+        """
+        return super().has_requests() or (
+            self.pause_state is PauseState.PAUSED_ALL and bool(self._held)
+        )
 
     def finish_requests(self, *args: Any, **kwargs: Any) -> list[Any]:
         """vLLM's, for requests that are ended from outside; nobody waits for what they said."""

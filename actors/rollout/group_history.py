@@ -44,7 +44,9 @@ class GroupHistory:
 
     @property
     def is_at_fault(self) -> bool:
-        """Whether it crashed engine after engine, alone in the last one: a fault of the request, not of the engines."""
+        """Whether it crashed engine after engine, alone in the last one: a fault of the request,
+        not of the engines.
+        """
         return self.crashes >= _MOST_CRASHES
 
     @property

@@ -6,9 +6,10 @@
                            |
                            +-> DRAINING -> RETIRED
 
-Whatever is alive can die, so STARTING, STALE and HEALTHY lead to DEAD as well. What does not exist, on purpose: DEAD to
-HEALTHY (a dead worker was killed; its successor starts with old weights and is STALE until it was synced), HEALTHY to
-STALE (a worker that misses a sync is DEAD), and a way out of RETIRED.
+Whatever is alive can die, so STARTING, STALE and HEALTHY lead to DEAD as well. What does not exist,
+on purpose: DEAD to HEALTHY (a dead worker was killed; its successor starts with old weights and is
+STALE until it was synced), HEALTHY to STALE (a worker that misses a sync is DEAD), and a way out of
+RETIRED.
 """
 
 from __future__ import annotations
@@ -51,13 +52,16 @@ class WorkerHealth:
 
     Args:
         suspect_after_s: silence that makes a HEALTHY worker SUSPECT.
-        dead_after_s: silence that makes a SUSPECT worker DEAD, counted from when it was last heard of.
+        dead_after_s: silence that makes a SUSPECT worker DEAD, counted from when it was last heard
+            of.
         clock: the time in seconds.
     """
 
     def __init__(self, suspect_after_s: float, dead_after_s: float, clock: Clock) -> None:
         if dead_after_s <= suspect_after_s:
-            raise ValueError(f"dead_after_s ({dead_after_s}) must be longer than suspect_after_s ({suspect_after_s})")
+            raise ValueError(
+                f"dead_after_s ({dead_after_s}) must be longer than suspect_after_s ({suspect_after_s})"
+            )
         self.suspect_after_s = suspect_after_s
         self.dead_after_s = dead_after_s
         self._clock = clock
@@ -88,7 +92,9 @@ class WorkerHealth:
             self._move(WorkerState.HEALTHY)
 
     def failed(self) -> None:
-        """A call to the worker failed though it may live; a HEALTHY one is SUSPECT until it answers again."""
+        """A call to the worker failed though it may live; a HEALTHY one is SUSPECT until it answers
+        again.
+        """
         if self.state is WorkerState.HEALTHY:
             self._move(WorkerState.SUSPECT)
 

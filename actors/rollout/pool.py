@@ -1,10 +1,13 @@
-"""The rollout engines as one: routing, health, weight versions, membership. A plain asyncio class inside the driver.
+"""The rollout engines as one: routing, health, weight versions, membership. A plain asyncio class
+inside the driver.
 
-What a worker fails to answer is asked again elsewhere; what a request itself does wrong is not. A group that takes much
-longer than those it came with runs a second time on another worker, and the first answer counts. Results keep the order
-of the requests and, the seeds being in them, do not depend on who answered.
+What a worker fails to answer is asked again elsewhere; what a request itself does wrong is not. A
+group that takes much longer than those it came with runs a second time on another worker, and the
+first answer counts. Results keep the order of the requests and, the seeds being in them, do not
+depend on who answered.
 
-One lock separates syncs from changes of membership: a new worker is admitted between two syncs, with current weights.
+One lock separates syncs from changes of membership: a new worker is admitted between two syncs,
+with current weights.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class FailedGroup:
 
     Attributes:
         key: of the request.
-        kind: ``data``: the request is at fault, also where engine after engine crashed on it; ``infrastructure``:
+        kind: ``data``: the request is at fault, also where engine after engine crashed on it;
+            ``infrastructure``:
             workers failed on it too often, or were ended over it.
         reason: one line.
     """
@@ -78,7 +82,9 @@ class _Race:
     took_s: list[float] = field(default_factory=list)
 
     def limit_s(self, factor: float, least_s: float) -> float | None:
-        """How long a group may take before it is late; None while fewer than half of them are finished."""
+        """How long a group may take before it is late; None while fewer than half of them are
+        finished.
+        """
         if 2 * len(self.took_s) < self.groups:
             return None
         return max(least_s, factor * statistics.median(self.took_s))
@@ -112,7 +118,8 @@ class RolloutPool:
         self.config = config
         self.version = INITIAL_VERSION
         self.failures: Counter[str] = Counter()
-        self.redispatched = 0  # groups that were asked for a second time because the first took long
+        # groups that were asked for a second time because the first took long
+        self.redispatched = 0
         self._make_worker = make_worker
         self._clock = clock
         self._files = files
@@ -141,12 +148,15 @@ class RolloutPool:
         missing = workers - len(self._members)
         if missing:
             await self.close()
-            raise PoolError(f"{missing} of {workers} rollout workers did not start: {self._start_fault}")
+            raise PoolError(
+                f"{missing} of {workers} rollout workers did not start: {self._start_fault}"
+            )
         self._in_service_at = self._clock()
         self._heart = start_watched(self._beat_for_ever(), "heartbeat of the rollout pool")
 
     async def scale(self, workers: int) -> None:
-        """Have ``workers`` engines from now on; returns at once, they come up or drain in the background.
+        """Have ``workers`` engines from now on; returns at once, they come up or drain in the
+        background.
 
         Raises:
             PoolError: fewer than one.
@@ -154,11 +164,15 @@ class RolloutPool:
         if workers < 1:
             raise PoolError(f"{workers} rollout workers cannot do any work; scale to 1 or more")
         async with self._lock:
-            staying = [member for member in self._members if member.state is not WorkerState.DRAINING]
+            staying = [
+                member for member in self._members if member.state is not WorkerState.DRAINING
+            ]
             for _ in range(workers - len(staying)):
                 self._add()
             # Those that serve nobody go first, then the least busy.
-            staying.sort(key=lambda member: (member.state is WorkerState.HEALTHY, member.outstanding))
+            staying.sort(
+                key=lambda member: (member.state is WorkerState.HEALTHY, member.outstanding)
+            )
             for member in staying[: max(0, len(staying) - workers)]:
                 self._dismiss(member)
 
@@ -192,9 +206,11 @@ class RolloutPool:
         member.task = start_watched(self._bring_up(member), name, give_up)
 
     async def _bring_up(self, member: Member) -> None:
-        """Start a worker and admit it; after a failure its successor, with growing pauses, until one is there.
+        """Start a worker and admit it; after a failure its successor, with growing pauses, until
+        one is there.
 
-        Only while the pool itself starts is a place given up, so that a run that cannot work ends at once.
+        Only while the pool itself starts is a place given up, so that a run that cannot work ends
+        at once.
         """
         for attempt in itertools.count(1):
             try:
@@ -226,12 +242,17 @@ class RolloutPool:
         await self._admit(member)
 
     async def _pause(self, member: Member, attempt: int) -> None:
-        """None before the second attempt, then a heartbeat, and each time twice as long, up to a minute."""
+        """None before the second attempt, then a heartbeat, and each time twice as long, up to a
+        minute.
+        """
         if attempt == 1:
             return
         pause_s = min(_LONGEST_PAUSE_S, self.config.heartbeat_s * 2 ** min(attempt - 2, 30))
         log.warning(
-            "rollout worker %d did not start %d times in a row; next attempt in %g s", member.number, attempt, pause_s
+            "rollout worker %d did not start %d times in a row; next attempt in %g s",
+            member.number,
+            attempt,
+            pause_s,
         )
         await asyncio.sleep(pause_s)
 
@@ -254,7 +275,9 @@ class RolloutPool:
     def _dismiss(self, member: Member) -> None:
         if member.state is WorkerState.HEALTHY:
             member.health.drain()
-            member.task = start_watched(self._drain(member), f"draining of rollout worker {member.number}")
+            member.task = start_watched(
+                self._drain(member), f"draining of rollout worker {member.number}"
+            )
             return
         if member.task is not None:
             member.task.cancel()
@@ -276,7 +299,9 @@ class RolloutPool:
             try:
                 await member.handle.close()
             except Exception:  # a worker that cannot be closed any more is killed
-                log.debug("rollout worker %d is killed, its close failed", member.number, exc_info=True)
+                log.debug(
+                    "rollout worker %d is killed, its close failed", member.number, exc_info=True
+                )
                 member.handle.kill()
 
     def _bury(self, member: Member, loss: WorkerLost) -> None:
@@ -287,7 +312,10 @@ class RolloutPool:
     def _lose(self, member: Member, kind: str, error: Exception) -> None:
         """A worker in service is DEAD; its successor comes up in the background."""
         self._count(kind, member, error)
-        self._bury(member, error if isinstance(error, WorkerLost) else WorkerLost(f"it was ended: {_name(error)}"))
+        self._bury(
+            member,
+            error if isinstance(error, WorkerLost) else WorkerLost(f"it was ended: {_name(error)}"),
+        )
         self._replace(member)
 
     def _replace(self, member: Member) -> None:
@@ -298,42 +326,58 @@ class RolloutPool:
         if member in self._members:
             self._members.remove(member)
         if not any(other.state is not WorkerState.DRAINING for other in self._members):
-            self._queue.fail(f"no rollout worker is left, and none could be started: {self._start_fault}")
+            self._queue.fail(
+                f"no rollout worker is left, and none could be started: {self._start_fault}"
+            )
 
     # Weights
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Bring every worker in service to the announced weights.
 
-        What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new weights. A worker
-        that fails or is late is DEAD and gets a successor; the others stay in service. Workers that are just coming up
-        take the version before they are given work: also where every engine died over the sync.
+        What is in work is finished first, in that time; or, ``in_flight``, it goes on under the new
+        weights. A worker that fails or is late is DEAD and gets a successor; the others stay in
+        service. Workers that are just coming up take the version before they are given work: also
+        where every engine died over the sync.
 
         Raises:
             PoolError: the version is older than the current one, or no worker could load it.
         """
         async with self._lock:
             if announcement.version < self.version:
-                raise PoolError(f"version {announcement.version} is older than {self.version}, which the engines have")
+                raise PoolError(
+                    f"version {announcement.version} is older than {self.version}, which the engines have"
+                )
             self._announcement, self.version = announcement, announcement.version
             members = [member for member in self._members if member.state in _IN_SERVICE]
             faults = await asyncio.gather(
-                *(self._sync_member(member, announcement.for_worker(i), in_flight) for i, member in enumerate(members))
+                *(
+                    self._sync_member(member, announcement.for_worker(i), in_flight)
+                    for i, member in enumerate(members)
+                )
             )
             self._check_sync(announcement, faults)
             await self._release(announcement)
 
     def _check_sync(self, announcement: Announcement, faults: Sequence[Exception | None]) -> None:
-        """Where no worker is left of those that took part, their successors take the version, if it can be taken."""
+        """Where no worker is left of those that took part, their successors take the version, if it
+        can be taken.
+        """
         if self._queue.fault is not None:
             raise PoolError(self._queue.fault)
-        refusals = [fault for fault in faults if fault is not None and not isinstance(fault, WorkerLost | TimeoutError)]
+        refusals = [
+            fault
+            for fault in faults
+            if fault is not None and not isinstance(fault, WorkerLost | TimeoutError)
+        ]
         if refusals and None not in faults:
             raise PoolError(
                 f"no rollout worker took version {announcement.version}; first error: {_name(refusals[0])}"
             ) from refusals[0]
         if not self._members:
-            raise PoolError(f"no rollout worker is left to take version {announcement.version}: {self._start_fault}")
+            raise PoolError(
+                f"no rollout worker is left to take version {announcement.version}: {self._start_fault}"
+            )
 
     async def _release(self, announcement: Announcement) -> None:
         """Files that stay a while longer are no reason to fail a sync."""
@@ -342,9 +386,16 @@ class RolloutPool:
         try:
             await self._files.release(announcement)
         except Exception as error:
-            log.warning("weights before %s were not removed: %s", announcement.version, _name(error), exc_info=True)
+            log.warning(
+                "weights before %s were not removed: %s",
+                announcement.version,
+                _name(error),
+                exc_info=True,
+            )
 
-    async def _sync_member(self, member: Member, announcement: Announcement, in_flight: bool) -> Exception | None:
+    async def _sync_member(
+        self, member: Member, announcement: Announcement, in_flight: bool
+    ) -> Exception | None:
         """What went wrong, if it did."""
         handle = member.handle
         if handle is None or member.state not in _IN_SERVICE:
@@ -361,14 +412,20 @@ class RolloutPool:
         return None
 
     async def _give_weights(
-        self, member: Member, handle: WorkerHandle, announcement: Announcement, in_flight: bool = False
+        self,
+        member: Member,
+        handle: WorkerHandle,
+        announcement: Announcement,
+        in_flight: bool = False,
     ) -> None:
         try:
             async with asyncio.timeout(self.config.sync_timeout_s):
                 await self._or_lost(member, handle.sync(announcement, in_flight))
         except TimeoutError as error:
             limit = f"{self.config.sync_timeout_s:g} s (rollout.sync_timeout_s)"
-            raise TimeoutError(f"it did not take version {announcement.version} within {limit}") from error
+            raise TimeoutError(
+                f"it did not take version {announcement.version} within {limit}"
+            ) from error
 
     # Work
 
@@ -405,9 +462,15 @@ class RolloutPool:
             if await self._is_late(first, run, race, history):
                 self.redispatched += 1
                 assert run.member is not None
-                log.info("group %s takes long on worker %d; another one is asked", request.key, run.member.number)
+                log.info(
+                    "group %s takes long on worker %d; another one is asked",
+                    request.key,
+                    run.member.number,
+                )
                 second = _Run()
-                copies[asyncio.create_task(self._attempts(request, second, history, run.member))] = second
+                copies[
+                    asyncio.create_task(self._attempts(request, second, history, run.member))
+                ] = second
             answer = await _first_group(copies)
         finally:
             for copy in copies:
@@ -418,10 +481,14 @@ class RolloutPool:
                 on_group(answer)
         else:
             self.failures[answer.kind] += 1
-            log.info("group %s has no answer, %s failure: %s", request.key, answer.kind, answer.reason)
+            log.info(
+                "group %s has no answer, %s failure: %s", request.key, answer.kind, answer.reason
+            )
         return answer
 
-    async def _is_late(self, first: asyncio.Task[Any], run: _Run, race: _Race, history: GroupHistory) -> bool:
+    async def _is_late(
+        self, first: asyncio.Task[Any], run: _Run, race: _Race, history: GroupHistory
+    ) -> bool:
         """Wait until a copy is finished, or has taken too long while another worker could do it."""
         factor, least_s = self.config.redispatch_factor, self.config.redispatch_least_s
         if factor is None:
@@ -436,16 +503,23 @@ class RolloutPool:
         return False
 
     async def _attempts(
-        self, request: GroupRequest, run: _Run, history: GroupHistory, other_than: Member | None = None
+        self,
+        request: GroupRequest,
+        run: _Run,
+        history: GroupHistory,
+        other_than: Member | None = None,
     ) -> Group | FailedGroup:
         """Ask workers for a group until it is there or its history says that it is of no use."""
         avoid = frozenset({other_than.number} if other_than else ())
         samples = request.sampling.samples
         while (reason := history.given_up(self.config.group_attempts)) is None:
             run.member = None
-            member = await self._queue.acquire(samples, avoid, other_than is not None, history.must_be_alone)
+            member = await self._queue.acquire(
+                samples, avoid, other_than is not None, history.must_be_alone
+            )
             handle = member.handle
-            if handle is None or member.state not in _AT_WORK:  # it ended before this task had its turn
+            # it ended before this task had its turn
+            if handle is None or member.state not in _AT_WORK:
                 self._queue.release(member, samples)
                 continue
             run.member, run.began = member, self._clock()
@@ -467,7 +541,9 @@ class RolloutPool:
         return FailedGroup(request.key, "data" if history.is_at_fault else "infrastructure", reason)
 
     def _blame(self, member: Member, error: Exception) -> None:
-        """A call failed: a lost worker is DEAD, any other has to answer a ping before it gets more work."""
+        """A call failed: a lost worker is DEAD, any other has to answer a ping before it gets more
+        work.
+        """
         if isinstance(error, WorkerLost) and member.state in _IN_SERVICE:
             self._lose(member, "lost", error)
             return
@@ -493,12 +569,17 @@ class RolloutPool:
             await asyncio.sleep(self.config.heartbeat_s)
             try:
                 await self.beat()
-            except Exception:  # the next beat may do better, and without any no dead worker is found
+            # the next beat may do better, and without any no dead worker is found
+            except Exception:
                 log.exception("a heartbeat of the rollout pool failed")
 
     async def beat(self) -> None:
-        """Ping the workers in service once, act on their silence, and on there being none for too long."""
-        await asyncio.gather(*(self._ping(member) for member in self._members if member.state in _IN_SERVICE))
+        """Ping the workers in service once, act on their silence, and on there being none for too
+        long.
+        """
+        await asyncio.gather(
+            *(self._ping(member) for member in self._members if member.state in _IN_SERVICE)
+        )
         self._queue.dispatch()
         self._act_on_absence()
 
@@ -518,14 +599,17 @@ class RolloutPool:
         if handle is None:  # it ended since the round began
             return
         try:
-            # Shorter than what makes others suspect, so that one silent worker does not hold up the round for them.
+            # Shorter than what makes others suspect, so that one silent worker does not hold up the
+            # round for them.
             async with asyncio.timeout(self.config.suspect_after_s / 2):
                 await handle.ping()
         except WorkerLost as error:
             if member.handle is handle and member.state in _IN_SERVICE:
                 self._lose(member, "lost", error)
         except Exception as error:  # late, or cut off for now
-            log.warning("rollout worker %d does not answer: %s", member.number, _name(error), exc_info=True)
+            log.warning(
+                "rollout worker %d does not answer: %s", member.number, _name(error), exc_info=True
+            )
         else:
             if member.handle is handle and member.state in _IN_SERVICE:
                 member.health.heartbeat()
@@ -546,11 +630,15 @@ class RolloutPool:
         log.warning("rollout worker %d, %s failure: %s", member.number, kind, _name(error))
 
     def busy_s(self) -> dict[int, float]:
-        """For how long each worker had anything to do since it was added, in seconds, by its number."""
+        """For how long each worker had anything to do since it was added, in seconds, by its
+        number.
+        """
         return self._queue.busy_s()
 
     def status(self) -> dict[str, Any]:
-        """State of the pool in plain values: one row per worker, failures by kind, groups that wait for a worker."""
+        """State of the pool in plain values: one row per worker, failures by kind, groups that wait
+        for a worker.
+        """
         return {
             "version": str(self.version),
             "waiting": len(self._queue),
@@ -560,11 +648,13 @@ class RolloutPool:
         }
 
 
-async def _first_group(copies: Mapping[asyncio.Task[Group | FailedGroup], _Run]) -> Group | FailedGroup:
+async def _first_group(
+    copies: Mapping[asyncio.Task[Group | FailedGroup], _Run],
+) -> Group | FailedGroup:
     """The first answer that is a group; where none is, the last failure.
 
-    A copy fails only when the group is given up. Another one that a worker has may still succeed; one that waits for a
-    worker is of no use any more, and there may never be one for it.
+    A copy fails only when the group is given up. Another one that a worker has may still succeed;
+    one that waits for a worker is of no use any more, and there may never be one for it.
     """
     left = set(copies)
     while True:
@@ -588,10 +678,16 @@ def _name(error: BaseException) -> str:
 
 
 def make_ray_pool(config: RunConfig, run_id: str, base: Path) -> RolloutPool:
-    """A pool of Ray actors whose engines are built from the checkpoint ``base``; call it inside a Ray process."""
+    """A pool of Ray actors whose engines are built from the checkpoint ``base``; call it inside a
+    Ray process.
+    """
     import ray
 
     model = config.model.model_copy(update={"path": str(base)})
     copies = weights_directory(run_id) / f"copies_{uuid.uuid4().hex[:8]}"
-    files = RunWeightFiles(run_id, ray.get_runtime_context().get_node_id(), config.ray.call_timeout_s)
-    return RolloutPool(lambda: RayWorker(model, config.rollout, copies), config.rollout, files=files)
+    files = RunWeightFiles(
+        run_id, ray.get_runtime_context().get_node_id(), config.ray.call_timeout_s
+    )
+    return RolloutPool(
+        lambda: RayWorker(model, config.rollout, copies), config.rollout, files=files
+    )

@@ -1,7 +1,8 @@
-"""Which worker gets which group: the members of the rollout pool, and the groups that wait for one of them.
+"""Which worker gets which group: the members of the rollout pool, and the groups that wait for one
+of them.
 
-Work goes to the HEALTHY worker with the fewest sequences outstanding, at most ``max_sequences`` at a time; the rest
-waits here, first come, first served.
+Work goes to the HEALTHY worker with the fewest sequences outstanding, at most ``max_sequences`` at
+a time; the rest waits here, first come, first served.
 """
 
 from __future__ import annotations
@@ -136,14 +137,20 @@ class WorkerQueue:
         if self._fault is not None:
             raise PoolError(self._fault)
         if not self.members:
-            raise PoolError("the pool has no rollout worker; start it first, or see the log for why they ended")
+            raise PoolError(
+                "the pool has no rollout worker; start it first, or see the log for why they ended"
+            )
         waiting = _Waiting(samples, avoid, _new_future(), only_others, alone)
         self._waiting.append(waiting)
         self.dispatch()
         try:
             return await waiting.member
         except asyncio.CancelledError:
-            if waiting.member.done() and not waiting.member.cancelled() and waiting.member.exception() is None:
+            if (
+                waiting.member.done()
+                and not waiting.member.cancelled()
+                and waiting.member.exception() is None
+            ):
                 self.release(waiting.member.result(), samples)
             raise
 
@@ -214,10 +221,13 @@ class WorkerQueue:
         return self._fault
 
     def busy_s(self) -> dict[int, float]:
-        """For how long each worker had anything to do since it was added, in seconds, by its number."""
+        """For how long each worker had anything to do since it was added, in seconds, by its
+        number.
+        """
         now = self._clock()
         return {
-            member.number: member.busy_s + (0.0 if member.busy_since is None else now - member.busy_since)
+            member.number: member.busy_s
+            + (0.0 if member.busy_since is None else now - member.busy_since)
             for member in self.members
         }
 
@@ -228,7 +238,9 @@ class WorkerQueue:
         return [
             member
             for member in self._serving()
-            if member.outstanding < self._max_sequences and not member.is_taken and member.number not in emptied
+            if member.outstanding < self._max_sequences
+            and not member.is_taken
+            and member.number not in emptied
         ]
 
 

@@ -1,7 +1,8 @@
 """One vLLM engine: the class that owns it, and the Ray actor around that class as the pool sees it.
 
-The engine runs in a process of its own that vLLM spawns; it answers a ping between two steps. vLLM is imported when
-the engine starts: the pool, which needs only the names of this module, stays light.
+The engine runs in a process of its own that vLLM spawns; it answers a ping between two steps. vLLM
+is imported when the engine starts: the pool, which needs only the names of this module, stays
+light.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from actors.rollout.engine import WARM_UP_TOKENS, engine_arguments, engine_environment, replace_weights
+from actors.rollout.engine import (
+    WARM_UP_TOKENS,
+    engine_arguments,
+    engine_environment,
+    replace_weights,
+)
 from actors.weights.base import Announcement, WeightSync
 from actors.weights.shared_memory import SharedMemorySync
 from bi_ray.batches.rollout import Group, GroupRequest, Sample
@@ -38,7 +44,9 @@ _CONTEXT_TOKENS = 4  # of the prompt, enough for a character that spans tokens
 
 
 class RequestError(ValueError):
-    """The request itself is at fault (its prompt is too long, say): trying it again elsewhere is of no use."""
+    """The request itself is at fault (its prompt is too long, say): trying it again elsewhere is of
+    no use.
+    """
 
 
 class WorkerLost(RuntimeError):
@@ -67,13 +75,17 @@ class Ping:
 
 
 class WorkerHandle(Protocol):
-    """A worker as the pool sees it. Every call may raise ``WorkerLost``; deadlines are the caller's."""
+    """A worker as the pool sees it. Every call may raise ``WorkerLost``; deadlines are the
+    caller's.
+    """
 
     async def start(self) -> WorkerInfo:
         """Bring the engine up and warm it."""
 
     async def generate(self, request: GroupRequest) -> Group:
-        """Sample a group; raises ``RequestError`` where the request is at fault. Cancelling ends the work."""
+        """Sample a group; raises ``RequestError`` where the request is at fault. Cancelling ends
+        the work.
+        """
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Take over the announced weights; what is running goes on with them, or is finished first."""
@@ -121,7 +133,9 @@ class RolloutWorker:
 
         from bi_ray.policy.checkpoint import load_tokenizer
 
-        arguments = engine_arguments(self.model.path, self.model, self.rollout, self._weights.engine_options())
+        arguments = engine_arguments(
+            self.model.path, self.model, self.rollout, self._weights.engine_options()
+        )
         self._tokenizer = load_tokenizer(self.model.path)
         self._ends = end_tokens(self._tokenizer)
         self._engine = AsyncLLM.from_engine_args(arguments)
@@ -133,13 +147,17 @@ class RolloutWorker:
     async def _warm_up(self) -> None:
         from vllm import SamplingParams
 
-        await self._final([0], SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True, seed=0, logprobs=0))
+        await self._final(
+            [0], SamplingParams(max_tokens=WARM_UP_TOKENS, ignore_eos=True, seed=0, logprobs=0)
+        )
 
     async def generate(self, request: GroupRequest) -> Group:
-        """Sample the group; sample j is drawn with seed ``request.seed + j``, as vLLM derives it for ``n`` samples.
+        """Sample the group; sample j is drawn with seed ``request.seed + j``, as vLLM derives it
+        for ``n`` samples.
 
         Raises:
-            RequestError: the prompt is empty, too long or not in the vocabulary, or vLLM refuses it.
+            RequestError: the prompt is empty, too long or not in the vocabulary, or vLLM refuses
+                it.
             WorkerLost: the engine is gone; ``EngineCrashed`` where it ended by itself.
         """
         from vllm import SamplingParams
@@ -160,7 +178,8 @@ class RolloutWorker:
                 include_stop_str_in_output=True,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
-                detokenize=bool(sampling.stop),  # vLLM does it token by token, in the process that also answers
+                # vLLM does it token by token, in the process that also answers
+                detokenize=bool(sampling.stop),
                 skip_special_tokens=False,
             )
             output = await self._final(list(request.prompt_tokens), params)
@@ -168,14 +187,20 @@ class RolloutWorker:
             raise RequestError(f"{request.key}: {error}") from error
         except EngineDeadError as error:
             raise self._loss() from error
-        return Group(request.key, request.prompt_tokens, [self._sample(request, part) for part in output.outputs])
+        return Group(
+            request.key,
+            request.prompt_tokens,
+            [self._sample(request, part) for part in output.outputs],
+        )
 
     def _check_prompt(self, request: GroupRequest) -> None:
         tokens, limit = len(request.prompt_tokens), self.model.max_prompt_tokens
         if not tokens:
             raise RequestError(f"{request.key}: the prompt is empty")
         if tokens > limit:
-            raise RequestError(f"{request.key}: the prompt has {tokens} tokens, model.max_prompt_tokens is {limit}")
+            raise RequestError(
+                f"{request.key}: the prompt has {tokens} tokens, model.max_prompt_tokens is {limit}"
+            )
         try:
             check_tokens(self._tokenizer, request.prompt_tokens)
         except ChatError as error:
@@ -189,14 +214,16 @@ class RolloutWorker:
         await self._open.wait()
         self._requests += 1
         prompt: dict[str, Any] = {"prompt_token_ids": tokens}
-        if self.rollout.keep_cache_in_flight:  # nor may a prompt find keys and values that other weights made
+        # nor may a prompt find keys and values that other weights made
+        if self.rollout.keep_cache_in_flight:
             prompt["cache_salt"] = str(self.version)
         running = self._running().generate(prompt, params, f"request-{self._requests}")  # type: ignore[arg-type]
         return [part async for part in running][-1]
 
     def _sample(self, request: GroupRequest, output: CompletionOutput) -> Sample:
         spans = tuple(
-            VersionSpan(parse_version(span.version), span.end - span.start) for span in output.weight_versions or []
+            VersionSpan(parse_version(span.version), span.end - span.start)
+            for span in output.weight_versions or []
         )
         assert output.logprobs is not None
         return Sample(
@@ -209,16 +236,20 @@ class RolloutWorker:
         )
 
     def _text(self, request: GroupRequest, output: CompletionOutput) -> str:
-        """What was said, special tokens too, but for the end token; a last character that was cut in two is left out.
+        """What was said, special tokens too, but for the end token; a last character that was cut
+        in two is left out.
 
         It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
         """
-        if isinstance(output.stop_reason, str):  # a stop string, which vLLM leaves in; a number is an end token
+        # a stop string, which vLLM leaves in; a number is an end token
+        if isinstance(output.stop_reason, str):
             return output.text
         tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
         if output.finish_reason == "stop":
             tokens.pop()
-        before: Any = self._tokenizer.decode(context, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before: Any = self._tokenizer.decode(
+            context, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         text: Any = self._tokenizer.decode(
             [*context, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
@@ -228,8 +259,9 @@ class RolloutWorker:
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
         """Take over the announced weights, and go on with them.
 
-        What is running goes on with them, or is finished first. Requests that come in meanwhile wait and see the new
-        weights only. After an error the engine stays paused: its weights are unknown, so the caller ends this worker.
+        What is running goes on with them, or is finished first. Requests that come in meanwhile
+        wait and see the new weights only. After an error the engine stays paused: its weights are
+        unknown, so the caller ends this worker.
 
         Raises:
             WeightSyncError: the weights could not be loaded.
@@ -292,7 +324,8 @@ class RayWorker:
             .options(
                 num_cpus=rollout.cpus_per_worker,
                 num_gpus=rollout.gpus_per_worker,
-                max_restarts=0,  # Ray's restart would serve old weights; the pool makes a successor and syncs it
+                # Ray's restart would serve old weights; the pool makes a successor and syncs it
+                max_restarts=0,
                 runtime_env={"env_vars": engine_environment(rollout)},
             )
             .remote(model, rollout, copies)
@@ -328,7 +361,9 @@ class RayWorker:
 
 
 async def _await(call: Awaitable[T]) -> T:
-    """The result of a remote call, with Ray's wrapping taken off its errors; cancelling ends the remote work too."""
+    """The result of a remote call, with Ray's wrapping taken off its errors; cancelling ends the
+    remote work too.
+    """
     try:
         return await call
     except asyncio.CancelledError:

@@ -42,5 +42,6 @@ class WeightSync(Protocol):
         """Replace all weights of an idle engine.
 
         Raises:
-            WeightSyncError: it did not work; the engine's weights are unknown and it must not be used any more.
+            WeightSyncError: it did not work; the engine's weights are unknown and it must not be
+                used any more.
         """

@@ -1,10 +1,13 @@
-"""How the learners' weights get into the engines: one interface, two ways, chosen by ``rollout.weight_sync``.
+"""How the learners' weights get into the engines: one interface, two ways, chosen by
+``rollout.weight_sync``.
 
-``shared_memory``: rank 0 of the learners writes one safetensors file per version under ``SHARED_MEMORY/<run>/``, a
-folder of this user alone; engines on that node read it, other nodes fetch it once each through a ``WeightOwner`` on the
-publishing node. Files older than what every engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
+``shared_memory``: rank 0 of the learners writes one safetensors file per version under
+``SHARED_MEMORY/<run>/``, a folder of this user alone; engines on that node read it, other nodes
+fetch it once each through a ``WeightOwner`` on the publishing node. Files older than what every
+engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
 
-An engine drains before it takes new weights (``RolloutWorker.sync``), so neither way sees a running request.
+An engine drains before it takes new weights (``RolloutWorker.sync``), so neither way sees a running
+request.
 """
 
 from __future__ import annotations
@@ -56,12 +59,18 @@ class FileAnnouncement:
 
 
 def announce(version: PolicyVersion, path: Path, node_id: str | None = None) -> FileAnnouncement:
-    """Announce the weights in the file ``path``, which lies on this node unless ``node_id`` names another one."""
-    return FileAnnouncement(version, node_id or ray.get_runtime_context().get_node_id(), str(path.absolute()))
+    """Announce the weights in the file ``path``, which lies on this node unless ``node_id`` names
+    another one.
+    """
+    return FileAnnouncement(
+        version, node_id or ray.get_runtime_context().get_node_id(), str(path.absolute())
+    )
 
 
 class RunWeightFiles:
-    """The published weights of one run, seen from the driver's node: other nodes are asked through their owners."""
+    """The published weights of one run, seen from the driver's node: other nodes are asked through
+    their owners.
+    """
 
     def __init__(self, run_id: str, here: str, timeout_s: float) -> None:
         self._directory = weights_directory(run_id)
@@ -83,7 +92,9 @@ class RunWeightFiles:
         """Remove what lies on this node and, as far as they answer, on all others."""
         WeightOwner(self._directory).clear()
         nodes = ray.nodes() if ray.is_initialized() else []
-        others = [node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != self._here]
+        others = [
+            node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != self._here
+        ]
         calls = [owner_on(node, self._directory).clear.remote() for node in others]
         if not calls:
             return
@@ -113,7 +124,8 @@ class SharedMemorySync:
     """Engines read the published file by a method of ``WeightExtension``.
 
     Args:
-        copies: folder for files from other nodes; a folder per pool, so that no file of an earlier one is mistaken.
+        copies: folder for files from other nodes; a folder per pool, so that no file of an earlier
+            one is mistaken.
     """
 
     def __init__(self, copies: Path) -> None:
@@ -123,7 +135,9 @@ class SharedMemorySync:
         """The extension that can read a file."""
         return {"worker_extension_cls": EXTENSION}
 
-    async def load(self, engine: AsyncLLM, announcement: FileAnnouncement, timeout_s: float) -> None:
+    async def load(
+        self, engine: AsyncLLM, announcement: FileAnnouncement, timeout_s: float
+    ) -> None:
         """See ``WeightSync.load``."""
         path = announcement.path
         if announcement.node_id != ray.get_runtime_context().get_node_id():
@@ -134,7 +148,8 @@ class SharedMemorySync:
         """Fetch the file unless another worker of this node has; older copies go."""
         make_weights_directory(self.copies)
         target = self.copies / f"{announcement.version}{_SUFFIX}"
-        with open(self.copies / "lock", "w") as lock:  # freed by the end of this block, or of this process
+        # freed by the end of this block, or of this process
+        with open(self.copies / "lock", "w") as lock:
             await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
             if not target.exists():
                 await self._fetch(announcement, target)
@@ -152,7 +167,8 @@ class SharedMemorySync:
 
 
 async def load_file(engine: AsyncLLM, path: str | Path, version: str, timeout_s: float) -> None:
-    """Replace all weights of an idle engine, built with ``EXTENSION``, by those of a safetensors file of this node.
+    """Replace all weights of an idle engine, built with ``EXTENSION``, by those of a safetensors
+    file of this node.
 
     Raises:
         WeightSyncError: see ``WeightSync.load``.

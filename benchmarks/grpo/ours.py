@@ -1,4 +1,6 @@
-"""RL of this project with its real parts (driver, engines, learners, verifier), a step whenever it is told."""
+"""RL of this project with its real parts (driver, engines, learners, verifier), a step whenever it
+is told.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,16 @@ DEADLINE_S = 900
 
 
 class DrawnVerdicts:
-    """Stands in for the verifier at fixed length, where nothing ends by itself: 0 or 1 by a hash of the response."""
+    """Stands in for the verifier at fixed length, where nothing ends by itself: 0 or 1 by a hash of
+    the response.
+    """
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict]:
         """A verdict for each."""
-        return [Verdict(float(crc32(item.response.encode()) % 2), False, False, False, None) for item in items]
+        return [
+            Verdict(float(crc32(item.response.encode()) % 2), False, False, False, None)
+            for item in items
+        ]
 
     def close(self) -> None:
         """There is nothing to end."""
@@ -63,7 +70,9 @@ class GatedDriver(Driver):
             await self._changed.wait_for(lambda: step <= self._allowed)
         return await super()._make_batch(maker, step)
 
-    async def publish(self, incarnation: int, step: int, path: str, metrics: dict[str, Any]) -> None:
+    async def publish(
+        self, incarnation: int, step: int, path: str, metrics: dict[str, Any]
+    ) -> None:
         """See ``Driver.publish``: with it a step is over, and the engines have its weights."""
         await super().publish(incarnation, step, path, metrics)
         async with self._changed:
@@ -71,7 +80,9 @@ class GatedDriver(Driver):
             self._changed.notify_all()
 
     async def make_step(self, step: int) -> tuple[float, dict[str, Any]]:
-        """Wait until the learners ask for the step; then how long it takes in seconds, and its row of metrics."""
+        """Wait until the learners ask for the step; then how long it takes in seconds, and its row
+        of metrics.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self._waited_for >= step)
             began = time.perf_counter()
@@ -98,10 +109,15 @@ class OwnSide:
     step: int = 0
 
     def write_prompts(self) -> Path:
-        """Make the queries, and the same ones for TRL: rows with a conversation and its answer, in our order."""
+        """Make the queries, and the same ones for TRL: rows with a conversation and its answer, in
+        our order.
+        """
         config = self.config
         shutil.rmtree(self.folder, ignore_errors=True)
-        task, tokenizer = build_task(config.task, config.seeds.data), load_tokenizer(config.model.path)
+        task, tokenizer = (
+            build_task(config.task, config.seeds.data),
+            load_tokenizer(config.model.path),
+        )
         problems = config.rl.prompts_per_step * config.rl.steps
         write_problems(task, "rl", problems, tokenizer, config.model, self.folder / "data" / "rl")
         rows = [
@@ -121,8 +137,13 @@ class OwnSide:
         self._driver: Any = driver.remote(self.config, run_id, base, self.drawn_rewards)
         ray.get(self._driver.start.remote(), timeout=self.config.rollout.start_timeout_s)
         work = self.folder / "rl"
-        ray.get(self._driver.begin_rl.remote("bench", base, work, self.folder / "data", None, None), timeout=60)
-        learners = LearnerGroup(self.folder, self.config.learner, self.config.model, self.config.ray)
+        ray.get(
+            self._driver.begin_rl.remote("bench", base, work, self.folder / "data", None, None),
+            timeout=60,
+        )
+        learners = LearnerGroup(
+            self.folder, self.config.learner, self.config.model, self.config.ray
+        )
         job = (base, work, weights_directory(run_id), self.config.rl, self._driver)
         self._learners = threading.Thread(target=learners.run_rl, args=job)
         self._learners.start()

@@ -46,7 +46,10 @@ def trl_python() -> Path:
     python, done = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--progress-bar", "off", *PACKAGES], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--progress-bar", "off", *PACKAGES],
+            check=True,
+        )
         done.write_text("\n".join(PACKAGES))
     return python
 
@@ -98,8 +101,12 @@ def trl_side(setting: TRLSetting) -> Iterator[TRLSide]:
         side.close()
 
 
-def best_setting(setting: TRLSetting, micro_batches: tuple[int, ...]) -> tuple[TRLSetting, dict[str, float]]:
-    """TRL's fastest of the micro-batches and of 1 and 2 threads, by its second step; and seconds of all."""
+def best_setting(
+    setting: TRLSetting, micro_batches: tuple[int, ...]
+) -> tuple[TRLSetting, dict[str, float]]:
+    """TRL's fastest of the micro-batches and of 1 and 2 threads, by its second step; and seconds of
+    all.
+    """
     seconds = {}
     for micro_batch in micro_batches:
         for threads in (1, 2):
@@ -108,10 +115,14 @@ def best_setting(setting: TRLSetting, micro_batches: tuple[int, ...]) -> tuple[T
                 side.make_step()
                 seconds[tried] = side.make_step()["seconds"]
     best = min(seconds, key=lambda tried: seconds[tried])
-    return best, {f"micro-batch {s.micro_batch}, {s.threads} threads": round(t, 2) for s, t in seconds.items()}
+    return best, {
+        f"micro-batch {s.micro_batch}, {s.threads} threads": round(t, 2) for s, t in seconds.items()
+    }
 
 
-def race(name: str, config: RunConfig, fixed_length: bool, micro_batches: tuple[int, ...], setup: str) -> None:
+def race(
+    name: str, config: RunConfig, fixed_length: bool, micro_batches: tuple[int, ...], setup: str
+) -> None:
     """Measure both, step by step in turn, and report samples a second, ours over TRL's."""
     rl = config.rl
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -148,10 +159,14 @@ def race(name: str, config: RunConfig, fixed_length: bool, micro_batches: tuple[
         trl_best=f"micro-batch {setting.micro_batch}, {setting.threads} threads",
         ours_samples_per_s=[round(rate, 1) for rate in rates[0]],
         trl_samples_per_s=[round(rate, 1) for rate in rates[1]],
-        response_tokens_mean=[round(mean(rows, "response_tokens_mean"), 1) for rows in (ours, theirs)],
+        response_tokens_mean=[
+            round(mean(rows, "response_tokens_mean"), 1) for rows in (ours, theirs)
+        ],
         reward=[round(mean(rows, "reward"), 3) for rows in (ours, theirs)],
         informative_share=round(mean(ours, "informative_share"), 3),
-        ours_phases_s={key: round(mean(ours, key), 3) for key in ("generate_s", "verify_s", "sync_s")},
+        ours_phases_s={
+            key: round(mean(ours, key), 3) for key in ("generate_s", "verify_s", "sync_s")
+        },
     )
 
 

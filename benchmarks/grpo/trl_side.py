@@ -1,4 +1,5 @@
-"""GRPO by TRL on this CPU, a step whenever a line comes in. Runs in TRL's own environment, without this project.
+"""GRPO by TRL on this CPU, a step whenever a line comes in. Runs in TRL's own environment, without
+this project.
 
     python trl_side.py '{"model": ..., "prompts": ..., ...}'    (see ``race.TRLSetting``)
 
@@ -14,14 +15,18 @@ import time
 from typing import Any
 from zlib import crc32
 
-_ANSWER = re.compile(r"<answer> The final answer is (-?\d+) </answer>")  # as promptbench asks for it
+# as promptbench asks for it
+_ANSWER = re.compile(r"<answer> The final answer is (-?\d+) </answer>")
 SETTING = json.loads(sys.argv[1])
 
 
 def exact(prompts: list, completions: list, answer: list[str], **_: Any) -> list[float]:
     """1 where the last answer of a response is the right number."""
     found = [_ANSWER.findall(completion[-1]["content"]) for completion in completions]
-    return [float(bool(values) and values[-1] == right) for values, right in zip(found, answer, strict=True)]
+    return [
+        float(bool(values) and values[-1] == right)
+        for values, right in zip(found, answer, strict=True)
+    ]
 
 
 def drawn(prompts: list, completions: list, **_: Any) -> list[float]:
@@ -51,7 +56,9 @@ def main() -> None:
             self.began = time.perf_counter()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            metrics = {key: values[-1] for key, values in trainer._metrics["train"].items() if values}
+            metrics = {
+                key: values[-1] for key, values in trainer._metrics["train"].items() if values
+            }
             row = {
                 "seconds": time.perf_counter() - self.began,
                 "response_tokens_mean": metrics["completions/mean_length"],
@@ -89,7 +96,9 @@ def main() -> None:
     with open(SETTING["prompts"]) as file:
         rows = [json.loads(line) for line in file]
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(SETTING["model"], trust_remote_code=False, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(
+            SETTING["model"], trust_remote_code=False, dtype=torch.float32
+        ),
         reward_funcs=drawn if fixed else exact,
         args=config,
         train_dataset=Dataset.from_list(rows),

@@ -1,7 +1,8 @@
 """One form for characters that mean the same, and none for those that do not.
 
-Unicode's compatibility form (NFKC) makes 106 of 10⁶, 23 of 2³, H2O of H₂O, and 1 of ①. Here raised and lowered
-characters keep what they mean (10^6, H_2O), fractions stay fractions, and circled characters stay what they are.
+Unicode's compatibility form (NFKC) makes 106 of 10⁶, 23 of 2³, H2O of H₂O, and 1 of ①. Here raised
+and lowered characters keep what they mean (10^6, H_2O), fractions stay fractions, and circled
+characters stay what they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from functools import lru_cache
 from itertools import groupby
 
 _SAME = {
-    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),  # hyphens, the en dash, and the minus sign
+    # hyphens, the en dash, and the minus sign
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),
     **dict.fromkeys("\u2018\u2019", "'"),
     **dict.fromkeys("\u201c\u201d", '"'),
     "\u2044": "/",
@@ -22,14 +24,15 @@ _SAME = {
     **dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff", ""),  # nobody sees these
 }
 _MARKS = {"<super>": "^", "<sub>": "_"}
-_SLASHED = re.compile(r"\^([0-9]{1,9})/_([0-9]{1,9})")  # what becomes of a fraction of raised and lowered digits
+# what becomes of a fraction of raised and lowered digits
+_SLASHED = re.compile(r"\^([0-9]{1,9})/_([0-9]{1,9})")
 
 
 def one_form(text: str) -> str:
     """A text with one form for every character that has several.
 
-    Digits of every script and width, ligatures, styled letters, dashes, quotation marks and spaces become the plain
-    ones; 10⁻³ becomes 10^-3, H₂O becomes H_2O, and 1½ becomes 1 1/2.
+    Digits of every script and width, ligatures, styled letters, dashes, quotation marks and spaces
+    become the plain ones; 10⁻³ becomes 10^-3, H₂O becomes H_2O, and 1½ becomes 1 1/2.
     """
     if text.isascii():
         return text
@@ -42,7 +45,9 @@ def one_form(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _mark(character: str) -> str:
-    """What a raised or lowered character needs before it; characters with the same one in a row share it."""
+    """What a raised or lowered character needs before it; characters with the same one in a row
+    share it.
+    """
     return _MARKS.get(_tag(character), "")
 
 
@@ -58,13 +63,17 @@ def _spelled(character: str) -> str:
     tag = _tag(character)
     if not tag or tag == "<circle>":
         return character
-    plain = "".join([chr(int(code, 16)) for code in unicodedata.decomposition(character).split()[1:]])
+    plain = "".join(
+        [chr(int(code, 16)) for code in unicodedata.decomposition(character).split()[1:]]
+    )
     if tag in _MARKS:
         return "".join(map(_spelled, plain))
     return f" {one_form(plain)}" if tag == "<fraction>" else one_form(plain)
 
 
 def _tag(character: str) -> str:
-    """How Unicode says that a character is a form of others: "<super>", "<wide>"; "" where it is none."""
+    """How Unicode says that a character is a form of others: "<super>", "<wide>"; "" where it is
+    none.
+    """
     tag = unicodedata.decomposition(character).partition(" ")[0]
     return tag if tag.startswith("<") else ""

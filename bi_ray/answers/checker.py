@@ -27,7 +27,8 @@ SYSTEM_PROMPTS: dict[Extract, str] = {
 }
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _TAGGED = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
-# A box that opens, a number or letter behind \boxed without braces, and the braces that are not escaped.
+# A box that opens, a number or letter behind \boxed without braces, and the braces that are not
+# escaped.
 _OPENS = r"\\(?:boxed|fbox)(?![A-Za-z])"
 _WORD = r"(?P<word>[^\s{}$\\]*[0-9][^\s{}$\\]*|[A-Za-z](?![^\s{}$\\.,]))"
 _BOX = rf"(?P<box>{_OPENS}[ \t]*\{{)|{_OPENS}[ \t]*{_WORD}"
@@ -42,7 +43,8 @@ class AnswerError(ValueError):
 
 
 def find_answer(response: str, extract: Extract) -> str | None:
-    """What a response gives as its answer, without spaces around it; None where there is none, or an empty one.
+    """What a response gives as its answer, without spaces around it; None where there is none, or
+    an empty one.
 
     It is as it was written but for a sentence around it: "The final answer is 5." gives 5.
     """
@@ -53,12 +55,16 @@ def find_answer(response: str, extract: Extract) -> str | None:
 
 
 def find_readings(response: str, extract: Extract) -> list[str]:
-    """What a response gives as its answer, in every form in which it can be taken (``answer_forms.readings``)."""
+    """What a response gives as its answer, in every form in which it can be taken
+    (``answer_forms.readings``).
+    """
     return readings(_content(response, extract))
 
 
 def _content(response: str, extract: Extract) -> str:
-    """The place of the answer: what is there, "" where there is none. The time grows with the length alone."""
+    """The place of the answer: what is there, "" where there is none. The time grows with the
+    length alone.
+    """
     if extract == "tag":
         start = response.rfind("<answer>", 0, max(0, response.rfind("</answer>")))
         if start < 0:
@@ -104,7 +110,9 @@ def write_response(chain_of_thought: str, answer: str, extract: Extract) -> str:
 
 
 def format_is_right(response: str, extract: Extract) -> bool:
-    """Whether there is one answer at its place and, with tags, one chain of thought before it and nothing else."""
+    """Whether there is one answer at its place and, with tags, one chain of thought before it and
+    nothing else.
+    """
     if find_answer(response, extract) is None:
         return False
     if extract == "tag":
@@ -165,7 +173,8 @@ class AnswerChecker:
         """Whether a response gives the right answer; not to find one in it is wrong.
 
         Raises:
-            AnswerError: the user's function returned neither True nor False. What it raises goes through.
+            AnswerError: the user's function returned neither True nor False. What it raises goes
+                through.
             ConfigError: it cannot be loaded.
         """
         config = self.config
@@ -183,7 +192,9 @@ class AnswerChecker:
         return same_text(found, answer, config.ignore_case)
 
     def _matches(self, found: str, answer: str) -> bool:
-        """Whether the group of the pattern's last match is the right answer, in any form of what was found."""
+        """Whether the group of the pattern's last match is the right answer, in any form of what
+        was found.
+        """
         for reading in readings(found):
             matches = list(re.finditer(self.config.pattern or "", reading))
             group = matches[-1][1] if matches else None
@@ -202,15 +213,17 @@ class AnswerChecker:
 
     def _load(self) -> Callable[..., Any]:
         if self._function is None:
-            self._function = load_object(self.config.function or "", f"task.answer.function: {self.config.function}")
+            self._function = load_object(
+                self.config.function or "", f"task.answer.function: {self.config.function}"
+            )
         return self._function
 
 
 def same_mathematics(given: str, answer: str) -> bool:
     """Whether two texts, LaTeX or plain, mean the same by math-verify, or are the same.
 
-    It sets no timer of its own here: its timers are alarm signals of whole seconds, which would take the place of the
-    verifier's. Whoever calls this limits its time.
+    It sets no timer of its own here: its timers are alarm signals of whole seconds, which would
+    take the place of the verifier's. Whoever calls this limits its time.
     """
     from math_verify import verify
 
@@ -229,23 +242,33 @@ _BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?")  # 2516_8
 # What math-verify reads as something else: it sees 1 in 1 1/2, 2.5 in 2.5e3, and 10^1 2 in 10^12.
 _FOR_MATH_VERIFY = (
     (re.compile(r"(?<![\w/.^_})])([0-9]+) ([0-9]+)/([0-9]+)(?![\w/])"), r"\1\\frac{\2}{\3}"),
-    (re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"), r"\1 \\times 10^{\2}"),
+    (
+        re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"),
+        r"\1 \\times 10^{\2}",
+    ),
     (re.compile(r"([\^_])([+-]?[0-9]{2,}|[+-][0-9])"), r"\1{\2}"),
 )
 _SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+")
 
 
 def _differ_in_base(given: str, answer: str) -> bool:
-    """Whether both are numbers that name their base, and not the same one; math-verify overlooks it."""
-    found, right = (_BASED.fullmatch(readings(text)[-1]) if readings(text) else None for text in (given, answer))
+    """Whether both are numbers that name their base, and not the same one; math-verify overlooks
+    it.
+    """
+    found, right = (
+        _BASED.fullmatch(readings(text)[-1]) if readings(text) else None for text in (given, answer)
+    )
     return bool(found and right and found[2] != right[2])
 
 
 def _parse_math(text: str) -> list[Any]:
-    """What math-verify makes of an answer: expressions and texts; of one that it cannot read, no expression."""
+    """What math-verify makes of an answer: expressions and texts; of one that it cannot read, no
+    expression.
+    """
     from math_verify import parse
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the timers that it does not set
+    # it warns of the timers that it does not set
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     forms = readings(text)
     text = one_form(forms[-1]) if forms else ""
     for pattern, plain in _FOR_MATH_VERIFY:

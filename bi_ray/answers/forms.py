@@ -1,7 +1,7 @@
 """Forms in which people and models write one and the same answer, taken off layer by layer.
 
-What is taken off a response's answer is taken off the right one too: an answer of which only one side of a comparison
-loses its full stop is never right.
+What is taken off a response's answer is taken off the right one too: an answer of which only one
+side of a comparison loses its full stop is never right.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def without_special_tokens(text: str) -> str:
 
 
 def without_prefix(text: str) -> str:
-    """What follows "The answer is" at the start of a text; the text itself where it does not start so."""
+    """What follows "The answer is" at the start of a text; the text itself where it does not start
+    so.
+    """
     return text[match.end() :] if (match := _PREFIX.match(text)) else text
 
 
@@ -68,7 +70,9 @@ def _one_layer_less(text: str) -> str:
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Where the brace that is open at ``start`` closes; None where it does not. Escaped braces do not count."""
+    """Where the brace that is open at ``start`` closes; None where it does not. Escaped braces do
+    not count.
+    """
     depth = 1
     for match in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -78,7 +82,8 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def same_text(given: str, answer: str, ignore_case: bool = False) -> bool:
-    """Whether two answers are the same text, but for layers (``readings``), spaces and forms of characters.
+    """Whether two answers are the same text, but for layers (``readings``), spaces and forms of
+    characters.
 
     Whole numbers are compared by value (3.0 is 3, and 10^6 is 1000000), and so are true and True.
     """

@@ -86,7 +86,9 @@ def _read(text: str) -> Quantity | None:
     if not match or (match["sign"] and match["sign2"]):
         return None
     written = match["unit"] or ""
-    if _NO_UNITS & set(written.casefold().split()) or (match["currency"] and written in _CURRENCIES):
+    if _NO_UNITS & set(written.casefold().split()) or (
+        match["currency"] and written in _CURRENCIES
+    ):
         return None
     try:
         value = _value(match)
@@ -118,10 +120,12 @@ def _unit(text: str) -> str:
 
 
 def same_quantity(given: str, answer: str, tolerance: float) -> bool:
-    """Whether two texts are the same number, within ``tolerance`` of the right one (of 1 where that is 0).
+    """Whether two texts are the same number, within ``tolerance`` of the right one (of 1 where that
+    is 0).
 
-    Two units have to be the same one; one unit is as good as none. "12 %" is both 12 and 0.12 to a number without a
-    percent sign: data sets write the answer to "what percentage?" either way. The same text is the same.
+    Two units have to be the same one; one unit is as good as none. "12 %" is both 12 and 0.12 to a
+    number without a percent sign: data sets write the answer to "what percentage?" either way. The
+    same text is the same.
     """
     found, right = read_quantity(given), read_quantity(answer)
     if found is None or right is None:

@@ -1,1 +1,3 @@
-"""What the driver makes of rollouts, free of torch: queries, groups, advantages, selection, batches."""
+"""What the driver makes of rollouts, free of torch: queries, groups, advantages, selection,
+batches.
+"""

@@ -26,9 +26,13 @@ class TrainSample:
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
-            raise ValueError(f"{self.key}: no prompt tokens, and nothing else predicts the first token of a row")
+            raise ValueError(
+                f"{self.key}: no prompt tokens, and nothing else predicts the first token of a row"
+            )
         if len(self.response_tokens) != len(self.logprobs):
-            raise ValueError(f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} log-probabilities")
+            raise ValueError(
+                f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} log-probabilities"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,12 @@ class LearnerBatch:
     """The samples of one RL step; their order does not matter.
 
     Attributes:
-        samples: those that have a gradient. Groups whose rewards are all equal are left out unless a KL term is on.
-            May be empty: then the version goes up and the weights stay.
+        samples: those that have a gradient. Groups whose rewards are all equal are left out unless
+            a KL term is on. May be empty: then the version goes up and the weights stay.
         groups_total: how many groups were scored, with those left out.
-        samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917 averages over
-            all of them, so that a batch with few informative groups makes a small step.
+        samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917
+            averages over all of them, so that a batch with few informative groups makes a small
+            step.
         tokens_total: response tokens that a mean over tokens is over; None: those of ``samples``.
     """
 
@@ -51,4 +56,6 @@ class LearnerBatch:
 
     def __post_init__(self) -> None:
         if self.samples_total < len(self.samples):
-            raise ValueError(f"samples_total is {self.samples_total} but there are {len(self.samples)} samples")
+            raise ValueError(
+                f"samples_total is {self.samples_total} but there are {len(self.samples)} samples"
+            )

@@ -58,22 +58,30 @@ class ScoredGroup:
 def score_groups(judged: Sequence[JudgedGroup], rl: RLConfig) -> list[ScoredGroup]:
     """The groups that count.
 
-    A sample that ended as a data failure has no reward: it leaves its group, and under ``incomplete_groups: drop`` the
-    group leaves the step.
+    A sample that ended as a data failure has no reward: it leaves its group, and under
+    ``incomplete_groups: drop`` the group leaves the step.
     """
     scored = []
     for group, outcome in judged:
-        whole = [(s, v) for s, v in zip(group.samples, outcome, strict=True) if isinstance(v, Verdict)]
+        whole = [
+            (s, v) for s, v in zip(group.samples, outcome, strict=True) if isinstance(v, Verdict)
+        ]
         if len(whole) >= 2 and (len(whole) == len(outcome) or rl.incomplete_groups == "keep"):
-            scored.append(ScoredGroup(group, [sample for sample, _ in whole], [verdict for _, verdict in whole]))
+            scored.append(
+                ScoredGroup(
+                    group, [sample for sample, _ in whole], [verdict for _, verdict in whole]
+                )
+            )
     return scored
 
 
 def refill(judged: Sequence[JudgedGroup], rounds: int, rl: RLConfig) -> int:
-    """How many more prompts a step should ask for: DAPO's dynamic sampling (arXiv:2503.14476), as a pure function.
+    """How many more prompts a step should ask for: DAPO's dynamic sampling (arXiv:2503.14476), as a
+    pure function.
 
-    A driver generates and judges the prompts of ``sampler.step_prompts``, and then, while this returns a number, those
-    of ``sampler.refill_prompts`` beside them, until that has no prompt left; ``build_batch`` gets all of it::
+    A driver generates and judges the prompts of ``sampler.step_prompts``, and then, while this
+    returns a number, those of ``sampler.refill_prompts`` beside them, until that has no prompt
+    left; ``build_batch`` gets all of it::
 
         asked = step_prompts(len(queries), rl.prompts_per_step, step, seed)
         judged, rounds = await judge(asked), 1
@@ -87,22 +95,29 @@ def refill(judged: Sequence[JudgedGroup], rounds: int, rl: RLConfig) -> int:
         rl: how many are wanted.
 
     Returns:
-        As many as make up for the missing ones at the share of informative groups so far, one step's at most; 0 when
-        the step has enough, when the rounds are used up, or without ``dynamic_sampling``.
+        As many as make up for the missing ones at the share of informative groups so far, one
+        step's at most; 0 when the step has enough, when the rounds are used up, or without
+        ``dynamic_sampling``.
     """
     if rl.dynamic_sampling is None or rounds >= rl.dynamic_sampling.max_rounds:
         return 0
     found = sum(group.informative for group in score_groups(judged, rl))
     missing = max(0, rl.prompts_per_step - found)
-    return min(rl.prompts_per_step, math.ceil(missing * len(judged) / found)) if found else rl.prompts_per_step
+    return (
+        min(rl.prompts_per_step, math.ceil(missing * len(judged) / found))
+        if found
+        else rl.prompts_per_step
+    )
 
 
-def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[LearnerBatch, dict[str, Any]]:
+def build_batch(
+    judged: Sequence[JudgedGroup], config: RunConfig
+) -> tuple[LearnerBatch, dict[str, Any]]:
     """From verdicts to what the learners train on.
 
-    Under ``dynamic_sampling`` the first ``prompts_per_step`` informative groups make the step, and the others count in
-    the metrics alone: the reward stays that of every prompt that was asked for. Samples without advantage are left out
-    unless a KL term needs them.
+    Under ``dynamic_sampling`` the first ``prompts_per_step`` informative groups make the step, and
+    the others count in the metrics alone: the reward stays that of every prompt that was asked for.
+    Samples without advantage are left out unless a KL term needs them.
 
     Args:
         judged: the groups of the step, in the order in which they were asked for.
@@ -118,7 +133,11 @@ def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[Learn
         chosen = [group for group in scored if group.informative][: rl.prompts_per_step]
     shaped = [_shaped_rewards(group, config) for group in chosen]
     if rl.zero_variance_groups == "drop":
-        used = [(g, rewards) for g, rewards in zip(chosen, shaped, strict=True) if rewards_differ(rewards)]
+        used = [
+            (g, rewards)
+            for g, rewards in zip(chosen, shaped, strict=True)
+            if rewards_differ(rewards)
+        ]
     else:
         used = list(zip(chosen, shaped, strict=True))
     advantages = _advantages([rewards for _, rewards in used], rl)
@@ -145,7 +164,9 @@ def build_batch(judged: Sequence[JudgedGroup], config: RunConfig) -> tuple[Learn
         metrics["trained_groups"] = len(chosen)
     if rl.shaping.on:
         metrics["shaped_reward"] = _mean([reward for rewards in shaped for reward in rewards])
-        metrics["shaping"] = metrics["shaped_reward"] - _mean([r for group in chosen for r in group.rewards])
+        metrics["shaping"] = metrics["shaped_reward"] - _mean(
+            [r for group in chosen for r in group.rewards]
+        )
     return batch, metrics
 
 
@@ -157,14 +178,18 @@ def _shaped_rewards(group: ScoredGroup, config: RunConfig) -> list[float]:
         - length_penalty(len(sample.tokens), limit, verdict.right, shaping)
         for sample, verdict in zip(group.samples, group.verdicts, strict=True)
     ]
-    return rewards if config.rl.wrong_groups == "shaped" else learned_rewards(rewards, group.outcomes)
+    return (
+        rewards if config.rl.wrong_groups == "shaped" else learned_rewards(rewards, group.outcomes)
+    )
 
 
 def _advantages(groups: list[list[float]], rl: RLConfig) -> list[list[float]]:
     if ":" in rl.advantage:
         found = load_object(rl.advantage, "rl.advantage")(groups)
         if [len(values) for values in found] != [len(rewards) for rewards in groups]:
-            raise ConfigError(f"rl.advantage: {rl.advantage} must give every group as many advantages as rewards")
+            raise ConfigError(
+                f"rl.advantage: {rl.advantage} must give every group as many advantages as rewards"
+            )
         return [[float(value) for value in values] for values in found]
     return step_advantages(groups, rl.advantage, rl.advantage_std, rl.advantage_epsilon)
 
@@ -175,12 +200,20 @@ def _metrics(judged: Sequence[JudgedGroup], scored: Sequence[ScoredGroup]) -> di
         "reward": _mean([verdict.reward for verdict in verdicts]),
         "accuracy": _mean([verdict.right for verdict in verdicts]),
         "format_rate": _mean([verdict.format_right for verdict in verdicts]),
-        **(_trace_metrics(verdicts) if any(verdict.trace_valid is not None for verdict in verdicts) else {}),
+        **(
+            _trace_metrics(verdicts)
+            if any(verdict.trace_valid is not None for verdict in verdicts)
+            else {}
+        ),
         "truncated_rate": _mean([verdict.truncated for verdict in verdicts]),
         "informative_share": _mean([group.informative for group in scored]),
-        "response_tokens_mean": _mean([len(sample.tokens) for group, _ in judged for sample in group.samples]),
+        "response_tokens_mean": _mean(
+            [len(sample.tokens) for group, _ in judged for sample in group.samples]
+        ),
         "groups": len(scored),
-        "data_failures": sum(isinstance(verdict, DataFailure) for _, outcome in judged for verdict in outcome),
+        "data_failures": sum(
+            isinstance(verdict, DataFailure) for _, outcome in judged for verdict in outcome
+        ),
     }
 
 

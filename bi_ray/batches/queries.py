@@ -8,18 +8,23 @@ from functools import lru_cache
 
 
 def step_prompts(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
-    """Indices of the queries of ``step`` (1-based), from an endless stream of shuffled passes over all problems.
+    """Indices of the queries of ``step`` (1-based), from an endless stream of shuffled passes over
+    all problems.
 
-    No query comes twice before all came once; a step that reaches the end of a pass goes on with the next one.
+    No query comes twice before all came once; a step that reaches the end of a pass goes on with
+    the next one.
     """
     first = (step - 1) * prompts_per_step
     return [_position(problems, place, seed) for place in range(first, first + prompts_per_step)]
 
 
-def refill_prompts(problems: int, asked: Sequence[int], count: int, step: int, seed: int) -> list[int]:
+def refill_prompts(
+    problems: int, asked: Sequence[int], count: int, step: int, seed: int
+) -> list[int]:
     """``count`` more queries for ``step`` (see ``groups.refill``), or as many as are left.
 
-    They come from a shuffle of their own, so that the stream of ``step_prompts`` is the same whatever was refilled.
+    They come from a shuffle of their own, so that the stream of ``step_prompts`` is the same
+    whatever was refilled.
 
     Args:
         problems: how many there are.

@@ -22,8 +22,8 @@ class SamplingConfig:
         temperature: 0 is greedy decoding.
         top_p: of the probability that is drawn from.
         max_tokens: length at which a response is cut off.
-        stop: strings that end a response. They stay in its text and in its tokens, as with TRL and verl, which decode
-            the tokens: what ends an answer may be part of its format.
+        stop: strings that end a response. They stay in its text and in its tokens, as with TRL and
+            verl, which decode the tokens: what ends an answer may be part of its format.
     """
 
     samples: int = 1
@@ -38,7 +38,8 @@ class GroupRequest:
     """A prompt that wants a group of samples.
 
     Attributes:
-        key: names the group, the same whenever it is asked for again (problem id, with the step in RL).
+        key: names the group, the same whenever it is asked for again (problem id, with the step in
+            RL).
         prompt_tokens: the prompt after the chat template.
         sampling: how to draw.
         seed: sample j is drawn with seed ``seed + j``, whatever else the engine does at that time.
@@ -56,12 +57,13 @@ class Sample:
 
     Attributes:
         tokens: the response, its end token included where there is one.
-        logprobs: log-probability of each token under the distribution that it was drawn from (temperature and top-p
-            applied), same length as ``tokens``.
+        logprobs: log-probability of each token under the distribution that it was drawn from
+            (temperature and top-p applied), same length as ``tokens``.
         text: the response as text, without the end token.
         truncated: whether it ended at the length limit.
         version: the oldest policy that made a part of it.
-        spans: which policy made which tokens, in their order; more than one where weights were swapped in flight.
+        spans: which policy made which tokens, in their order; more than one where weights were
+            swapped in flight.
     """
 
     tokens: list[int]
@@ -91,7 +93,11 @@ def rl_sampling(config: RunConfig, samples: int | None = None) -> SamplingConfig
     """How RL draws a group of so many samples, by default ``rl.samples_per_prompt``."""
     rl, model = config.rl, config.model
     return SamplingConfig(
-        samples or rl.samples_per_prompt, rl.temperature, rl.top_p, model.max_response_tokens, model.stop
+        samples or rl.samples_per_prompt,
+        rl.temperature,
+        rl.top_p,
+        model.max_response_tokens,
+        model.stop,
     )
 
 
@@ -99,7 +105,8 @@ def version_metrics(samples: Sequence[Sample], step: int) -> dict[str, float]:
     """How old the policies were that made the batch of ``step``, in versions.
 
     Returns:
-        staleness_mean: over tokens, of the versions between the one that made it and the one that learns from it.
+        staleness_mean: over tokens, of the versions between the one that made it and the one that
+            learns from it.
         staleness_max: of any token.
         mixed_version_share: of samples that more than one version made.
     """
@@ -113,5 +120,6 @@ def version_metrics(samples: Sequence[Sample], step: int) -> dict[str, float]:
     return {
         "staleness_mean": sum(age * count for age, count in ages) / max(1, tokens),
         "staleness_max": max((age for age, _ in ages), default=0),
-        "mixed_version_share": sum(len(sample.spans) > 1 for sample in samples) / max(1, len(samples)),
+        "mixed_version_share": sum(len(sample.spans) > 1 for sample in samples)
+        / max(1, len(samples)),
     }

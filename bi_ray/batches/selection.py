@@ -1,7 +1,9 @@
-"""Which queries RL trains on: rejection by the SFT policy's own rollouts (Fig. 11 of arXiv:2505.18917).
+"""Which queries RL trains on: rejection by the SFT policy's own rollouts (Fig. 11 of
+arXiv:2505.18917).
 
-A query that the policy never or always answers right has no advantages, so nothing to teach at the start; it is left
-out once, before RL. This is done offline: as RL goes on, queries that were rejected might have become informative.
+A query that the policy never or always answers right has no advantages, so nothing to teach at the
+start; it is left out once, before RL. This is done offline: as RL goes on, queries that were
+rejected might have become informative.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class QueryRow:
     kept: bool
 
 
-def reject(groups: Iterable[tuple[str, Sequence[bool]]], config: QueryFilterConfig) -> list[QueryRow]:
+def reject(
+    groups: Iterable[tuple[str, Sequence[bool]]], config: QueryFilterConfig
+) -> list[QueryRow]:
     """Sort queries by their samples.
 
     Args:
@@ -42,8 +46,9 @@ def reject(groups: Iterable[tuple[str, Sequence[bool]]], config: QueryFilterConf
         config: how many have to be.
 
     Returns:
-        A row per query. One with fewer samples than asked for, after failures, is kept where the counts are in the
-        range all the same, and the upper end of the range is taken down by as many.
+        A row per query. One with fewer samples than asked for, after failures, is kept where the
+        counts are in the range all the same, and the upper end of the range is taken down by as
+        many.
     """
     rows = []
     for name, right in groups:
@@ -53,7 +58,9 @@ def reject(groups: Iterable[tuple[str, Sequence[bool]]], config: QueryFilterConf
     return rows
 
 
-def describe_selection(rows: Sequence[QueryRow], asked: int, config: QueryFilterConfig) -> dict[str, Any]:
+def describe_selection(
+    rows: Sequence[QueryRow], asked: int, config: QueryFilterConfig
+) -> dict[str, Any]:
     """Counts for the log and the manifest, the histogram of right samples among them.
 
     Args:

@@ -8,15 +8,16 @@ from bi_ray.config import ShapingConfig
 def overlong_penalty(tokens: int, max_tokens: int, config: ShapingConfig) -> float:
     """DAPO's soft overlong punishment (Eq. 13 of arXiv:2503.14476), not negative.
 
-    0 up to the buffer of ``overlong_buffer_share`` * ``max_tokens`` before the limit, then linear, and
-    ``overlong_penalty`` at the limit.
+    0 up to the buffer of ``overlong_buffer_share`` * ``max_tokens`` before the limit, then linear,
+    and ``overlong_penalty`` at the limit.
     """
     buffer = config.overlong_buffer_share * max_tokens
     return config.overlong_penalty * min(1.0, max(0.0, tokens - (max_tokens - buffer)) / buffer)
 
 
 def length_penalty(tokens: int, max_tokens: int, right: bool, config: ShapingConfig) -> float:
-    """``length_penalty`` times the share of the limit that a right response took; 0 for a wrong one.
+    """``length_penalty`` times the share of the limit that a right response took; 0 for a wrong
+    one.
 
     Only right ones: a policy that is wrong should not learn to be short.
     """

@@ -38,7 +38,9 @@ _SHOWN_REJECTS = 10  # the rest is in the file
 _MOST_BYTES_OF_A_ROW = 2**24
 _ROWS_PER_UPDATE = 200  # of the bar
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file of the experiment, for example configs/quickstart.yaml")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="YAML file of the experiment, for example configs/quickstart.yaml")
+]
 Out = Annotated[Path, typer.Option(help="Directory to make: data files, manifest.json, README.md")]
 AsFormat = Annotated[
     Format,
@@ -50,7 +52,9 @@ AsFormat = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad row")]
 TaskFile = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file that names the task; not needed for what `bi-ray` made"),
+    typer.Option(
+        "--config", help="YAML file that names the task; not needed for what `bi-ray` made"
+    ),
 ]
 
 
@@ -58,11 +62,17 @@ def data(
     config_file: ConfigFile,
     out: Out,
     set_name: Annotated[str, typer.Option("--set", help="Which set of problems")] = "sft",
-    problems: Annotated[int | None, typer.Option(min=1, help="How many [default: what the configuration says]")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="How many make problems; the files do not depend on it")] = 1,
+    problems: Annotated[
+        int | None, typer.Option(min=1, help="How many [default: what the configuration says]")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="How many make problems; the files do not depend on it")
+    ] = 1,
     export: AsFormat = "arrow",
 ) -> None:
-    """Make a set of problems, no two alike. Killed, the same command goes on; memory does not grow with the set."""
+    """Make a set of problems, no two alike. Killed, the same command goes on; memory does not grow
+    with the set.
+    """
     from bi_ray.api import problems_of
     from bi_ray.data.sets import write_set
 
@@ -82,26 +92,39 @@ def data(
 
 
 def inject(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A .jsonl or .parquet file, or a set's directory")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="A .jsonl or .parquet file, or a set's directory"),
+    ],
     out: Out,
     recipe: Annotated[
-        str | None, typer.Option(help="vanilla, bridge, pp_aug, rc_aug, filler, one behavior, or an arm of --config")
+        str | None,
+        typer.Option(
+            help="vanilla, bridge, pp_aug, rc_aug, filler, one behavior, or an arm of --config"
+        ),
     ] = None,
     behavior: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[:PROBABILITY]", help="Instead: behaviors one by one, or package.module:Class; repeatable"
+            metavar="NAME[:PROBABILITY]",
+            help="Instead: behaviors one by one, or package.module:Class; repeatable",
         ),
     ] = None,
     config_file: TaskFile = None,
     extract_config: Annotated[
-        Path | None, typer.Option(help="YAML file of the language model that finds graphs in free text")
+        Path | None,
+        typer.Option(help="YAML file of the language model that finds graphs in free text"),
     ] = None,
-    extract_cache: Annotated[Path, typer.Option(help="Where its answers are kept")] = Path("extract-cache"),
+    extract_cache: Annotated[Path, typer.Option(help="Where its answers are kept")] = Path(
+        "extract-cache"
+    ),
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Directory of one; filler and token budgets are counted with it")
+        Path | None,
+        typer.Option(help="Directory of one; filler and token budgets are counted with it"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="What is injected into a row depends on it and the row's id")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="What is injected into a row depends on it and the row's id")
+    ] = 0,
     strict: Strict = False,
     processes: Annotated[
         int,
@@ -125,7 +148,9 @@ def inject(
 
             options = load_config(extract_config, ExtractConfig)
             about["extraction"] = options.model_dump(include={"model", "temperature"})
-            extractor = llm_extractor(options, extract_cache, lambda done, total: show(0, f"read {done} of {total}"))
+            extractor = llm_extractor(
+                options, extract_cache, lambda done, total: show(0, f"read {done} of {total}")
+            )
             task = task_of(run) if run else None
             prompt = task.system_prompt if task else FreeTextTask.system_prompt
         else:
@@ -136,20 +161,29 @@ def inject(
         rows = inject_rows(read, task, wanted, seed, rejects, extractor, count_tokens, processes)
         with _written_to(out):
             manifest = write_injected(rows, rejects, source, out, prompt, run, about, export, show)
-    rates = ", ".join(f"{n:.2f} {name}" for name, n in manifest.get("behaviors_per_row", {}).items())
+    rates = ", ".join(
+        f"{n:.2f} {name}" for name, n in manifest.get("behaviors_per_row", {}).items()
+    )
     _say(f"{out}: {manifest['problems']:,} demonstrations with {rates or 'no behaviors'} each")
     _tell(rejects, out / REJECTS)
 
 
 def check(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Responses: .jsonl, .parquet, or a set's directory")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Responses: .jsonl, .parquet, or a set's directory"),
+    ],
     config_file: TaskFile = None,
-    out: Annotated[Path | None, typer.Option(help="Where verdicts go [default: FILE.verdicts.jsonl]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where verdicts go [default: FILE.verdicts.jsonl]")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 where a row is wrong or cannot be graded")
     ] = False,
 ) -> None:
-    """Grade responses, a model's or demonstrations: right answer, valid trace, first bad line with its reason."""
+    """Grade responses, a model's or demonstrations: right answer, valid trace, first bad line with
+    its reason.
+    """
     from bi_ray.api import task_of
     from bi_ray.verification.grading import Grade, Tally, grade_rows
 
@@ -162,9 +196,15 @@ def check(
     with _written_to(out):
         _refuse_foreign_rows(out, Grade, "verdicts")
         _refuse_foreign_rows(left_out, Reject, "rejected rows")
-    tally, rejects, faults = Tally(), Rejects(), Table("row", "line of it", "what is wrong", box=None)
+    tally, rejects, faults = (
+        Tally(),
+        Rejects(),
+        Table("row", "line of it", "what is wrong", box=None),
+    )
     with _written_to(out), _whole_file(out) as file, _bar("responses", None) as show:
-        for place, grade in grade_rows(rows_of(source, rejects), task, rejects, run.verifier if run else None):
+        for place, grade in grade_rows(
+            rows_of(source, rejects), task, rejects, run.verifier if run else None
+        ):
             tally.add(grade)
             show(tally.rows)
             file.write(json.dumps(asdict(place) | grade.as_json(), ensure_ascii=False) + "\n")
@@ -186,13 +226,23 @@ def check(
 
 
 def show(
-    source: Annotated[Path, typer.Argument(help="A configuration, or a file or directory of problems or responses")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A configuration, or a file or directory of problems or responses"),
+    ],
     arm: Annotated[
-        str | None, typer.Option(help="Of a configuration: whose recipe to inject [default: bridge, or the first]")
+        str | None,
+        typer.Option(
+            help="Of a configuration: whose recipe to inject [default: bridge, or the first]"
+        ),
     ] = None,
-    set_name: Annotated[str, typer.Option("--set", help="Of a configuration: which set of problems")] = "sft",
+    set_name: Annotated[
+        str, typer.Option("--set", help="Of a configuration: which set of problems")
+    ] = "sft",
     index: Annotated[int, typer.Option(min=0, help="Which problem, from 0")] = 0,
-    row_id: Annotated[str | None, typer.Option("--id", help="Of a file or directory: the row with this id")] = None,
+    row_id: Annotated[
+        str | None, typer.Option("--id", help="Of a file or directory: the row with this id")
+    ] = None,
 ) -> None:
     """Print one problem and its demonstration, injected behaviors in color."""
     if source.suffix in (".yaml", ".yml"):
@@ -211,7 +261,9 @@ def show(
         parts = [Text(row["question"]), Text(f"Answer: {row.get('answer')}")]
     elif not shown:
         parts.append(Text("(no behavior in this one; try another --index)"))
-    console.print(*(item for part in parts if part for item in (part, "")), sep="\n", soft_wrap=True)
+    console.print(
+        *(item for part in parts if part for item in (part, "")), sep="\n", soft_wrap=True
+    )
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -256,11 +308,20 @@ def _found_row(source: Path, index: int, row_id: str | None) -> dict[str, Any]:
         if row_id is None or row_id in (fields.id, f"row-{place.line}"):
             spans = row.get("spans") if fields.response == row.get("response") else None
             _require_spans(spans, fields.response or "", place)
-            return {"question": fields.question, "answer": fields.answer, "response": fields.response, "spans": spans}
+            return {
+                "question": fields.question,
+                "answer": fields.answer,
+                "response": fields.response,
+                "spans": spans,
+            }
     left_out = source / REJECTS
     if left_out.is_file():  # when the set was made
         rejects.rows += _read_rejects(left_out)
-    asked_for = f"row {index} (its {rows:,} rows count from 0)" if row_id is None else f"row with the id {row_id}"
+    asked_for = (
+        f"row {index} (its {rows:,} rows count from 0)"
+        if row_id is None
+        else f"row with the id {row_id}"
+    )
     if not rows:
         raise DataError(rejects.explain(source, "there is nothing to show"))
     raise DataError("\n".join([f"{source} has no {asked_for}", *rejects.summary()]))
@@ -276,11 +337,15 @@ def _require_spans(spans: Any, response: str, place: Place) -> None:
         whole = isinstance(span, dict) and isinstance(span.get("behavior"), str)
         ends = [span.get("start"), span.get("end")] if whole else [None]
         if not all(isinstance(end, int) and 0 <= end <= len(response) for end in ends):
-            raise DataError(f"{place}: spans has to be a list of start, end and behavior within the response")
+            raise DataError(
+                f"{place}: spans has to be a list of start, end and behavior within the response"
+            )
 
 
 def _refuse_foreign_rows(file: Path, kind: type[Any], what: str) -> None:
-    """Raises ConfigError where a file of rows is to replace one that does not begin with a row of that kind."""
+    """Raises ConfigError where a file of rows is to replace one that does not begin with a row of
+    that kind.
+    """
     if not file.is_file():
         return
     with open(file, "rb") as content:
@@ -335,7 +400,9 @@ def _written_to(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written: {in_words(error)}; choose another --out") from error
+        raise ConfigError(
+            f"--out {out} cannot be written: {in_words(error)}; choose another --out"
+        ) from error
 
 
 @contextmanager

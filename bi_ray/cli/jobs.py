@@ -1,4 +1,6 @@
-"""The commands about a cluster: submit a run as a Ray job, look after jobs, scale a run, see how far one is."""
+"""The commands about a cluster: submit a run as a Ray job, look after jobs, scale a run, see how
+far one is.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from bi_ray.runs.mirror import RunPlace
 from bi_ray.runs.status import describe_status, lock_holder
 
 console = Console()
-jobs_app = typer.Typer(help="Jobs on a Ray cluster: logs, status, stop, list.", no_args_is_help=True)
+jobs_app = typer.Typer(
+    help="Jobs on a Ray cluster: logs, status, stop, list.", no_args_is_help=True
+)
 DETACHED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -32,35 +36,53 @@ class AuthMode(StrEnum):
 
 
 RunText = Annotated[
-    str, typer.Option("--run", help="Run directory, a path or a URI; the same command goes on where it stopped")
+    str,
+    typer.Option(
+        "--run", help="Run directory, a path or a URI; the same command goes on where it stopped"
+    ),
 ]
 Local = Annotated[
     Path | None,
-    typer.Option(envvar="BI_RAY_LOCAL", help="Where the working copy of a URI is kept; every node has to see it"),
+    typer.Option(
+        envvar="BI_RAY_LOCAL",
+        help="Where the working copy of a URI is kept; every node has to see it",
+    ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option(help="Job server of the head node; RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else http://127.0.0.1:8265"),
+    typer.Option(
+        help="Job server of the head node; RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else http://127.0.0.1:8265"
+    ),
 ]
 Auth = Annotated[
     AuthMode | None,
-    typer.Option("--auth-mode", help="As the cluster was started; without it, RAY_AUTH_MODE decides"),
+    typer.Option(
+        "--auth-mode", help="As the cluster was started; without it, RAY_AUTH_MODE decides"
+    ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` printed")]
 
 
 def submit(
-    config_file: Annotated[Path, typer.Argument(help="YAML file of the experiment, inside the working directory")],
+    config_file: Annotated[
+        Path, typer.Argument(help="YAML file of the experiment, inside the working directory")
+    ],
     run: RunText,
     address: Address = None,
     auth_mode: Auth = None,
     from_stage: Annotated[str | None, typer.Option("--from", help="As in `bi-ray run`")] = None,
     local: Local = None,
-    working_dir: Annotated[Path, typer.Option(help="What the job gets a copy of: the code and the model")] = Path("."),
-    job_id: Annotated[str | None, typer.Option(help="A name for the job; Ray chooses one otherwise")] = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="What the job gets a copy of: the code and the model")
+    ] = Path("."),
+    job_id: Annotated[
+        str | None, typer.Option(help="A name for the job; Ray chooses one otherwise")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log")] = False,
 ) -> None:
-    """Run `bi-ray run` as a job on a Ray cluster, and follow its log to the end. Submit again to go on."""
+    """Run `bi-ray run` as a job on a Ray cluster, and follow its log to the end. Submit again to go
+    on.
+    """
     command = job_command(config_file, run, from_stage, local, working_dir)
     jobs = _jobs(address, auth_mode)
     job = jobs.submit(command, working_dir.absolute(), job_id)
@@ -77,9 +99,10 @@ def job_command(
     """The command of a job, after a look at what could not work there.
 
     Raises:
-        ConfigError: the configuration is faulty, or it or its model is not inside the working directory.
-        RunError: the run directory is relative: the job's copy of the working directory is thrown away. Or it is a URI
-            with credentials. Or it is here too, and is not a run directory.
+        ConfigError: the configuration is faulty, or it or its model is not inside the working
+            directory.
+        RunError: the run directory is relative: the job's copy of the working directory is thrown
+            away. Or it is a URI with credentials. Or it is here too, and is not a run directory.
     """
     if credentials_of(run):
         raise RunError(
@@ -88,9 +111,13 @@ def job_command(
         )
     config, root = load_config(config_file, RunConfig), working_dir.resolve()
     if not config_file.resolve().is_relative_to(root):
-        raise ConfigError(f"{config_file} is not inside {root}: the job sees a copy of that; see --working-dir")
+        raise ConfigError(
+            f"{config_file} is not inside {root}: the job sees a copy of that; see --working-dir"
+        )
     model = Path(config.model.path)
-    if not model.is_absolute() and not ((root / model).resolve().is_relative_to(root) and (root / model).is_dir()):
+    if not model.is_absolute() and not (
+        (root / model).resolve().is_relative_to(root) and (root / model).is_dir()
+    ):
         raise ConfigError(
             f"model.path: no {model} inside {root}, of which the job gets a copy; put it there, or give an absolute "
             "path that every node sees"
@@ -148,13 +175,17 @@ def list_jobs(
 ) -> None:
     """Print every job of the cluster, the oldest first."""
     for details in _jobs(address, auth_mode).all():
-        _say(f"{details.submission_id}  {details.status:<9}  {hide_credentials(details.entrypoint)}")
+        _say(
+            f"{details.submission_id}  {details.status:<9}  {hide_credentials(details.entrypoint)}"
+        )
 
 
 def scale(
     run: RunText,
     workers: Annotated[int, typer.Option(min=1, help="How many rollout workers from now on")],
-    address: Annotated[str | None, typer.Option(help="Ray's own address, HOST:6379; without it, the run's")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray's own address, HOST:6379; without it, the run's")
+    ] = None,
     auth_mode: Auth = None,
     local: Local = None,
 ) -> None:
@@ -164,7 +195,9 @@ def scale(
 
     place = RunPlace.of(run, local)
     if address is None and place.path.exists() and lock_holder(place.path) is None:
-        raise RunError(f"no run is going on in {place.name}; start it, or give the --address of the cluster it is on")
+        raise RunError(
+            f"no run is going on in {place.name}; start it, or give the --address of the cluster it is on"
+        )
     status = scale_driver(place.directory(), workers, address)
     states = ", ".join(f"{row['worker']} {row['state']}" for row in status["workers"])
     _say(f"{workers} rollout workers from now on; they are: {states}")
@@ -215,7 +248,11 @@ def _next_steps(job: str, address: str | None) -> str:
     where = f" --address {address}" if address else ""
     return "\n".join(
         f"  {what:<13} bi-ray job {verb} {job}{where}"
-        for what, verb in (("follow it:", "logs"), ("ask after it:", "status"), ("stop it:", "stop"))
+        for what, verb in (
+            ("follow it:", "logs"),
+            ("ask after it:", "status"),
+            ("stop it:", "stop"),
+        )
     )
 
 

@@ -1,4 +1,6 @@
-"""The front door. Imports the cluster inside its commands only, so that `--help` and `show` start at once."""
+"""The front door. Imports the cluster inside its commands only, so that `--help` and `show` start
+at once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from bi_ray.cli.data import add_commands as add_data_commands
 from bi_ray.cli.jobs import Local, RunText
 from bi_ray.cli.jobs import add_commands as add_job_commands
 from bi_ray.cli.plan import add_commands as add_plan_commands
-from bi_ray.config import RUN_CONFIG_FILE, ConfigError, PretrainConfig, RunConfig, SeedsConfig, load_config
+from bi_ray.config import (
+    RUN_CONFIG_FILE,
+    ConfigError,
+    PretrainConfig,
+    RunConfig,
+    SeedsConfig,
+    load_config,
+)
 from bi_ray.files.errors import RunError, in_words
 from bi_ray.files.uri import public_name, uri_in
 from bi_ray.runs.mirror import RunPlace
@@ -38,16 +47,22 @@ console = Console()
 
 
 def _refuse_uri(paths: Any) -> Any:
-    """Raises RunError for a URI where a command reads a directory; its message shows no credentials."""
+    """Raises RunError for a URI where a command reads a directory; its message shows no
+    credentials.
+    """
     for path in paths if isinstance(paths, (list, tuple)) else [paths]:
         if uri := uri_in(path):
-            raise RunError(f"{public_name(uri)} is a URI: this command reads a directory, such as its working copy")
+            raise RunError(
+                f"{public_name(uri)} is a URI: this command reads a directory, such as its working copy"
+            )
     return paths
 
 
 Until = Annotated[
     Literal["readiness"] | None,
-    typer.Option(help="Stop there: readiness measures what can be known before RL, and trains no further"),
+    typer.Option(
+        help="Stop there: readiness measures what can be known before RL, and trains no further"
+    ),
 ]
 
 
@@ -56,16 +71,23 @@ def run(
     config_file: ConfigFile,
     run_path: RunText,
     from_stage: Annotated[
-        str | None, typer.Option("--from", help="Forget this stage and all later ones, then go on from there")
+        str | None,
+        typer.Option("--from", help="Forget this stage and all later ones, then go on from there"),
     ] = None,
     until: Until = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration, every default included")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the configuration, every default included")
+    ] = False,
     local: Local = None,
 ) -> None:
-    """Inject, train with SFT and RL, evaluate, and show the table: everything that the run directory lacks yet."""
+    """Inject, train with SFT and RL, evaluate, and show the table: everything that the run
+    directory lacks yet.
+    """
     config = load_config(config_file, RunConfig)
     if dry_run:
-        console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+        console.print(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False
+        )
         return
     place = RunPlace.of(run_path, local)
     _run(config, place, from_stage, until)
@@ -74,7 +96,9 @@ def run(
 
 @app.command()
 def readiness(config_file: ConfigFile, run_path: RunText, local: Local = None) -> None:
-    """Measure the checkpoint at model.path as it is: rollout accuracy and influence. Trains nothing."""
+    """Measure the checkpoint at model.path as it is: rollout accuracy and influence. Trains
+    nothing.
+    """
     from bi_ray.report.readiness import read_readiness, render_readiness
 
     config = load_config(config_file, RunConfig)
@@ -85,18 +109,26 @@ def readiness(config_file: ConfigFile, run_path: RunText, local: Local = None) -
         pipeline.readiness_of_base()
     found = read_readiness(["base"], [place.path], config.evaluation.bootstrap_draws)
     console.print(render_readiness(found["readiness"]))
-    console.print(f"Every measured query: {place.path / 'readiness' / 'base'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Every measured query: {place.path / 'readiness' / 'base'}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()
 def study(
     config_file: ConfigFile,
     run_path: RunText,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; each varies data, training and sampling")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds; each varies data, training and sampling")
+    ] = 3,
     until: Until = None,
     local: Local = None,
 ) -> None:
-    """The same experiment under several seeds, and one table over them. Resumable; finished seeds are kept."""
+    """The same experiment under several seeds, and one table over them. Resumable; finished seeds
+    are kept.
+    """
     config, study_place = load_config(config_file, RunConfig), RunPlace.of(run_path, local)
     study_place.begin()
     runs: list[RunPlace] = []
@@ -112,7 +144,9 @@ def study(
 def pretrain(
     config_file: ConfigFile,
     run_path: RunText = "runs/pretrain",
-    score: Annotated[Path | None, typer.Option(help="Train nothing; score this model on fresh drills")] = None,
+    score: Annotated[
+        Path | None, typer.Option(help="Train nothing; score this model on fresh drills")
+    ] = None,
 ) -> None:
     """Make a tiny base model and score it; resumable, and able to run in the background for hours."""
     from bi_ray.pretraining.pretrain import pretrain as train
@@ -125,7 +159,10 @@ def pretrain(
         _show_scores(score_drills(score, config))
         return
     display = Display(console)
-    with RunDirectory(run_path) as directory, display.task(f"pre-training {config.name}", config.steps):
+    with (
+        RunDirectory(run_path) as directory,
+        display.task(f"pre-training {config.name}", config.steps),
+    ):
         for row in train(config, directory.path):
             display.set(row["step"], config.steps, figures_of(row))
     model = directory.path / "checkpoint" / "model"
@@ -135,7 +172,9 @@ def pretrain(
 
 def _show_scores(scores: dict[str, DrillScore]) -> None:
     for name, score in scores.items():
-        line = f"{name}: {score.exact:.1%} of fresh drills exact, {score.tokens:.2%} of their tokens"
+        line = (
+            f"{name}: {score.exact:.1%} of fresh drills exact, {score.tokens:.2%} of their tokens"
+        )
         console.print(line, highlight=False)
 
 
@@ -143,13 +182,21 @@ def _show_scores(scores: dict[str, DrillScore]) -> None:
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run directories or studies; several are compared on one page", callback=_refuse_uri),
+        typer.Argument(
+            help="Run directories or studies; several are compared on one page",
+            callback=_refuse_uri,
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The page to write [default: RUN/report/report.html; several: comparison.html]")
+        Path | None,
+        typer.Option(
+            help="The page to write [default: RUN/report/report.html; several: comparison.html]"
+        ),
     ] = None,
 ) -> None:
-    """Write the report of a run or study again from its files, finished or not, or compare several on one page."""
+    """Write the report of a run or study again from its files, finished or not, or compare several
+    on one page.
+    """
     from bi_ray.report.summary import write_report
 
     console.print(str(write_report(runs, out)), highlight=False, markup=False, soft_wrap=True)
@@ -158,32 +205,50 @@ def report(
 @app.command()
 def serve(
     run_path: Annotated[
-        Path, typer.Argument(help="Run directory, finished or still at work", metavar="RUN", callback=_refuse_uri)
+        Path,
+        typer.Argument(
+            help="Run directory, finished or still at work", metavar="RUN", callback=_refuse_uri
+        ),
     ],
     models: Annotated[
         list[str] | None,
-        typer.Option("--models", help="Only these, for example bridge-rl; repeatable, or with commas between them"),
+        typer.Option(
+            "--models",
+            help="Only these, for example bridge-rl; repeatable, or with commas between them",
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; others than loopback need an API key")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than loopback need an API key")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="API key that clients must send (repeatable; also read from BI_RAY_API_KEYS=key,key)"),
+        typer.Option(
+            help="API key that clients must send (repeatable; also read from BI_RAY_API_KEYS=key,key)"
+        ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File with one API key per line; no other user may be able to read it")
+        Path | None,
+        typer.Option(help="File with one API key per line; no other user may be able to read it"),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Host name that requests may use besides localhost (repeatable)")
+        list[str] | None,
+        typer.Option(help="Host name that requests may use besides localhost (repeatable)"),
     ] = None,
     allowed_origin: Annotated[
-        list[str] | None, typer.Option(help="Web page origin that may send requests from a browser (repeatable)")
+        list[str] | None,
+        typer.Option(help="Web page origin that may send requests from a browser (repeatable)"),
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Take the newest version of each policy while training goes on")
+        bool,
+        typer.Option(
+            "--follow/--no-follow",
+            help="Take the newest version of each policy while training goes on",
+        ),
     ] = True,
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to serve on, HOST:PORT; else RAY_ADDRESS, else a local one")
+        str | None,
+        typer.Option(help="Ray cluster to serve on, HOST:PORT; else RAY_ADDRESS, else a local one"),
     ] = None,
 ) -> None:
     """Serve the policies of a run with an OpenAI-compatible interface, until Ctrl-C."""
@@ -229,7 +294,8 @@ def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None)
     with _stopped_by_sigterm(), place.directory() as directory:
         if from_stage:
             directory.forget_from(STAGES, from_stage)
-        keep_config(config, directory.path, replace=False)  # a report can be asked for while the run goes on
+        # a report can be asked for while the run goes on
+        keep_config(config, directory.path, replace=False)
         yield Pipeline(config, directory, Display(console))
         keep_config(config, directory.path, replace=True)  # no stage refused it
         place.publish_file(RUN_CONFIG_FILE)
@@ -242,11 +308,16 @@ def _run(config: RunConfig, place: RunPlace, from_stage: str | None, until: str 
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM, by which a job is stopped, ends the block as an error does: locks are released, actors closed."""
+    """SIGTERM, by which a job is stopped, ends the block as an error does: locks are released,
+    actors closed.
+    """
 
     def stop(number: int, _: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the closing is not to be broken off by a second one
-        console.print("stopped by SIGTERM; the same command goes on from the last finished stage or checkpoint")
+        # the closing is not to be broken off by a second one
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        console.print(
+            "stopped by SIGTERM; the same command goes on from the last finished stage or checkpoint"
+        )
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -279,7 +350,9 @@ def main() -> None:
         if not _is_known(error):
             raise
         message = _message(error)
-        console.print(Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True)
+        console.print(
+            Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True
+        )
         sys.exit(2)
 
 
@@ -291,7 +364,9 @@ def _message(error: Exception) -> str:
 
 
 def _is_known(error: Any) -> bool:
-    """Errors that say what to change, and those of the file system (no space, no right, no such folder)."""
+    """Errors that say what to change, and those of the file system (no space, no right, no such
+    folder).
+    """
     if isinstance(error, OSError) and error.strerror:
         return True
     return type(error).__module__.partition(".")[0] in ("bi_ray", "actors", "serve")

@@ -22,7 +22,8 @@ console = Console()
 HardwareName = Annotated[
     str | None,
     typer.Option(
-        "--hardware", help="cpu, a100, h100, h200, or a JSON file; without it h100 where learners have GPUs, else cpu"
+        "--hardware",
+        help="cpu, a100, h100, h200, or a JSON file; without it h100 where learners have GPUs, else cpu",
     ),
 ]
 
@@ -34,28 +35,47 @@ def plan(
     ] = None,
     hardware: HardwareName = None,
     nodes: Annotated[
-        int | None, typer.Option(min=1, help="How many there are; without it as many as the run needs")
+        int | None,
+        typer.Option(min=1, help="How many there are; without it as many as the run needs"),
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of a node, where they are not 8")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of a node, where they are not 8")
+    ] = None,
     measured: Annotated[
-        bool, typer.Option("--measure", help="Time this machine's matrix products and memory first; for CPUs")
+        bool,
+        typer.Option(
+            "--measure", help="Time this machine's matrix products and memory first; for CPUs"
+        ),
     ] = False,
-    prompt_tokens: Annotated[float | None, typer.Option(help="Mean length; without it the longest")] = None,
-    response_tokens: Annotated[float | None, typer.Option(help="Mean length; without it the longest")] = None,
-    informative_share: Annotated[float, typer.Option(help="Share of the groups that the learners see")] = 1.0,
+    prompt_tokens: Annotated[
+        float | None, typer.Option(help="Mean length; without it the longest")
+    ] = None,
+    response_tokens: Annotated[
+        float | None, typer.Option(help="Mean length; without it the longest")
+    ] = None,
+    informative_share: Annotated[
+        float, typer.Option(help="Share of the groups that the learners see")
+    ] = 1.0,
     training_mfu: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Share of the peak in training passes")
     ] = None,
-    prefill_mfu: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the peak in engines")] = None,
+    prefill_mfu: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Share of the peak in engines")
+    ] = None,
     decode_bandwidth_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of the memory bandwidth in decoding")
+        float | None,
+        typer.Option(min=0.01, max=1, help="Share of the memory bandwidth in decoding"),
     ] = None,
     network_share: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of links and network in collectives")
+        float | None,
+        typer.Option(min=0.01, max=1, help="Share of links and network in collectives"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: bytes, FLOP and seconds")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="For machines: bytes, FLOP and seconds")
+    ] = False,
 ) -> None:
-    """Plan an RL step on paper: memory, traffic and time per phase, and which option to change where it does not fit.
+    """Plan an RL step on paper: memory, traffic and time per phase, and which option to change
+    where it does not fit.
 
     Needs no cluster, no GPU and no weights: a run of a 70 B model can be planned on a laptop.
     """
@@ -71,8 +91,12 @@ def plan(
         "decode_bandwidth_share": decode_bandwidth_share,
         "network_share": network_share,
     }
-    machine = machine.model_copy(update={name: value for name, value in given.items() if value is not None})
-    made = make_plan(config, shape, machine, prompt_tokens, response_tokens, informative_share, nodes)
+    machine = machine.model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    made = make_plan(
+        config, shape, machine, prompt_tokens, response_tokens, informative_share, nodes
+    )
     if as_json:
         print(json.dumps(made.as_dict(), indent=1))
         return
@@ -95,7 +119,9 @@ def show(made: Plan, to: Console) -> None:
     to.print(_memory(made))
     engines, learners = map(short, made.sides)
     way = (
-        f"the longer of engines {engines} s, learners {learners} s" if rl.max_staleness else "one phase after the other"
+        f"the longer of engines {engines} s, learners {learners} s"
+        if rl.max_staleness
+        else "one phase after the other"
     )
     rates = f"{short(made.samples_per_s)} samples/s, {short(made.tokens_per_s)} tokens/s"
     _say(to, f"A step takes {short(made.step_s)} s ({way}): {rates}")
@@ -106,7 +132,16 @@ def show(made: Plan, to: Console) -> None:
 
 def _phases(made: Plan) -> Table:
     table = Table(title="Time and traffic of a phase", title_justify="left")
-    for name in ("phase", "seconds", "share", "TFLOP", "memory GB", "network GB", "waits for", "how"):
+    for name in (
+        "phase",
+        "seconds",
+        "share",
+        "TFLOP",
+        "memory GB",
+        "network GB",
+        "waits for",
+        "how",
+    ):
         table.add_column(name, justify="left" if name in ("phase", "waits for", "how") else "right")
     total = sum(phase.seconds for phase in made.phases) + made.job.hardware.step_s
     for phase in made.phases:
@@ -115,14 +150,18 @@ def _phases(made: Plan) -> Table:
         share = f"{phase.seconds / total:.0%}"
         table.add_row(phase.name, short(phase.seconds), share, *shown, phase.limit, phase.detail)
     fixed = made.job.hardware.step_s
-    table.add_row("else", short(fixed), f"{fixed / total:.0%}", "", "", "", "calls", "transport, verification")
+    table.add_row(
+        "else", short(fixed), f"{fixed / total:.0%}", "", "", "", "calls", "transport, verification"
+    )
     return table
 
 
 def _memory(made: Plan) -> Table:
     table = Table(title="Memory", title_justify="left")
     for name in ("of", "GB", "of GB", "fits", "made of (GB)"):
-        table.add_column(name, justify="right" if "GB" in name and name != "made of (GB)" else "left")
+        table.add_column(
+            name, justify="right" if "GB" in name and name != "made of (GB)" else "left"
+        )
     for use in made.memory:
         parts = ", ".join(f"{name} {short(size / 1e9)}" for name, size in use.parts.items() if size)
         verdict = "yes" if use.fits else f"no: over {USABLE:.0%}"

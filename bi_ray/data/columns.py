@@ -1,4 +1,6 @@
-"""The columns of a user's rows that nothing here reads: kept beside a demonstration, each with one type for the set."""
+"""The columns of a user's rows that nothing here reads: kept beside a demonstration, each with one
+type for the set.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,22 @@ from typing import Any
 
 import pyarrow as pa
 
-# What a demonstration has itself, and conversations: these would still hold the response that it replaces.
-OWN = frozenset({"id", "question", "answer", "response", "spans", "graph", "hash", "messages", "prompt", "completion"})
+# What a demonstration has itself, and conversations: these would still hold the response that it
+# replaces.
+OWN = frozenset(
+    {
+        "id",
+        "question",
+        "answer",
+        "response",
+        "spans",
+        "graph",
+        "hash",
+        "messages",
+        "prompt",
+        "completion",
+    }
+)
 _ROWS_PER_TYPE = 1000  # whose values are looked at together
 _MOST_KEYS = 200  # of an object: more are no columns of columns, but data of their own
 
@@ -20,7 +36,8 @@ def extra_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ExtraColumns:
-    """The further columns of a set, with a type for each that all its values have; JSON text where there is none.
+    """The further columns of a set, with a type for each that all its values have; JSON text where
+    there is none.
 
     Args:
         rows: all of them, whole; they are read once, and none is kept.
@@ -40,11 +57,16 @@ class ExtraColumns:
     @property
     def schema(self) -> pa.Schema:
         """Name and type of each, in the order in which they came."""
-        return pa.schema([(name, pa.string() if kind is None else kind) for name, kind in self._types.items()])
+        return pa.schema(
+            [(name, pa.string() if kind is None else kind) for name, kind in self._types.items()]
+        )
 
     def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a row, None where it lacks one."""
-        return {name: _as_text(row.get(name)) if kind is None else row.get(name) for name, kind in self._types.items()}
+        return {
+            name: _as_text(row.get(name)) if kind is None else row.get(name)
+            for name, kind in self._types.items()
+        }
 
     def _look_at(self, columns: Mapping[str, list[Any]]) -> None:
         for name, values in columns.items():
@@ -67,9 +89,15 @@ def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
 def _can_be_saved(kind: pa.DataType) -> bool:
     """Parquet has no struct without fields, which ``{}`` in every row would be."""
     if pa.types.is_struct(kind):
-        return 0 < kind.num_fields <= _MOST_KEYS and all(_can_be_saved(field.type) for field in kind)
+        return 0 < kind.num_fields <= _MOST_KEYS and all(
+            _can_be_saved(field.type) for field in kind
+        )
     return not pa.types.is_list(kind) or _can_be_saved(kind.value_type)
 
 
 def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return (
+        value
+        if value is None or isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )

@@ -1,8 +1,8 @@
 """Sets as other tools read them without glue: columns for TRL and verl, and a card for the hub.
 
-TRL takes conversations: ``messages`` (SFT), ``prompt`` and ``completion`` (SFT with the loss on the response
-alone), ``prompt`` (GRPO, whose reward functions get the further columns). verl's: its documentation, "Prepare Data for
-Post-Training".
+TRL takes conversations: ``messages`` (SFT), ``prompt`` and ``completion`` (SFT with the loss on the
+response alone), ``prompt`` (GRPO, whose reward functions get the further columns). verl's: its
+documentation, "Prepare Data for Post-Training".
 """
 
 from __future__ import annotations
@@ -27,14 +27,29 @@ CARD = "README.md"
 _TEXT = pa.string()
 _MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
 SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("behavior", _TEXT)]))
-PROBLEM_SCHEMA = pa.schema({"id": _TEXT, "question": _TEXT, "answer": _TEXT, "graph": _TEXT, "hash": _TEXT})
+PROBLEM_SCHEMA = pa.schema(
+    {"id": _TEXT, "question": _TEXT, "answer": _TEXT, "graph": _TEXT, "hash": _TEXT}
+)
 DEMONSTRATION_SCHEMA = pa.schema(
-    {"id": _TEXT, "question": _TEXT, "answer": _TEXT, "response": _TEXT, "spans": SPANS, "graph": _TEXT}
+    {
+        "id": _TEXT,
+        "question": _TEXT,
+        "answer": _TEXT,
+        "response": _TEXT,
+        "spans": SPANS,
+        "graph": _TEXT,
+    }
 )
 _PROMPT_SCHEMA = pa.schema({"id": _TEXT, "prompt": _MESSAGES, "answer": _TEXT})
 _MESSAGES_SCHEMA = pa.schema({"id": _TEXT, "messages": _MESSAGES})
 _COMPLETION_SCHEMA = pa.schema({"id": _TEXT, "prompt": _MESSAGES, "completion": _MESSAGES})
-_EXTRA = [("split", _TEXT), ("index", pa.int64()), ("id", _TEXT), ("question", _TEXT), ("graph", _TEXT)]
+_EXTRA = [
+    ("split", _TEXT),
+    ("index", pa.int64()),
+    ("id", _TEXT),
+    ("question", _TEXT),
+    ("graph", _TEXT),
+]
 _VERL_SCHEMA = pa.schema(
     {
         "data_source": _TEXT,
@@ -47,14 +62,18 @@ _VERL_SCHEMA = pa.schema(
 
 
 class Layout(NamedTuple):
-    """How a set is written: the files' format, their columns, and what makes a row of a problem or demonstration."""
+    """How a set is written: the files' format, their columns, and what makes a row of a problem or
+    demonstration.
+    """
 
     file_format: FileFormat
     schema: pa.Schema
     convert: Callable[[Row, int], Row]
 
 
-def layout_of(name: Format, system_prompt: str, source: str, split: str, demonstrations: bool) -> Layout:
+def layout_of(
+    name: Format, system_prompt: str, source: str, split: str, demonstrations: bool
+) -> Layout:
     """The layout of an export.
 
     Args:
@@ -65,7 +84,8 @@ def layout_of(name: Format, system_prompt: str, source: str, split: str, demonst
         demonstrations: whether the rows have responses.
 
     Raises:
-        ConfigError: ``completion`` was asked for, and there are none; or ``verl``, which would lose them.
+        ConfigError: ``completion`` was asked for, and there are none; or ``verl``, which would lose
+            them.
     """
 
     def prompt(row: Row) -> list[dict[str, str]]:
@@ -77,15 +97,23 @@ def layout_of(name: Format, system_prompt: str, source: str, split: str, demonst
 
     if name == "completion":
         if not demonstrations:
-            raise ConfigError("format completion needs responses; problems alone have none: use messages")
+            raise ConfigError(
+                "format completion needs responses; problems alone have none: use messages"
+            )
         return Layout(
             "parquet",
             _COMPLETION_SCHEMA,
-            lambda row, index: {"id": row["id"], "prompt": prompt(row), "completion": response(row)},
+            lambda row, index: {
+                "id": row["id"],
+                "prompt": prompt(row),
+                "completion": response(row),
+            },
         )
     if name == "messages" and demonstrations:
         return Layout(
-            "parquet", _MESSAGES_SCHEMA, lambda row, index: {"id": row["id"], "messages": prompt(row) + response(row)}
+            "parquet",
+            _MESSAGES_SCHEMA,
+            lambda row, index: {"id": row["id"], "messages": prompt(row) + response(row)},
         )
     if name == "messages":
         return Layout(
@@ -95,9 +123,17 @@ def layout_of(name: Format, system_prompt: str, source: str, split: str, demonst
         )
     if name == "verl":
         if demonstrations:
-            raise ConfigError("format verl is for RL and has no responses: use messages, or bi-ray data for verl")
-        return Layout("parquet", _VERL_SCHEMA, lambda row, index: _verl_row(row, index, prompt(row), source, split))
-    return Layout(name, DEMONSTRATION_SCHEMA if demonstrations else PROBLEM_SCHEMA, lambda row, index: row)
+            raise ConfigError(
+                "format verl is for RL and has no responses: use messages, or bi-ray data for verl"
+            )
+        return Layout(
+            "parquet",
+            _VERL_SCHEMA,
+            lambda row, index: _verl_row(row, index, prompt(row), source, split),
+        )
+    return Layout(
+        name, DEMONSTRATION_SCHEMA if demonstrations else PROBLEM_SCHEMA, lambda row, index: row
+    )
 
 
 def with_columns(layout: Layout, extra: ExtraColumns) -> Layout:
@@ -109,7 +145,13 @@ def with_columns(layout: Layout, extra: ExtraColumns) -> Layout:
 
 
 def _verl_row(row: Row, index: int, prompt: list[dict[str, str]], source: str, split: str) -> Row:
-    extra = {"split": split, "index": index, "id": row["id"], "question": row["question"], "graph": row["graph"]}
+    extra = {
+        "split": split,
+        "index": index,
+        "id": row["id"],
+        "question": row["question"],
+        "graph": row["graph"],
+    }
     return {
         "data_source": source,
         "prompt": prompt,
@@ -121,7 +163,12 @@ def _verl_row(row: Row, index: int, prompt: list[dict[str, str]], source: str, s
 
 def split_of(set_name: str) -> str:
     """What the hub calls a set."""
-    return {"val": "validation", "val_ood": "validation", "test_id": "test", "test_ood": "test"}.get(set_name, "train")
+    return {
+        "val": "validation",
+        "val_ood": "validation",
+        "test_id": "test",
+        "test_ood": "test",
+    }.get(set_name, "train")
 
 
 @dataclass(slots=True)
@@ -143,7 +190,9 @@ class Counts:
         self.answers[answer] += 1
 
     def summary(self) -> dict[str, Any]:
-        """How often the answer is zero, what the best constant answer would score, behaviors per row."""
+        """How often the answer is zero, what the best constant answer would score, behaviors per
+        row.
+        """
         constant, times = self.answers.most_common(1)[0] if self.answers else ("", 0)
         rows = max(1, self.rows)
         found: dict[str, Any] = {
@@ -153,17 +202,21 @@ class Counts:
             "best_constant_accuracy": times / rows,
         }
         if self.behaviors:
-            found["behaviors_per_row"] = {name: n / rows for name, n in sorted(self.behaviors.items())}
+            found["behaviors_per_row"] = {
+                name: n / rows for name, n in sorted(self.behaviors.items())
+            }
         return found
 
 
 def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
-    """A README.md as the hub reads it: YAML header, then what the set is, how it was made and what was counted.
+    """A README.md as the hub reads it: YAML header, then what the set is, how it was made and what
+    was counted.
 
     Args:
         directory: of the set.
         layout: of the set.
-        manifest: ``Counts.summary()`` with ``name``, ``split``, ``code_version`` and ``made_from`` (plain JSON data).
+        manifest: ``Counts.summary()`` with ``name``, ``split``, ``code_version`` and ``made_from``
+            (plain JSON data).
     """
     rows = manifest["problems"]
     header = {
@@ -175,7 +228,9 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": manifest["split"], "path": f"data-*.{layout.file_format}"}],
+                "data_files": [
+                    {"split": manifest["split"], "path": f"data-*.{layout.file_format}"}
+                ],
             }
         ],
     }
@@ -185,7 +240,9 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
         f"{manifest['best_constant_accuracy']:.1%} of the rows",
         "answer 0": f"{manifest['zero_answer_share']:.1%} of the rows",
     }
-    counted |= {f"{name} per row": f"{n:.2f}" for name, n in manifest.get("behaviors_per_row", {}).items()}
+    counted |= {
+        f"{name} per row": f"{n:.2f}" for name, n in manifest.get("behaviors_per_row", {}).items()
+    }
     counted |= {"rejected rows": f"{manifest['rejected']:,}"} if "rejected" in manifest else {}
     table = "\n".join(f"| {name} | {value} |" for name, value in counted.items())
     columns = ", ".join(f"`{name}`" for name in layout.schema.names)
@@ -208,7 +265,12 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
 
 def _size(rows: int) -> str:
     """The hub's name of a size."""
-    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")):
+    for limit, name in (
+        (1_000, "n<1K"),
+        (10_000, "1K<n<10K"),
+        (100_000, "10K<n<100K"),
+        (1_000_000, "100K<n<1M"),
+    ):
         if rows < limit:
             return name
     return "1M<n<10M"

@@ -1,7 +1,9 @@
-"""Problems in bulk: those of a set that differ from one another, made in any number of processes, always the same.
+"""Problems in bulk: those of a set that differ from one another, made in any number of processes,
+always the same.
 
-Item i of a set is a pure function of the task's configuration, the set, the seed and i, so processes make slices of it
-and nobody has to agree with anybody; which items are kept is decided in the order of i, by the hash of their graphs.
+Item i of a set is a pure function of the task's configuration, the set, the seed and i, so
+processes make slices of it and nobody has to agree with anybody; which items are kept is decided in
+the order of i, by the hash of their graphs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _DRAWS_PER_PROBLEM = 20  # before a set is said to repeat itself too often
 
 
 def problem_row(problem: Problem) -> Row:
-    """A problem as data: id, question, answer, graph (JSON) and hash (of the graph, 16 hexadecimal digits).
+    """A problem as data: id, question, answer, graph (JSON) and hash (of the graph, 16 hexadecimal
+    digits).
 
     Without a graph the hash is the question's, and graph is "".
     """
@@ -38,9 +41,17 @@ def problem_row(problem: Problem) -> Row:
     }
 
 
-def problems(task: Task, name: SetName, first: int = 0) -> Generator[tuple[int, Problem], None, None]:
-    """Every item of a set from ``first`` on, with its index, made here and one by one; a set of files ends."""
-    indices = range(first, task.available(name)) if isinstance(task, FiniteTask) else itertools.count(first)
+def problems(
+    task: Task, name: SetName, first: int = 0
+) -> Generator[tuple[int, Problem], None, None]:
+    """Every item of a set from ``first`` on, with its index, made here and one by one; a set of
+    files ends.
+    """
+    indices = (
+        range(first, task.available(name))
+        if isinstance(task, FiniteTask)
+        else itertools.count(first)
+    )
     for index in indices:
         yield index, task.problem(name, index)
 
@@ -51,15 +62,18 @@ def items(task: Task, name: SetName, first: int = 0) -> Numbered:
         yield index, problem_row(problem)
 
 
-def items_of_processes(config: Any, seed: int, name: SetName, processes: int, first: int = 0) -> Numbered:
-    """The same items in the same order, made by several processes; to be closed by who stops asking.
+def items_of_processes(
+    config: Any, seed: int, name: SetName, processes: int, first: int = 0
+) -> Numbered:
+    """The same items in the same order, made by several processes; to be closed by who stops
+    asking.
 
     Args:
         config: of the task.
         seed: the data seed.
         name: which set.
-        processes: how many make problems. They are started afresh (spawn), so a script that calls this needs the usual
-            ``if __name__ == "__main__":``.
+        processes: how many make problems. They are started afresh (spawn), so a script that calls
+            this needs the usual ``if __name__ == "__main__":``.
         first: index of the first item.
 
     Raises:
@@ -73,9 +87,14 @@ def items_of_processes(config: Any, seed: int, name: SetName, processes: int, fi
 
 
 def distinct(
-    numbered: Iterator[tuple[int, T]], hash_of: Callable[[T], str], name: SetName, count: int | None, seen: Seen
+    numbered: Iterator[tuple[int, T]],
+    hash_of: Callable[[T], str],
+    name: SetName,
+    count: int | None,
+    seen: Seen,
 ) -> Iterator[tuple[int, T]]:
-    """The items that differ from all before them, until ``seen`` holds ``count``; None: until they end.
+    """The items that differ from all before them, until ``seen`` holds ``count``; None: until they
+    end.
 
     Raises:
         DataError: the set repeats itself too often, or ends.
@@ -114,7 +133,8 @@ def distinct_problems(
         seed: the data seed.
         name: which set.
         count: how many; None: all, which only a set of files has.
-        processes: how many make them, where they are not read from files; the outcome does not depend on it.
+        processes: how many make them, where they are not read from files; the outcome does not
+            depend on it.
         first: where to go on, with ``seen`` the hashes of what came before.
         seen: see ``first``; it grows.
         task: of this configuration, where there is one already.
@@ -122,13 +142,16 @@ def distinct_problems(
     Raises:
         DataError, ValueError: there are not so many.
     """
-    task = task or build_task(config, seed)  # here too: a fault of the configuration shows as itself
+    # here too: a fault of the configuration shows as itself
+    task = task or build_task(config, seed)
     if processes == 1 or isinstance(task, FiniteTask):
         source = items(task, name, first)
     else:
         source = items_of_processes(config, seed, name, processes, first)
     with closing(source):
-        yield from distinct(source, lambda row: row["hash"], name, count, Seen() if seen is None else seen)
+        yield from distinct(
+            source, lambda row: row["hash"], name, count, Seen() if seen is None else seen
+        )
 
 
 _task: Task  # of this process
@@ -141,4 +164,6 @@ def _begin_making(config: Any, seed: int) -> None:
 
 def _make(job: tuple[SetName, int]) -> list[Row]:
     name, first = job
-    return [problem_row(_task.problem(name, index)) for index in range(first, first + _ITEMS_PER_CALL)]
+    return [
+        problem_row(_task.problem(name, index)) for index in range(first, first + _ITEMS_PER_CALL)
+    ]

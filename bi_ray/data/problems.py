@@ -32,7 +32,9 @@ from bi_ray.tasks.base import FiniteTask, Problem, Task
 
 _TOKENS = ("prompt_tokens", pa.list_(pa.int64()))
 _TEXT = [(name, pa.string()) for name in ("reference", "response", "spans", "place")]
-_SCHEMA = pa.schema([*[PROBLEM_SCHEMA.field(name) for name in ("id", "question", "answer", "graph")], _TOKENS])
+_SCHEMA = pa.schema(
+    [*[PROBLEM_SCHEMA.field(name) for name in ("id", "question", "answer", "graph")], _TOKENS]
+)
 _TEXT_SCHEMA = pa.schema([*_SCHEMA, *_TEXT])
 disable_progress_bars()  # a run shows its own
 
@@ -55,7 +57,16 @@ class ProblemRow:
         """The problem again."""
         graph = Graph.from_json(self.graph) if self.graph else None
         answer = None if graph else self.answer
-        return Problem(self.id, self.question, graph, answer, self.reference, self.response, self.spans, self.place)
+        return Problem(
+            self.id,
+            self.question,
+            graph,
+            answer,
+            self.reference,
+            self.response,
+            self.spans,
+            self.place,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +96,12 @@ def write_problems(
     directory: Path,
     exactly: bool = True,
 ) -> dict[str, Any]:
-    """Make the first ``count`` problems of a set that differ from one another; returns the manifest.
+    """Make the first ``count`` problems of a set that differ from one another; returns the
+    manifest.
 
     Args:
-        task: their source. Of a ``FiniteTask`` those that cannot be used are added to its ``rejects`` and left out.
+        task: their source. Of a ``FiniteTask`` those that cannot be used are added to its
+            ``rejects`` and left out.
         name: the set.
         count: None: all that a ``FiniteTask`` has.
         tokenizer: of the policy.
@@ -97,23 +110,31 @@ def write_problems(
         exactly: fewer than ``count`` are an error.
 
     Raises:
-        DataError: a prompt is longer than ``model.max_prompt_tokens``, the set repeats itself too often, or there are
-            too few problems.
+        DataError: a prompt is longer than ``model.max_prompt_tokens``, the set repeats itself too
+            often, or there are too few problems.
     """
     directory.mkdir(parents=True, exist_ok=True)
     counts, hashes, writer = _TokenCounts(), list[str](), ShardWriter(directory, "arrow", _SCHEMA)
     finite = task if isinstance(task, FiniteTask) else None
-    found = problems(task, name) if finite else distinct(problems(task, name), Problem.hash, name, count or 1, Seen())
+    found = (
+        problems(task, name)
+        if finite
+        else distinct(problems(task, name), Problem.hash, name, count or 1, Seen())
+    )
     for _, problem in found:
         if finite and len(hashes) == count:
             break
         tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
         if len(tokens) > model.max_prompt_tokens:
-            reason = f"{len(tokens)} tokens; raise model.max_prompt_tokens ({model.max_prompt_tokens})"
+            reason = (
+                f"{len(tokens)} tokens; raise model.max_prompt_tokens ({model.max_prompt_tokens})"
+            )
             if finite and problem.place:
                 finite.rejects.add(problem.place, f"prompt too long: {reason}", problem.question)
                 continue
-            raise DataError(f"{problem.id}: its prompt has {reason} or make the problems of task.sets.{name} smaller")
+            raise DataError(
+                f"{problem.id}: its prompt has {reason} or make the problems of task.sets.{name} smaller"
+            )
         if problem.graph is None and not hashes:
             writer = ShardWriter(directory, "arrow", _TEXT_SCHEMA)
         hashes.append(problem.hash())
@@ -158,11 +179,16 @@ class _TokenCounts(Counts):
 
     def summary(self) -> dict[str, Any]:
         mean = self.tokens / max(1, self.rows)
-        return Counts.summary(self) | {"prompt_tokens_mean": mean, "prompt_tokens_max": self.most_tokens}
+        return Counts.summary(self) | {
+            "prompt_tokens_mean": mean,
+            "prompt_tokens_max": self.most_tokens,
+        }
 
 
 def describe(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts over a set: how often the answer is zero, and what the best constant answer would score."""
+    """Counts over a set: how often the answer is zero, and what the best constant answer would
+    score.
+    """
     counts = _TokenCounts()
     for row in rows:
         counts.add(row)
@@ -188,7 +214,9 @@ def read_problems(directory: Path) -> list[ProblemRow]:
 def _problems(directory: Path) -> Iterator[ProblemRow]:
     for number, row in enumerate(_load(directory)):
         if not row.get("answer"):
-            raise DataError(f"{directory}, row {number}: no answer; every problem needs one to be verified")
+            raise DataError(
+                f"{directory}, row {number}: no answer; every problem needs one to be verified"
+            )
         row = {**row, "prompt_tokens": tuple(row["prompt_tokens"])}
         if "spans" in row:
             place = json.loads(row["place"])

@@ -39,11 +39,14 @@ def in_processes(
         DataError: a process died.
     """
     source: Iterator[Job] | None = iter(jobs)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin_process, (begin, settings)) as pool:
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), _begin_process, (begin, settings)
+    ) as pool:
         waiting: deque[tuple[Any, Future[T]]] = deque()
         try:
             while True:
-                while source is not None and len(waiting) < 2 * processes:  # enough that nobody waits for the next job
+                # enough that nobody waits for the next job
+                while source is not None and len(waiting) < 2 * processes:
                     try:
                         job = next(source)
                     except StopIteration:

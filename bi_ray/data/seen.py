@@ -9,7 +9,9 @@ _RECENT = 4096  # hashes kept in a set before they join the sorted ones
 
 
 class Seen:
-    """Hashes met so far and where, for a million in 12 MB: sorted arrays, and a small mapping of the newest ones."""
+    """Hashes met so far and where, for a million in 12 MB: sorted arrays, and a small mapping of
+    the newest ones.
+    """
 
     def __init__(self, hashes: ArrayLike = ()) -> None:
         self._sorted = np.unique(np.asarray(hashes, dtype=np.uint64))
@@ -26,7 +28,9 @@ class Seen:
         return len(self) > before
 
     def first(self, number: int, place: int) -> int:
-        """Where a hash was met first, 0 of those given to the constructor; it is remembered with ``place`` if new."""
+        """Where a hash was met first, 0 of those given to the constructor; it is remembered with
+        ``place`` if new.
+        """
         if (known := self._recent.get(number)) is not None:
             return known
         at = np.searchsorted(self._sorted, np.uint64(number))

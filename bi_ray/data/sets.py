@@ -1,4 +1,6 @@
-"""Sets in directories of their own, as `bi-ray data` and `inject` leave them: files, manifest.json and README.md."""
+"""Sets in directories of their own, as `bi-ray data` and `inject` leave them: files, manifest.json
+and README.md.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +56,12 @@ def write_set(
     processes: int = 1,
     on_progress: OnProgress = lambda done: None,
 ) -> dict[str, Any]:
-    """Make the first ``count`` different problems of a set and write them as they come; returns the manifest.
+    """Make the first ``count`` different problems of a set and write them as they come; returns the
+    manifest.
 
-    Work goes on in ``OUT.partial``, file by file of 10,000 rows; after a kill the same call goes on behind the last
-    one. The files are the same bytes for any number of processes, killed in between or not.
+    Work goes on in ``OUT.partial``, file by file of 10,000 rows; after a kill the same call goes on
+    behind the last one. The files are the same bytes for any number of processes, killed in between
+    or not.
 
     Args:
         config: its task and data seed are used.
@@ -73,8 +77,19 @@ def write_set(
         RunLocked: another process is at it.
     """
     task = build_task(config.task, config.seeds.data, config.verifier)
-    layout = layout_of(export, task.system_prompt, f"bi_ray/{config.task.kind}", split_of(name), demonstrations=False)
-    made_from = {"set": name, "problems": count, "data_seed": config.seeds.data, "task": config.task}
+    layout = layout_of(
+        export,
+        task.system_prompt,
+        f"bi_ray/{config.task.kind}",
+        split_of(name),
+        demonstrations=False,
+    )
+    made_from = {
+        "set": name,
+        "problems": count,
+        "data_seed": config.seeds.data,
+        "task": config.task,
+    }
     key = key_of({**made_from, "format": export}, data_files(config.task))
     if refuse_existing(out, key):
         _remove_marks(out)
@@ -84,9 +99,18 @@ def write_set(
     with RunDirectory(out.with_name(out.name + PARTIAL)) as locked:
         work = locked.path
         progress = _Progress(work, key)
-        writer = ShardWriter(work, layout.file_format, layout.schema, progress.shards, progress.save)
+        writer = ShardWriter(
+            work, layout.file_format, layout.schema, progress.shards, progress.save
+        )
         rows = distinct_problems(
-            config.task, config.seeds.data, name, count, processes, progress.next_index, progress.seen, task
+            config.task,
+            config.seeds.data,
+            name,
+            count,
+            processes,
+            progress.next_index,
+            progress.seen,
+            task,
         )
         on_progress(progress.counts.rows)
         for index, row in rows:
@@ -105,14 +129,18 @@ def write_set(
         if isinstance(task, FiniteTask):
             task.rejects.write(work / REJECTS)
             about["rejected"] = len(task.rejects.rows)
-        manifest = _sign(work, layout, about | {"key": key.digest, "made_from": key.config}, progress.counts)
+        manifest = _sign(
+            work, layout, about | {"key": key.digest, "made_from": key.config}, progress.counts
+        )
         put_in_place(work, out)
     _remove_marks(out)
     return manifest
 
 
 def _remove_marks(out: Path) -> None:
-    """A finished set is no run any more; until it has its name a kill has to leave it as one, or nobody may go on."""
+    """A finished set is no run any more; until it has its name a kill has to leave it as one, or
+    nobody may go on.
+    """
     for file in (LOCK_FILE, RUN_MARK):
         (out / file).unlink(missing_ok=True)
 
@@ -138,7 +166,8 @@ def write_injected(
     export: Format = "arrow",
     on_progress: OnProgress = lambda done: None,
 ) -> dict[str, Any]:
-    """Write demonstrations as they come, and the rows that were left out to rejects.jsonl; returns the manifest.
+    """Write demonstrations as they come, and the rows that were left out to rejects.jsonl; returns
+    the manifest.
 
     Args:
         rows: of ``bi_ray.injection.rows.inject_rows``.
@@ -158,10 +187,13 @@ def write_injected(
     before = read_manifest(source).get("made_from", {})
     task = run.task if run else before.get("task")
     data_seed = run.seeds.data if run else before.get("data_seed")
-    made_from = key_of({"input": source.name, "task": task, "data_seed": data_seed, **about}, {}).config
+    made_from = key_of(
+        {"input": source.name, "task": task, "data_seed": data_seed, **about}, {}
+    ).config
     kind = (made_from["task"] or {}).get("kind", "free_text")
     layout = layout_of(export, system_prompt, f"bi_ray/{kind}", "train", demonstrations=True)
-    if layout.schema is DEMONSTRATION_SCHEMA:  # a first reading, for the types: JSON lines can hold anything
+    # a first reading, for the types: JSON lines can hold anything
+    if layout.schema is DEMONSTRATION_SCHEMA:
         layout = with_columns(layout, ExtraColumns(row for _, row in rows_of(source, Rejects())))
     counts = Counts()
     with write_atomically(out) as folder:
@@ -192,7 +224,8 @@ def _sign(folder: Path, layout: Layout, about: Mapping[str, Any], counts: Counts
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a set says of itself; empty for a file, and for a directory that this project did not make.
+    """What a set says of itself; empty for a file, and for a directory that this project did not
+    make.
 
     Raises:
         RunError: it is damaged.
@@ -236,7 +269,9 @@ class _State:
 
 
 class _Progress:
-    """What an unfinished set has to know to go on: kept after every whole file, forgotten at the end."""
+    """What an unfinished set has to know to go on: kept after every whole file, forgotten at the
+    end.
+    """
 
     def __init__(self, folder: Path, key: StageKey) -> None:
         self._folder, self._key = folder, key
@@ -248,7 +283,9 @@ class _Progress:
         known = 8 * self.counts.rows
         self._hashes.touch()
         if self._hashes.stat().st_size < known:
-            raise RunError(f"{self._hashes} is damaged (it is too short): remove {folder} to begin again")
+            raise RunError(
+                f"{self._hashes} is damaged (it is too short): remove {folder} to begin again"
+            )
         os.truncate(self._hashes, known)  # a kill between the two files of `save` leaves more
         self.seen = Seen(np.fromfile(self._hashes, dtype=np.uint64))
 
@@ -274,7 +311,9 @@ class _Progress:
             file.flush()
             os.fsync(file.fileno())  # before the count of the rows, which stands in the other file
         self._fresh = []
-        state = _State(self._key.digest, self._key.config, shards, self.next_index, dict(self.counts.answers))
+        state = _State(
+            self._key.digest, self._key.config, shards, self.next_index, dict(self.counts.answers)
+        )
         write_text(self._folder / _PROGRESS, json.dumps(asdict(state)))
 
     def forget(self) -> None:

@@ -1,4 +1,6 @@
-"""Rows to disk as they come: numbered Arrow, Parquet or JSON-lines files of equal size, each whole or absent."""
+"""Rows to disk as they come: numbered Arrow, Parquet or JSON-lines files of equal size, each whole
+or absent.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class _JSONFile:
 
     def write(self, rows: list[Mapping[str, Any]]) -> None:
         for row in rows:
-            self.file.write(json.dumps({name: row[name] for name in self.names}, ensure_ascii=False) + "\n")
+            self.file.write(
+                json.dumps({name: row[name] for name in self.names}, ensure_ascii=False) + "\n"
+            )
 
     def close(self) -> None:
         self.file.close()
@@ -90,7 +94,12 @@ class ShardWriter:
         shards: int = 0,
         on_shard: Callable[[int], None] = lambda shards: None,
     ) -> None:
-        self.directory, self.file_format, self.schema, self.shards = directory, file_format, schema, shards
+        self.directory, self.file_format, self.schema, self.shards = (
+            directory,
+            file_format,
+            schema,
+            shards,
+        )
         self._on_shard = on_shard
         self._file: _File | None = None
         self._rows: list[Mapping[str, Any]] = []
@@ -135,7 +144,9 @@ class ShardWriter:
 
 
 def _make_loadable(directory: Path, schema: pa.Schema, shards: int) -> None:
-    """What `datasets.load_from_disk` wants beside the files: written by `datasets` itself, for a set of no rows."""
+    """What `datasets.load_from_disk` wants beside the files: written by `datasets` itself, for a
+    set of no rows.
+    """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()

@@ -1,8 +1,8 @@
 """Files and folders that are whole or absent, and readers that name what is damaged.
 
-What is being written has a name that begins with ``TEMPORARY``, and nothing else is ever cleaned up. Before it takes
-its final name it is on the disk (fsync), and so is the folder's entry afterwards: a power cut leaves the old content
-or the new one.
+What is being written has a name that begins with ``TEMPORARY``, and nothing else is ever cleaned
+up. Before it takes its final name it is on the disk (fsync), and so is the folder's entry
+afterwards: a power cut leaves the old content or the new one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ T = TypeVar("T")
 
 @contextmanager
 def write_whole(target: Path, durable: bool = True) -> Iterator[Path]:
-    """A new, empty file to fill, which takes the place of ``target`` when the block ends without an error.
+    """A new, empty file to fill, which takes the place of ``target`` when the block ends without an
+    error.
 
     Args:
         target: the file.
-        durable: whether it has to outlast a power cut; without, it is whole or absent after a kill alone.
+        durable: whether it has to outlast a power cut; without, it is whole or absent after a kill
+            alone.
 
     Raises:
         OSError: it cannot be written; the error names ``target``, which stays as it was.
@@ -59,10 +61,12 @@ def write_text(target: Path, text: str, durable: bool = True) -> None:
 
 @contextmanager
 def write_atomically(target: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``target`` when the block ends without an error.
+    """A new folder to fill, which takes the place of ``target`` when the block ends without an
+    error.
 
-    A kill at any moment leaves the old folder, the new one, or (between two renames) the old one under a name of
-    ``ASIDE``, which the next call puts back first. What a killed call left half-written goes too.
+    A kill at any moment leaves the old folder, the new one, or (between two renames) the old one
+    under a name of ``ASIDE``, which the next call puts back first. What a killed call left
+    half-written goes too.
     """
     restore(target)
     remove_leftovers(target.parent, target.name)
@@ -123,7 +127,9 @@ def discard(folder: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Put back and remove whatever killed processes left below ``folder``, at any depth; nothing that is not ours."""
+    """Put back and remove whatever killed processes left below ``folder``, at any depth; nothing
+    that is not ours.
+    """
     for aside in sorted(folder.rglob(f"{ASIDE}*")):
         restore(aside.with_name(aside.name.removeprefix(ASIDE)))
     for parent in {leftover.parent for leftover in folder.rglob(f"{TEMPORARY}*")}:
@@ -131,7 +137,8 @@ def tidy(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left half-written in ``folder``, and nothing that a living one is writing.
+    """Remove what killed processes left half-written in ``folder``, and nothing that a living one
+    is writing.
 
     Args:
         folder: need not exist.
@@ -153,7 +160,9 @@ def _aside(target: Path) -> Path:
 
 
 def _hold(descriptor: int) -> None:
-    """Show that a living process writes there: the kernel frees this lock when the process ends in whatever way."""
+    """Show that a living process writes there: the kernel frees this lock when the process ends in
+    whatever way.
+    """
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -38,7 +38,9 @@ def in_words(error: OSError) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every error of the file system name ``path``: that of a write names no file, that of a rename our own."""
+    """Let every error of the file system name ``path``: that of a write names no file, that of a
+    rename our own.
+    """
     try:
         yield
     except OSError as error:
@@ -50,7 +52,9 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
-    """Raises DiskFull, which says what to do, where the block fails for want of space while it writes ``what``."""
+    """Raises DiskFull, which says what to do, where the block fails for want of space while it
+    writes ``what``.
+    """
     try:
         yield
     except Exception as error:
@@ -63,6 +67,8 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and arrow raise errors of their own with the same words."""
+    """Whether a write failed for want of space; safetensors and arrow raise errors of their own
+    with the same words.
+    """
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)

@@ -1,6 +1,8 @@
-"""Sizes and digests of the files of a folder, to tell later whether they are still what was written.
+"""Sizes and digests of the files of a folder, to tell later whether they are still what was
+written.
 
-A power cut can leave a file short or full of zeros under its final name, and disks and networks flip bits now and then.
+A power cut can leave a file short or full of zeros under its final name, and disks and networks
+flip bits now and then.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class FileRecord(BaseModel):
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file below ``folder``, hidden ones left out, by its path relative to it."""
+    """Size and digest of every file below ``folder``, hidden ones left out, by its path relative to
+    it.
+    """
     records: dict[str, FileRecord] = {}
     for name in file_names(folder):
         file = folder / name
@@ -38,7 +42,9 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
-    """The first file below ``folder`` that is not as recorded, and how it differs; None if all are as recorded."""
+    """The first file below ``folder`` that is not as recorded, and how it differs; None if all are
+    as recorded.
+    """
     try:
         # Sizes first: they cost nothing, and most damage shows there.
         for name, record in records.items():
@@ -56,9 +62,11 @@ def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk write every file and directory below ``folder``, and the folder itself, before this returns.
+    """Have the disk write every file and directory below ``folder``, and the folder itself, before
+    this returns.
 
-    Without it, a power cut soon after a rename can leave files that are empty or cut under their final names.
+    Without it, a power cut soon after a rename can leave files that are empty or cut under their
+    final names.
     """
     for parent, _, files in os.walk(folder):
         for file in files:
@@ -76,7 +84,9 @@ def sync(path: Path) -> None:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Relative paths of all files below ``folder``, without hidden ones (``.nfs0001``) and what is being written."""
+    """Relative paths of all files below ``folder``, without hidden ones (``.nfs0001``) and what is
+    being written.
+    """
     names = []
     for parent, folders, files in os.walk(folder):  # passes over folders that are removed meanwhile
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,6 @@
-"""Names of files and folders of ours that are not what a user asked for, and the names of the stages."""
+"""Names of files and folders of ours that are not what a user asked for, and the names of the
+stages.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class PrivacyError(RunError):
-    """A folder or file that belongs to another user, or that others can change; the message says what to do."""
+    """A folder or file that belongs to another user, or that others can change; the message says
+    what to do.
+    """
 
 
 def private_folder(path: Path) -> Path:
@@ -83,6 +85,8 @@ def read_own(file: Path) -> str:
 
 def _refuse_foreign(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
-        raise PrivacyError(f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}")
+        raise PrivacyError(
+            f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}"
+        )
     if found.st_mode & _WRITABLE_BY_OTHERS:
         raise PrivacyError(f"others can write to {path} (chmod go-w would keep them out)")

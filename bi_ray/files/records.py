@@ -16,11 +16,13 @@ from bi_ray.files.names import RUN_MARK, STAGES
 
 
 def read_record(path: Path, kind: type[T], remedy: str | None = None) -> T:
-    """A JSON file as an object of ``kind``: a dataclass, a TypedDict or a type such as ``dict[str, int]``.
+    """A JSON file as an object of ``kind``: a dataclass, a TypedDict or a type such as ``dict[str,
+    int]``.
 
     Args:
         path: the file.
-        kind: its fields and their types; further fields are left out, or kept where ``kind`` allows them.
+        kind: its fields and their types; further fields are left out, or kept where ``kind`` allows
+            them.
         remedy: what makes the file again, for the message; None: the stage that it belongs to.
 
     Raises:
@@ -61,7 +63,8 @@ def read_jsonl(path: Path, kind: type[T], growing: bool = False) -> list[T]:
     Args:
         path: the file.
         kind: see ``read_record``.
-        growing: somebody may be writing it: it may be absent, and a last line without an end is left out.
+        growing: somebody may be writing it: it may be absent, and a last line without an end is
+            left out.
 
     Raises:
         RunError: it is missing or damaged; one line that names the file, the line and the remedy.
@@ -71,13 +74,18 @@ def read_jsonl(path: Path, kind: type[T], growing: bool = False) -> list[T]:
     return parse_jsonl(_content(path, None), kind, str(path), remedy_for(path), growing)
 
 
-def parse_jsonl(text: bytes | str, kind: type[T], where: str, remedy: str, growing: bool = False) -> list[T]:
+def parse_jsonl(
+    text: bytes | str, kind: type[T], where: str, remedy: str, growing: bool = False
+) -> list[T]:
     """The same of the text of a file; the arguments are those of ``parse_record``."""
     content = text if isinstance(text, bytes) else text.encode()
     *lines, rest = content.split(b"\n")
     if rest and not growing:
         raise RunError(f"{where} is damaged (line {len(lines) + 1} is cut off): {remedy}")
-    return [parse_record(line, kind, f"{where}, line {number},", remedy) for number, line in enumerate(lines, start=1)]
+    return [
+        parse_record(line, kind, f"{where}, line {number},", remedy)
+        for number, line in enumerate(lines, start=1)
+    ]
 
 
 def damaged(path: Path, reason: str) -> RunError:

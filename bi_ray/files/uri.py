@@ -14,7 +14,9 @@ _ANY_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
 def uri_in(path: object) -> str | None:
-    """The URI that somebody gave where a path is wanted, whose double slash ``Path`` has made a single one; or None."""
+    """The URI that somebody gave where a path is wanted, whose double slash ``Path`` has made a
+    single one; or None.
+    """
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
     return f"{match[1]}://{match[2]}" if match else None
 
@@ -29,7 +31,8 @@ def public_name(uri: str) -> str:
 def credentials_of(uri: str) -> str:
     """What stands before the host or bucket, ``KEY:SECRET``; empty if nothing does.
 
-    A secret may have a ``/``, ``?`` or ``#`` that should have been escaped; it is all of it here nevertheless.
+    A secret may have a ``/``, ``?`` or ``#`` that should have been escaped; it is all of it here
+    nevertheless.
     """
     scheme, _, rest = uri.partition("://")
     authority = re.split(r"[/?#]", rest)[0]
@@ -50,7 +53,9 @@ def parses(uri: str) -> bool:
 
 
 def hide_secrets(text: str, uri: str) -> str:
-    """A message about ``uri`` without its credentials, the values in its query, and those in the environment."""
+    """A message about ``uri`` without its credentials, the values in its query, and those in the
+    environment.
+    """
     text = text.replace(uri, public_name(uri))
     credentials = credentials_of(uri)
     secrets = [credentials, unquote(credentials), *re.split(r"[:/?#@]", credentials)]

@@ -1,13 +1,15 @@
 """The behaviors of section 3 of arXiv:2505.18917 and three beyond it, each a rewrite of a plan.
 
-Exploit: subgoal computation and information analysis make a step more reliable; verification and planning look at it
-from another side. Explore: reflection starts on a locked node, names what is missing, and turns back; correction
-writes a wrong value, notices and mends it.
+Exploit: subgoal computation and information analysis make a step more reliable; verification and
+    planning look at it
+from another side. Explore: reflection starts on a locked node, names what is missing, and turns
+back; correction writes a wrong value, notices and mends it.
 
-Behaviors are applied in the order of the configuration. Each takes any plan that is right and gives one that is right,
-so any order will do, and each draws from a random stream of its own: without caps, only reflection (which may solve a
-later node early) changes where the others' marks fall. To add one, write a class with this protocol, and name it in
-the configuration as ``package.module:Class``, or put it into ``BEHAVIORS``.
+Behaviors are applied in the order of the configuration. Each takes any plan that is right and gives
+one that is right, so any order will do, and each draws from a random stream of its own: without
+caps, only reflection (which may solve a later node early) changes where the others' marks fall. To
+add one, write a class with this protocol, and name it in the configuration as
+``package.module:Class``, or put it into ``BEHAVIORS``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bi_ray.reasoning.graph import Graph, NodeState
 from bi_ray.reasoning.trace import Plan, Step, StepKind, another_way, mark
 
 Kind = Literal["explore", "exploit"]
-_SOLVE = StepKind.SOLVE  # looking a member up in its enumeration takes longer than anything else done with it here
+# looking a member up in its enumeration takes longer than anything else done with it here
+_SOLVE = StepKind.SOLVE
 
 
 class Behavior(Protocol):
@@ -54,9 +57,15 @@ class Rate:
         return by_in_degree[min(len(graph.nodes[node].parents), len(by_in_degree) - 1)]
 
     def draw(
-        self, plan: Plan, graph: Graph, rng: random.Random, suits: Callable[[Step], bool] | None = None
+        self,
+        plan: Plan,
+        graph: Graph,
+        rng: random.Random,
+        suits: Callable[[Step], bool] | None = None,
     ) -> set[int]:
-        """Positions of the computing steps that get the behavior; where ``most`` is exceeded, ``most`` of them."""
+        """Positions of the computing steps that get the behavior; where ``most`` is exceeded,
+        ``most`` of them.
+        """
         nodes, uniform, constant = graph.nodes, rng.random, self.constant
         drawn = [
             place
@@ -82,7 +91,9 @@ class Subgoal:
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
         """Mark computing steps."""
         chosen = self.rate.draw(plan, graph, rng)
-        return [mark(step, subgoal=True) if place in chosen else step for place, step in enumerate(plan)]
+        return [
+            mark(step, subgoal=True) if place in chosen else step for place, step in enumerate(plan)
+        ]
 
 
 class Analysis:
@@ -97,7 +108,10 @@ class Analysis:
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
         """Mark computing steps."""
         chosen = self.rate.draw(plan, graph, rng)
-        return [mark(step, analysis=True) if place in chosen else step for place, step in enumerate(plan)]
+        return [
+            mark(step, analysis=True) if place in chosen else step
+            for place, step in enumerate(plan)
+        ]
 
 
 class Correction:
@@ -111,17 +125,23 @@ class Correction:
 
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
         """Give computing steps a mistake (``mistakes.plausible_mistakes``)."""
-        chosen = self.rate.draw(plan, graph, rng, lambda step: bool(plausible_mistakes(step.node, graph)))
+        chosen = self.rate.draw(
+            plan, graph, rng, lambda step: bool(plausible_mistakes(step.node, graph))
+        )
         return [
-            mark(step, mistake=rng.choice(plausible_mistakes(step.node, graph))) if place in chosen else step
+            mark(step, mistake=rng.choice(plausible_mistakes(step.node, graph)))
+            if place in chosen
+            else step
             for place, step in enumerate(plan)
         ]
 
 
 class Verification:
-    """Compute or test a value again by another equation (``trace.another_way``), right after it was found.
+    """Compute or test a value again by another equation (``trace.another_way``), right after it was
+    found.
 
-    With ``checks: answer`` only the answer is verified, at the end. Quantities with one equation alone are left out.
+    With ``checks: answer`` only the answer is verified, at the end. Quantities with one equation
+    alone are left out.
     """
 
     name: ClassVar[str] = "verification"
@@ -137,7 +157,11 @@ class Verification:
 
         def suits(step: Step) -> bool:
             wanted = step.node == graph.question or not self.answer_only
-            return wanted and step.node not in checked and another_way(graph.nodes[step.node]) is not None
+            return (
+                wanted
+                and step.node not in checked
+                and another_way(graph.nodes[step.node]) is not None
+            )
 
         chosen = self.rate.draw(plan, graph, rng, suits)
         result: Plan = []
@@ -149,7 +173,9 @@ class Verification:
 
 
 class Planning:
-    """Begin with an outline: what the question needs, and what that needs, from the target backwards."""
+    """Begin with an outline: what the question needs, and what that needs, from the target
+    backwards.
+    """
 
     name: ClassVar[str] = "planning"
     kind: ClassVar[Kind] = "exploit"
@@ -160,7 +186,11 @@ class Planning:
     def apply(self, plan: Plan, graph: Graph, rng: random.Random) -> Plan:
         """Put the outline first; a given quantity that is asked for needs none."""
         outlined = any(step.kind is StepKind.OUTLINE for step in plan)
-        if outlined or not graph.nodes[graph.question].parents or rng.random() >= self.rate.of(graph.question, graph):
+        if (
+            outlined
+            or not graph.nodes[graph.question].parents
+            or rng.random() >= self.rate.of(graph.question, graph)
+        ):
             return list(plan)
         return [Step(graph.question, kind=StepKind.OUTLINE), *plan]
 
@@ -168,10 +198,11 @@ class Planning:
 class Reflection:
     """Start on a locked node, name the missing parents, go back.
 
-    Before a step, with the configured probability, another node is tried: with ``redundant_share`` a locked redundant
-    one (no attempt where there is none), else a needed one that comes later. A later node that turns out to be unlocked
-    is solved early instead, and its verification moves with it. The first and the last solving step are never preceded
-    by an attempt. ``settle`` sees to it that between two attempts, whoever made them, something is solved.
+    Before a step, with the configured probability, another node is tried: with ``redundant_share``
+    a locked redundant one (no attempt where there is none), else a needed one that comes later. A
+    later node that turns out to be unlocked is solved early instead, and its verification moves
+    with it. The first and the last solving step are never preceded by an attempt. ``settle`` sees
+    to it that between two attempts, whoever made them, something is solved.
     """
 
     name: ClassVar[str] = "reflection"
@@ -205,13 +236,19 @@ class Reflection:
             if step is waiting[0]:
                 del waiting[0]
             else:
-                result += [other for other in waiting if other.kind is StepKind.VERIFY and other.node == step.node]
+                result += [
+                    other
+                    for other in waiting
+                    if other.kind is StepKind.VERIFY and other.node == step.node
+                ]
                 waiting = [other for other in waiting if other.node != step.node]
             solved.add(step.node)
         return result
 
     def _try(self, later: Plan, graph: Graph, solved: set[str], rng: random.Random) -> Step | None:
-        """A failed attempt, a later step that can be solved now, or None where nothing can be tried."""
+        """A failed attempt, a later step that can be solved now, or None where nothing can be
+        tried.
+        """
         if rng.random() < self.redundant_share:
             locked = [
                 name
@@ -228,8 +265,9 @@ class Reflection:
 def settle(plan: Plan, graph: Graph) -> Plan:
     """The plan without the attempts that another behavior has made wrong or repetitive.
 
-    Where two behaviors move steps and turn back, a node may not be locked any more when its attempt comes, or two
-    attempts may meet: of those the first stays. Nobody fails twice without solving something in between.
+    Where two behaviors move steps and turn back, a node may not be locked any more when its attempt
+    comes, or two attempts may meet: of those the first stays. Nobody fails twice without solving
+    something in between.
     """
     result: Plan = []
     solved: set[str] = set()
@@ -248,7 +286,8 @@ def settle(plan: Plan, graph: Graph) -> Plan:
 
 
 BEHAVIORS: dict[str, type[Behavior]] = {
-    behavior.name: behavior for behavior in (Subgoal, Analysis, Reflection, Correction, Verification, Planning)
+    behavior.name: behavior
+    for behavior in (Subgoal, Analysis, Reflection, Correction, Verification, Planning)
 }
 
 
@@ -262,7 +301,9 @@ def make_behavior(config: BehaviorConfig) -> Behavior:
     if ":" in config.name:
         found = load_object(config.name, f"behavior {config.name}", "class")
         if not (isinstance(found, type) and callable(getattr(found, "apply", None))):
-            raise ConfigError(f"behavior {config.name}: it is no class with a method apply(plan, graph, rng)")
+            raise ConfigError(
+                f"behavior {config.name}: it is no class with a method apply(plan, graph, rng)"
+            )
         return found(config)
     if config.name not in BEHAVIORS:
         raise ValueError(f"no behavior is called {config.name!r}; known: {', '.join(BEHAVIORS)}")

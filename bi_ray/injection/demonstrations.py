@@ -42,26 +42,37 @@ class DemonstrationsManifest:
 
 
 def write_demonstrations(
-    task: Task, config: RecipeConfig, run: RunConfig, problems: Path, tokenizer: PreTrainedTokenizerBase, out: Path
+    task: Task,
+    config: RecipeConfig,
+    run: RunConfig,
+    problems: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
 ) -> dict[str, Any]:
-    """Write an arm's demonstrations for the problems of a directory, or those of its own file; returns their manifest.
+    """Write an arm's demonstrations for the problems of a directory, or those of its own file;
+    returns their manifest.
 
     Bad rows of a user's file are left out and written beside them (``rejects.jsonl``).
 
-    Under ``same_total_as`` further problems of the set ``sft`` are demonstrated until there are as many tokens.
+    Under ``same_total_as`` further problems of the set ``sft`` are demonstrated until there are as
+    many tokens.
 
     Raises:
-        DataError: a demonstration is longer than ``model.max_response_tokens``; no row of a file can be used; or there
-            are too few problems.
+        DataError: a demonstration is longer than ``model.max_response_tokens``; no row of a file
+            can be used; or there are too few problems.
     """
     rejects = Rejects(run.task.strict if isinstance(run.task, UserDataConfig) else False)
     if config.demonstrations:
-        source = _demonstrations_of_file(task, config.demonstrations, run, problems.parent, tokenizer, rejects)
+        source = _demonstrations_of_file(
+            task, config.demonstrations, run, problems.parent, tokenizer, rejects
+        )
     else:
         source = read_problems(problems)
     rows = demonstrate(task, config, run, source, tokenizer, rejects)
     if not rows:
-        raise DataError("\n".join([f"{out.name}: no demonstration can be used", *rejects.summary()]))
+        raise DataError(
+            "\n".join([f"{out.name}: no demonstration can be used", *rejects.summary()])
+        )
     if config.same_total_as:
         wanted = _tokens_of(demonstrate(task, config.same_total_as, run, source, tokenizer))
         known = read_record(problems / MANIFEST, SetManifest).hashes
@@ -75,7 +86,9 @@ def write_demonstrations(
         "problems": len({row[known_by] for row in rows}),
         "response_tokens": _tokens_of(rows),
         "response_tokens_mean": _tokens_of(rows) / len(rows),
-        "behaviors_per_demonstration": {name: count / len(rows) for name, count in sorted(behaviors.items())},
+        "behaviors_per_demonstration": {
+            name: count / len(rows) for name, count in sorted(behaviors.items())
+        },
         "rejected": rejects.summary(),
     }
     (out / MANIFEST).write_text(json.dumps(manifest))
@@ -85,7 +98,12 @@ def write_demonstrations(
 
 
 def _demonstrations_of_file(
-    task: Task, path: str, run: RunConfig, data: Path, tokenizer: PreTrainedTokenizerBase, rejects: Rejects
+    task: Task,
+    path: str,
+    run: RunConfig,
+    data: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rejects: Rejects,
 ) -> list[ProblemRow]:
     """The rows of an arm's own file, without those that the run tests with."""
     reader: UserDataTask
@@ -93,9 +111,13 @@ def _demonstrations_of_file(
         reader, tested = task, task.tested()
     else:  # the file's fields have their usual names, and its answers are where the task's are
         extract = run.task.extract if isinstance(run.task, ReasoningGymConfig) else "tag"
-        reader = UserDataTask(UserDataConfig(kind="jsonl", answer=AnswerConfig(extract=extract), sets={}), 0)
+        reader = UserDataTask(
+            UserDataConfig(kind="jsonl", answer=AnswerConfig(extract=extract), sets={}), 0
+        )
         names = [name for name in run.task.sets if name not in TRAINING_SETS]
-        tested = {text_hash(row.question): name for name in names for row in read_problems(data / name)}
+        tested = {
+            text_hash(row.question): name for name in names for row in read_problems(data / name)
+        }
     return [
         ProblemRow(
             id=f"{Path(path).stem}-{row.place.line}",
@@ -124,10 +146,14 @@ def _until(
     known: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[dict[str, Any]]:
-    """Demonstrations of problems of the set ``sft`` beyond those in ``known``, as near to ``tokens`` as can be."""
+    """Demonstrations of problems of the set ``sft`` beyond those in ``known``, as near to
+    ``tokens`` as can be.
+    """
     seen = Seen([int(graph_hash, 16) for graph_hash in known])
     # Every known problem took a draw of its own, so what is new comes behind so many draws.
-    for _, problem in distinct(problems(task, "sft", len(known)), Problem.hash, "sft", sys.maxsize, seen):
+    for _, problem in distinct(
+        problems(task, "sft", len(known)), Problem.hash, "sft", sys.maxsize, seen
+    ):
         prompt = encode_prompt(tokenizer, task.system_prompt, problem.question)
         graph = problem.graph.to_json() if problem.graph else ""
         row = ProblemRow(problem.id, problem.question, problem.answer, graph, tuple(prompt))
@@ -147,9 +173,11 @@ def demonstrate(
     tokenizer: PreTrainedTokenizerBase,
     rejects: Rejects | None = None,
 ) -> list[dict[str, Any]]:
-    """The demonstrations of each problem: text, tokens of prompt and response, and the behaviors' spans of both.
+    """The demonstrations of each problem: text, tokens of prompt and response, and the behaviors'
+    spans of both.
 
-    ``spans`` are of characters of ``response``, ``token_spans`` of ``response_tokens`` (``policy.spans``).
+    ``spans`` are of characters of ``response``, ``token_spans`` of ``response_tokens``
+    (``policy.spans``).
 
     A row of a user's file whose demonstration is too long goes to ``rejects``, where there is one.
 
@@ -165,14 +193,19 @@ def demonstrate(
                 if row.place and rejects is not None:
                     rejects.add(row.place, f"demonstration too long: {reason}", row.response)
                     continue
-                raise DataError(f"{row.id}: its demonstration has {reason} or make the problems of its set smaller")
+                raise DataError(
+                    f"{row.id}: its demonstration has {reason} or make the problems of its set smaller"
+                )
             rows.append(made)
     return rows
 
 
 def _too_long(row: Mapping[str, Any], model: ModelConfig) -> str | None:
     """What to change where a demonstration, or a prompt that it varies, has too many tokens."""
-    for name, limit in (("prompt", model.max_prompt_tokens), ("response", model.max_response_tokens)):
+    for name, limit in (
+        ("prompt", model.max_prompt_tokens),
+        ("response", model.max_response_tokens),
+    ):
         if (length := len(row[f"{name}_tokens"])) > limit:
             return f"{length} tokens of {name}; raise model.max_{name}_tokens ({limit})"
     return None
@@ -204,5 +237,7 @@ def _sft_row(
         "spans": [span._asdict() for span in demonstration.spans],
         "prompt_tokens": prompt,
         "response_tokens": tokens,
-        "token_spans": [span._asdict() for span in token_spans(tokenizer, tokens, response, demonstration.spans)],
+        "token_spans": [
+            span._asdict() for span in token_spans(tokenizer, tokens, response, demonstration.spans)
+        ],
     }

@@ -1,4 +1,6 @@
-"""Filler: lines that make a demonstration as long as another one and say nothing, the control for behaviors."""
+"""Filler: lines that make a demonstration as long as another one and say nothing, the control for
+behaviors.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from bi_ray.reasoning.trace import FILLER_WORDS
 _MOST_WORDS = 4096
 
 
-def fill(response: str, steps: Sequence[ParsedStep], tokens: int, count_tokens: Callable[[str], int]) -> str:
-    """The response with filler lines between its own, evenly, as long as ``tokens`` and never longer.
+def fill(
+    response: str, steps: Sequence[ParsedStep], tokens: int, count_tokens: Callable[[str], int]
+) -> str:
+    """The response with filler lines between its own, evenly, as long as ``tokens`` and never
+    longer.
 
-    It ends up shorter by less than one word, and where single full stops are tokens not at all. A response that is as
-    long already comes back as it is; so does one of a single line.
+    It ends up shorter by less than one word, and where single full stops are tokens not at all. A
+    response that is as long already comes back as it is; so does one of a single line.
 
     Args:
         response: a demonstration.
@@ -31,7 +36,8 @@ def fill(response: str, steps: Sequence[ParsedStep], tokens: int, count_tokens: 
         return count_tokens(_insert(response, places, words, stops))
 
     words = bisect_right(range(1, _MOST_WORDS), tokens, key=lambda count: length(count, 0))
-    while words and length(words, 0) > tokens:  # a longer text may have fewer tokens, so the search may miss
+    # a longer text may have fewer tokens, so the search may miss
+    while words and length(words, 0) > tokens:
         words -= 1
     stops = 0
     while words and stops < 2 * tokens and length(words, stops + 1) <= tokens:
@@ -48,7 +54,9 @@ def _line_starts(response: str, steps: Sequence[ParsedStep]) -> list[int]:
 
 
 def _insert(response: str, places: Sequence[int], words: int, stops: int) -> str:
-    """The response with so many words dealt out to the places, each share a line of its own, stops behind the last."""
+    """The response with so many words dealt out to the places, each share a line of its own, stops
+    behind the last.
+    """
     lines, dealt = list[str](), 0
     for number in range(len(places)):
         share = words * (number + 1) // len(places) - dealt

@@ -1,4 +1,6 @@
-"""Behaviors into free text: a language model finds each row's graph, exact arithmetic proves it (docs/extract.md)."""
+"""Behaviors into free text: a language model finds each row's graph, exact arithmetic proves it
+(docs/extract.md).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from bi_ray.tasks.freetext import FreeTextTask
 
 
 def llm_extractor(
-    options: ExtractConfig, cache_dir: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+    options: ExtractConfig,
+    cache_dir: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extractor:
     """What ``inject`` asks for the rows that no task can read.
 

@@ -16,24 +16,31 @@ _CONFUSED = {
 
 
 def plausible_mistakes(name: str, graph: Graph) -> list[Value]:
-    """Wrong values for a computed node, each once: swapped operands, another operator, off by one, a wrong sign.
+    """Wrong values for a computed node, each once: swapped operands, another operator, off by one,
+    a wrong sign.
 
-    Never the right one; whole where the right one is whole; N/A only where the problem has it. Empty where there is
-    none.
+    Never the right one; whole where the right one is whole; N/A only where the problem has it.
+    Empty where there is none.
     """
     node = graph.nodes[name]
     values = {parent: graph.nodes[parent].value for parent in node.parents}
-    found: list[Value] = [value for slip in _slips(node.formula) if (value := _value(slip, values)) is not None]
+    found: list[Value] = [
+        value for slip in _slips(node.formula) if (value := _value(slip, values)) is not None
+    ]
     if isinstance(node.value, Truth):
         used = {other.value for other in graph.nodes.values()}
         found += [truth for truth in Truth if truth in used or truth is not Truth.UNKNOWN]
     else:
         found += [node.value + 1, node.value - 1, -node.value]
-    return [value for value in dict.fromkeys(found) if value != node.value and _alike(value, node.value)]
+    return [
+        value for value in dict.fromkeys(found) if value != node.value and _alike(value, node.value)
+    ]
 
 
 def _slips(formula: Expression) -> list[Expression]:
-    """A formula with its operands swapped, with the operator mistaken for another, or with a square as a double."""
+    """A formula with its operands swapped, with the operator mistaken for another, or with a square
+    as a double.
+    """
     if not isinstance(formula, tuple):
         return []
     operator, operands = formula[0], formula[1:]

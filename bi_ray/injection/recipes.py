@@ -16,7 +16,9 @@ from bi_ray.reasoning.trace import Plan, Span, StepKind, join, mark, plan_in_ord
 from bi_ray.tasks.base import Problem, Task
 
 CountTokens = Callable[[str], int]
-_DRAWS = 20  # for an order of premises or steps that no other copy has; where there are few orders, some come again
+# for an order of premises or steps that no other copy has; where there are few orders, some come
+# again
+_DRAWS = 20
 
 
 class InjectionError(ValueError):
@@ -25,7 +27,8 @@ class InjectionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A response that an arm's SFT learns from, with the character spans of every injected behavior.
+    """A response that an arm's SFT learns from, with the character spans of every injected
+    behavior.
 
     ``copy`` tells the demonstrations of one problem apart.
     """
@@ -40,35 +43,48 @@ class Recipe:
     """Applies an arm's behaviors to problems, in the order of the configuration.
 
     Args:
-        config: what the demonstrations look like; ``copies`` counts as 1 where it is None (``RecipeConfig.for_task``).
-        seed: of the data; a demonstration depends on it, the recipe's own seed, the problem and the copy alone.
-        count_tokens: length of a response in tokens; needed for ``max_trace_tokens`` and ``same_length_as``.
+        config: what the demonstrations look like; ``copies`` counts as 1 where it is None
+            (``RecipeConfig.for_task``).
+        seed: of the data; a demonstration depends on it, the recipe's own seed, the problem and the
+            copy alone.
+        count_tokens: length of a response in tokens; needed for ``max_trace_tokens`` and
+            ``same_length_as``.
 
     Raises:
-        ValueError: a behavior of the configuration is not known, or tokens cannot be counted but have to be.
+        ValueError: a behavior of the configuration is not known, or tokens cannot be counted but
+            have to be.
         ConfigError: a behavior at an import path cannot be loaded.
     """
 
-    def __init__(self, config: RecipeConfig, seed: int, count_tokens: CountTokens | None = None) -> None:
+    def __init__(
+        self, config: RecipeConfig, seed: int, count_tokens: CountTokens | None = None
+    ) -> None:
         if count_tokens is None and config.counts_tokens:
-            raise ValueError("filler and max_trace_tokens are counted in tokens and need a tokenizer")
+            raise ValueError(
+                "filler and max_trace_tokens are counted in tokens and need a tokenizer"
+            )
         self.config = config
         self.behaviors: list[Behavior] = [make_behavior(behavior) for behavior in config.behaviors]
         self.seed = seed
         self.count_tokens = count_tokens
-        self.model = Recipe(config.same_length_as, seed, count_tokens) if config.same_length_as else None
+        self.model = (
+            Recipe(config.same_length_as, seed, count_tokens) if config.same_length_as else None
+        )
 
     def demonstrate(self, task: Task, problem: Problem) -> Demonstration:
-        """The first demonstration for ``problem``, proven right by the checker; of a problem without a graph its own.
+        """The first demonstration for ``problem``, proven right by the checker; of a problem
+        without a graph its own.
 
         Raises:
-            InjectionError: a line of the demonstration is wrong, or it is longer than ``max_trace_tokens`` even
-                without any behavior; or there is no graph and none comes with the problem.
+            InjectionError: a line of the demonstration is wrong, or it is longer than
+                ``max_trace_tokens`` even without any behavior; or there is no graph and none comes
+                with the problem.
         """
         return next(self.demonstrations(task, problem))
 
     def demonstrations(self, task: Task, problem: Problem) -> Iterator[Demonstration]:
-        """``copies`` demonstrations for ``problem``. What varies from copy to copy differs as long as it can.
+        """``copies`` demonstrations for ``problem``. What varies from copy to copy differs as long
+        as it can.
 
         Raises:
             InjectionError: see ``demonstrate``.
@@ -83,16 +99,24 @@ class Recipe:
             return
         seen: set[str] = set()
         for copy in range(self.config.copies or 1):
-            name = f"{self.config.seed}/{problem.id}/{copy}" if self.config.seed or copy else problem.id
+            name = (
+                f"{self.config.seed}/{problem.id}/{copy}"
+                if self.config.seed or copy
+                else problem.id
+            )
             varied, plan = problem, vanilla_plan(graph)
             if self.config.vary:
-                varied, plan = self._vary(problem, graph, random.Random(f"{self.seed}/vary/{name}"), copy, seen)
+                varied, plan = self._vary(
+                    problem, graph, random.Random(f"{self.seed}/vary/{name}"), copy, seen
+                )
             yield self._demonstrate(task, varied, graph, plan, name, copy)
 
     def _vary(
         self, problem: Problem, graph: Graph, rng: random.Random, copy: int, seen: set[str]
     ) -> tuple[Problem, Plan]:
-        """The copy's question, and its plan without behaviors. The first copy is the problem as it is."""
+        """The copy's question, and its plan without behaviors. The first copy is the problem as it
+        is.
+        """
         plan = vanilla_plan(graph)
         for draw in range(_DRAWS):
             if copy and self.config.vary == "premises":
@@ -122,16 +146,24 @@ class Recipe:
             raise InjectionError(f"{problem.id}, line {report.first_bad_step}: {report.reason}")
         return Demonstration(problem, response, spans, copy)
 
-    def _within_budget(self, task: Task, plan: Plan, name: str, graph: Graph) -> tuple[str, list[Span]]:
+    def _within_budget(
+        self, task: Task, plan: Plan, name: str, graph: Graph
+    ) -> tuple[str, list[Span]]:
         """The rendered plan, behaviors taken out until it is short enough."""
         while True:
             response, spans = join(task.render(plan, graph))
             limit = self.config.max_trace_tokens
-            if limit is None or self.count_tokens is None or (tokens := self.count_tokens(response)) <= limit:
+            if (
+                limit is None
+                or self.count_tokens is None
+                or (tokens := self.count_tokens(response)) <= limit
+            ):
                 return response, spans
             shorter = without_last(plan)
             if shorter is None:
-                raise InjectionError(f"{name}: {tokens} tokens without any behavior; raise max_trace_tokens ({limit})")
+                raise InjectionError(
+                    f"{name}: {tokens} tokens without any behavior; raise max_trace_tokens ({limit})"
+                )
             plan = shorter
 
 
@@ -141,7 +173,8 @@ def behavior_name(behavior: Behavior) -> str:
 
 
 def without_last(plan: Plan) -> Plan | None:
-    """The plan with one behavior less: first attempts and corrections go, then the others, each from the end.
+    """The plan with one behavior less: first attempts and corrections go, then the others, each
+    from the end.
 
     Returns:
         A shorter plan that is right where ``plan`` was, None where there is no behavior in it.
@@ -161,7 +194,9 @@ def without_last(plan: Plan) -> Plan | None:
 
 
 def random_order(graph: Graph, rng: random.Random) -> list[str]:
-    """The needed nodes in a random topological order (RC-Aug): at each place one of those that can be solved."""
+    """The needed nodes in a random topological order (RC-Aug): at each place one of those that can
+    be solved.
+    """
     waiting, order = graph.needed_order, dict[str, None]()
     while waiting:
         name = rng.choice([name for name in waiting if not graph.missing_parents(name, order)])
@@ -174,7 +209,9 @@ _SENTENCE_END = re.compile(r"(?<=[.?!])(\s+)")
 
 
 def shuffle_premises(question: str, rng: random.Random) -> str:
-    """The question with its statements in another order (PP-Aug); sentences that ask stay where they are."""
+    """The question with its statements in another order (PP-Aug); sentences that ask stay where
+    they are.
+    """
     parts = _SENTENCE_END.split(question)
     places = [place for place in range(0, len(parts), 2) if not parts[place].endswith("?")]
     shuffled = [parts[place] for place in places]

@@ -1,7 +1,9 @@
-"""Behavior injection into rows that somebody has: row by row, each proven right before it is given back.
+"""Behavior injection into rows that somebody has: row by row, each proven right before it is given
+back.
 
-A row's graph is its own (column ``graph``), or read from a templated question by the task, or, for free text, extracted
-by a language model. Whatever does not come out right is a reject with its place and reason.
+A row's graph is its own (column ``graph``), or read from a templated question by the task, or, for
+free text, extracted by a language model. Whatever does not come out right is a reject with its
+place and reason.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from bi_ray.rows.rejects import DataError, Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, Task
 from bi_ray.tasks.reading import problem_of
 
-# For rows of free text: the task that words each one's chain of thought with its problem, or why there is none.
+# For rows of free text: the task that words each one's chain of thought with its problem, or why
+# there is none.
 Extractor = Callable[[Sequence[Fields]], list[tuple[Task, Problem] | RowError]]
 _ROWS_PER_EXTRACTION = 256  # asked for together
 _ROWS_PER_CALL = 64  # that a process injects at a time
@@ -39,16 +42,19 @@ def recipe_of(
 
     Args:
         name: one of ``bi_ray.config.RECIPES``, or an arm of ``arms``.
-        behaviors: ``name``, ``name:probability``, the same with ``package.module:Class`` for the name, or whole
-            configurations; applied in this order.
+        behaviors: ``name``, ``name:probability``, the same with ``package.module:Class`` for the
+            name, or whole configurations; applied in this order.
         arms: recipes of a configuration.
 
     Raises:
-        ConfigError: no such recipe or behavior, none or both of the two given, or a probability outside 0..1.
+        ConfigError: no such recipe or behavior, none or both of the two given, or a probability
+            outside 0..1.
     """
     wanted = [behaviors] if isinstance(behaviors, str) else list(behaviors)
     if (name is None) == (not wanted):
-        raise ConfigError("say what to inject: a recipe (bridge, for example) or behaviors, and not both")
+        raise ConfigError(
+            "say what to inject: a recipe (bridge, for example) or behaviors, and not both"
+        )
     if name is None:
         return RecipeConfig(behaviors=tuple(map(_behavior_of, wanted)))
     known = {one: recipe for one, recipe in (RECIPES | dict(arms or {})).items() if recipe.sft}
@@ -56,7 +62,9 @@ def recipe_of(
         usable = [one for one, recipe in known.items() if not recipe.same_total_as]
         raise ConfigError(f"no recipe is called {name!r}; known: {', '.join(usable)}")
     if known[name].same_total_as:
-        raise ConfigError(f"{name} takes more problems than there are rows: make it an arm of a run")
+        raise ConfigError(
+            f"{name} takes more problems than there are rows: make it an arm of a run"
+        )
     return known[name]
 
 
@@ -68,13 +76,17 @@ def _behavior_of(wanted: str | BehaviorConfig) -> BehaviorConfig:
         place, _, probability = probability.partition(":")
         name = f"{name}:{place}"
     elif name not in BEHAVIORS:
-        raise ConfigError(f"no behavior is called {name!r}; known: {', '.join(BEHAVIORS)}, or package.module:Class")
+        raise ConfigError(
+            f"no behavior is called {name!r}; known: {', '.join(BEHAVIORS)}, or package.module:Class"
+        )
     if not probability:
         return RECIPES[name].behaviors[0] if name in RECIPES else BehaviorConfig(name=name)
     try:
         return BehaviorConfig(name=name, probability=float(probability))
     except ValueError as error:
-        raise ConfigError(f"{wanted}: write {name}:PROBABILITY with a number from 0 to 1") from error
+        raise ConfigError(
+            f"{wanted}: write {name}:PROBABILITY with a number from 0 to 1"
+        ) from error
 
 
 def inject_rows(
@@ -91,23 +103,27 @@ def inject_rows(
 
     Args:
         rows: see ``bi_ray.rows.fields.rows_of``.
-        task: reads templated questions and words the chains of thought; None where all is free text.
+        task: reads templated questions and words the chains of thought; None where all is free
+            text.
         recipe: what to inject.
         seed: of the recipe; what is injected into a row depends on it and the row's id.
         rejects: gets the bad rows.
         extractor: for the rows that the task does not know.
         count_tokens: length of a response in tokens, for recipes with filler or a budget.
-        processes: how many inject, where nothing is to be extracted; the outcome does not depend on it. They are
-            started afresh (spawn), and get the task and ``count_tokens`` pickled.
+        processes: how many inject, where nothing is to be extracted; the outcome does not depend on
+            it. They are started afresh (spawn), and get the task and ``count_tokens`` pickled.
 
     Yields:
-        id, question, answer, response, spans (start, end, behavior) and graph (JSON); then the row's extra columns.
+        id, question, answer, response, spans (start, end, behavior) and graph (JSON); then the
+        row's extra columns.
 
     Raises:
         ConfigError: the recipe cannot be used.
     """
     if recipe.counts_tokens and count_tokens is None:
-        raise ConfigError("filler and max_trace_tokens are counted in tokens and need a tokenizer: --tokenizer DIR")
+        raise ConfigError(
+            "filler and max_trace_tokens are counted in tokens and need a tokenizer: --tokenizer DIR"
+        )
     try:
         maker = Recipe(recipe.for_task(task.kind if task else ""), seed, count_tokens)
     except ValueError as error:
@@ -118,7 +134,11 @@ def inject_rows(
         done = ((block, _inject(block, task, maker, extractor)) for block in blocks)
     else:
         done = in_processes(
-            _inject_here, _blocks(rows, _ROWS_PER_CALL), processes, _begin, (task, recipe, seed, count_tokens)
+            _inject_here,
+            _blocks(rows, _ROWS_PER_CALL),
+            processes,
+            _begin,
+            (task, recipe, seed, count_tokens),
         )
     seen = Seen()
     with closing(done):
@@ -134,11 +154,14 @@ def inject_rows(
                     yield from outcome.made
                 else:
                     rejects.add(place, reason, dict(row))
-    rejects.rows.sort(key=lambda reject: (reject.file, reject.line))  # lines that are no JSON were read ahead
+    # lines that are no JSON were read ahead
+    rejects.rows.sort(key=lambda reject: (reject.file, reject.line))
 
 
 class _Outcome(NamedTuple):
-    """What became of a row: demonstrations, or a fault; and by what another row is known as the same."""
+    """What became of a row: demonstrations, or a fault; and by what another row is known as the
+    same.
+    """
 
     made: Sequence[dict[str, Any]] = ()
     fault: str | None = None
@@ -146,10 +169,15 @@ class _Outcome(NamedTuple):
 
 
 def _inject(
-    block: Sequence[NumberedRow], task: Task | None, maker: Recipe, extractor: Extractor | None = None
+    block: Sequence[NumberedRow],
+    task: Task | None,
+    maker: Recipe,
+    extractor: Extractor | None = None,
 ) -> list[_Outcome]:
     return [
-        _Outcome(fault=str(problem)) if isinstance(problem, RowError) else _demonstrated(*problem, row, maker)
+        _Outcome(fault=str(problem))
+        if isinstance(problem, RowError)
+        else _demonstrated(*problem, row, maker)
         for (_, row), problem in zip(block, _problems(block, task, extractor), strict=True)
     ]
 
@@ -170,7 +198,9 @@ def _demonstrated(worder: Task, problem: Problem, row: RowValues, maker: Recipe)
 _here: tuple[Task | None, Recipe]  # of this process
 
 
-def _begin(task: Task | None, recipe: RecipeConfig, seed: int, count_tokens: CountTokens | None) -> None:
+def _begin(
+    task: Task | None, recipe: RecipeConfig, seed: int, count_tokens: CountTokens | None
+) -> None:
     global _here
     _here = task, Recipe(recipe.for_task(task.kind if task else ""), seed, count_tokens)
 

@@ -1,10 +1,13 @@
-"""Calls that may hang, die or load for minutes, made in a process of their own that is ended from outside.
+"""Calls that may hang, die or load for minutes, made in a process of their own that is ended from
+outside.
 
-An alarm inside the process cannot stop code that sets alarms of its own, swallows every exception, or stays in C. So
-the caller watches the clock and kills the process, and the next call gets a new one.
+An alarm inside the process cannot stop code that sets alarms of its own, swallows every exception,
+or stays in C. So the caller watches the clock and kills the process, and the next call gets a new
+one.
 
-The process is started with ``subprocess`` and not with ``multiprocessing`` (nor a pool built on it), which would import
-the caller's main script again: a script that calls ``bi_ray.check`` needs no ``if __name__ == "__main__"``.
+The process is started with ``subprocess`` and not with ``multiprocessing`` (nor a pool built on
+it), which would import the caller's main script again: a script that calls ``bi_ray.check`` needs
+no ``if __name__ == "__main__"``.
 """
 
 from __future__ import annotations
@@ -81,7 +84,9 @@ class Fault:
 
 
 class CallError(ValueError):
-    """Raised by the function for an item without a result: the message is the whole reason, and names the part."""
+    """Raised by the function for an item without a result: the message is the whole reason, and
+    names the part.
+    """
 
 
 class GuardError(RuntimeError):
@@ -100,16 +105,20 @@ class Guard(Generic[Item, Result]):
     """Calls a function item by item in another process. Not thread-safe.
 
     Args:
-        load: called once in every new process; returns the function. It imports and warms up whatever the function
-            needs, and may raise ConfigError. It is pickled, with objects of the main script by value.
+        load: called once in every new process; returns the function. It imports and warms up
+            whatever the function needs, and may raise ConfigError. It is pickled, with objects of
+            the main script by value.
         limits: of time and memory.
-        first_call_loads: whether the function is a user's, whose first call may import libraries or load a model: the
-            first call in a process then has ``load_s``. A new process repeats an earlier item first, uncounted, so that
-            the calls that count are warm.
+        first_call_loads: whether the function is a user's, whose first call may import libraries or
+            load a model: the first call in a process then has ``load_s``. A new process repeats an
+            earlier item first, uncounted, so that the calls that count are warm.
     """
 
     def __init__(
-        self, load: Callable[[], Callable[[Item], Result]], limits: Limits, first_call_loads: bool = False
+        self,
+        load: Callable[[], Callable[[Item], Result]],
+        limits: Limits,
+        first_call_loads: bool = False,
     ) -> None:
         self._load = load
         self._limits = limits
@@ -180,7 +189,8 @@ class Guard(Generic[Item, Result]):
                         position, deaths = position + 1, 0
                         yield Fault(f"{error} ({_ATTEMPTS} times)")
         finally:
-            if position < len(items):  # the caller went away; results that it did not take must not reach the next one
+            # the caller went away; results that it did not take must not reach the next one
+            if position < len(items):
                 self.close()
 
     def _receive(self, item: Item) -> Result | Fault:
@@ -204,8 +214,8 @@ class Guard(Generic[Item, Result]):
 class _Process:
     """A process that calls the function, seen from outside.
 
-    A shared page says what it is doing, so that a process that has to be killed can be asked no more: a flag that the
-    call imports modules, then the name of the part that runs.
+    A shared page says what it is doing, so that a process that has to be killed can be asked no
+    more: a flag that the call imports modules, then the name of the part that runs.
     """
 
     def __init__(self, load: Callable[[], Any], limits: Limits) -> None:
@@ -243,7 +253,9 @@ class _Process:
             raise ConfigError(refusal)
 
     def is_running(self) -> bool:
-        """Whether the process has not ended, as it does with the thread that started it (see ``_follow``)."""
+        """Whether the process has not ended, as it does with the thread that started it (see
+        ``_follow``).
+        """
         return self._process.poll() is None
 
     def send(self, items: Sequence[Any]) -> None:
@@ -273,11 +285,16 @@ class _Process:
         while not self._is_readable():
             allowed_s = loading_s if self._page[_LOADING] else limit_s
             if time.monotonic() - began > allowed_s:
-                loading = ", loading included (verifier.start_timeout_s)" if allowed_s > self._limits.call_s else ""
+                loading = (
+                    ", loading included (verifier.start_timeout_s)"
+                    if allowed_s > self._limits.call_s
+                    else ""
+                )
                 raise _Ended(f"the {self._part()} took longer than {allowed_s:g} s{loading}")
             if _resident_mib(self._process.pid) > self._limits.memory_mib:
                 limit = f"{self._limits.memory_mib} MiB (verifier.memory_mib)"
-                raise _Died(f"the {self._part()} took more memory than {limit}")  # earlier calls may have left some
+                # earlier calls may have left some
+                raise _Died(f"the {self._part()} took more memory than {limit}")
         try:
             return self._connection.recv()
         except (EOFError, OSError, pickle.UnpicklingError) as error:
@@ -340,7 +357,9 @@ _own_page: mmap.mmap | None = None
 
 
 def doing(part: str) -> None:
-    """Name the part of a call that begins now, for the reason why it failed. Does nothing outside a guarded process."""
+    """Name the part of a call that begins now, for the reason why it failed. Does nothing outside a
+    guarded process.
+    """
     if _own_page is not None:
         text = part.encode()[: _PAGE_BYTES - _LOADING - 1]
         _own_page[_LOADING + 1 :] = text.ljust(_PAGE_BYTES - _LOADING - 1, b"\0")
@@ -360,7 +379,9 @@ def serve(connection_fd: int, page_fd: int, parent: int) -> None:
         connection.send(str(error))
         return
     except Exception as error:
-        connection.send(f"the code that judges responses cannot be loaded: {Fault(_message(error), _where(error))}")
+        connection.send(
+            f"the code that judges responses cannot be loaded: {Fault(_message(error), _where(error))}"
+        )
         return
     connection.send(None)
     sys.addaudithook(_notice_imports)
@@ -376,7 +397,8 @@ def serve(connection_fd: int, page_fd: int, parent: int) -> None:
 def _follow(parent: int) -> None:
     """End with the parent, and be the first that the kernel takes when memory runs out.
 
-    Linux sends the signal when the parent's thread ends that started this process, not only when the parent does.
+    Linux sends the signal when the parent's thread ends that started this process, not only when
+    the parent does.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -400,7 +422,8 @@ def _outcome(call: Callable[[Any], Any], item: Any) -> Any:
         part = _own_page[_LOADING + 1 :].rstrip(b"\0").decode() or "judgment of the response"
         return Fault(f"the {part} raised {_message(error)}", _where(error))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that was left behind must not ring in the next call
+        # an alarm that was left behind must not ring in the next call
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if os.getpid() != own_pid:  # the call forked, and this is the copy
             os._exit(0)
 
@@ -409,7 +432,9 @@ _imported: set[str] = set()
 
 
 def _notice_imports(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: flag a call that imports what this process has not seen yet. Such a call is loading."""
+    """An audit hook: flag a call that imports what this process has not seen yet. Such a call is
+    loading.
+    """
     if event != "import" or not arguments or arguments[0] in _imported:
         return
     _imported.add(arguments[0])
@@ -427,8 +452,12 @@ def _message(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """File and line in the user's code: of the last frame that is neither ours nor a library's, where there is one."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    """File and line in the user's code: of the last frame that is neither ours nor a library's,
+    where there is one.
+    """
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)
+    ]
     if not frames:
         return ""
     own = [frame for frame in frames if not _is_library(frame.filename)]

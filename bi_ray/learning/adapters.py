@@ -1,4 +1,6 @@
-"""LoRA (arXiv:2106.09685) through peft: adapters learn, engines and checkpoints get plain weights with them merged."""
+"""LoRA (arXiv:2106.09685) through peft: adapters learn, engines and checkpoints get plain weights
+with them merged.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,25 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, file: Path | None) 
     Args:
         model: a full model, not sharded yet.
         config: their size and place.
-        file: what ``adapters_of`` gave, to go on from; None: new ones, the same in every process, which change nothing.
+        file: what ``adapters_of`` gave, to go on from; None: new ones, the same in every process,
+            which change nothing.
 
     Raises:
         ValueError: no layer is named in ``config.targets``, or the file is of other adapters.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # a second, which only a LoRA has to wait for
+    # a second, which only a LoRA has to wait for
+    from peft import LoraConfig, inject_adapter_in_model
 
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inject_adapter_in_model(
-            LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets),  # type: ignore[arg-type]
+            LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft takes fractions too
+                lora_dropout=config.dropout,
+                target_modules=targets,
+            ),
             model,
         )
     for name, parameter in model.named_parameters():
@@ -41,7 +50,9 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, file: Path | None) 
         return
     saved = load_file(file)
     if saved.keys() != adapters_of(dict(model.state_dict())).keys():
-        raise ValueError(f"{file} has adapters of other layers than learner.lora.targets says: {config.targets}")
+        raise ValueError(
+            f"{file} has adapters of other layers than learner.lora.targets says: {config.targets}"
+        )
     model.load_state_dict(saved, strict=False)
 
 

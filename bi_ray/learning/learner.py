@@ -30,8 +30,19 @@ from bi_ray.learning.sharding import (
     save_optimizer,
     shard,
 )
-from bi_ray.policy.attention import PACKED_ATTENTION, attends_as_laid_out, can_pack, can_share_prompts
-from bi_ray.policy.checkpoint import empty_model, load_model, save_policy, save_weights, tied_weights
+from bi_ray.policy.attention import (
+    PACKED_ATTENTION,
+    attends_as_laid_out,
+    can_pack,
+    can_share_prompts,
+)
+from bi_ray.policy.checkpoint import (
+    empty_model,
+    load_model,
+    save_policy,
+    save_weights,
+    tied_weights,
+)
 from bi_ray.policy.files import CheckpointError
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.noise import switch_off_noise
@@ -40,7 +51,9 @@ from bi_ray.runs.checkpoints import StepDirectories
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on and would fail again if it were tried again. Raised on every rank at once."""
+    """Training that cannot go on and would fail again if it were tried again. Raised on every rank
+    at once.
+    """
 
 
 class Totals:
@@ -59,8 +72,13 @@ class Totals:
         self._maxima[name] = max(self._maxima.get(name, -math.inf), value)
 
     def reduce(self, device: torch.device) -> dict[str, float]:
-        """Every sum and maximum over all ranks. All ranks must have used the same names in the same order."""
-        for values, operation in ((self._sums, distributed.ReduceOp.SUM), (self._maxima, distributed.ReduceOp.MAX)):
+        """Every sum and maximum over all ranks. All ranks must have used the same names in the same
+        order.
+        """
+        for values, operation in (
+            (self._sums, distributed.ReduceOp.SUM),
+            (self._maxima, distributed.ReduceOp.MAX),
+        ):
             if values:
                 tensor = torch.tensor(list(values.values()), device=device, dtype=torch.float64)
                 distributed.all_reduce(tensor, op=operation)
@@ -102,13 +120,18 @@ class Learner:
         self.policy = load_sharded(policy, model, options, device, adapters)
         self.model = self.policy.model
         self._config = optimizer
-        self._learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._learned = [
+            parameter for parameter in self.model.parameters() if parameter.requires_grad
+        ]
         self._optimizer = make_optimizer(self._learned, optimizer)
         self._options = options
         self._packing = choose_packing(options.packing, self.model)
 
-    def update(self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float) -> dict[str, float]:
-        """One optimizer step on the rows of all ranks; every rank is given the same rows and takes its share.
+    def update(
+        self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float
+    ) -> dict[str, float]:
+        """One optimizer step on the rows of all ranks; every rank is given the same rows and takes
+        its share.
 
         Args:
             step: its number, for messages.
@@ -117,16 +140,17 @@ class Learner:
             rate: learning rate.
 
         Returns:
-            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``pack_s`` (the slowest rank's),
-            ``compute_s`` (all of it, this rank's), and what ``loss`` counted; all but ``compute_s`` the same
-            on every rank.
+            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``pack_s`` (the
+            slowest rank's), ``compute_s`` (all of it, this rank's), and what ``loss`` counted; all
+            but ``compute_s`` the same on every rank.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are as before.
         """
         began = time.perf_counter()
         if self._options.lora and self._options.lora.dropout:
-            torch.manual_seed(seed_for("dropout", step, self.rank))  # so that a resumed run draws what this one does
+            # so that a resumed run draws what this one does
+            torch.manual_seed(seed_for("dropout", step, self.rank))
         totals = self.accumulate(rows, loss).reduce(self.device)
         norm = self.gradient_norm()
         if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
@@ -135,20 +159,27 @@ class Learner:
                 f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so nothing was updated; "
                 f"lower optimizer.learning_rate (now {rate:g}) and start from an earlier checkpoint"
             )
-        torch.nn.utils.clip_grads_with_norm_(self._learned, self._config.max_grad_norm, torch.tensor(norm))
+        torch.nn.utils.clip_grads_with_norm_(
+            self._learned, self._config.max_grad_norm, torch.tensor(norm)
+        )
         set_learning_rate(self._optimizer, rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return {**totals, "grad_norm": norm, "compute_s": time.perf_counter() - began}
 
     def accumulate(self, rows: Sequence[Row], loss: MicroBatchLoss) -> Totals:
-        """Forward and backward over this rank's share; leaves the gradient of the whole step in the parameters."""
+        """Forward and backward over this rank's share; leaves the gradient of the whole step in the
+        parameters.
+        """
         ranks = distributed.get_world_size()
         totals = Totals()
-        # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 * width^2.
+        # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 *
+        # width^2.
         pair_cost = 1 / (6 * self.model.config.hidden_size)
         began = time.perf_counter()
-        batches = pack(rows, self._options.microbatch_tokens, self.rank, ranks, self._packing, pair_cost)
+        batches = pack(
+            rows, self._options.microbatch_tokens, self.rank, ranks, self._packing, pair_cost
+        )
         totals.keep_largest("pack_s", time.perf_counter() - began)
         for number, batch in enumerate(batches, 1):
             if self._options.gradient_sync == "step" and isinstance(self.policy, FSDPModule):
@@ -167,10 +198,16 @@ class Learner:
 
     def weight_norm(self) -> float:
         """L2 norm of all weights together."""
-        return float(full_tensor(torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])))
+        return float(
+            full_tensor(
+                torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
+            )
+        )
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """All weights as a plain checkpoint has them, adapters merged, on rank 0; an empty dict on other ranks."""
+        """All weights as a plain checkpoint has them, adapters merged, on rank 0; an empty dict on
+        other ranks.
+        """
         return self.plain(gather_weights(self.model))
 
     def plain(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,9 +224,14 @@ class Learner:
 
 
 def load_sharded(
-    policy: Path, model: ModelConfig, options: LearnerConfig, device: torch.device, weights: Path | None = None
+    policy: Path,
+    model: ModelConfig,
+    options: LearnerConfig,
+    device: torch.device,
+    weights: Path | None = None,
 ) -> TokenLogprobs:
-    """The policy of a directory, in float32 and sharded over all ranks. Rank 0 alone reads it and holds it whole.
+    """The policy of a directory, in float32 and sharded over all ranks. Rank 0 alone reads it and
+    holds it whole.
 
     ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
     """
@@ -252,7 +294,9 @@ def load_checkpoint(
     optimizer: OptimizerConfig,
     device: torch.device,
 ) -> Learner:
-    """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy ``base``."""
+    """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy
+    ``base``.
+    """
     if not step:
         return Learner(base, model, options, optimizer, device)
     folder = directories.path(step)
@@ -269,10 +313,12 @@ def save_checkpoint(
     step: int,
     more: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank calls it.
+    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank
+    calls it.
 
-    ``policy/`` is a plain model. A LoRA's adapters stand beside it, since they cannot be told from merged weights.
-    ``more``: full weights of other models, on rank 0, by the name of the file for them.
+    ``policy/`` is a plain model. A LoRA's adapters stand beside it, since they cannot be told from
+    merged weights. ``more``: full weights of other models, on rank 0, by the name of the file for
+    them.
 
     Raises:
         TrainingError: the disk is full.
@@ -294,7 +340,8 @@ def on_rank_0(call: Callable[[], None]) -> None:
     """Let rank 0 act for all. Every rank calls it, so that none waits for one that has given up.
 
     Raises:
-        TrainingError: on every rank, when ``call`` raises it or there is no room for what it writes.
+        TrainingError: on every rank, when ``call`` raises it or there is no room for what it
+            writes.
     """
     reason = [""]
     if distributed.get_rank() == 0:

@@ -1,7 +1,8 @@
-"""Parts of losses that are no algorithm's own: weights of tokens, KL estimates, importance weights, the whole.
+"""Parts of losses that are no algorithm's own: weights of tokens, KL estimates, importance weights,
+the whole.
 
-Every loss is a sum of weighted tokens. The weights carry the normalization of the whole step (all ranks, all
-micro-batches), so the losses of micro-batches add up, and so do their gradients.
+Every loss is a sum of weighted tokens. The weights carry the normalization of the whole step (all
+ranks, all micro-batches), so the losses of micro-batches add up, and so do their gradients.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ def token_weights(
 ) -> list[float]:
     """What each token of each response weighs in the loss of a step.
 
-    - ``sequence_sum``: 1 / samples. A response counts by the sum of its tokens, as in Eq. 5 and 12 of
-      arXiv:2505.18917; with groups of one size this is the mean over a group, then over all groups.
+    - ``sequence_sum``: 1 / samples. A response counts by the sum of its tokens, as in Eq. 5 and 12
+      of arXiv:2505.18917; with groups of one size this is the mean over a group, then over all
+      groups.
     - ``sequence_budget``: 1 / (samples * length limit). The same over a constant (Dr.GRPO).
-    - ``sequence_mean``: 1 / (samples * length). A response counts by the mean of its tokens (the first GRPO).
+    - ``sequence_mean``: 1 / (samples * length). A response counts by the mean of its tokens (the
+      first GRPO).
     - ``token_mean``: 1 / tokens. Every token counts the same (DAPO).
 
     Args:
         lengths: tokens of every response in the batch.
         scale: which of the four.
-        samples_total: samples of the step, with those of groups without advantage that are not in the batch.
+        samples_total: samples of the step, with those of groups without advantage that are not in
+            the batch.
         tokens_total: tokens of the step; None: those of the responses given.
         budget_tokens: the length limit of a response.
     """
@@ -44,21 +48,28 @@ def token_weights(
         return [1.0 / max(1, sum(lengths) if tokens_total is None else tokens_total)] * len(lengths)
     if scale == "sequence_mean":
         return [1.0 / (samples_total * max(1, length)) for length in lengths]
-    return [1.0 / (samples_total * (budget_tokens if scale == "sequence_budget" else 1))] * len(lengths)
+    return [1.0 / (samples_total * (budget_tokens if scale == "sequence_budget" else 1))] * len(
+        lengths
+    )
 
 
 def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
-    """Weighted negative log-likelihood, the loss of SFT. Both arguments [tokens]; the result is a scalar."""
+    """Weighted negative log-likelihood, the loss of SFT. Both arguments [tokens]; the result is a
+    scalar.
+    """
     return -(weights * logprobs).sum()
 
 
-def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+def kl_estimate(
+    logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal["k1", "k2", "k3"]
+) -> Tensor:
     """KL(policy || reference) per token, from samples of the policy; with d = log ref - log policy.
 
-    ``k1``: -d. ``k2``: d^2 / 2. ``k3``: exp(d) - d - 1, unbiased like k1, and never negative. As terms of a loss they
-    differ: on-policy, the gradient of k1 is 0 in expectation, that of k2 is the gradient of KL(policy || reference),
-    that of k3 the gradient of KL(reference || policy). Times the ratio pi / pi_base, k1 and k3 have the gradient of
-    KL(policy || reference), off-policy too (arXiv:2512.02556).
+    ``k1``: -d. ``k2``: d^2 / 2. ``k3``: exp(d) - d - 1, unbiased like k1, and never negative. As
+    terms of a loss they differ: on-policy, the gradient of k1 is 0 in expectation, that of k2 is
+    the gradient of KL(policy || reference), that of k3 the gradient of KL(reference || policy).
+    Times the ratio pi / pi_base, k1 and k3 have the gradient of KL(policy || reference), off-policy
+    too (arXiv:2512.02556).
 
     Args:
         logprobs: [tokens], with gradient.
@@ -74,10 +85,11 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: Literal
 
 
 def without_rounding(logprobs: Tensor, sampler_logprobs: Tensor, tolerance: float) -> Tensor:
-    """The sampler's log-probabilities, with the learner's own where they differ by less than ``tolerance``.
+    """The sampler's log-probabilities, with the learner's own where they differ by less than
+    ``tolerance``.
 
-    The last bits of the sampler's depend on which sequences were in a batch with a token. What is left depends on
-    them only where a difference happens to be at the tolerance itself.
+    The last bits of the sampler's depend on which sequences were in a batch with a token. What is
+    left depends on them only where a difference happens to be at the tolerance itself.
     """
     own = logprobs.detach()
     return torch.where((own - sampler_logprobs).abs() < tolerance, own, sampler_logprobs)
@@ -98,12 +110,15 @@ class Importance:
     cut: Tensor
 
 
-def importance(logprobs: Tensor, sampler_logprobs: Tensor, sequences: Tensor, config: ImportanceConfig) -> Importance:
+def importance(
+    logprobs: Tensor, sampler_logprobs: Tensor, sequences: Tensor, config: ImportanceConfig
+) -> Importance:
     """Truncated or masked importance weights; see ``ImportanceConfig`` for what the factors are.
 
     Args:
         logprobs: [tokens], of the learner.
-        sampler_logprobs: [tokens], of the distribution that the tokens were drawn from, temperature and top-p applied.
+        sampler_logprobs: [tokens], of the distribution that the tokens were drawn from, temperature
+            and top-p applied.
         sequences: [tokens], int64, which tokens belong together.
         config: level, treatment and bounds.
     """
@@ -154,8 +169,10 @@ def policy_loss(
         sampler_logprobs: [tokens], of the policy that sampled.
         advantages: [tokens].
         weights: [tokens], see ``token_weights``.
-        sequences: [tokens], int64: number of the token's sequence within the micro-batch, which holds all of it.
-        reference_logprobs: [tokens], of the reference policy; needed where ``config.kl`` is measured.
+        sequences: [tokens], int64: number of the token's sequence within the micro-batch, which
+            holds all of it.
+        reference_logprobs: [tokens], of the reference policy; needed where ``config.kl`` is
+            measured.
 
     Raises:
         ConfigError: the algorithm does not give a loss per token.

@@ -1,4 +1,6 @@
-"""The reference policy of a KL term: frozen, or moving after the policy. Everything here is collective."""
+"""The reference policy of a KL term: frozen, or moving after the policy. Everything here is
+collective.
+"""
 
 from __future__ import annotations
 
@@ -52,15 +54,20 @@ class Reference:
 
     @torch.no_grad()
     def follow(self, policy: TokenLogprobs, step: int) -> None:
-        """Go towards ``policy`` (of the same architecture and shards), if it is time after ``step``."""
+        """Go towards ``policy`` (of the same architecture and shards), if it is time after
+        ``step``.
+        """
         if not self.moving or step % self._config.moving_every_steps:
             return
         for model in (self.policy, policy):
             if isinstance(model, FSDPModule):  # one rank may have no shards
-                model.reshard()  # without a backward pass after it, a forward pass leaves the root's weights whole
+                # without a backward pass after it, a forward pass leaves the root's weights whole
+                model.reshard()
         for own, others in zip(self.policy.parameters(), policy.parameters(), strict=True):
             own.lerp_(others, self._config.moving_rate)
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint must hold, as file name -> full weights on rank 0; nothing for a frozen one."""
+        """What a checkpoint must hold, as file name -> full weights on rank 0; nothing for a frozen
+        one.
+        """
         return {REFERENCE: gather_weights(self.policy.model)} if self.moving else {}

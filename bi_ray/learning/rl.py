@@ -1,7 +1,9 @@
-"""Reinforcement learning, one rank of it. Needs a process group and a driver; resumes from its last step.
+"""Reinforcement learning, one rank of it. Needs a process group and a driver; resumes from its last
+step.
 
-The driver owns the batches and the versions; a rank only asks for the batch of the next step. When the group comes back
-from step M, it says so by joining again, and is served M+1, M+2, ... from what the driver kept.
+The driver owns the batches and the versions; a rank only asks for the batch of the next step. When
+the group comes back from step M, it says so by joining again, and is served M+1, M+2, ... from what
+the driver kept.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from torch import Tensor, distributed
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
-from bi_ray.learning.learner import Learner, Totals, TrainingError, load_checkpoint, on_rank_0, save_checkpoint
+from bi_ray.learning.learner import (
+    Learner,
+    Totals,
+    TrainingError,
+    load_checkpoint,
+    on_rank_0,
+    save_checkpoint,
+)
 from bi_ray.learning.losses import policy_loss, token_weights, without_rounding
 from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.reference import Reference
@@ -41,7 +50,8 @@ class Driver(Protocol):
     """What a learner asks of the driver. Every call has a deadline and raises when it passes."""
 
     def join(self, step: int) -> int:
-        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank 0 only.
+        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank
+        0 only.
 
         Raises:
             TrainingError: the group need not ask again. Any other error may pass.
@@ -54,7 +64,9 @@ class Driver(Protocol):
         """Announce the weights after ``step``. Rank 0 only."""
 
     def checkpointed(self, step: int) -> None:
-        """Say that a checkpoint covers ``step``: its batch and those before are not asked for again. Rank 0 only."""
+        """Say that a checkpoint covers ``step``: its batch and those before are not asked for
+        again. Rank 0 only.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,8 @@ def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) 
 def microbatch_loss(
     policy: TokenLogprobs, reference: TokenLogprobs | None, config: RLConfig
 ) -> Callable[[MicroBatch, Totals], Tensor]:
-    """The loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy, importance and mismatch per token.
+    """The loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy, importance and
+    mismatch per token.
 
     Raises:
         ConfigError: see ``load_algorithm``.
@@ -111,7 +124,9 @@ def microbatch_loss(
         if reference is not None:
             with torch.no_grad():
                 reference_logprobs = reference(batch, config.temperature, top_p=config.top_p)[0]
-        sampler_logprobs = without_rounding(logprobs, batch.sampler_logprobs, config.importance.tolerance)
+        sampler_logprobs = without_rounding(
+            logprobs, batch.sampler_logprobs, config.importance.tolerance
+        )
         sampled = sampler_logprobs, batch.advantages, batch.weights, batch.sequences
         result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)
         assert entropy is not None
@@ -126,7 +141,14 @@ def microbatch_loss(
 
 
 # counted as sums, shown as means
-_PER_TOKEN = ("clip_low_share", "clip_high_share", "kl", "importance_cut_share", "entropy", "mismatch_mean")
+_PER_TOKEN = (
+    "clip_low_share",
+    "clip_high_share",
+    "kl",
+    "importance_cut_share",
+    "entropy",
+    "mismatch_mean",
+)
 
 
 def train(job: RLJob, driver: Driver, device: torch.device) -> None:
@@ -135,12 +157,15 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
     Raises:
         TrainingError: see ``Learner.update``; or the driver refused the group for good.
         JoinError: the driver refused it this time.
-        ConfigError: an algorithm by import path that cannot be loaded, or does not give a loss per token.
+        ConfigError: an algorithm by import path that cannot be loaded, or does not give a loss per
+            token.
     """
     config = job.config
     directories = _directories(job)
     start, incarnation = _join(directories, config.steps, driver)
-    learner = load_checkpoint(job.base, directories, start, job.model, job.learner, config.optimizer, device)
+    learner = load_checkpoint(
+        job.base, directories, start, job.model, job.learner, config.optimizer, device
+    )
     reference = None
     if config.kl.measured:
         checkpoint = directories.path(start) if start else None
@@ -169,7 +194,9 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
 
 
 def _directories(job: RLJob) -> StepDirectories:
-    """Those of the newest steps and of the best ones: the driver writes what validations say of a step before that."""
+    """Those of the newest steps and of the best ones: the driver writes what validations say of a
+    step before that.
+    """
 
     def scores() -> dict[int, float]:
         return scores_of(read_steps(job.output / "metrics.jsonl"), job.config.validation)
@@ -191,9 +218,13 @@ def _checkpoint(
 
 
 def _shown(totals: dict[str, float]) -> dict[str, float]:
-    """Sums over tokens as means; of the importance weights (sum w)^2 / (n sum w^2), their effective sample size."""
+    """Sums over tokens as means; of the importance weights (sum w)^2 / (n sum w^2), their effective
+    sample size.
+    """
     tokens = max(1.0, totals["tokens"])
-    shown = {name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()}
+    shown = {
+        name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()
+    }
     total, squares = shown.pop("importance_sum"), shown.pop("importance_square_sum")
     shown["effective_sample_share"] = total**2 / (tokens * squares) if squares else 1.0
     shown["clip_share"] = shown["clip_low_share"] + shown["clip_high_share"]
@@ -203,7 +234,8 @@ def _shown(totals: dict[str, float]) -> dict[str, float]:
 def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple[int, int]:
     """The step to go on from and the group's incarnation, the same on every rank.
 
-    Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that has given up.
+    Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that
+    has given up.
     """
     answer: list[tuple[int, int, str, bool]] = [(0, 0, "", False)]
     if distributed.get_rank() == 0:
@@ -212,7 +244,9 @@ def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple
             answer = [(step, driver.join(step), "", False)]
         except Exception as error:
             log.warning("rank 0 did not join", exc_info=True)
-            reason = f"the driver did not let the learners join: {str(error) or type(error).__name__}"
+            reason = (
+                f"the driver did not let the learners join: {str(error) or type(error).__name__}"
+            )
             answer = [(0, 0, reason, isinstance(error, TrainingError))]
     distributed.broadcast_object_list(answer)
     step, incarnation, reason, is_final = answer[0]
@@ -222,7 +256,12 @@ def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple
 
 
 def _publish(
-    job: RLJob, learner: Learner, driver: Driver, incarnation: int, step: int, metrics: dict[str, float]
+    job: RLJob,
+    learner: Learner,
+    driver: Driver,
+    incarnation: int,
+    step: int,
+    metrics: dict[str, float],
 ) -> None:
     began = time.perf_counter()
     weights = learner.gather_weights()
@@ -233,6 +272,7 @@ def _publish(
         driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
 
     if job.config.is_checkpointed(step):
-        on_rank_0(publish)  # the checkpoint takes every rank: none may begin it if rank 0 has given up
+        # the checkpoint takes every rank: none may begin it if rank 0 has given up
+        on_rank_0(publish)
     elif learner.rank == 0:
         publish()  # the others learn of a failure when they lease the next batch

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes from its last checkpoint."""
+"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes from its
+last checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class SFTJob:
 
     Attributes:
         base: directory of the checkpoint to start from.
-        data: a ``datasets`` directory with columns ``prompt_tokens`` and ``response_tokens`` (lists of int).
+        data: a ``datasets`` directory with columns ``prompt_tokens`` and ``response_tokens`` (lists
+            of int).
         output: gets ``policy/``, ``metrics.jsonl`` and ``checkpoints/``; seen by every rank.
         config: how.
         model: data type and attention kernel.
@@ -66,10 +69,14 @@ def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstra
     dataset = load_from_disk(str(directory))
     columns = {"prompt_tokens", "response_tokens"}
     if not columns <= set(dataset.column_names):
-        raise ValueError(f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}")
+        raise ValueError(
+            f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}"
+        )
     demonstrations = [
         Demonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
-        for prompt, response in zip(dataset["prompt_tokens"], dataset["response_tokens"], strict=True)
+        for prompt, response in zip(
+            dataset["prompt_tokens"], dataset["response_tokens"], strict=True
+        )
     ]
     if not demonstrations:
         raise ValueError(f"{directory} is empty")
@@ -84,8 +91,11 @@ def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
     return -(-demonstrations // config.batch_examples)
 
 
-def step_rows(demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int) -> list[Row]:
-    """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran before.
+def step_rows(
+    demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int
+) -> list[Row]:
+    """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran
+    before.
 
     Every learned token of the step weighs the same, and they add up to 1.
     """
@@ -93,7 +103,8 @@ def step_rows(demonstrations: Sequence[Demonstration], config: SFTConfig, seed: 
     order = list(range(len(demonstrations)))
     random.Random(f"{seed}/sft/{epoch}").shuffle(order)
     chosen = [
-        demonstrations[i] for i in order[position * config.batch_examples : (position + 1) * config.batch_examples]
+        demonstrations[i]
+        for i in order[position * config.batch_examples : (position + 1) * config.batch_examples]
     ]
     learned = sum(len(row.tokens) - row.first_learned for row in chosen)
     return [Row(row.tokens, row.first_learned, 1 / learned) for row in chosen]
@@ -102,8 +113,8 @@ def step_rows(demonstrations: Sequence[Demonstration], config: SFTConfig, seed: 
 def train(job: SFTJob, device: torch.device) -> None:
     """Train to the end, from the last checkpoint if there is one. Every rank calls it.
 
-    A row of ``metrics.jsonl`` per step: step, loss (mean over learned tokens), tokens, learning_rate, grad_norm,
-    step_s. At the end ``policy/`` holds the trained policy.
+    A row of ``metrics.jsonl`` per step: step, loss (mean over learned tokens), tokens,
+    learning_rate, grad_norm, step_s. At the end ``policy/`` holds the trained policy.
 
     Raises:
         TrainingError: see ``Learner.update``.
@@ -126,7 +137,12 @@ def train(job: SFTJob, device: torch.device) -> None:
         rate = learning_rate(config.optimizer, step, steps)
         result = learner.update(step, step_rows(demonstrations, config, job.seed, step), loss, rate)
         if learner.rank == 0:
-            row = {"step": step, "loss": result["loss"], "tokens": int(result["tokens"]), "learning_rate": rate}
+            row = {
+                "step": step,
+                "loss": result["loss"],
+                "tokens": int(result["tokens"]),
+                "learning_rate": rate,
+            }
             row |= {"grad_norm": result["grad_norm"], "step_s": time.perf_counter() - began}
             append_metrics(job.output / "metrics.jsonl", row, durable=is_checkpointed)
         if is_checkpointed:
@@ -138,7 +154,9 @@ def train(job: SFTJob, device: torch.device) -> None:
     distributed.barrier()  # nobody is done before the policy is there
 
 
-def _resume(job: SFTJob, directories: StepDirectories, last_step: int, device: torch.device) -> tuple[Learner, int]:
+def _resume(
+    job: SFTJob, directories: StepDirectories, last_step: int, device: torch.device
+) -> tuple[Learner, int]:
     """The learner as the newest whole checkpoint left it, and that checkpoint's step."""
     found = [0]
     if distributed.get_rank() == 0:
@@ -146,4 +164,6 @@ def _resume(job: SFTJob, directories: StepDirectories, last_step: int, device: t
         cut_metrics(job.output / "metrics.jsonl", found[0])
     distributed.broadcast_object_list(found)
     step = found[0]
-    return load_checkpoint(job.base, directories, step, job.model, job.learner, job.config.optimizer, device), step
+    return load_checkpoint(
+        job.base, directories, step, job.model, job.learner, job.config.optimizer, device
+    ), step

@@ -1,4 +1,5 @@
-"""FSDP2 shards of a policy, and its full state gathered from them and put back, for any number of ranks.
+"""FSDP2 shards of a policy, and its full state gathered from them and put back, for any number of
+ranks.
 
 Everything here is collective: every rank of the process group must call it.
 """
@@ -33,12 +34,14 @@ def shard(
 ) -> TokenLogprobs:
     """Shard every decoder layer, and the rest as the root, over all ranks.
 
-    One rank that computes in float32 needs no shards: its weights stay plain tensors, and FSDP's copies are spared.
+    One rank that computes in float32 needs no shards: its weights stay plain tensors, and FSDP's
+    copies are spared.
 
     Args:
         policy: a full model in float32; its weights stay float32 whatever ``compute_dtype`` is.
         device: where this rank computes.
-        compute_dtype: of the forward and backward passes; gradients are summed over ranks in float32.
+        compute_dtype: of the forward and backward passes; gradients are summed over ranks in
+            float32.
         options: ``cpu_offload`` and ``reshard_after_forward``.
     """
     ranks = torch.distributed.get_world_size()
@@ -55,14 +58,17 @@ def shard(
 
 
 def fill_shards(model: nn.Module, state: dict[str, Any], device: torch.device) -> None:
-    """Give every rank its part of the full state that rank 0 has; those without memory for it get that first.
+    """Give every rank its part of the full state that rank 0 has; those without memory for it get
+    that first.
 
     Args:
         model: sharded; of ranks but 0 on the device meta.
         state: on rank 0, of the model before it was sharded.
         device: where the shards are to be.
     """
-    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    model._apply(
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+    )
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, state, options=options)
 
@@ -74,12 +80,16 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     """All weights by name on the CPU of rank 0; an empty dict on other ranks."""
-    state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: Any = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     return state
 
 
 def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as "parameter|key" -> tensor on the CPU of rank 0; empty elsewhere, and for plain SGD."""
+    """The optimizer's state as "parameter|key" -> tensor on the CPU of rank 0; empty elsewhere, and
+    for plain SGD.
+    """
     state: Any = get_optimizer_state_dict(
         model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
@@ -96,7 +106,8 @@ def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Put the state of ``path`` into the shards of ``optimizer``; each rank reads the file and keeps its part.
+    """Put the state of ``path`` into the shards of ``optimizer``; each rank reads the file and
+    keeps its part.
 
     Hyper-parameters are the run's, not the file's.
     """
@@ -108,7 +119,8 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Pat
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups: Any = [
-        {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+        {**group, "params": [names[parameter] for parameter in group["params"]]}
+        for group in optimizer.param_groups
     ]
     set_optimizer_state_dict(
         model,

@@ -1,6 +1,7 @@
 """What a plan knows of the machines: peaks from data sheets, or measured here in a few seconds.
 
-A device is a GPU, or one core of a CPU while the others work too. Every rate is per second and in one direction.
+A device is a GPU, or one core of a CPU while the others work too. Every rate is per second and in
+one direction.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ Cost = Annotated[float, Field(ge=0)]
 
 
 class Hardware(Config):
-    """A kind of node. The first block comes from data sheets or ``measure``; the others are named assumptions."""
+    """A kind of node. The first block comes from data sheets or ``measure``; the others are named
+    assumptions.
+    """
 
     name: str
     kind: str = "gpu"  # or cpu
     flops_bfloat16: Rate  # of a device, dense matrix products
     flops_float32: Rate
-    decode_flops: Rate | None = None  # of products with few rows, where it was measured; None: as the above
+    # of products with few rows, where it was measured; None: as the above
+    decode_flops: Rate | None = None
     memory_bytes: Rate  # of a device
     memory_bytes_per_s: Rate
     link_bytes_per_s: Rate  # from a device to the others of its node
@@ -42,23 +46,26 @@ class Hardware(Config):
 
     training_mfu: Share = 0.4  # share of the peak in forward and backward passes
     prefill_mfu: Share = 0.5  # of the peak, where an engine is bound by it
-    decode_bandwidth_share: Share = 0.6  # of the memory's bandwidth, where an engine is bound by that
+    # of the memory's bandwidth, where an engine is bound by that
+    decode_bandwidth_share: Share = 0.6
     network_share: Share = 0.7  # of link and network in collectives
 
-    activation_passes: Cost = 0.0  # times that the activations are moved, where training_mfu does not hold it
+    # times that the activations are moved, where training_mfu does not hold it
+    activation_passes: Cost = 0.0
     engine_step_s: Cost = 1e-3  # of one step of an engine: scheduling and sampling
     engine_layer_s: Cost = 8e-5  # of each layer in it: launches
-    engine_graph_layer_s: Cost = 1e-5  # the same on a GPU with CUDA graphs (rollout.enforce_eager: false)
+    # the same on a GPU with CUDA graphs (rollout.enforce_eager: false)
+    engine_graph_layer_s: Cost = 1e-5
     engine_sequence_s: Cost = 1e-5  # of each sequence in it
     learner_layer_s: Cost = 3e-4  # of each layer in a forward and backward pass: launches
     sync_s: Cost = 0.1  # of a weight sync of no bytes: calls, a drained engine
     step_s: Cost = 0.1  # of a step that does nothing: batch transport, bookkeeping
 
 
-# Peaks, memory and links of the SXM boards: NVIDIA's data sheets of A100, H100 and H200, dense and not sparse rates.
-# NVLink's and PCIe's published figures count both directions: half of them here. The network is that of DGX A100 (eight
-# cards of 200 Gb/s) and of DGX H100 and H200 (eight of 400 Gb/s); 2 TB of host memory are DGX's too. The other
-# figures are this project's assumptions.
+# Peaks, memory and links of the SXM boards: NVIDIA's data sheets of A100, H100 and H200, dense and
+# not sparse rates. NVLink's and PCIe's published figures count both directions: half of them here.
+# The network is that of DGX A100 (eight cards of 200 Gb/s) and of DGX H100 and H200 (eight of 400
+# Gb/s); 2 TB of host memory are DGX's too. The other figures are this project's assumptions.
 HARDWARE = {
     "a100": Hardware(
         name="a100", flops_bfloat16=312e12, flops_float32=19.5e12, memory_bytes=80e9, memory_bytes_per_s=2.039e12,
@@ -72,7 +79,8 @@ HARDWARE = {
         name="h200", flops_bfloat16=989e12, flops_float32=67e12, memory_bytes=141e9, memory_bytes_per_s=4.8e12,
         link_bytes_per_s=450e9, network_bytes_per_s=400e9, host_link_bytes_per_s=64e9, host_memory_bytes=2e12,
     ),
-    # Measured by benchmarks/plan_check.py on two cores of an AMD EPYC (Zen 4); --measure replaces what it can.
+    # Measured by benchmarks/plan_check.py on two cores of an AMD EPYC (Zen 4); --measure replaces
+    # what it can.
     "cpu": Hardware(
         name="cpu", kind="cpu", flops_bfloat16=94e9, flops_float32=94e9, decode_flops=75e9, memory_bytes=12e9,
         memory_bytes_per_s=15e9, link_bytes_per_s=1e9, network_bytes_per_s=1e9, host_link_bytes_per_s=15e9,
@@ -94,24 +102,31 @@ def load_hardware(name: str) -> Hardware:
         return HARDWARE[name]
     path = Path(name)
     if path.suffix != ".json":
-        raise ConfigError(f"no hardware is called {name!r}; known: {', '.join(HARDWARE)}, or give a .json file")
+        raise ConfigError(
+            f"no hardware is called {name!r}; known: {', '.join(HARDWARE)}, or give a .json file"
+        )
     try:
         return Hardware.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from error
+        raise ConfigError(
+            f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+        ) from error
 
 
-def measure(start: Hardware, hidden: int, intermediate: int, layers: int, sequences: int, tokens: int) -> Hardware:
+def measure(
+    start: Hardware, hidden: int, intermediate: int, layers: int, sequences: int, tokens: int
+) -> Hardware:
     """Time this machine's matrix products, memory and shared memory, in a few seconds.
 
     Args:
         start: what is not measured stays as it is there.
         hidden: width of the model.
         intermediate: width of its MLP.
-        layers: each has matrices of its own: a small model's stay in the cache, as they do in an engine.
+        layers: each has matrices of its own: a small model's stay in the cache, as they do in an
+            engine.
         sequences: rows of an engine's products.
         tokens: rows of a learner's.
     """

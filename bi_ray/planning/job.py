@@ -1,4 +1,6 @@
-"""What is planned: a run's configuration, the model's shape, the machines, and what a step has to do."""
+"""What is planned: a run's configuration, the model's shape, the machines, and what a step has to
+do.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class Job:
 
     @property
     def devices(self) -> float:
-        """All that the run asks for. On a CPU engines and learners share the cores: they work in turn."""
+        """All that the run asks for. On a CPU engines and learners share the cores: they work in
+        turn.
+        """
         learners = self.config.learner.workers * self.learner_devices
         engines = self.config.rollout.workers * self.engine_devices
         return learners + engines if self.on_gpu else max(learners, engines)
@@ -76,7 +80,9 @@ class Job:
     @property
     def learner_nodes(self) -> int:
         """Nodes that learners stand on, packed close."""
-        return math.ceil(self.config.learner.workers * self.learner_devices / self.hardware.devices_per_node)
+        return math.ceil(
+            self.config.learner.workers * self.learner_devices / self.hardware.devices_per_node
+        )
 
     # Rollouts
 
@@ -105,14 +111,18 @@ class Job:
 
     @property
     def decode_steps(self) -> float:
-        """Of an engine: full batches as long as sequences wait, then until the longest of the last is done."""
+        """Of an engine: full batches as long as sequences wait, then until the longest of the last
+        is done.
+        """
         waiting = self.engine_sequences - self.concurrent_sequences
         longest = self.config.model.max_response_tokens
         return waiting * self.response_tokens / self.concurrent_sequences + longest
 
     @property
     def prefill_tokens(self) -> float:
-        """Of an engine: a prompt once, and for each further sample the half block that the cache does not share."""
+        """Of an engine: a prompt once, and for each further sample the half block that the cache
+        does not share.
+        """
         block = _CACHE_BLOCK_TOKENS[self.hardware.kind] / 2
         again = (self.config.rl.samples_per_prompt - 1) * min(block, self.prompt_tokens)
         return self.engine_groups * (self.prompt_tokens + again)
@@ -133,7 +143,12 @@ class Job:
     def sequences(self) -> float:
         """Responses that one learner trains on."""
         rl = self.config.rl
-        return rl.prompts_per_step * rl.samples_per_prompt * self.informative_share / self.config.learner.workers
+        return (
+            rl.prompts_per_step
+            * rl.samples_per_prompt
+            * self.informative_share
+            / self.config.learner.workers
+        )
 
     @property
     def microbatches(self) -> int:
@@ -147,7 +162,8 @@ class Job:
 
     @property
     def learner_tokens(self) -> float:
-        """Through one learner's layers: with shared prompts one per group, and again where a group is cut.
+        """Through one learner's layers: with shared prompts one per group, and again where a group
+        is cut.
 
         The last token of a response predicts nothing, and only a row of a padded matrix has it.
         """
@@ -164,7 +180,9 @@ class Job:
     def learner_pairs(self) -> float:
         """Queries with the keys that they see, of one learner."""
         prompt, response = self.prompt_tokens, self.response_tokens
-        prompts = self.sequences / (self.config.rl.samples_per_prompt if self.packing == "shared" else 1)
+        prompts = self.sequences / (
+            self.config.rl.samples_per_prompt if self.packing == "shared" else 1
+        )
         return prompts * prompt**2 / 2 + self.sequences * response * (prompt + response / 2)
 
     @property
@@ -180,7 +198,9 @@ class Job:
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP holds the weights: not on one rank that computes in float32 (bi_ray.learning.sharding)."""
+        """Whether FSDP holds the weights: not on one rank that computes in float32
+        (bi_ray.learning.sharding).
+        """
         learner = self.config.learner
         return learner.workers > 1 or self.bytes_per_number == 2 or learner.cpu_offload
 
@@ -196,9 +216,13 @@ class Job:
             ("response-tokens", self.response_tokens, model.max_response_tokens),
         ):
             if not 0 < mean <= longest:
-                raise ConfigError(f"--{name} {mean:g}: a mean lies between 0 and the longest, which is {longest}")
+                raise ConfigError(
+                    f"--{name} {mean:g}: a mean lies between 0 and the longest, which is {longest}"
+                )
         if not 0 < self.informative_share <= 1:
-            raise ConfigError(f"--informative-share {self.informative_share:g}: a share lies between 0 and 1")
+            raise ConfigError(
+                f"--informative-share {self.informative_share:g}: a share lies between 0 and 1"
+            )
         for name, devices in (("rollout", self.engine_devices), ("learner", self.learner_devices)):
             if not devices:
                 raise ConfigError(

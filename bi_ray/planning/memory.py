@@ -1,4 +1,6 @@
-"""Memory of a learner, of an engine and of a node against what there is, and which option would make it fit."""
+"""Memory of a learner, of an engine and of a node against what there is, and which option would
+make it fit.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import yaml
 from bi_ray.planning.job import CHUNK_LOGITS, Job
 
 USABLE = 0.9  # of a device: the rest is its context, and what an allocator cannot use
-_BYTES_PER_LOGIT = 16  # logits, their float32 copy, log-softmax, and its gradient or the entropy's product
+# logits, their float32 copy, log-softmax, and its gradient or the entropy's product
+_BYTES_PER_LOGIT = 16
 _ENGINE_WORKSPACE_BYTES = 2 * 2**30  # of an engine on a GPU
 
 
@@ -51,7 +54,9 @@ def memory_uses(job: Job) -> list[MemoryUse]:
 
 
 def learner_parts(job: Job) -> dict[str, float]:
-    """Bytes on the device of a learner. Master weights, gradients and AdamW's moments are float32 in every type."""
+    """Bytes on the device of a learner. Master weights, gradients and AdamW's moments are float32
+    in every type.
+    """
     options, shape, width = job.config.learner, job.shape, job.bytes_per_number
     on_device = 0 if options.cpu_offload and job.on_gpu else 1 / options.workers
     moments = 8 if job.config.rl.optimizer.kind == "adamw" else 0
@@ -88,10 +93,11 @@ def _logit_rows(job: Job, tokens: float) -> float:
 
 
 def _gathered_bytes(job: Job) -> float:
-    """Whole weights that FSDP makes for the time of a layer, the next layer's beside them, and their gradients.
+    """Whole weights that FSDP makes for the time of a layer, the next layer's beside them, and
+    their gradients.
 
-    The root (embedding and output matrix) stays whole from the forward to the end of the backward pass. A gradient is
-    summed over ranks in float32.
+    The root (embedding and output matrix) stays whole from the forward to the end of the backward
+    pass. A gradient is summed over ranks in float32.
     """
     options, shape, width = job.config.learner, job.shape, job.bytes_per_number
     layers = 2 if options.reshard_after_forward else shape.layers
@@ -102,7 +108,9 @@ def _gathered_bytes(job: Job) -> float:
 
 
 def _learner(job: Job) -> MemoryUse:
-    return MemoryUse("learner", learner_parts(job), job.hardware.memory_bytes * max(1, job.learner_devices))
+    return MemoryUse(
+        "learner", learner_parts(job), job.hardware.memory_bytes * max(1, job.learner_devices)
+    )
 
 
 def _engine(job: Job) -> MemoryUse:
@@ -119,13 +127,16 @@ def _engine(job: Job) -> MemoryUse:
 def _node(job: Job) -> MemoryUse:
     """Memory of a node: on a CPU all of the run, else that of rank 0's node.
 
-    Rank 0 reads the whole model in float32 before it keeps its shard. Later it gathers all weights for a publication,
-    into a file in shared memory that stays until every engine has taken the next one.
+    Rank 0 reads the whole model in float32 before it keeps its shard. Later it gathers all weights
+    for a publication, into a file in shared memory that stays until every engine has taken the next
+    one.
     """
     learner, hardware = job.config.learner, job.hardware
     publication = 3 * 4.0 * job.shape.parameters  # gathered, written, and the file before it
     if not job.on_gpu:
-        parts = {f"learner: {name}": size * learner.workers for name, size in learner_parts(job).items()}
+        parts = {
+            f"learner: {name}": size * learner.workers for name, size in learner_parts(job).items()
+        }
         engines = sum(_engine(job).parts.values()) * job.config.rollout.workers
         parts |= {"engines": engines, "publication": publication}
         return MemoryUse("machine", parts, hardware.host_memory_bytes)
@@ -135,12 +146,18 @@ def _node(job: Job) -> MemoryUse:
         held = 4 * job.held_parameters + 12 * job.learned_parameters
         parts["offloaded"] = held * beside / learner.workers
     use = MemoryUse("node", parts, hardware.host_memory_bytes)
-    advice = "turn learner.cpu_offload off, or use more learners" if learner.cpu_offload else "take a smaller model"
+    advice = (
+        "turn learner.cpu_offload off, or use more learners"
+        if learner.cpu_offload
+        else "take a smaller model"
+    )
     return use if use.fits else replace(use, advice=(advice,))
 
 
 def _advice(job: Job, use: MemoryUse) -> Iterator[str]:
-    """The options that make it fit by themselves; else all of the first that spare something together."""
+    """The options that make it fit by themselves; else all of the first that spare something
+    together.
+    """
     changes = list(_learner_changes(job) if use.name == "learner" else _engine_changes(job))
     kind = _learner if use.name == "learner" else _engine
     found = False
@@ -154,8 +171,16 @@ def _advice(job: Job, use: MemoryUse) -> Iterator[str]:
         for section, update in changes:
             together = _changed(together, section, update)
         names = ", ".join(_named(section, update) for section, update in changes)
-        verdict = "fits" if kind(together).fits else "still does not fit: take a smaller model or larger devices"
-        yield f"all of {names} together {verdict} ({kind(together).needed / 1e9:.0f} GB)" if names else verdict
+        verdict = (
+            "fits"
+            if kind(together).fits
+            else "still does not fit: take a smaller model or larger devices"
+        )
+        yield (
+            f"all of {names} together {verdict} ({kind(together).needed / 1e9:.0f} GB)"
+            if names
+            else verdict
+        )
 
 
 def _learner_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,17 @@ from bi_ray.planning.hardware import Hardware, measure
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import MemoryUse, memory_uses
 from bi_ray.planning.shapes import Shape
-from bi_ray.planning.times import Phase, decode, prefill, publish, reference, short, take, train, update
+from bi_ray.planning.times import (
+    Phase,
+    decode,
+    prefill,
+    publish,
+    reference,
+    short,
+    take,
+    train,
+    update,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +52,15 @@ class Plan:
 
     @property
     def sides(self) -> tuple[float, float]:
-        """Seconds of the engines and of the learners. Engines take new weights while learners go on."""
+        """Seconds of the engines and of the learners. Engines take new weights while learners go
+        on.
+        """
         seconds = {phase.name: phase.seconds for phase in self.phases}
-        engines = sum(value for name, value in seconds.items() if name.startswith("rollout") or name == "sync: engines")
+        engines = sum(
+            value
+            for name, value in seconds.items()
+            if name.startswith("rollout") or name == "sync: engines"
+        )
         return engines, sum(seconds.values()) - engines
 
     @property
@@ -75,7 +91,9 @@ class Plan:
             "prompt_tokens": job.prompt_tokens,
             "response_tokens": job.response_tokens,
             "phases": [asdict(phase) for phase in self.phases],
-            "memory": [asdict(use) | {"needed": use.needed, "fits": use.fits} for use in self.memory],
+            "memory": [
+                asdict(use) | {"needed": use.needed, "fits": use.fits} for use in self.memory
+            ],
             "step_s": self.step_s,
             "samples_per_s": self.samples_per_s,
             "tokens_per_s": self.tokens_per_s,
@@ -115,7 +133,15 @@ def make_plan(
         response = response_tokens
     job = Job(config, shape, hardware, prompt, response, informative_share, nodes or 0)
     job.check()
-    found = [prefill(job), decode(job), reference(job), train(job), update(job), publish(job), take(job)]
+    found = [
+        prefill(job),
+        decode(job),
+        reference(job),
+        train(job),
+        update(job),
+        publish(job),
+        take(job),
+    ]
     phases = {phase.name: phase for phase in found if phase is not None}
     memory = tuple(memory_uses(job))
     return Plan(job, tuple(phases.values()), memory, tuple(_problems(job, phases, memory)))
@@ -138,7 +164,10 @@ def _problems(job: Job, phases: dict[str, Phase], memory: tuple[MemoryUse, ...])
 
 
 def _cache_problems(job: Job) -> Iterator[str]:
-    longest, wanted = job.config.model.max_model_tokens, min(job.engine_sequences, job.config.rollout.max_sequences)
+    longest, wanted = (
+        job.config.model.max_model_tokens,
+        min(job.engine_sequences, job.config.rollout.max_sequences),
+    )
     if job.cache_tokens < longest:
         yield (
             f"rollout.kv_cache_mib holds {job.cache_tokens} tokens, less than one sequence of {longest}: the engine "
@@ -160,7 +189,11 @@ def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
         )
     sync_s = phases["sync: engines"].seconds
     if sync_s > rollout.sync_timeout_s:
-        direct_s = job.bytes_per_number * job.shape.parameters / (hardware.network_bytes_per_s * hardware.network_share)
+        direct_s = (
+            job.bytes_per_number
+            * job.shape.parameters
+            / (hardware.network_bytes_per_s * hardware.network_share)
+        )
         yield (
             f"engines need {short(sync_s)} s for new weights, rollout.sync_timeout_s is {rollout.sync_timeout_s:g}: "
             "raise it, or put engines on fewer nodes. From GPU to GPU, which learners cannot send yet, it would take "
@@ -173,6 +206,16 @@ def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
 
 def measure_for(config: RunConfig, shape: Shape, start: Hardware) -> Hardware:
     """``start`` with this machine's rates at the sizes of a run."""
-    job = Job(config, shape, start, config.model.max_prompt_tokens, config.model.max_response_tokens, 1.0, 0)
+    job = Job(
+        config,
+        shape,
+        start,
+        config.model.max_prompt_tokens,
+        config.model.max_response_tokens,
+        1.0,
+        0,
+    )
     rows = min(config.learner.microbatch_tokens, 4096)
-    return measure(start, shape.hidden, shape.intermediate, shape.layers, job.concurrent_sequences, rows)
+    return measure(
+        start, shape.hidden, shape.intermediate, shape.layers, job.concurrent_sequences, rows
+    )

@@ -1,4 +1,6 @@
-"""The shape of a decoder: parameters, operations, cache and activations in closed form, from its config.json."""
+"""The shape of a decoder: parameters, operations, cache and activations in closed form, from its
+config.json.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any, Self
 
 from bi_ray.config import ConfigError, LoRAConfig
 
-_KINDS = ("llama", "mistral", "qwen2", "qwen3")  # decoders of RMS norms, rotary attention and a gated MLP
+# decoders of RMS norms, rotary attention and a gated MLP
+_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,16 @@ class Shape:
         try:
             values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{file}: {error.strerror}; --model-config takes the model's config.json") from error
+            raise ConfigError(
+                f"{file}: {error.strerror}; --model-config takes the model's config.json"
+            ) from error
         except ValueError as error:
             raise ConfigError(f"{file} is no valid JSON: {error}") from error
         kind = values.get("model_type") if isinstance(values, dict) else None
         if kind not in _KINDS:
-            raise ConfigError(f"{file}: model_type is {kind!r}; plans are made for {', '.join(_KINDS)}")
+            raise ConfigError(
+                f"{file}: model_type is {kind!r}; plans are made for {', '.join(_KINDS)}"
+            )
         try:
             return cls._of(kind, values)
         except KeyError as error:
@@ -69,7 +76,9 @@ class Shape:
     @classmethod
     def _of(cls, kind: str, values: dict[str, Any]) -> Self:
         heads = values["num_attention_heads"]
-        size = values.get("head_dim") or (128 if kind == "qwen3" else values["hidden_size"] // heads)
+        size = values.get("head_dim") or (
+            128 if kind == "qwen3" else values["hidden_size"] // heads
+        )
         bias = bool(values.get("attention_bias", False))
         return cls(
             hidden=values["hidden_size"],
@@ -117,8 +126,14 @@ class Shape:
         """Of LoRA's adapters: rank times the two widths of every adapted matrix."""
         own = {"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "o_proj": self.query}
         widths = {name: self.hidden + width for name, width in own.items()}
-        widths |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.hidden + self.intermediate)
-        targets = widths if lora.targets == "all-linear" else [name for name in lora.targets if name in widths]
+        widths |= dict.fromkeys(
+            ("gate_proj", "up_proj", "down_proj"), self.hidden + self.intermediate
+        )
+        targets = (
+            widths
+            if lora.targets == "all-linear"
+            else [name for name in lora.targets if name in widths]
+        )
         return self.layers * lora.rank * sum(widths[name] for name in targets)
 
     def cache_bytes_per_token(self, bytes_per_number: int) -> int:
@@ -142,8 +157,8 @@ class Shape:
     def activation_bytes_per_token(self, bytes_per_number: int) -> int:
         """What one layer of transformers keeps of a token for its backward pass.
 
-        Two RMS norms keep their input in float32 and what they give, before and after its weight; attention its
-        queries, keys, values and output; the gated MLP four vectors of its width.
+        Two RMS norms keep their input in float32 and what they give, before and after its weight;
+        attention its queries, keys, values and output; the gated MLP four vectors of its width.
         """
         upcast = 4 if bytes_per_number < 4 else bytes_per_number
         norms = 2 * self.hidden * (upcast + 2 * bytes_per_number)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from bi_ray.planning.job import CHUNK_LOGITS, Job
 
-# Passes of a step over every learned float32 parameter, in bytes: AdamW reads weight, gradient and two moments and
-# writes all but the gradient (28); the gradient's norm (4), its clipping (8), the norm of the weights (4).
+# Passes of a step over every learned float32 parameter, in bytes: AdamW reads weight, gradient and
+# two moments and writes all but the gradient (28); the gradient's norm (4), its clipping (8), the
+# norm of the weights (4).
 _UPDATE_BYTES = 44
 
 
@@ -41,11 +42,19 @@ def prefill(job: Job) -> Phase:
     devices = max(1.0, job.engine_devices)
     flops = job.shape.layer_flops(tokens, tokens * job.prompt_tokens / 2)
     seconds = flops / (job.flops_per_s * job.hardware.prefill_mfu * job.engine_devices)
-    return Phase("rollout: prefill", seconds, "compute", flops / devices, detail=f"{tokens:,.0f} tokens an engine")
+    return Phase(
+        "rollout: prefill",
+        seconds,
+        "compute",
+        flops / devices,
+        detail=f"{tokens:,.0f} tokens an engine",
+    )
 
 
 def decode(job: Job) -> Phase:
-    """The responses of that engine: every step reads all weights, and keys and values of every running sequence."""
+    """The responses of that engine: every step reads all weights, and keys and values of every
+    running sequence.
+    """
     shape, hardware, devices = job.shape, job.hardware, job.engine_devices
     steps, tokens = job.decode_steps, job.engine_sequences * job.response_tokens
     seen = tokens * (job.prompt_tokens + job.response_tokens / 2)  # pairs of a query and a key
@@ -62,7 +71,11 @@ def decode(job: Job) -> Phase:
     parts = {"memory": memory_s, "compute": compute_s, "calls": calls_s}
     between = _between_engine_devices(job, tokens)
     detail = f"{steps:,.0f} steps of {tokens / steps:.0f} sequences, {_parts(parts)}"
-    seconds = max(memory_s, compute_s) + calls_s + between / (hardware.link_bytes_per_s * hardware.network_share)
+    seconds = (
+        max(memory_s, compute_s)
+        + calls_s
+        + between / (hardware.link_bytes_per_s * hardware.network_share)
+    )
     per_device = max(1.0, devices)
     return Phase(
         "rollout: decode",
@@ -86,7 +99,9 @@ def reference(job: Job) -> Phase | None:
     """The forward pass of a KL term's reference policy, with its own gathered weights."""
     if not job.config.rl.kl.measured:
         return None
-    flops = job.shape.forward_flops(job.learner_tokens, job.learner_pairs, job.sequences * job.response_tokens)
+    flops = job.shape.forward_flops(
+        job.learner_tokens, job.learner_pairs, job.sequences * job.response_tokens
+    )
     layers = job.shape.layers * job.shape.layer_parameters
     # without a backward pass the root stays whole after the first micro-batch
     gathered = job.bytes_per_number * (job.microbatches * layers + job.shape.root_parameters)
@@ -105,27 +120,49 @@ def train(job: Job) -> Phase:
         again += head  # chunks of logits are made twice
     backward = forward * (1 if options.lora else 2)  # frozen matrices get no gradient of their own
     adapters = 6 * job.learned_parameters * job.learner_tokens if options.lora else 0.0
-    layers_gathered = (2 if options.reshard_after_forward else 1) * shape.layers * shape.layer_parameters
+    layers_gathered = (
+        (2 if options.reshard_after_forward else 1) * shape.layers * shape.layer_parameters
+    )
     # the root is gathered once: it stays whole until its backward pass, which comes last
-    gathers = job.bytes_per_number * (layers_gathered + shape.root_parameters + _adapters_gathered(job))
+    gathers = job.bytes_per_number * (
+        layers_gathered + shape.root_parameters + _adapters_gathered(job)
+    )
     sums = job.microbatches if options.gradient_sync == "microbatch" else 1
     traffic = job.microbatches * gathers + sums * 4 * job.learned_parameters
-    return _passes(job, "learner: forward and backward", forward + backward + again + adapters, traffic, passes=3)
+    return _passes(
+        job,
+        "learner: forward and backward",
+        forward + backward + again + adapters,
+        traffic,
+        passes=3,
+    )
 
 
 def _adapters_gathered(job: Job) -> int:
-    return (2 if job.config.learner.reshard_after_forward else 1) * (job.held_parameters - job.shape.parameters)
+    return (2 if job.config.learner.reshard_after_forward else 1) * (
+        job.held_parameters - job.shape.parameters
+    )
 
 
 def _passes(job: Job, name: str, flops: float, traffic: float, passes: int) -> Phase:
-    """Compute and collectives at the same time; the longer of the two counts, launches and activations come on top."""
+    """Compute and collectives at the same time; the longer of the two counts, launches and
+    activations come on top.
+    """
     hardware, ranks, options = job.hardware, job.config.learner.workers, job.config.learner
     sent = traffic * (ranks - 1) / ranks
     network_s = sent / (_link(job) * hardware.network_share)
     compute_s = flops / (job.flops_per_s * hardware.training_mfu * job.learner_devices)
     width = job.bytes_per_number
-    moved = job.shape.layers * job.shape.activation_bytes_per_token(width) * job.learner_tokens * passes / 3
-    extra_s = hardware.activation_passes * moved / (hardware.memory_bytes_per_s * job.learner_devices)
+    moved = (
+        job.shape.layers
+        * job.shape.activation_bytes_per_token(width)
+        * job.learner_tokens
+        * passes
+        / 3
+    )
+    extra_s = (
+        hardware.activation_passes * moved / (hardware.memory_bytes_per_s * job.learner_devices)
+    )
     extra_s += job.microbatches * job.shape.layers * hardware.learner_layer_s * passes / 3
     offload_s = 0.0
     if options.cpu_offload and job.on_gpu:  # shards go up for every gather, gradients down
@@ -135,12 +172,20 @@ def _passes(job: Job, name: str, flops: float, traffic: float, passes: int) -> P
     detail = f"{job.microbatches} micro-batches, {job.learner_tokens:,.0f} tokens a learner, {_parts(parts)}"
     seconds = max(compute_s, network_s, offload_s) + extra_s
     return Phase(
-        name, seconds, max(parts, key=parts.__getitem__), flops / max(1, job.learner_devices), moved, sent, detail
+        name,
+        seconds,
+        max(parts, key=parts.__getitem__),
+        flops / max(1, job.learner_devices),
+        moved,
+        sent,
+        detail,
     )
 
 
 def _link(job: Job) -> float:
-    """Bytes a second that a learner gets in a collective. Between nodes its share of all their cards."""
+    """Bytes a second that a learner gets in a collective. Between nodes its share of all their
+    cards.
+    """
     hardware = job.hardware
     if job.learner_nodes <= 1:
         return hardware.link_bytes_per_s
@@ -151,9 +196,15 @@ def update(job: Job) -> Phase:
     """Gradient norm, clipping and the optimizer over a learner's shard."""
     hardware = job.hardware
     sgd = job.config.rl.optimizer.kind == "sgd"
-    moved = (_UPDATE_BYTES - (16 if sgd else 0)) * job.learned_parameters / job.config.learner.workers
+    moved = (
+        (_UPDATE_BYTES - (16 if sgd else 0)) * job.learned_parameters / job.config.learner.workers
+    )
     on_host = job.config.learner.cpu_offload and job.on_gpu
-    rate = hardware.file_read_bytes_per_s if on_host else hardware.memory_bytes_per_s * job.learner_devices
+    rate = (
+        hardware.file_read_bytes_per_s
+        if on_host
+        else hardware.memory_bytes_per_s * job.learner_devices
+    )
     return Phase("learner: optimizer", moved / rate, "memory", memory_bytes=moved)
 
 
@@ -167,12 +218,20 @@ def publish(job: Job) -> Phase:
     parts = {"gather": gathered_s, "host link": down_s, "write": write_s}
     detail = f"{size / 1e9:,.2f} GB, {_parts(parts)}"
     return Phase(
-        "sync: publish", sum(parts.values()), max(parts, key=parts.__getitem__), 0, size, size * (ranks > 1), detail
+        "sync: publish",
+        sum(parts.values()),
+        max(parts, key=parts.__getitem__),
+        0,
+        size,
+        size * (ranks > 1),
+        detail,
     )
 
 
 def take(job: Job) -> Phase:
-    """Engines read the file; each other node with engines fetches it once, all of them from one process."""
+    """Engines read the file; each other node with engines fetches it once, all of them from one
+    process.
+    """
     hardware, size = job.hardware, 4.0 * job.shape.parameters
     remote = remote_nodes(job)
     fetch_s = size * remote / hardware.object_bytes_per_s
@@ -181,12 +240,20 @@ def take(job: Job) -> Phase:
     parts = {"fetch": fetch_s, "read": read_s, "host link": up_s, "calls": hardware.sync_s}
     detail = f"{remote} other nodes, {_parts(parts)}"
     return Phase(
-        "sync: engines", sum(parts.values()), max(parts, key=parts.__getitem__), 0, size, size * remote, detail
+        "sync: engines",
+        sum(parts.values()),
+        max(parts, key=parts.__getitem__),
+        0,
+        size,
+        size * remote,
+        detail,
     )
 
 
 def remote_nodes(job: Job) -> int:
-    """Nodes with engines but without the learners' rank 0. Learners are packed close, engines come after them."""
+    """Nodes with engines but without the learners' rank 0. Learners are packed close, engines come
+    after them.
+    """
     if not job.on_gpu:
         return 0
     nodes = math.ceil(job.devices / job.hardware.devices_per_node)

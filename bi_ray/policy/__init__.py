@@ -1,1 +1,3 @@
-"""What learning and readiness both stand on: tokens, log-probabilities, advantages, packing, checkpoints."""
+"""What learning and readiness both stand on: tokens, log-probabilities, advantages, packing,
+checkpoints.
+"""

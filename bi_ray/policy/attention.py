@@ -1,8 +1,10 @@
-"""Attention over packed rows whose prompts are shared: every prompt is computed once for all its responses.
+"""Attention over packed rows whose prompts are shared: every prompt is computed once for all its
+responses.
 
-A response sees itself causally and its prompt as a whole. The two parts are attended to apart and joined by their
-log-sum-exps, as in ring attention (arXiv:2310.01889); a kernel's backward pass, given the joined output and the joined
-log-sum-exp, is the exact gradient of its part. Nothing is padded, copied per response or masked.
+A response sees itself causally and its prompt as a whole. The two parts are attended to apart and
+joined by their log-sum-exps, as in ring attention (arXiv:2310.01889); a kernel's backward pass,
+given the joined output and the joined log-sum-exp, is the exact gradient of its part. Nothing is
+padded, copied per response or masked.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class _PackedAttention(torch.autograd.Function):
     """Inputs and output [1, heads, tokens, head size]."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
+    ) -> Tensor:
         rows, heads, tokens, size = query.shape
         out = query.new_empty(rows, tokens, heads, size).transpose(1, 2)
         logsumexp = query.new_empty(rows, heads, tokens, dtype=_accumulated(query.dtype))
@@ -96,7 +100,8 @@ def packed_attention(
     Args:
         module: the attention module.
         query: [1, heads, tokens, head size].
-        key: [1, key heads, tokens, head size], as ``value``; the number of heads is a multiple of that of key heads.
+        key: [1, key heads, tokens, head size], as ``value``; the number of heads is a multiple of
+            that of key heads.
         value: see ``key``.
         attention_mask: only for SDPA.
         scaling: what the scores are multiplied by.
@@ -119,11 +124,13 @@ def packed_attention(
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether sequences that stand one behind the other in a row can be told apart by their positions.
+    """Whether sequences that stand one behind the other in a row can be told apart by their
+    positions.
 
-    Attention can be cut where positions begin anew. Linear attention, state spaces and convolutions carry what they
-    have seen into the next sequence, attention in chunks counts its chunks from the row's start, and a decoder that
-    takes no positions makes its own. Attention of a model's own (Falcon, StableLM) is not relied on.
+    Attention can be cut where positions begin anew. Linear attention, state spaces and convolutions
+    carry what they have seen into the next sequence, attention in chunks counts its chunks from the
+    row's start, and a decoder that takes no positions makes its own. Attention of a model's own
+    (Falcon, StableLM) is not relied on.
     """
     takes_positions = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
     only_attends = not model._is_stateful and _layer_kinds(model) <= {_FULL, _SLIDING}
@@ -138,15 +145,19 @@ def can_share_prompts(model: PreTrainedModel, device: torch.device) -> bool:
     config = model.config
     kinds = _layer_kinds(model)
     windowed = _SLIDING in kinds or (not kinds and getattr(config, "sliding_window", None))
-    other = getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_logit_softcapping", None)
-    latent = hasattr(config, "qk_rope_head_dim")  # keys and values of different sizes, for which there is no kernel
+    other = getattr(config, "attention_dropout", 0.0) or getattr(
+        config, "attn_logit_softcapping", None
+    )
+    # keys and values of different sizes, for which there is no kernel
+    latent = hasattr(config, "qk_rope_head_dim")
     plain = config._attn_implementation == "sdpa" and not windowed and not other and not latent
     return device.type == "cpu" and plain and can_pack(model)
 
 
 @torch.no_grad()
 def attends_as_laid_out(model: PreTrainedModel) -> bool:
-    """Whether a sequence behind another one in a row is what it is by itself; some decoders drop the layout (Nemotron).
+    """Whether a sequence behind another one in a row is what it is by itself; some decoders drop
+    the layout (Nemotron).
 
     Args:
         model: with its weights, float32, under ``PACKED_ATTENTION``.
@@ -158,7 +169,9 @@ def attends_as_laid_out(model: PreTrainedModel) -> bool:
     decoder = model.get_decoder()
     training = model.training
     model.eval()  # the dropout of an adapter would make the two differ
-    together = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout).last_hidden_state
+    together = decoder(
+        input_ids=tokens, position_ids=positions, use_cache=False, layout=layout
+    ).last_hidden_state
     alone = decoder(input_ids=tokens[:, length:], use_cache=False).last_hidden_state
     model.train(training)
     difference = together[:, length:] - alone
@@ -166,7 +179,9 @@ def attends_as_laid_out(model: PreTrainedModel) -> bool:
 
 
 def _layer_kinds(model: PreTrainedModel) -> set[str]:
-    """What mixes the tokens in each layer, in transformers' words; empty where the config does not say."""
+    """What mixes the tokens in each layer, in transformers' words; empty where the config does not
+    say.
+    """
     return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 

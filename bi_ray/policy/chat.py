@@ -1,4 +1,6 @@
-"""From a question to prompt tokens, and how a response ends: both as the checkpoint's own chat template has it."""
+"""From a question to prompt tokens, and how a response ends: both as the checkpoint's own chat
+template has it.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ def messages(system_prompt: str, question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[dict[str, str]]:
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str
+) -> list[dict[str, str]]:
     """``messages`` as the template takes them.
 
-    Templates that refuse a system message (Gemma 2, Mistral), or leave it out, get its text at the start of the user's
-    message, which is what Gemma 3's own template does.
+    Templates that refuse a system message (Gemma 2, Mistral), or leave it out, get its text at the
+    start of the user's message, which is what Gemma 3's own template does.
 
     Raises:
         ChatError: there is no template, or it takes neither.
@@ -40,11 +44,15 @@ def conversation(tokenizer: PreTrainedTokenizerBase, system_prompt: str, questio
             return asked
     except TemplateError:
         pass  # it refuses the system message; if it is something else, the next attempt fails too
-    folded = [{"role": "user", "content": f"{system_prompt}\n\n{question}" if system_prompt else question}]
+    folded = [
+        {"role": "user", "content": f"{system_prompt}\n\n{question}" if system_prompt else question}
+    ]
     try:
         _render(tokenizer, folded)
     except TemplateError as error:
-        raise ChatError(f"{_name(tokenizer)}: its chat template refuses a question: {error}") from error
+        raise ChatError(
+            f"{_name(tokenizer)}: its chat template refuses a question: {error}"
+        ) from error
     return folded
 
 
@@ -53,11 +61,14 @@ def _without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str
+) -> list[int]:
     """Token ids of the prompt, up to where the response starts.
 
     Raises:
-        ChatError: see ``conversation``; or the prompt has tokens that the model has no embedding for.
+        ChatError: see ``conversation``; or the prompt has tokens that the model has no embedding
+            for.
     """
     text = _render(tokenizer, conversation(tokenizer, system_prompt, question))
     tokens = tokenizer.encode(text, add_special_tokens=False)
@@ -68,8 +79,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, system_prompt: str, questi
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token by which the template ends a response: what SFT teaches and every engine stops at.
 
-    It need not be the tokenizer's EOS (Gemma, Llama 3, Phi). A template that ends a response without a special token
-    has the tokenizer's EOS.
+    It need not be the tokenizer's EOS (Gemma, Llama 3, Phi). A template that ends a response
+    without a special token has the tokenizer's EOS.
 
     Raises:
         ChatError: there is neither, or the model has no embedding for it.
@@ -78,7 +89,9 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     try:
         text = _render(tokenizer, turns, add_generation_prompt=False)
     except TemplateError as error:
-        raise ChatError(f"{_name(tokenizer)}: its chat template refuses a response: {error}") from error
+        raise ChatError(
+            f"{_name(tokenizer)}: its chat template refuses a response: {error}"
+        ) from error
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special.update(tokenizer.all_special_ids)
     special.update(_declared_ends(tokenizer.name_or_path))
@@ -96,8 +109,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a response, in ascending order.
 
-    They are the template's (``end_of_turn``), the tokenizer's EOS, and those that the checkpoint's generation config
-    and config name.
+    They are the template's (``end_of_turn``), the tokenizer's EOS, and those that the checkpoint's
+    generation config and config name.
 
     Raises:
         ChatError: see ``end_of_turn``.
@@ -109,7 +122,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> None:
-    """Hold token ids against the vocabulary of the tokenizer's checkpoint, if it has been read from one.
+    """Hold token ids against the vocabulary of the tokenizer's checkpoint, if it has been read from
+    one.
 
     Raises:
         ChatError: the model has no embedding for one of them.
@@ -125,15 +139,16 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> N
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
-    """Refuse, before anything heavy begins, a checkpoint that cannot do what its template or the run's limits ask for.
+    """Refuse, before anything heavy begins, a checkpoint that cannot do what its template or the
+    run's limits ask for.
 
     Args:
         tokenizer: of the checkpoint ``model.path``.
         model: the limits.
 
     Raises:
-        ChatError: the template does not render, no token ends a response, tokens have no embedding, or prompt and
-            response together are longer than the model's context.
+        ChatError: the template does not render, no token ends a response, tokens have no embedding,
+            or prompt and response together are longer than the model's context.
     """
     encode_prompt(tokenizer, "1", "1")
     end_tokens(tokenizer)
@@ -147,10 +162,18 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
         )
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    add_generation_prompt: bool = True,
+) -> str:
     if tokenizer.chat_template is None:
-        raise ChatError(f"{_name(tokenizer)} has no chat template; add chat_template.jinja to the checkpoint")
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        raise ChatError(
+            f"{_name(tokenizer)} has no chat template; add chat_template.jinja to the checkpoint"
+        )
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
     return cast(str, text)
 
 
@@ -190,7 +213,9 @@ def _read_config(directory: str, _modified_ns: int) -> Any:
 
 
 def _context_tokens(config: Any) -> int | None:
-    """Tokens that the positions reach, with the factor by which a rotary embedding is stretched; None: no limit."""
+    """Tokens that the positions reach, with the factor by which a rotary embedding is stretched;
+    None: no limit.
+    """
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None:
         return None

@@ -1,4 +1,6 @@
-"""Policies on disk: a directory that transformers and vLLM load, weights in safetensors, never in pickles."""
+"""Policies on disk: a directory that transformers and vLLM load, weights in safetensors, never in
+pickles.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from bi_ray.policy.files import CheckpointError, check_files, reading, refuse_second_head
@@ -31,13 +39,19 @@ def check_directory(path: str | Path) -> Path:
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise CheckpointError(f"no model at {directory}: set model.path to a directory with config.json and weights")
+        raise CheckpointError(
+            f"no model at {directory}: set model.path to a directory with config.json and weights"
+        )
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory} has no config.json, so it is no model directory")
     if not any(directory.glob("*.safetensors")):
-        raise CheckpointError(f"{directory} has no *.safetensors; convert its weights first (pickles are refused)")
+        raise CheckpointError(
+            f"{directory} has no *.safetensors; convert its weights first (pickles are refused)"
+        )
     if not (directory / "tokenizer_config.json").exists():
-        raise CheckpointError(f"{directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json there")
+        raise CheckpointError(
+            f"{directory} has no tokenizer; copy tokenizer.json and tokenizer_config.json there"
+        )
     return directory
 
 
@@ -53,8 +67,9 @@ def check_model(path: str | Path) -> None:
     """Look at everything of a checkpoint that can be known before its weights are loaded.
 
     Raises:
-        CheckpointError: see ``check_directory`` and ``load_tokenizer``; or transformers has no such model, or the
-            weights have an output matrix of their own although the configuration says otherwise.
+        CheckpointError: see ``check_directory`` and ``load_tokenizer``; or transformers has no such
+            model, or the weights have an output matrix of their own although the configuration says
+            otherwise.
     """
     directory = _readable(path)
     load_tokenizer(directory)
@@ -75,17 +90,22 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(path: str | Path, dtype: str = "float32", attention: str = "sdpa") -> PreTrainedModel:
+def load_model(
+    path: str | Path, dtype: str = "float32", attention: str = "sdpa"
+) -> PreTrainedModel:
     """The checkpoint's model on the CPU, in training mode.
 
     Raises:
-        CheckpointError: see ``check_directory``; or weights of the model are not in the files, or differ in shape.
+        CheckpointError: see ``check_directory``; or weights of the model are not in the files, or
+            differ in shape.
     """
     return _loaded(path, dtype=getattr(torch, dtype), attn_implementation=attention).train()
 
 
 def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
-    """A model by ``from_pretrained``, which would fill weights that it does not find with random numbers."""
+    """A model by ``from_pretrained``, which would fill weights that it does not find with random
+    numbers.
+    """
     directory = _readable(path)
     refuse_second_head(directory, tied_weights(directory))
     with reading(directory):
@@ -95,12 +115,15 @@ def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
     model, info = result
     if missing := sorted(info["missing_keys"]):
         listed = ", ".join(missing[:_SHOWN_NAMES])
-        raise CheckpointError(f"{directory} lacks {len(missing)} weights of the model, such as {listed}")
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} weights of the model, such as {listed}"
+        )
     return model
 
 
 def empty_model(path: str | Path, attention: str = "sdpa") -> PreTrainedModel:
-    """The checkpoint's model with buffers but without memory for its weights (on the device meta), in training mode.
+    """The checkpoint's model with buffers but without memory for its weights (on the device meta),
+    in training mode.
 
     Raises:
         CheckpointError: see ``check_directory``.
@@ -121,37 +144,48 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: Mapping[str, str]) 
     Args:
         state: parameters by name, on the CPU.
         path: the file.
-        tied: see ``tied_weights``. The output matrix is written out all the same: vLLM's ``reload_weights`` leaves a
-            tied head as it was when the file does not name it.
+        tied: see ``tied_weights``. The output matrix is written out all the same: vLLM's
+            ``reload_weights`` leaves a tied head as it was when the file does not name it.
 
     Raises:
-        CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file is left.
+        CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file
+            is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     for head, embedding in tied.items():
         if embedding in tensors:
             tensors[head] = tensors[embedding].clone()
-    write_weights_file(tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    write_weights_file(
+        tensors, path, lambda file: save_file(tensors, file, metadata={"format": "pt"})
+    )
 
 
 def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:
-    """Fill ``directory`` with the weights of ``state`` and with the config and tokenizer of the checkpoint ``base``."""
+    """Fill ``directory`` with the weights of ``state`` and with the config and tokenizer of the
+    checkpoint ``base``.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     source = check_directory(base)
     for file in source.iterdir():
-        if file.suffix in {".json", ".jinja", ".txt", ".model"} and not file.name.endswith(".index.json"):
+        if file.suffix in {".json", ".jinja", ".txt", ".model"} and not file.name.endswith(
+            ".index.json"
+        ):
             shutil.copy(file, directory / file.name)
     save_weights(state, directory / WEIGHTS, tied_weights(source))
 
 
 def copy_policy(base: str | Path, directory: Path) -> None:
-    """Fill ``directory`` with the checkpoint ``base`` as it is, its weights in one file however many it has."""
+    """Fill ``directory`` with the checkpoint ``base`` as it is, its weights in one file however
+    many it has.
+    """
     model = _loaded(base, dtype="auto")
     save_policy(model.state_dict(), base, directory)
 
 
 def tied_weights(path: str | Path) -> dict[str, str]:
-    """The output matrix of a checkpoint whose embedding is used for it, and that embedding, by name; else empty."""
+    """The output matrix of a checkpoint whose embedding is used for it, and that embedding, by
+    name; else empty.
+    """
     return dict(empty_model(path, "eager").all_tied_weights_keys)
 
 

@@ -1,4 +1,6 @@
-"""The files of a checkpoint directory, looked at before anything is loaded: what is wrong is named with its file."""
+"""The files of a checkpoint directory, looked at before anything is loaded: what is wrong is named
+with its file.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def tensor_names(file: Path) -> set[str]:
 
 
 def refuse_second_head(directory: Path, tied: dict[str, str]) -> None:
-    """Refuse an output matrix of its own where the configuration says that the embedding is used for it.
+    """Refuse an output matrix of its own where the configuration says that the embedding is used
+    for it.
 
     transformers would keep it, and engines would not.
 
@@ -77,7 +80,8 @@ def refuse_second_head(directory: Path, tied: dict[str, str]) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a checkpoint is read into one line that names the file or the directory.
+    """Turn whatever goes wrong while a checkpoint is read into one line that names the file or the
+    directory.
 
     Raises:
         CheckpointError: the block failed.
@@ -86,7 +90,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # the libraries raise ValueError, KeyError, OSError, and Exception itself
+    # the libraries raise ValueError, KeyError, OSError, and Exception itself
+    except Exception as error:
         log.info("cannot read %s", path, exc_info=True)
         raise CheckpointError(_fault(path, error)) from error
 
@@ -122,7 +127,9 @@ def _refuse_pointer(file: Path) -> None:
             return
         is_pointer = file.read_bytes().startswith(_LFS)
     if is_pointer:
-        raise CheckpointError(f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` there")
+        raise CheckpointError(
+            f"{file} is a git-lfs pointer, not the file itself: run `git lfs pull` there"
+        )
 
 
 def _require_shards(file: Path) -> None:
@@ -145,13 +152,19 @@ def _check_index(index: Path, tensors: dict[str, set[str]]) -> None:
         places = list(shards.items())
     for name, shard in places:
         if shard not in tensors:
-            raise CheckpointError(f"{index.with_name(shard)} is missing: {index.name} lists it for {name}")
+            raise CheckpointError(
+                f"{index.with_name(shard)} is missing: {index.name} lists it for {name}"
+            )
         if name not in tensors[shard]:
-            raise CheckpointError(f"{index.with_name(shard)} does not contain {name}, although {index.name} lists it")
+            raise CheckpointError(
+                f"{index.with_name(shard)} does not contain {name}, although {index.name} lists it"
+            )
 
 
 def _read_tensor(directory: Path, name: str) -> Any:
-    """A tensor by its name in the model, also where the file leaves the first part of the name out; None: absent."""
+    """A tensor by its name in the model, also where the file leaves the first part of the name out;
+    None: absent.
+    """
     for file in sorted(directory.glob("*.safetensors")):
         with reading(file), safe_open(file, framework="pt") as content:
             names = set(content.keys())

@@ -17,17 +17,19 @@ ALL_AT_ONCE = 2**62  # no chunks: forward mode does not go through recomputation
 
 
 class TokenLogprobs(nn.Module):
-    """A causal language model of transformers as a function from micro-batches to log-probabilities.
+    """A causal language model of transformers as a function from micro-batches to
+    log-probabilities.
 
     A module of its own, so that FSDP gathers the output matrix for it.
 
     Args:
         model: the language model.
-        chunk_logits: how many logits may exist at a time; more are made in chunks, and again in the backward pass.
+        chunk_logits: how many logits may exist at a time; more are made in chunks, and again in the
+            backward pass.
 
     Raises:
-        CheckpointError: the model's logits are not its output matrix times its decoder's output (they are scaled or
-            capped, as in Gemma 2).
+        CheckpointError: the model's logits are not its output matrix times its decoder's output
+            (they are scaled or capped, as in Gemma 2).
     """
 
     def __init__(self, model: PreTrainedModel, chunk_logits: int = CHUNK_LOGITS) -> None:
@@ -51,14 +53,19 @@ class TokenLogprobs(nn.Module):
         Args:
             batch: the tokens.
             temperature: the logits are divided by it, as the sampler did.
-            with_entropy: also return the entropy of the distribution of each learned token, without gradient.
+            with_entropy: also return the entropy of the distribution of each learned token, without
+                gradient.
             top_p: the distribution is cut off as the sampler cut it off, see ``_nucleus_logprobs``.
 
         Returns:
             Log-probabilities and entropies (or None), each [learned tokens], float32 or wider.
         """
         # Flash attention reads from the positions where sequences begin.
-        more = {"layout": batch.layout} if self.model.config._attn_implementation == PACKED_ATTENTION else {}
+        more = (
+            {"layout": batch.layout}
+            if self.model.config._attn_implementation == PACKED_ATTENTION
+            else {}
+        )
         decoder = self.model.get_decoder()
         out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more)
         hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.sources)
@@ -71,7 +78,9 @@ class TokenLogprobs(nn.Module):
         if len(hidden) <= rows:
             return _logprobs(head, hidden, batch.targets, *options)
         found = [
-            checkpoint(_logprobs, head, *part, *options, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(
+                _logprobs, head, *part, *options, use_reentrant=False, preserve_rng_state=False
+            )
             for part in zip(hidden.split(rows), batch.targets.split(rows), strict=True)
         ]
         logprobs, entropies = zip(*found, strict=True)
@@ -82,7 +91,9 @@ class TokenLogprobs(nn.Module):
 def _check_head(model: PreTrainedModel) -> None:
     kind = type(model).__name__
     if model.get_decoder() is model:
-        raise CheckpointError(f"{kind} has no decoder apart from its head: set model.path to another model")
+        raise CheckpointError(
+            f"{kind} has no decoder apart from its head: set model.path to another model"
+        )
     training = model.training
     model.eval()  # dropout would make the two passes differ
     matches = _head_matches(model)
@@ -94,14 +105,20 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def _head_matches(model: PreTrainedModel) -> bool:
-    tokens = torch.tensor([[1, 2]], device=model.device)  # not 0: often padding, whose embedding is 0
+    # not 0: often padding, whose embedding is 0
+    tokens = torch.tensor([[1, 2]], device=model.device)
     hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
     logits = model(input_ids=tokens, use_cache=False).logits
     return torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits)
 
 
 def _logprobs(
-    head: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, with_entropy: bool, top_p: float
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_entropy: bool,
+    top_p: float,
 ) -> tuple[Tensor, Tensor | None]:
     """Of ``hidden`` [tokens, width] and ``targets`` [tokens]."""
     logits = head(hidden)
@@ -122,12 +139,14 @@ def _logprobs(
 def _nucleus_logprobs(
     logits: Tensor, targets: Tensor, top_p: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities within the most probable tokens that together have the probability ``top_p``.
+    """Log-probabilities within the most probable tokens that together have the probability
+    ``top_p``.
 
-    The set is vLLM's: probabilities are added up from the smallest on, and tokens go while the sum is at most
-    1 - top_p, all but the last. Among equal logits at the edge the target is the one that stays. After an update, or
-    where the sampler computes otherwise, the target may lie outside of the learner's own set: then it is added to it,
-    so that its log-probability is finite and has a gradient.
+    The set is vLLM's: probabilities are added up from the smallest on, and tokens go while the sum
+    is at most 1 - top_p, all but the last. Among equal logits at the edge the target is the one
+    that stays. After an update, or where the sampler computes otherwise, the target may lie outside
+    of the learner's own set: then it is added to it, so that its log-probability is finite and has
+    a gradient.
 
     Args:
         logits: [tokens, vocabulary], divided by the temperature.

@@ -1,11 +1,14 @@
-"""Policies without dropout: the probabilities that a token was drawn by have none, so neither have the learner's."""
+"""Policies without dropout: the probabilities that a token was drawn by have none, so neither have
+the learner's.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 from transformers import PreTrainedModel
 
-_NAMES = ("drop", "jitter")  # dropout of every kind, layers that are left out, and noise on a router's input
+# dropout of every kind, layers that are left out, and noise on a router's input
+_NAMES = ("drop", "jitter")
 
 
 def switch_off_noise(model: PreTrainedModel) -> None:

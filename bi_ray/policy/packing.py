@@ -1,10 +1,11 @@
 """From rows of tokens to micro-batches of bounded size, the same number of them on every rank.
 
-The loss is a sum over tokens whose weights were fixed for the whole step before anything is cut. So the gradient is the
-same, up to rounding, for every size of micro-batch, every number of ranks, every way of packing and order of arrival.
+The loss is a sum over tokens whose weights were fixed for the whole step before anything is cut. So
+the gradient is the same, up to rounding, for every size of micro-batch, every number of ranks,
+every way of packing and order of arrival.
 
-A packed micro-batch is one row without padding: a prompt, then all responses to it one after the other, then the next
-prompt. The last token of a response predicts nothing and is left out.
+A packed micro-batch is one row without padding: a prompt, then all responses to it one after the
+other, then the next prompt. The last token of a response predicts nothing and is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Row:
 
     Attributes:
         tokens: prompt and response.
-        first_learned: position of the first token that is learned, at least 1; all later ones are learned too.
+        first_learned: position of the first token that is learned, at least 1; all later ones are
+            learned too.
         weight: what each learned token weighs in the loss of the step.
         advantage: of the sequence (RL).
         sampler_logprobs: one per learned token (RL), or empty.
@@ -42,9 +44,13 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.first_learned < 1:
-            raise ValueError("first_learned must be at least 1: nothing predicts the first token of a row")
+            raise ValueError(
+                "first_learned must be at least 1: nothing predicts the first token of a row"
+            )
         if self.sampler_logprobs and len(self.sampler_logprobs) != self.learned:
-            raise ValueError(f"{self.learned} learned tokens but {len(self.sampler_logprobs)} log-probabilities")
+            raise ValueError(
+                f"{self.learned} learned tokens but {len(self.sampler_logprobs)} log-probabilities"
+            )
 
     @property
     def learned(self) -> int:
@@ -62,8 +68,10 @@ class Layout:
     """Who attends to whom in a packed row.
 
     Attributes:
-        segments: (start, length) of each part that is causal in itself and sees nothing else but its block's keys.
-        blocks: (start, length, prompt start, prompt length): those queries also see the whole of that prompt.
+        segments: (start, length) of each part that is causal in itself and sees nothing else but
+            its block's keys.
+        blocks: (start, length, prompt start, prompt length): those queries also see the whole of
+            that prompt.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -75,12 +83,16 @@ class MicroBatch:
     """What one forward and backward pass takes.
 
     Attributes:
-        tokens: [rows, length], int64, padded with 0 on the right: under causal attention no learned token sees it.
-        positions: [rows, length], int64, of each token in its sequence; None where they count from 0 in every row.
+        tokens: [rows, length], int64, padded with 0 on the right: under causal attention no learned
+            token sees it.
+        positions: [rows, length], int64, of each token in its sequence; None where they count from
+            0 in every row.
         layout: of a packed row; else None.
-        sources: [learned tokens], int64: the place in ``tokens.flatten()`` whose output predicts the token.
+        sources: [learned tokens], int64: the place in ``tokens.flatten()`` whose output predicts
+            the token.
         targets: [learned tokens], int64: the tokens that are learned.
-        sequences: [learned tokens], int64: number of the token's sequence in this micro-batch; none is ever cut.
+        sequences: [learned tokens], int64: number of the token's sequence in this micro-batch; none
+            is ever cut.
         weights: [learned tokens], float32, as the next two.
         advantages: [learned tokens].
         sampler_logprobs: [learned tokens].
@@ -99,7 +111,9 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -115,20 +129,24 @@ def pack(
 
     Args:
         rows: all rows of the step, in any order. Those without a learned token are left out.
-        microbatch_tokens: most tokens of one micro-batch, padding counted. A longer row gets one of its own.
+        microbatch_tokens: most tokens of one micro-batch, padding counted. A longer row gets one of
+            its own.
         rank: whose share is wanted.
         ranks: how many learners share the step.
-        packing: ``shared`` computes a prompt once for all its responses in a micro-batch; ``flat`` repeats it for each,
-            ``padded`` makes a row of a matrix of each sequence.
-        pair_cost: what a pair of a query and a key costs, measured in tokens; 0 counts tokens alone.
+        packing: ``shared`` computes a prompt once for all its responses in a micro-batch; ``flat``
+            repeats it for each, ``padded`` makes a row of a matrix of each sequence.
+        pair_cost: what a pair of a query and a key costs, measured in tokens; 0 counts tokens
+            alone.
 
     Returns:
-        All ranks have the same number of micro-batches (FSDP gathers its shards in every pass, so all must make as
-        many), which empty ones fill up, and about the same cost.
+        All ranks have the same number of micro-batches (FSDP gathers its shards in every pass, so
+        all must make as many), which empty ones fill up, and about the same cost.
     """
     learned = sorted((row for row in rows if row.learned), key=_canonical)
     if packing == "padded":
-        shares = [list(_padded_cuts(share, microbatch_tokens)) for share in _interleaved(learned, ranks)]
+        shares = [
+            list(_padded_cuts(share, microbatch_tokens)) for share in _interleaved(learned, ranks)
+        ]
         collate = _pad
     else:
         shared = packing == "shared"
@@ -143,11 +161,14 @@ def _canonical(row: Row) -> tuple[object, ...]:
     return row.prompt, len(row.tokens), row.tokens, row.weight, row.advantage, row.sampler_logprobs
 
 
-def in_batches(rows: Sequence[Row], microbatch_tokens: int) -> Iterator[tuple[list[int], MicroBatch]]:
+def in_batches(
+    rows: Sequence[Row], microbatch_tokens: int
+) -> Iterator[tuple[list[int], MicroBatch]]:
     """Padded micro-batches for one process that has to know which row is where.
 
     Yields:
-        The numbers of the rows in a micro-batch, in the order in which they stand there, and the micro-batch.
+        The numbers of the rows in a micro-batch, in the order in which they stand there, and the
+        micro-batch.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens))
     for start, end in _cuts([len(rows[index].tokens) for index in order], microbatch_tokens):
@@ -158,9 +179,14 @@ def in_batches(rows: Sequence[Row], microbatch_tokens: int) -> Iterator[tuple[li
 
 
 def _interleaved(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """Neighbors in length go to different ranks, in alternating direction: no rank always gets the longer one."""
+    """Neighbors in length go to different ranks, in alternating direction: no rank always gets the
+    longer one.
+    """
     ordered = sorted(rows, key=lambda row: len(row.tokens))
-    shares = [ordered[rank :: 2 * ranks] + ordered[2 * ranks - 1 - rank :: 2 * ranks] for rank in range(ranks)]
+    shares = [
+        ordered[rank :: 2 * ranks] + ordered[2 * ranks - 1 - rank :: 2 * ranks]
+        for rank in range(ranks)
+    ]
     return [sorted(share, key=lambda row: len(row.tokens)) for share in shares]
 
 
@@ -171,7 +197,9 @@ def _padded_cuts(rows: Sequence[Row], limit: int) -> Iterator[Sequence[Row]]:
 
 
 def _cuts(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Slices of ascending lengths that, padded to their longest, hold at most ``limit`` tokens, or one row."""
+    """Slices of ascending lengths that, padded to their longest, hold at most ``limit`` tokens, or
+    one row.
+    """
     start = 0
     for end, length in enumerate(lengths):
         if end > start and (end - start + 1) * length > limit:
@@ -184,10 +212,14 @@ def _cuts(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
 def _pad(rows: Sequence[Row]) -> MicroBatch:
     """Pad to the longest; of no rows, one row of two tokens that learns nothing."""
     length = max((len(row.tokens) for row in rows), default=2)
-    tokens = [token for row in rows for token in (*row.tokens, *[0] * (length - len(row.tokens)))] or [0, 0]
+    tokens = [
+        token for row in rows for token in (*row.tokens, *[0] * (length - len(row.tokens)))
+    ] or [0, 0]
     sources: list[int] = []
     for number, row in enumerate(rows):
-        sources.extend(range(number * length + row.first_learned - 1, number * length + len(row.tokens) - 1))
+        sources.extend(
+            range(number * length + row.first_learned - 1, number * length + len(row.tokens) - 1)
+        )
     return _micro_batch(torch.tensor(tokens).view(-1, length), None, None, sources, rows)
 
 
@@ -210,7 +242,9 @@ class _Packed:
 
 
 def _grouped(rows: Sequence[Row], shared: bool) -> list[_Packed]:
-    """Number the groups of equal prompts in sorted rows; without sharing, every row is its own group."""
+    """Number the groups of equal prompts in sorted rows; without sharing, every row is its own
+    group.
+    """
     result: list[_Packed] = []
     number = 0
     for prompt, equal in groupby(rows, key=lambda row: row.prompt):
@@ -224,7 +258,9 @@ def _grouped(rows: Sequence[Row], shared: bool) -> list[_Packed]:
 
 
 def _contiguous(rows: Sequence[_Packed], ranks: int, pair_cost: float) -> list[list[_Packed]]:
-    """Cut the line of rows where the cost so far passes a rank's share; a group may lie on both sides of a cut."""
+    """Cut the line of rows where the cost so far passes a rank's share; a group may lie on both
+    sides of a cut.
+    """
     costs = [_cost(packed, pair_cost) for packed in rows]
     shares: list[list[_Packed]] = [[] for _ in range(ranks)]
     total, before = sum(costs), 0.0
@@ -241,7 +277,9 @@ def _cost(packed: _Packed, pair_cost: float) -> float:
 
 
 def _packed_cuts(rows: Sequence[_Packed], limit: int) -> Iterator[Sequence[Row]]:
-    """Greedy cuts into parts of at most ``limit`` tokens, or one row; a cut group has its prompt in every part."""
+    """Greedy cuts into parts of at most ``limit`` tokens, or one row; a cut group has its prompt in
+    every part.
+    """
     part: list[Row] = []
     tokens, group = 0, -1
     for packed in rows:
@@ -294,7 +332,11 @@ def _prompts(rows: Sequence[Row], shared: bool) -> Iterator[tuple[tuple[int, ...
 
 
 def _micro_batch(
-    tokens: Tensor, positions: Tensor | None, layout: Layout | None, sources: Sequence[int], rows: Sequence[Row]
+    tokens: Tensor,
+    positions: Tensor | None,
+    layout: Layout | None,
+    sources: Sequence[int],
+    rows: Sequence[Row],
 ) -> MicroBatch:
     """Add what the learned tokens of ``rows`` need, in the order of ``rows``."""
     learned = torch.tensor([row.learned for row in rows], dtype=torch.int64)

@@ -25,7 +25,9 @@ _SUFFIX = ".safetensors"
 
 
 def weights_directory(run_id: str) -> Path:
-    """Where the weights of a run are published on each node, in memory; ``make_weights_directory`` makes it."""
+    """Where the weights of a run are published on each node, in memory; ``make_weights_directory``
+    makes it.
+    """
     return SHARED_MEMORY / run_id
 
 
@@ -41,7 +43,9 @@ def make_weights_directory(directory: Path) -> None:
 
 
 class WeightOwner:
-    """Looks after the published files of one run on one node; keeps no state beyond the folder itself."""
+    """Looks after the published files of one run on one node; keeps no state beyond the folder
+    itself.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -53,8 +57,8 @@ class WeightOwner:
     def release(self, oldest: PolicyVersion, spare: bool = True) -> None:
         """Remove the files of versions before ``oldest``: no engine needs them any more.
 
-        ``spare``: one is kept, under another name, so that the next version is written over it. A file that somebody
-        holds by a link of his own (``InfluenceMonitor``) is never that one.
+        ``spare``: one is kept, under another name, so that the next version is written over it. A
+        file that somebody holds by a link of his own (``InfluenceMonitor``) is never that one.
         """
         for file in self.directory.glob(f"*{_SUFFIX}"):
             if parse_version(file.name.removesuffix(_SUFFIX)) < oldest:
@@ -70,16 +74,18 @@ class WeightOwner:
             return file.read(_CHUNK_BYTES)
 
 
-SPARE = "spare"  # in a folder of published weights: a file that nobody needs any more, but for its memory
+# in a folder of published weights: a file that nobody needs any more, but for its memory
+SPARE = "spare"
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def publish_weights(state: dict[str, Tensor], path: Path) -> None:
-    """Write a full state dict for engines, by atomic rename, over the file ``SPARE`` of the same folder if it is there.
+    """Write a full state dict for engines, by atomic rename, over the file ``SPARE`` of the same
+    folder if it is there.
 
-    New pages of shared memory cost several times what copying into old ones does. A head that equals the embedding is
-    left out: engines put it in themselves (``WeightExtension``).
+    New pages of shared memory cost several times what copying into old ones does. A head that
+    equals the embedding is left out: engines put it in themselves (``WeightExtension``).
 
     Raises:
         CheckpointError: see ``save_weights``.
@@ -104,7 +110,9 @@ def publish_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:
-    """What stands before the tensors in a safetensors file: its own length, and where each of them is."""
+    """What stands before the tensors in a safetensors file: its own length, and where each of them
+    is.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

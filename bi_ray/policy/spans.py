@@ -10,8 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from bi_ray.reasoning.trace import Span
 
 
-def encode_with_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int] | None]:
-    """Tokens of a text, and behind which character each ends; None for those of a tokenizer without offsets."""
+def encode_with_ends(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[int] | None]:
+    """Tokens of a text, and behind which character each ends; None for those of a tokenizer without
+    offsets.
+    """
     if not tokenizer.is_fast:
         return tokenizer.encode(text, add_special_tokens=False), None
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -23,12 +27,14 @@ def token_spans(
 ) -> list[Span]:
     """The tokens that have a part in each span of characters, as spans of tokens without overlaps.
 
-    A token may begin in the text before a span (a phrase that is one token), or end behind it; it counts for the span,
-    and between two spans for the later one. A span that no token is left for is left out.
+    A token may begin in the text before a span (a phrase that is one token), or end behind it; it
+    counts for the span, and between two spans for the later one. A span that no token is left for
+    is left out.
 
     Args:
         tokenizer: that of the policy.
-        tokens: the response, as a tokenizer or as a policy wrote it; special tokens in it have no characters.
+        tokens: the response, as a tokenizer or as a policy wrote it; special tokens in it have no
+            characters.
         text: the response as text.
         spans: characters of ``text``, in order, without overlaps.
     """
@@ -42,7 +48,11 @@ def token_spans(
         if known:
             return known[min(count, len(known) - 1)]
         # A policy may write a text in other tokens than the tokenizer would.
-        return len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return len(
+            tokenizer.decode(
+                list(tokens[:count]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     found: list[Span] = []
     for span in spans:

@@ -12,7 +12,9 @@ def parse_version(text: str) -> PolicyVersion:
 
 
 class PolicyVersion(NamedTuple):
-    """Which weights made a sample. Versions only ever grow: the incarnation rises at every restart of the learners."""
+    """Which weights made a sample. Versions only ever grow: the incarnation rises at every restart
+    of the learners.
+    """
 
     incarnation: int
     step: int

@@ -21,11 +21,14 @@ _TOO_LITTLE_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
-def write_weights_file(tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]) -> None:
+def write_weights_file(
+    tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]
+) -> None:
     """Let ``write`` fill a temporary file, which then takes the name ``path``.
 
     Raises:
-        CheckpointError: the file system refused; says how much space ``tensors`` need where space is the reason.
+        CheckpointError: the file system refused; says how much space ``tensors`` need where space
+            is the reason.
     """
     temporary = temporary_name(path)
     try:
@@ -43,7 +46,11 @@ def _write_fault(tensors: dict[str, Tensor], path: Path, error: Exception) -> st
         return f"{path} was not written: {in_words(cause) if cause else error}"
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
     free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
-    more = "give the container more shared memory (--shm-size)" if path.is_relative_to("/dev/shm") else "free some"
+    more = (
+        "give the container more shared memory (--shm-size)"
+        if path.is_relative_to("/dev/shm")
+        else "free some"
+    )
     return f"{path} was not written: {in_words(cause)}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
 
 

@@ -1,9 +1,11 @@
-"""What the tiny base practices: copying, recall by name, arithmetic, plain traces, and telling what is known.
+"""What the tiny base practices: copying, recall by name, arithmetic, plain traces, and telling what
+is known.
 
-Difficulty rises with ``progress`` (0 at the start of training, 1 at its end): drills for copying and recall come first,
-then fade without vanishing; problems, and questions about half-finished traces, come last. No drill holds a reflection
-or an analysis: those are brought by SFT. What reflection rests on, to see whether a quantity was computed before and
-what it still needs, is practiced in other words.
+Difficulty rises with ``progress`` (0 at the start of training, 1 at its end): drills for copying
+and recall come first, then fade without vanishing; problems, and questions about half-finished
+traces, come last. No drill holds a reflection or an analysis: those are brought by SFT. What
+reflection rests on, to see whether a quantity was computed before and what it still needs, is
+practiced in other words.
 """
 
 from __future__ import annotations
@@ -54,17 +56,24 @@ def copying(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill
 def recall(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
     """Constants given by name, then listed in another order, which the prompt names."""
     count = rng.randint(2, 5 + int(11 * progress))
-    values = {name: _number(rng, task.config.max_abs_value) for name in rng.sample(task.names, count)}
-    given = "\n".join(PREMISES[None].format(node=name, value=value) for name, value in values.items())
+    values = {
+        name: _number(rng, task.config.max_abs_value) for name in rng.sample(task.names, count)
+    }
+    given = "\n".join(
+        PREMISES[None].format(node=name, value=value) for name, value in values.items()
+    )
     listed = list(values)
     rng.shuffle(listed)
     return Drill(
-        f"{given}\n{''.join(listed)}", "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed)
+        f"{given}\n{''.join(listed)}",
+        "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed),
     )
 
 
 def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Given values, then independent equations over them, in one of the forms that a trace can take."""
+    """Given values, then independent equations over them, in one of the forms that a trace can
+    take.
+    """
     limit = task.config.max_abs_value
     names = rng.sample(task.names, rng.randint(3, 6) + rng.randint(1, 4))
     count = rng.randint(1, min(5, len(names) - 2))
@@ -78,7 +87,9 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
         result = compute(operator, (values[parent] for parent in parents))
         if abs(result) > limit:
             continue
-        premises.append(PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result))
+        premises.append(
+            PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result)
+        )
         symbols = NOTATION.text((operator, *parents))
         numbers = NOTATION.text((operator, *(values[parent] for parent in parents)))
         middle = f" = {numbers}" if written_out else ""
@@ -98,11 +109,15 @@ def arithmetic(task: PromptBenchTask, rng: random.Random, progress: float) -> Dr
         result = compute(operator, operands)
         if abs(result) <= limit:
             lines[NOTATION.text((operator, *operands))] = result
-    return Drill("\n".join(lines), "\n".join(f"{line} = {result}" for line, result in lines.items()))
+    return Drill(
+        "\n".join(lines), "\n".join(f"{line} = {result}" for line, result in lines.items())
+    )
 
 
 def sums(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Sums of two to five numbers, then each with its result; half of the drills write every partial sum out."""
+    """Sums of two to five numbers, then each with its result; half of the drills write every
+    partial sum out.
+    """
     lines: dict[str, str] = {}
     limit = task.config.max_abs_value
     written_out = rng.random() < 0.5
@@ -127,7 +142,9 @@ def problems(task: AnyTask, rng: random.Random, progress: float) -> Drill:
 
 
 def asking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
-    """A trace that breaks off anywhere, then questions: is it known, what does it need, which can be solved now?"""
+    """A trace that breaks off anywhere, then questions: is it known, what does it need, which can
+    be solved now?
+    """
     graph = draw_graph(task, rng, progress)
     order = random_order(graph, rng) if rng.random() < 0.5 else graph.needed_order
     done = order[: rng.randrange(len(order))]
@@ -153,7 +170,9 @@ def asking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
 
 
 def _choice(task: AnyTask, graph: Graph, done: list[str], rng: random.Random) -> tuple[str, str]:
-    """Which of some quantities can be solved now, or matter to the question; the answer keeps their order."""
+    """Which of some quantities can be solved now, or matter to the question; the answer keeps their
+    order.
+    """
     offered = rng.sample(list(graph.nodes), min(len(graph.nodes), rng.randint(2, 4)))
     if rng.random() < 0.5:
         chosen = [name for name in offered if graph.state(name, done) is NodeState.UNLOCKED]
@@ -163,7 +182,8 @@ def _choice(task: AnyTask, graph: Graph, done: list[str], rng: random.Random) ->
 
 
 def looking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
-    """A whole trace which, before some steps, names a quantity and what it waits for, in the prompt's words.
+    """A whole trace which, before some steps, names a quantity and what it waits for, in the
+    prompt's words.
 
     The quantity is the next one, a later one or one that does not matter.
     """
@@ -264,7 +284,11 @@ class Practice:
 
     def kinds(self) -> dict[str, tuple[float, float]]:
         """Every kind of drill and its share at the start and at the end of training."""
-        return {kind: share for kind, share in SCHEDULE.items() if self.igsm or not kind.startswith("igsm_")}
+        return {
+            kind: share
+            for kind, share in SCHEDULE.items()
+            if self.igsm or not kind.startswith("igsm_")
+        }
 
 
 DrillMaker = Callable[[Any, random.Random, float], Drill]

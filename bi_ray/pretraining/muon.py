@@ -1,6 +1,8 @@
-"""Muon in float32: momentum, then the nearest semi-orthogonal matrix by Newton-Schulz (Jordan et al., 2024).
+"""Muon in float32: momentum, then the nearest semi-orthogonal matrix by Newton-Schulz (Jordan et
+al., 2024).
 
-``torch.optim.Muon`` works in bfloat16, which this project's CPUs have to emulate (a step becomes three times slower).
+``torch.optim.Muon`` works in bfloat16, which this project's CPUs have to emulate (a step becomes
+three times slower).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -36,7 +40,9 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
-                directions = orthogonalize(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                directions = orthogonalize(
+                    torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                )
                 scale = 0.2 * max(parameters[0].shape) ** 0.5
                 for parameter, direction in zip(parameters, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -48,7 +48,8 @@ _POOL_STEPS = 4  # drills of this many steps are sorted by length together, whic
 
 
 def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A fresh Llama with tied embeddings, sized by ``config``, whose first heads look one, two and three tokens back.
+    """A fresh Llama with tied embeddings, sized by ``config``, whose first heads look one, two and
+    three tokens back.
 
     Recall by name needs such heads first, and they are what plain training is slowest to find.
     """
@@ -77,22 +78,29 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Lla
     with torch.no_grad():
         for head, distance in enumerate(range(1, min(config.heads, 4))):
             rows = slice(head * width, (head + 1) * width)
-            attention.q_proj.bias[rows], attention.k_proj.bias[rows] = _look_back(distance, width, config.rope_theta)
+            attention.q_proj.bias[rows], attention.k_proj.bias[rows] = _look_back(
+                distance, width, config.rope_theta
+            )
     return model
 
 
 def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Tensor]:
     """Query and key biases of a head that attends ``distance`` tokens back, each of shape [width].
 
-    Under rotary embedding the score at a distance d is the sum over frequencies f of cos(f * (d - distance)): largest
-    at ``distance``. Only the fastest frequencies tell neighbors apart, so only they are set.
+    Under rotary embedding the score at a distance d is the sum over frequencies f of cos(f * (d -
+    distance)): largest at ``distance``. Only the fastest frequencies tell neighbors apart, so only
+    they are set.
     """
     half, fastest, strength = width // 2, 4, 6.0
     angles = distance * rope_theta ** (-torch.arange(fastest) / half)
     query, key = torch.zeros(width), torch.zeros(width)
     key[:fastest] = strength
-    # transformers rotates the pair (i, i + half) of a query at position t by t * f: turned back here by the distance.
-    query[:fastest], query[half : half + fastest] = strength * angles.cos(), -strength * angles.sin()
+    # transformers rotates the pair (i, i + half) of a query at position t by t * f: turned back
+    # here by the distance.
+    query[:fastest], query[half : half + fastest] = (
+        strength * angles.cos(),
+        -strength * angles.sin(),
+    )
     return query, key
 
 
@@ -110,9 +118,13 @@ def make_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
 def _float32_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> Any:
-    """PyTorch's attention in float32 amid bfloat16 products: on a CPU its backward is four times slower in bfloat16."""
+    """PyTorch's attention in float32 amid bfloat16 products: on a CPU its backward is four times
+    slower in bfloat16.
+    """
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
+        return sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), mask, **options
+        )
 
 
 _FLOAT32_ATTENTION = "bi_ray_float32_sdpa"
@@ -151,10 +163,11 @@ def encode_drill(tokenizer: PreTrainedTokenizerBase, system_prompt: str, drill: 
 def batches(
     config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, start_step: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Micro-batches of every step from ``start_step`` on, each a pair (tokens, labels) of shape [rows, length].
+    """Micro-batches of every step from ``start_step`` on, each a pair (tokens, labels) of shape
+    [rows, length].
 
-    A step's content depends on the configuration and on its number only, so that a resumed run sees what an
-    undisturbed one does.
+    A step's content depends on the configuration and on its number only, so that a resumed run sees
+    what an undisturbed one does.
     """
     practice = Practice(config)
     system_prompt = practice.promptbench.system_prompt
@@ -168,7 +181,10 @@ def batches(
             if len(example[0]) <= config.max_positions:
                 examples.append(example)
                 tokens += len(example[0])
-        micro = [_pad(rows, tokenizer.pad_token_id) for rows in _by_length(examples, config.microbatch_tokens)]
+        micro = [
+            _pad(rows, tokenizer.pad_token_id)
+            for rows in _by_length(examples, config.microbatch_tokens)
+        ]
         rng.shuffle(micro)
         for step in range(pool * _POOL_STEPS, (pool + 1) * _POOL_STEPS):
             if start_step <= step < config.steps:
@@ -201,11 +217,12 @@ def rate_factor(step: int, config: PretrainConfig) -> float:
 
 
 def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]]:
-    """Train, writing checkpoints and ``metrics.jsonl`` into ``directory``; yields the metrics of every step.
+    """Train, writing checkpoints and ``metrics.jsonl`` into ``directory``; yields the metrics of
+    every step.
 
-    Stopping at any time loses at most ``checkpoint_every_steps`` steps; called again it goes on from there. Work is
-    split over processes of one thread each, not over threads: on a shared machine a thread that is held up holds up
-    every operator, a process only the end of the step.
+    Stopping at any time loses at most ``checkpoint_every_steps`` steps; called again it goes on
+    from there. Work is split over processes of one thread each, not over threads: on a shared
+    machine a thread that is held up holds up every operator, a process only the end of the step.
 
     Raises:
         RuntimeError: a process ended early; its traceback is part of the message.
@@ -234,7 +251,10 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
 def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous.absolute()}", rank=rank, world_size=config.processes
+        "gloo",
+        init_method=f"file://{rendezvous.absolute()}",
+        rank=rank,
+        world_size=config.processes,
     )
     tokenizer = make_tokenizer(config)
     model = new_model(config, tokenizer)
@@ -276,7 +296,9 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
                 "tokens": sum(tokens.numel() for tokens, _ in micro),
                 "training_s": seconds,
             }
-            is_checkpointed = (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.steps
+            is_checkpointed = (
+                step + 1
+            ) % config.checkpoint_every_steps == 0 or step + 1 == config.steps
             append_metrics(directory / "metrics.jsonl", row, durable=is_checkpointed)
             if is_checkpointed:
                 _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
@@ -314,8 +336,9 @@ class DrillScore(NamedTuple):
 def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, DrillScore]:
     """Share of fresh drills, of each kind, that greedy decoding answers exactly.
 
-    Greedy decoding writes the wanted response exactly if every token of it is the likeliest after those before it, so
-    one forward pass per drill decides. Drills come from a random stream of their own, at full difficulty.
+    Greedy decoding writes the wanted response exactly if every token of it is the likeliest after
+    those before it, so one forward pass per drill decides. Drills come from a random stream of
+    their own, at full difficulty.
 
     Args:
         model_path: a checkpoint directory.
@@ -368,7 +391,10 @@ def _save(
         state: dict[str, Tensor] = {}
         for number, optimizer in enumerate(optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
-                state |= {f"{number}.{index}.{key}": torch.as_tensor(value) for key, value in entries.items()}
+                state |= {
+                    f"{number}.{index}.{key}": torch.as_tensor(value)
+                    for key, value in entries.items()
+                }
         save_file(state, folder / "optimizers.safetensors")
         (folder / _PROGRESS).write_text(json.dumps({"training_s": seconds}))
 
@@ -384,10 +410,18 @@ class _Progress:
 
 def _refuse_foreign_checkpoint(folder: Path) -> None:
     """Raises RunError where something else is in the place of the newest model."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "model" / "config.json").exists():
-        raise RunError(f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try again")
+    if (
+        folder.exists()
+        and any(folder.iterdir())
+        and not (folder / "model" / "config.json").exists()
+    ):
+        raise RunError(
+            f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try again"
+        )
     if folder.exists() and not any((folder.parent / CHECKPOINTS).glob("step_*")):
-        raise RunError(f"{folder} has a model and {CHECKPOINTS}/ no step to resume from; name a new directory")
+        raise RunError(
+            f"{folder} has a model and {CHECKPOINTS}/ no step to resume from; name a new directory"
+        )
 
 
 def _resume(
@@ -396,7 +430,9 @@ def _resume(
     model: LlamaForCausalLM,
     optimizers: list[torch.optim.Optimizer],
 ) -> tuple[int, float]:
-    """Load the newest whole checkpoint, if there is one; returns its step and the seconds trained so far."""
+    """Load the newest whole checkpoint, if there is one; returns its step and the seconds trained
+    so far.
+    """
     found = [0]
     if distributed.get_rank() == 0:
         found = [checkpoints.recover(last_step)]
@@ -413,5 +449,7 @@ def _resume(
             which, index, name = key.split(".", 2)
             if int(which) == number:
                 entries.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return step, read_record(checkpoint / _PROGRESS, _Progress).training_s

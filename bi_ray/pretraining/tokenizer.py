@@ -1,7 +1,9 @@
-"""A compact tokenizer: whole phrases of a task, node names, single digits, and printable characters for the rest.
+"""A compact tokenizer: whole phrases of a task, node names, single digits, and printable characters
+for the rest.
 
-Built on ``tokenizers`` (a unigram model whose scores make the shortest segmentation win), so that transformers and
-vLLM load it from a plain directory. Every printable ASCII text survives encoding and decoding.
+Built on ``tokenizers`` (a unigram model whose scores make the shortest segmentation win), so that
+transformers and vLLM load it from a plain directory. Every printable ASCII text survives encoding
+and decoding.
 """
 
 from __future__ import annotations
@@ -40,14 +42,21 @@ def build_tokenizer(phrases: Iterable[str], names: Iterable[str]) -> PreTrainedT
         SPECIAL_TOKENS["eos_token"],
         *SPECIAL_TOKENS["additional_special_tokens"],
     ]
-    pieces = list(dict.fromkeys([*phrases, *names, *string.digits, *string.printable[:95], "\n", "\t"]))
-    # Every token costs the same, so the shortest segmentation wins; the digits stay single because nothing longer
-    # contains only digits. A tiny bonus per character breaks ties towards the longer first piece.
-    scored = [(token, 0.0) for token in specials] + [(piece, -10.0 + 0.01 * len(piece)) for piece in pieces]
+    pieces = list(
+        dict.fromkeys([*phrases, *names, *string.digits, *string.printable[:95], "\n", "\t"])
+    )
+    # Every token costs the same, so the shortest segmentation wins; the digits stay single because
+    # nothing longer contains only digits. A tiny bonus per character breaks ties towards the longer
+    # first piece.
+    scored = [(token, 0.0) for token in specials] + [
+        (piece, -10.0 + 0.01 * len(piece)) for piece in pieces
+    ]
     filler = -len(scored) % _VOCABULARY_MULTIPLE
     scored += [(f"<|unused_{i}|>", -1000.0) for i in range(filler)]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=1))
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -1,1 +1,3 @@
-"""RL-readiness of a policy: rollout accuracy and data co-influence, from rollouts, whoever made them."""
+"""RL-readiness of a policy: rollout accuracy and data co-influence, from rollouts, whoever made
+them.
+"""

@@ -1,14 +1,17 @@
-"""Data co-influence: how a step of RL on one query changes the objective on others (Eq. 4 and 5, arXiv:2505.18917).
+"""Data co-influence: how a step of RL on one query changes the objective on others (Eq. 4 and 5,
+arXiv:2505.18917).
 
     dJ(Q) = mean over target rollouts (q', o') and rollouts o of q of
             A(q', o') A(q, o) <grad log pi(o'|q'), grad log pi(o|q)>
 
-It is linear in the target: with the direction v = mean of A(q', o') grad log pi(o'|q'), each rollout needs <v, grad log
-pi(o|q)> alone, a directional derivative of its log-probability along v. One pass of forward-mode differentiation gives
-it for all tokens of many rollouts at once, exactly, without a stored gradient. K+ and K- of a query are its means over
-the right and the wrong rollouts. Everything is per unit of learning rate, and in float32: in bfloat16 it is noise.
+It is linear in the target: with the direction v = mean of A(q', o') grad log pi(o'|q'), each
+rollout needs <v, grad log pi(o|q)> alone, a directional derivative of its log-probability along v.
+One pass of forward-mode differentiation gives it for all tokens of many rollouts at once, exactly,
+without a stored gradient. K+ and K- of a query are its means over the right and the wrong rollouts.
+Everything is per unit of learning rate, and in float32: in bfloat16 it is noise.
 
-``token_scale`` says what log pi(o|q) is: the ``sum`` over tokens of Eq. 5, or the ``mean`` (as LESS, 2402.04333).
+``token_scale`` says what log pi(o|q) is: the ``sum`` over tokens of Eq. 5, or the ``mean`` (as
+LESS, 2402.04333).
 """
 
 from __future__ import annotations
@@ -61,8 +64,9 @@ class Differentiator:
         temperature: at which the rollouts were sampled.
         top_p: of the probability that they were sampled from.
         microbatch_tokens: most padded tokens of one pass.
-        method: ``forward``, exact; or ``shifted``, two plain passes at weights moved along v by +-``shift_norm``, which
-            works with every attention kernel and is off by about 1 % (``benchmarks/influence_cost.py`` measures it).
+        method: ``forward``, exact; or ``shifted``, two plain passes at weights moved along v by
+            +-``shift_norm``, which works with every attention kernel and is off by about 1 %
+            (``benchmarks/influence_cost.py`` measures it).
         shift_norm: Euclidean length of that move.
     """
 
@@ -86,37 +90,47 @@ class Differentiator:
         self.device = next(iter(self.parameters.values())).device
 
     def gradient(self, rows: Sequence[Row]) -> Weights:
-        """Gradient of the sum over rows and tokens of weight times log-probability, by parameter name."""
+        """Gradient of the sum over rows and tokens of weight times log-probability, by parameter
+        name.
+        """
         leaves = {name: p.clone().requires_grad_(True) for name, p in self.parameters.items()}
         for _, batch in in_batches(rows, self.microbatch_tokens):
             batch = batch.to(self.device)
             (self._logprobs(leaves, batch) * batch.weights).sum().backward()
         return {
-            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach() for name, leaf in leaves.items()
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.detach()
+            for name, leaf in leaves.items()
         }
 
     def along(self, rows: Sequence[Row], direction: Weights) -> list[Tensor]:
         """Directional derivatives of the log-probability of every token.
 
         Returns:
-            For each row a tensor [learned tokens], float32 on the CPU, of <direction, grad log pi(token)>.
+            For each row a tensor [learned tokens], float32 on the CPU, of <direction, grad log
+            pi(token)>.
         """
         found: dict[int, Tensor] = {}
         for numbers, batch in in_batches(rows, self.microbatch_tokens):
             values = self._derivatives(batch.to(self.device), direction).cpu()
-            found |= dict(zip(numbers, values.split([rows[i].learned for i in numbers]), strict=True))
+            found |= dict(
+                zip(numbers, values.split([rows[i].learned for i in numbers]), strict=True)
+            )
         return [found[i] for i in range(len(rows))]
 
     def _derivatives(self, batch: MicroBatch, direction: Weights) -> Tensor:
         if self.method == "forward":
-            return torch.func.jvp(lambda weights: self._logprobs(weights, batch), (self.parameters,), (direction,))[1]
+            return torch.func.jvp(
+                lambda weights: self._logprobs(weights, batch), (self.parameters,), (direction,)
+            )[1]
         length = norm(direction)
         if length == 0:
             return torch.zeros(len(batch.targets), device=self.device)
         size = self.shift_norm / length
         with torch.no_grad():
             ahead, behind = (
-                self._logprobs({n: p + sign * size * direction[n] for n, p in self.parameters.items()}, batch)
+                self._logprobs(
+                    {n: p + sign * size * direction[n] for n, p in self.parameters.items()}, batch
+                )
                 for sign in (1, -1)
             )
         return (ahead - behind) / (2 * size)
@@ -131,7 +145,9 @@ class Differentiator:
 
 def norm(direction: Weights) -> float:
     """Euclidean length of the whole direction."""
-    return float(torch.stack([part.double().square().sum() for part in direction.values()]).sum().sqrt())
+    return float(
+        torch.stack([part.double().square().sum() for part in direction.values()]).sum().sqrt()
+    )
 
 
 def dot(left: Weights, right: Weights) -> float:
@@ -140,9 +156,12 @@ def dot(left: Weights, right: Weights) -> float:
 
 
 def surrogate_rows(
-    groups: Sequence[ScoredGroup], weigh: Callable[[ScoredGroup], Sequence[float]], token_scale: TokenScale
+    groups: Sequence[ScoredGroup],
+    weigh: Callable[[ScoredGroup], Sequence[float]],
+    token_scale: TokenScale,
 ) -> list[Row]:
-    """Rows whose weighted log-probabilities sum to the mean over all rollouts of weight times log pi(o|q).
+    """Rows whose weighted log-probabilities sum to the mean over all rollouts of weight times log
+    pi(o|q).
 
     Rollouts of weight 0 are left out, but count in the mean.
     """
@@ -160,18 +179,21 @@ def surrogate_rows(
 def objective_direction(
     differentiator: Differentiator, target: Sequence[ScoredGroup], token_scale: TokenScale
 ) -> Weights:
-    """The v of Eq. 5: the gradient of GRPO's objective on the target (Eq. 12 averaged over its queries)."""
+    """The v of Eq. 5: the gradient of GRPO's objective on the target (Eq. 12 averaged over its
+    queries).
+    """
     return differentiator.gradient(surrogate_rows(target, ScoredGroup.advantages, token_scale))
 
 
 def direction_in_halves(
     differentiator: Differentiator, target: Sequence[ScoredGroup], token_scale: TokenScale
 ) -> tuple[Weights, float | None]:
-    """``objective_direction``, and the cosine of the directions of two halves of the target's problems.
+    """``objective_direction``, and the cosine of the directions of two halves of the target's
+    problems.
 
-    The halves have nothing in common but the policy, so their cosine c says how much of a direction is signal: about
-    2c / (1 + c) of the squared length of the whole, the rest being the noise of so few rollouts (Spearman and Brown's
-    formula). None where a half has no informative problem.
+    The halves have nothing in common but the policy, so their cosine c says how much of a direction
+    is signal: about 2c / (1 + c) of the squared length of the whole, the rest being the noise of so
+    few rollouts (Spearman and Brown's formula). None where a half has no informative problem.
     """
     halves = [objective_direction(differentiator, target[part::2], token_scale) for part in (0, 1)]
     counts = [sum(len(group.rollouts) for group in target[part::2]) for part in (0, 1)]
@@ -182,12 +204,17 @@ def direction_in_halves(
 
 
 def reward_direction(differentiator: Differentiator, target: Sequence[ScoredGroup]) -> Weights:
-    """Unbiased gradient of the expected reward on the target (advantages without a std; sums over tokens)."""
+    """Unbiased gradient of the expected reward on the target (advantages without a std; sums over
+    tokens).
+    """
     return differentiator.gradient(surrogate_rows(target, ScoredGroup.centered_rewards, "sum"))
 
 
 def measure_influence(
-    differentiator: Differentiator, queries: Sequence[ScoredGroup], direction: Weights, token_scale: TokenScale
+    differentiator: Differentiator,
+    queries: Sequence[ScoredGroup],
+    direction: Weights,
+    token_scale: TokenScale,
 ) -> list[QueryInfluence]:
     """Influence of every query on the target whose direction is given, in the order of the queries."""
     rows = [row for group in queries for row in group.rows([1.0] * len(group.rollouts))]
@@ -195,7 +222,9 @@ def measure_influence(
     return [_of_query(group, derivatives, token_scale) for group in queries]
 
 
-def _of_query(group: ScoredGroup, derivatives: Iterator[Tensor], token_scale: TokenScale) -> QueryInfluence:
+def _of_query(
+    group: ScoredGroup, derivatives: Iterator[Tensor], token_scale: TokenScale
+) -> QueryInfluence:
     by_truth: dict[bool, list[float]] = {True: [], False: []}
     behaviors: dict[str, tuple[int, float]] = {}
     dj = 0.0
@@ -206,11 +235,19 @@ def _of_query(group: ScoredGroup, derivatives: Iterator[Tensor], token_scale: To
         by_truth[rollout.right].append(float(tokens.sum()))
         parts = tokens * (advantage / len(group.rollouts))
         dj += float(parts.sum())
-        for behavior, part in zip(rollout.behaviors, parts.tolist(), strict=bool(rollout.behaviors)):
+        for behavior, part in zip(
+            rollout.behaviors, parts.tolist(), strict=bool(rollout.behaviors)
+        ):
             count, influence = behaviors.get(behavior, (0, 0.0))
             behaviors[behavior] = (count + 1, influence + part)
     return QueryInfluence(
-        group.id, group.right, len(group.rollouts), _mean(by_truth[True]), _mean(by_truth[False]), dj, behaviors
+        group.id,
+        group.right,
+        len(group.rollouts),
+        _mean(by_truth[True]),
+        _mean(by_truth[False]),
+        dj,
+        behaviors,
     )
 
 
@@ -221,21 +258,26 @@ def _mean(values: Sequence[float]) -> float | None:
 def pairwise_influence(
     differentiator: Differentiator, queries: Sequence[ScoredGroup], token_scale: TokenScale
 ) -> Tensor:
-    """All against all, as the paper measures it, but exact: <grad J(q'), grad J(q)> for every two queries.
+    """All against all, as the paper measures it, but exact: <grad J(q'), grad J(q)> for every two
+    queries.
 
-    The mean of a column over all rows is the influence dJ of a query with the queries themselves as target. The
-    diagonal, divided by the number of queries, is the self term in it: a square, which is never negative.
+    The mean of a column over all rows is the influence dJ of a query with the queries themselves as
+    target. The diagonal, divided by the number of queries, is the self term in it: a square, which
+    is never negative.
 
     Returns:
-        [queries, queries], float64, symmetric. Rows of uninformative queries are 0. Holds one gradient for each
-        informative query: 4 bytes times parameters times queries.
+        [queries, queries], float64, symmetric. Rows of uninformative queries are 0. Holds one
+        gradient for each informative query: 4 bytes times parameters times queries.
     """
     informative = [i for i, group in enumerate(queries) if group.informative]
     matrix = torch.zeros(len(queries), len(queries), dtype=torch.float64)
     if not informative:
         return matrix
     gradients = torch.stack(
-        [flatten(objective_direction(differentiator, [queries[i]], token_scale)) for i in informative]
+        [
+            flatten(objective_direction(differentiator, [queries[i]], token_scale))
+            for i in informative
+        ]
     )
     index = torch.tensor(informative)
     matrix[index[:, None], index[None, :]] = (gradients @ gradients.T).double().cpu()

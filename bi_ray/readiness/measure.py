@@ -31,7 +31,8 @@ def scored_group(
     behavior_spans: Callable[[str], Sequence[Span]] | None = None,
     by_outcome: bool = True,
 ) -> ScoredGroup:
-    """A group from the row that keeps it: ``id``, ``prompt_tokens`` and ``samples`` (see ``describe_samples``).
+    """A group from the row that keeps it: ``id``, ``prompt_tokens`` and ``samples`` (see
+    ``describe_samples``).
 
     Args:
         row: the group.
@@ -43,7 +44,9 @@ def scored_group(
     for sample in row["samples"]:
         tokens = tuple(sample["tokens"])
         spans = behavior_spans(sample["response"]) if behavior_spans else None
-        behaviors = () if spans is None else token_behaviors(tokenizer, tokens, sample["response"], spans)
+        behaviors = (
+            () if spans is None else token_behaviors(tokenizer, tokens, sample["response"], spans)
+        )
         reward = float(sample["reward"])
         outcome = sample.get("outcome")
         if outcome is None:  # None: exact match; a row that has no outcomes counts by its rewards
@@ -68,35 +71,55 @@ def measure_queries(
         differentiator: of the policy that made the rollouts.
         queries: whose influence is measured.
         samples: the verified samples of each of them.
-        target: on which they have it; other problems than ``queries``, or the self term is in the result.
+        target: on which they have it; other problems than ``queries``, or the self term is in the
+            result.
         token_scales: sums or means over tokens, each a direction of its own.
-        pairwise_mib: memory that the gradients of all against all may take; where it is not enough they are left out.
+        pairwise_mib: memory that the gradients of all against all may take; where it is not enough
+            they are left out.
         on_progress: told what begins.
 
     Returns:
-        A row per query (``right``, ``of``, ``entropy``, what ``describe_samples`` says, ``influence`` by token scale,
-        and ``all_against_all`` with its ``self_term``); and for the policy the ``target``'s reward, the
-        ``direction_norm`` and ``halves_cosine`` (``influence.direction_in_halves``) by token scale, and
-        ``pairs``: sums and counts of pairwise influence by the two queries'
-        numbers of right rollouts, self pairs left out.
+        A row per query (``right``, ``of``, ``entropy``, what ``describe_samples`` says,
+        ``influence`` by token scale, and ``all_against_all`` with its ``self_term``); and for the
+        policy the ``target``'s reward, the ``direction_norm`` and ``halves_cosine``
+        (``influence.direction_in_halves``) by token scale, and ``pairs``: sums and counts of
+        pairwise influence by the two queries' numbers of right rollouts, self pairs left out.
     """
     rows: list[dict[str, Any]] = [
-        {"id": group.id, "right": group.right, "of": len(group.rollouts), **describe_samples(own), "influence": {}}
+        {
+            "id": group.id,
+            "right": group.right,
+            "of": len(group.rollouts),
+            **describe_samples(own),
+            "influence": {},
+        }
         for group, own in zip(queries, samples, strict=True)
     ]
     on_progress("entropy")
     limit, temperature = differentiator.microbatch_tokens, differentiator.temperature
-    for row, value in zip(rows, entropies(differentiator.model, queries, temperature, limit), strict=True):
+    for row, value in zip(
+        rows, entropies(differentiator.model, queries, temperature, limit), strict=True
+    ):
         row["entropy"] = value
-    policy: dict[str, Any] = {"target": describe_target(target), "direction_norm": {}, "halves_cosine": {}}
+    policy: dict[str, Any] = {
+        "target": describe_target(target),
+        "direction_norm": {},
+        "halves_cosine": {},
+    }
     for scale in token_scales:
         on_progress(f"direction of the target, token {scale}")
-        direction, policy["halves_cosine"][scale] = direction_in_halves(differentiator, target, scale)
+        direction, policy["halves_cosine"][scale] = direction_in_halves(
+            differentiator, target, scale
+        )
         policy["direction_norm"][scale] = norm(direction)
         on_progress(f"influence, token {scale}")
-        for row, found in zip(rows, measure_influence(differentiator, queries, direction, scale), strict=True):
+        for row, found in zip(
+            rows, measure_influence(differentiator, queries, direction, scale), strict=True
+        ):
             kept = asdict(found)
-            row["influence"][scale] = {name: kept[name] for name in ("k_plus", "k_minus", "dj", "behaviors")}
+            row["influence"][scale] = {
+                name: kept[name] for name in ("k_plus", "k_minus", "dj", "behaviors")
+            }
     informative = sum(group.informative for group in queries)
     parameters = sum(parameter.numel() for parameter in differentiator.parameters.values())
     if informative * parameters * 4 <= pairwise_mib * 2**20:
@@ -122,7 +145,9 @@ def describe_target(target: Sequence[ScoredGroup]) -> dict[str, Any]:
 
 
 def pairs_by_right(matrix: Tensor, right: Sequence[int]) -> list[dict[str, Any]]:
-    """Sums and counts of the off-diagonal entries of ``matrix`` by the numbers of right rollouts of row and column."""
+    """Sums and counts of the off-diagonal entries of ``matrix`` by the numbers of right rollouts of
+    row and column.
+    """
     off_diagonal = matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype))
     numbers = torch.tensor(right)
     found = []
@@ -131,7 +156,14 @@ def pairs_by_right(matrix: Tensor, right: Sequence[int]) -> list[dict[str, Any]]
             mask = (numbers == row)[:, None] & (numbers == column)[None, :]
             count = int(mask.sum()) - (int((numbers == row).sum()) if row == column else 0)
             if count:
-                found.append({"row": row, "column": column, "sum": float(off_diagonal[mask].sum()), "count": count})
+                found.append(
+                    {
+                        "row": row,
+                        "column": column,
+                        "sum": float(off_diagonal[mask].sum()),
+                        "count": count,
+                    }
+                )
     return found
 
 

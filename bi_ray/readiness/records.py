@@ -15,7 +15,9 @@ _ALL_FIELDS = ConfigDict(extra="allow")
 
 
 class Influence(TypedDict):
-    """What training on a query does, in one token scale; of each behavior its tokens and its part of dJ."""
+    """What training on a query does, in one token scale; of each behavior its tokens and its part
+    of dJ.
+    """
 
     k_plus: float | None
     k_minus: float | None
@@ -130,7 +132,8 @@ def read_queries(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
     """The measured queries of each seed; all were measured in the same way.
 
     Raises:
-        RunError: a file is missing, empty, damaged or measured in another way; the message names it, and the line.
+        RunError: a file is missing, empty, damaged or measured in another way; the message names
+            it, and the line.
     """
     seeds: list[list[dict[str, Any]]] = []
     for file in files:
@@ -141,7 +144,9 @@ def read_queries(files: Sequence[Path]) -> list[list[dict[str, Any]]]:
     first = seeds[0][0]
     for file, rows_of_seed in zip(files, seeds, strict=True):
         for number, row in enumerate(rows_of_seed, start=1):
-            alike = all(row[name].keys() == first[name].keys() for name in ("influence", "behaviors"))
+            alike = all(
+                row[name].keys() == first[name].keys() for name in ("influence", "behaviors")
+            )
             if not alike or row["of"] != first["of"] or not 0 <= row["right"] <= row["of"]:
                 raise damaged(file, f"line {number} does not fit the first one")
     return seeds

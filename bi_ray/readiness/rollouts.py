@@ -64,11 +64,15 @@ class ScoredGroup:
         return rewards_differ(self.learned_rewards)
 
     def advantages(self) -> list[float]:
-        """(r - mean)/std with the population's std (Eq. 6 of arXiv:2505.18917); zeros where rewards are equal."""
+        """(r - mean)/std with the population's std (Eq. 6 of arXiv:2505.18917); zeros where rewards
+        are equal.
+        """
         return group_advantages(self.learned_rewards)
 
     def centered_rewards(self) -> list[float]:
-        """Reward minus the mean of the other rollouts: weights of the unbiased gradient of expected reward."""
+        """Reward minus the mean of the other rollouts: weights of the unbiased gradient of expected
+        reward.
+        """
         total, others = sum(self.rewards), len(self.rollouts) - 1
         return [reward - (total - reward) / others for reward in self.rewards]
 

@@ -14,11 +14,14 @@ Seeds = Sequence[Sequence[Row]]  # rows of queries, one list per seed
 _KS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def summarize(seeds: Seeds, policies: Sequence[Mapping[str, Any]], draws: int, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    seeds: Seeds, policies: Sequence[Mapping[str, Any]], draws: int, seed: int = 0
+) -> dict[str, Any]:
     """Averages over the queries of all seeds, as the report shows them.
 
     Args:
-        seeds: rows of ``measure.measure_queries``, a list per seed; all with the same number of samples.
+        seeds: rows of ``measure.measure_queries``, a list per seed; all with the same number of
+            samples.
         policies: its second result for each seed, with ``perplexity``.
         draws: of the bootstrap, over seeds and queries.
         seed: of the bootstrap.
@@ -30,8 +33,12 @@ def summarize(seeds: Seeds, policies: Sequence[Mapping[str, Any]], draws: int, s
         "queries": sum(len(rows) for rows in seeds),
         "samples_per_prompt": samples,
         "accuracy": _accuracy(tools, seeds, policies, samples),
-        "influence": {scale: _influence(tools, scale, samples) for scale in seeds[0][0]["influence"]},
-        "halves_cosine": {scale: _halves_cosine(policies, scale) for scale in seeds[0][0]["influence"]},
+        "influence": {
+            scale: _influence(tools, scale, samples) for scale in seeds[0][0]["influence"]
+        },
+        "halves_cosine": {
+            scale: _halves_cosine(policies, scale) for scale in seeds[0][0]["influence"]
+        },
     }
     if all("all_against_all" in row for rows in seeds for row in rows):
         summary["all_against_all"] = _all_against_all(tools, policies, samples)
@@ -50,7 +57,10 @@ class _Pool:
         self, value: Callable[[Row], float | None], chosen: Callable[[Row], bool] = lambda row: True
     ) -> list[list[float]]:
         """Per seed, the value of every chosen row that has one; seeds without any are left out."""
-        found = [[v for row in rows if chosen(row) and (v := value(row)) is not None] for rows in self.seeds]
+        found = [
+            [v for row in rows if chosen(row) and (v := value(row)) is not None]
+            for rows in self.seeds
+        ]
         return [values for values in found if values]
 
     def mean(
@@ -66,12 +76,19 @@ def as_json(interval: Interval) -> dict[str, float]:
     return {name: float(value) for name, value in interval._asdict().items()}
 
 
-def _accuracy(tools: _Pool, seeds: Seeds, policies: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
+def _accuracy(
+    tools: _Pool, seeds: Seeds, policies: Sequence[Mapping[str, Any]], samples: int
+) -> dict[str, Any]:
     rows = [row for seed in seeds for row in seed]
     informative = sum(0 < row["right"] < samples for row in rows)
-    traces = [row["trace_valid"] for row in rows if row["trace_valid"] is not None]  # of problems with a graph
+    # of problems with a graph
+    traces = [row["trace_valid"] for row in rows if row["trace_valid"] is not None]
     perplexity = {
-        name: as_json(bootstrap_mean([policy["perplexity"][name] for policy in policies], tools.draws, tools.seed))
+        name: as_json(
+            bootstrap_mean(
+                [policy["perplexity"][name] for policy in policies], tools.draws, tools.seed
+            )
+        )
         for name in policies[0].get("perplexity", {})
     }
     return {
@@ -79,7 +96,9 @@ def _accuracy(tools: _Pool, seeds: Seeds, policies: Sequence[Mapping[str, Any]],
         "informative": as_json(wilson(informative, len(rows)))
         if len(seeds) == 1
         else tools.mean(lambda row: float(0 < row["right"] < samples)),
-        "signal": tools.mean(lambda row: (row["right"] * (samples - row["right"])) ** 0.5 / samples),
+        "signal": tools.mean(
+            lambda row: (row["right"] * (samples - row["right"])) ** 0.5 / samples
+        ),
         "pass_at": {
             str(k): float(np.mean([pass_at_k(samples, row["right"], k) for row in rows]))
             for k in _KS
@@ -88,15 +107,25 @@ def _accuracy(tools: _Pool, seeds: Seeds, policies: Sequence[Mapping[str, Any]],
         "entropy": tools.mean(lambda row: row["entropy"]),
         "perplexity": perplexity,
         "response_tokens": tools.mean(lambda row: row["response_tokens"]),
-        **{name: float(np.mean([row[name] for row in rows])) for name in ("truncated", "format_right")},
+        **{
+            name: float(np.mean([row[name] for row in rows]))
+            for name in ("truncated", "format_right")
+        },
         "trace_valid": float(np.mean(traces)) if traces else None,
-        "behaviors": {name: float(np.mean([row["behaviors"][name] for row in rows])) for name in rows[0]["behaviors"]},
+        "behaviors": {
+            name: float(np.mean([row["behaviors"][name] for row in rows]))
+            for name in rows[0]["behaviors"]
+        },
     }
 
 
 def _halves_cosine(policies: Sequence[Mapping[str, Any]], scale: str) -> float | None:
     """Mean over the seeds; see ``influence.direction_in_halves``."""
-    values = [value for policy in policies if (value := policy.get("halves_cosine", {}).get(scale)) is not None]
+    values = [
+        value
+        for policy in policies
+        if (value := policy.get("halves_cosine", {}).get(scale)) is not None
+    ]
     return float(np.mean(values)) if values else None
 
 
@@ -105,10 +134,17 @@ def _influence(tools: _Pool, scale: str, samples: int) -> dict[str, Any]:
         return lambda row: row["influence"][scale][name]
 
     names = list(
-        dict.fromkeys(name for rows in tools.seeds for row in rows for name in row["influence"][scale]["behaviors"])
+        dict.fromkeys(
+            name
+            for rows in tools.seeds
+            for row in rows
+            for name in row["influence"][scale]["behaviors"]
+        )
     )
     return {
-        "groups": groups_by_right(tools, samples, {name: part(name) for name in ("k_plus", "k_minus", "dj")}),
+        "groups": groups_by_right(
+            tools, samples, {name: part(name) for name in ("k_plus", "k_minus", "dj")}
+        ),
         "all": {name: tools.mean(part(name)) for name in ("dj", "k_plus", "k_minus")},
         "behaviors": [_behavior(tools, scale, name) for name in names],
     }
@@ -117,7 +153,9 @@ def _influence(tools: _Pool, scale: str, samples: int) -> dict[str, Any]:
 def groups_by_right(
     tools: _Pool, samples: int, values: Mapping[str, Callable[[Row], float | None]]
 ) -> list[dict[str, Any]]:
-    """Means over the queries with 0, 1, ... right rollouts; accuracies that no query has are left out."""
+    """Means over the queries with 0, 1, ... right rollouts; accuracies that no query has are left
+    out.
+    """
     found = []
     for right in range(samples + 1):
         chosen = lambda row, right=right: row["right"] == right  # noqa: E731
@@ -129,7 +167,9 @@ def groups_by_right(
 
 
 def _behavior(tools: _Pool, scale: str, name: str) -> dict[str, Any]:
-    """What the tokens of a behavior contribute to dJ: on average per query, and per token that it wrote."""
+    """What the tokens of a behavior contribute to dJ: on average per query, and per token that it
+    wrote.
+    """
 
     def part(row: Row, index: int) -> float:
         return row["influence"][scale]["behaviors"].get(name, (0, 0.0))[index]
@@ -146,16 +186,25 @@ def _behavior(tools: _Pool, scale: str, name: str) -> dict[str, Any]:
 
 
 def bootstrap_ratio(
-    numerators: Sequence[Sequence[float]], denominators: Sequence[Sequence[float]], draws: int, seed: int
+    numerators: Sequence[Sequence[float]],
+    denominators: Sequence[Sequence[float]],
+    draws: int,
+    seed: int,
 ) -> Interval:
-    """Percentile bootstrap of sum over sum, over seeds and the queries within them; draws of nothing are left out."""
+    """Percentile bootstrap of sum over sum, over seeds and the queries within them; draws of
+    nothing are left out.
+    """
     rng = np.random.default_rng(seed)
-    pairs = [np.stack([np.asarray(a), np.asarray(b)]) for a, b in zip(numerators, denominators, strict=True)]
+    pairs = [
+        np.stack([np.asarray(a), np.asarray(b)])
+        for a, b in zip(numerators, denominators, strict=True)
+    ]
     count = len(pairs)
     chosen = rng.integers(count, size=(draws, count))
     sums = np.zeros((draws, 2))
     for index, pair in enumerate(pairs):
-        draw, _ = np.nonzero(chosen == index)  # a draw stands there once for every time that it took this seed
+        # a draw stands there once for every time that it took this seed
+        draw, _ = np.nonzero(chosen == index)
         size = pair.shape[1]
         times = rng.multinomial(size, np.full(size, 1 / size), size=len(draw))
         np.add.at(sums, draw, times @ pair.T)
@@ -165,7 +214,9 @@ def bootstrap_ratio(
     return Interval(float(total[0] / total[1]), float(low), float(high))
 
 
-def _all_against_all(tools: _Pool, policies: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Any]:
+def _all_against_all(
+    tools: _Pool, policies: Sequence[Mapping[str, Any]], samples: int
+) -> dict[str, Any]:
     def part(name: str) -> Callable[[Row], float]:
         return lambda row: row["all_against_all"][name]
 
@@ -178,7 +229,10 @@ def _all_against_all(tools: _Pool, policies: Sequence[Mapping[str, Any]], sample
     values = [[_ratio(sums.get((row, column))) for column in groups] for row in groups]
     without = lambda row: row["all_against_all"]["dj"] - row["all_against_all"]["self_term"]  # noqa: E731
     parts = {"dj": part("dj"), "self_term": part("self_term"), "without_self": without}
-    return {"groups": groups_by_right(tools, samples, parts), "heat_map": {"groups": groups, "values": values}}
+    return {
+        "groups": groups_by_right(tools, samples, parts),
+        "heat_map": {"groups": groups, "values": values},
+    }
 
 
 def _ratio(pair: tuple[float, int] | None) -> float | None:

@@ -1,4 +1,6 @@
-"""The trace checker: recomputes every equality and proves every reflection, on demonstrations and on samples alike."""
+"""The trace checker: recomputes every equality and proves every reflection, on demonstrations and
+on samples alike.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ from bi_ray.reasoning.expression import (
 from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.trace import StepKind, is_filler
 
-_SOLVE, _ATTEMPT = StepKind.SOLVE, StepKind.ATTEMPT  # looking members up in their enumeration takes long
-_DRAWS = 8  # of values under which a verification has to hold; each lets a wrong one through once in hundreds
+# looking members up in their enumeration takes long
+_SOLVE, _ATTEMPT = StepKind.SOLVE, StepKind.ATTEMPT
+# of values under which a verification has to hold; each lets a wrong one through once in hundreds
+_DRAWS = 8
 _TRIAL_NUMBERS = (2, 997)
-_MAX_DIGITS = 100  # of a number that a line may come to on its way: squares of squares grow without end
+# of a number that a line may come to on its way: squares of squares grow without end
+_MAX_DIGITS = 100
 
 
-@dataclass(slots=True)  # not frozen: with so many fields that would be most of the time it takes to read a line
+# not frozen: with so many fields that would be most of the time it takes to read a line
+@dataclass(slots=True)
 class ParsedStep:
     """One line of a chain of thought as read from text.
 
@@ -40,7 +46,8 @@ class ParsedStep:
         symbol: how equations write the node from now on; None: by its name.
         symbols: the right side over symbols, if any: "aad - aac".
         numbers: further right sides over numbers, in order: "5 - 5".
-        subgoal: whether they write out more than a plain line of this task does (subgoal computation).
+        subgoal: whether they write out more than a plain line of this task does (subgoal
+            computation).
         restated: values restated before the relation is used (information analysis), name to value.
         relation: the relation itself restated (information analysis), over names.
         missing: the parents named as not known yet, for an attempt.
@@ -80,13 +87,15 @@ class ParsedStep:
 
 @dataclass(slots=True)
 class TraceReport:
-    """Verdict over a chain of thought. ``reason`` says in words what is wrong with line ``first_bad_step``.
+    """Verdict over a chain of thought. ``reason`` says in words what is wrong with line
+    ``first_bad_step``.
 
     Attributes:
-        right_reflections: attempts on a node that was locked, with exactly the parents that were missing, before the
-            first bad line.
-        progress: share of the needed nodes that the lines before the first bad one solve. Of all lines, a policy could
-            raise the share of right ones by lines that lead nowhere, or by stopping early; not this.
+        right_reflections: attempts on a node that was locked, with exactly the parents that were
+            missing, before the first bad line.
+        progress: share of the needed nodes that the lines before the first bad one solve. Of all
+            lines, a policy could raise the share of right ones by lines that lead nowhere, or by
+            stopping early; not this.
         solved: values of the nodes that the lines before the first bad one solved.
     """
 
@@ -187,10 +196,16 @@ class _Checker:
             planned.add(name)
             if name not in named:
                 return f"plans {name}, which nothing before it needs"
-            if name not in self.graph.nodes or sorted(parents) != sorted(set(self.graph.nodes[name].parents)):
+            if name not in self.graph.nodes or sorted(parents) != sorted(
+                set(self.graph.nodes[name].parents)
+            ):
                 return f"says that {name} needs {', '.join(parents)}"
             named.update(parents)
-        lacking = [name for name in self.graph.needed_order if self.graph.nodes[name].parents and name not in planned]
+        lacking = [
+            name
+            for name in self.graph.needed_order
+            if self.graph.nodes[name].parents and name not in planned
+        ]
         return f"plans without {', '.join(lacking)}" if lacking else None
 
     def _verification_fault(self, step: ParsedStep, node: Node) -> str | None:
@@ -210,7 +225,11 @@ class _Checker:
         target = self.solved[step.target]
         if reason := self._numbers_fault(step, substitute(expression, self.solved), target):
             return reason
-        return None if step.value == target else f"checks {node.name}: {step.symbols} is {target}, not {step.value}"
+        return (
+            None
+            if step.value == target
+            else f"checks {node.name}: {step.symbols} is {target}, not {step.value}"
+        )
 
     def _solution_fault(self, step: ParsedStep, node: Node) -> str | None:
         formula = node.formula
@@ -221,12 +240,18 @@ class _Checker:
             return f"{node.name} needs an equation"
         elif not self._is(step.symbols, formula, self.written):
             return f"{node.name}: {step.symbols} is not what the problem states"
-        elif step.numbers and (reason := self._numbers_fault(step, substitute(formula, self.solved), node.value)):
+        elif step.numbers and (
+            reason := self._numbers_fault(step, substitute(formula, self.solved), node.value)
+        ):
             return reason
         for name, value in step.restated:
             if name not in node.parents or self.solved[name] != value:
                 return f"{node.name}: restates {name} as {value}"
-        if step.relation is not None and step.relation != formula and flatten(step.relation) != flatten(formula):
+        if (
+            step.relation is not None
+            and step.relation != formula
+            and flatten(step.relation) != flatten(formula)
+        ):
             return f"{node.name}: restates a relation that the problem does not state"
         if step.mistake is not None and step.mistake == node.value:
             return f"{node.name}: takes back {step.mistake}, which was right"
@@ -235,7 +260,9 @@ class _Checker:
         return None
 
     def _numbers_fault(self, step: ParsedStep, expected: Expression, value: Value) -> str | None:
-        """The first side has to be the equation with its numbers, and every one has to come to the same."""
+        """The first side has to be the equation with its numbers, and every one has to come to the
+        same.
+        """
         known: set[str] = set()
         for place, text in enumerate(step.numbers):
             if " " not in text and value_of(text.strip("()")) is not None:
@@ -243,16 +270,23 @@ class _Checker:
             if place == 0:
                 if not self._is(text, expected, {}):
                     return f"{step.node}: {text} is not {step.symbols} with its numbers"
-                if len(step.numbers) > 1 and _worth(expected) == value:  # what we would write next needs no reading
+                # what we would write next needs no reading
+                if len(step.numbers) > 1 and _worth(expected) == value:
                     known = {self.notation.text(side) for side in reductions(expected)}
-            elif text not in known and ((side := self.notation.parse(text)) is None or _worth(side) != value):
+            elif text not in known and (
+                (side := self.notation.parse(text)) is None or _worth(side) != value
+            ):
                 return f"{step.node}: {text} is not {value}"
         return None
 
     def _is(self, text: str, expression: Expression, symbols: dict[str, str]) -> bool:
-        """Whether a text writes an expression; nearly always it is what we would write, and nothing has to be read."""
+        """Whether a text writes an expression; nearly always it is what we would write, and nothing
+        has to be read.
+        """
         expected = substitute(expression, symbols) if symbols else expression
-        return text == self.notation.text(expected) or self.notation.parse(text) == flatten(expected)
+        return text == self.notation.text(expected) or self.notation.parse(text) == flatten(
+            expected
+        )
 
     def _symbols(self) -> dict[str, str]:
         """Every node by its symbol; those without one by their names."""
@@ -262,9 +296,11 @@ class _Checker:
 
 
 def _follows(expression: Expression, target: str, node: Node, values: Mapping[str, Value]) -> bool:
-    """Whether "expression is target" is so because of the node's formula, and not so for another value of the node.
+    """Whether "expression is target" is so because of the node's formula, and not so for another
+    value of the node.
 
-    Seen on drawn values of the parents: an equation that holds whatever the node is, says nothing about it.
+    Seen on drawn values of the parents: an equation that holds whatever the node is, says nothing
+    about it.
     """
     rng = random.Random(0)
     telling = False
@@ -275,8 +311,12 @@ def _follows(expression: Expression, target: str, node: Node, values: Mapping[st
             continue
         if not _holds(expression, target, trial | {node.name: result}):
             return False
-        others = [t for t in Truth if t is not result] if isinstance(result, Truth) else [result + 1]
-        telling = telling or not all(_holds(expression, target, trial | {node.name: other}) for other in others)
+        others = (
+            [t for t in Truth if t is not result] if isinstance(result, Truth) else [result + 1]
+        )
+        telling = telling or not all(
+            _holds(expression, target, trial | {node.name: other}) for other in others
+        )
     return telling
 
 
@@ -289,7 +329,9 @@ def _holds(expression: Expression, target: str, values: Mapping[str, Value]) -> 
 
 
 def _worth(side: Expression) -> Value | None:
-    """What an expression over numbers comes to; None where it comes to nothing, or its numbers explode on the way."""
+    """What an expression over numbers comes to; None where it comes to nothing, or its numbers
+    explode on the way.
+    """
     if not isinstance(side, tuple):
         return side if isinstance(side, int | Fraction | Truth) else None
     operands = [worth for operand in side[1:] if (worth := _worth(operand)) is not None]
@@ -299,7 +341,10 @@ def _worth(side: Expression) -> Value | None:
         value: Value = compute(side[0], operands)
     except (TypeError, ZeroDivisionError):
         return None
-    if isinstance(value, int | Fraction) and max(abs(value.numerator), value.denominator) > 10**_MAX_DIGITS:
+    if (
+        isinstance(value, int | Fraction)
+        and max(abs(value.numerator), value.denominator) > 10**_MAX_DIGITS
+    ):
         return None
     return value
 

@@ -1,7 +1,9 @@
-"""What a quantity is computed by: values, operators and expressions over names, as data and as text.
+"""What a quantity is computed by: values, operators and expressions over names, as data and as
+text.
 
-An expression is a name, a value, or a tuple of an operator and its operands: ``("add", 9, ("subtract", "a", "b"))`` is
-9 + (a - b). Logic has three values, as deduction needs them (DyVal, arXiv:2309.17167): what cannot be known is N/A.
+An expression is a name, a value, or a tuple of an operator and its operands: ``("add", 9,
+("subtract", "a", "b"))`` is 9 + (a - b). Logic has three values, as deduction needs them (DyVal,
+arXiv:2309.17167): what cannot be known is N/A.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Truth(StrEnum):
 
 
 Value: TypeAlias = "int | Fraction | Truth"
-Expression: TypeAlias = "str | int | Fraction | Truth | tuple[Any, ...]"  # a tuple: (Operator, Expression, ...)
+# a tuple: (Operator, Expression, ...)
+Expression: TypeAlias = "str | int | Fraction | Truth | tuple[Any, ...]"
 
 
 class Operator(StrEnum):
@@ -62,7 +65,9 @@ class Operator(StrEnum):
 
 _VARIADIC = frozenset({Operator.ADD, Operator.MULTIPLY, Operator.AND, Operator.OR})
 _BINARY = _VARIADIC | {Operator.SUBTRACT, Operator.DIVIDE}
-_ARITHMETIC = frozenset({Operator.ADD, Operator.SUBTRACT, Operator.MULTIPLY, Operator.DIVIDE, Operator.SQUARE})
+_ARITHMETIC = frozenset(
+    {Operator.ADD, Operator.SUBTRACT, Operator.MULTIPLY, Operator.DIVIDE, Operator.SQUARE}
+)
 _NUMBERS = (int, Fraction)
 _T, _F, _U = Truth.TRUE, Truth.FALSE, Truth.UNKNOWN
 
@@ -105,10 +110,12 @@ def compute(operator: Operator, operands: Iterable[Value]) -> Any:
     """Value of ``operator`` on ``operands``, in their order.
 
     Raises:
-        ZeroDivisionError, TypeError: the operator is not defined on them, or there are too few or too many.
+        ZeroDivisionError, TypeError: the operator is not defined on them, or there are too few or
+        too many.
     """
     given = tuple(operands)
-    if operator is not Operator.SAME:  # Truth is a str, and Python would repeat and concatenate those
+    # Truth is a str, and Python would repeat and concatenate those
+    if operator is not Operator.SAME:
         kind = _NUMBERS if operator in _ARITHMETIC else Truth
         for operand in given:
             if not isinstance(operand, kind):
@@ -148,7 +155,8 @@ def _collect_names(parts: tuple[Any, ...], found: dict[str, None]) -> None:
 def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expression:
     """The expression with names replaced; names without a value stay."""
     if isinstance(expression, tuple):
-        if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:  # most of them
+        # most of them
+        if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:
             operator, a, b = expression
             return (operator, values.get(a, a), values.get(b, b))
         parts = [substitute(part, values) if type(part) is tuple else part for part in expression]
@@ -158,9 +166,15 @@ def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expr
 
 @lru_cache(maxsize=4096)  # whoever checks a line soon wants those of who wrote it
 def reductions(expression: Expression) -> tuple[Expression, ...]:
-    """An expression over values and what it becomes by one operation at a time, down to its value (left out)."""
+    """An expression over values and what it becomes by one operation at a time, down to its value
+    (left out).
+    """
     found = [expression]
-    if isinstance(expression, tuple) and len(expression) <= 3 and not any([isinstance(o, tuple) for o in expression]):
+    if (
+        isinstance(expression, tuple)
+        and len(expression) <= 3
+        and not any([isinstance(o, tuple) for o in expression])
+    ):
         return tuple(found)
     while isinstance(found[-1], tuple):
         found.append(_reduce(found[-1]))
@@ -181,21 +195,30 @@ class Notation:
     """How expressions are written: sums and products as usual, logic in words.
 
     Args:
-        signs: a sign per operator. One of two operands stands between them (or, for ``SQUARE``, behind its operand),
-            any other one before its operand; ``SAME`` is not written at all.
+        signs: a sign per operator. One of two operands stands between them (or, for ``SQUARE``,
+            behind its operand), any other one before its operand; ``SAME`` is not written at all.
     """
 
     def __init__(self, signs: Mapping[Operator, str]) -> None:
         self.signs = dict(signs)
         self._infix = {sign: operator for operator, sign in signs.items() if operator.arity == 2}
-        self._prefix = {sign: o for o, sign in signs.items() if o.arity == 1 and o is not Operator.SQUARE}
-        words = sorted([*self._infix, *self._prefix, *([signs[Operator.SQUARE]] if Operator.SQUARE in signs else [])])
+        self._prefix = {
+            sign: o for o, sign in signs.items() if o.arity == 1 and o is not Operator.SQUARE
+        }
+        words = sorted(
+            [
+                *self._infix,
+                *self._prefix,
+                *([signs[Operator.SQUARE]] if Operator.SQUARE in signs else []),
+            ]
+        )
         marks = "|".join(
             rf"{re.escape(word)}(?!\w)" if word[-1].isalpha() else re.escape(word)
             for word in sorted(words, key=len, reverse=True)
         )
         self._tokens = re.compile(rf"\s*(?:({_NUMBER})|({marks}|[()])|(N/A|\w+))")
-        # What is written is soon checked or written again, and what is read is much the same as before.
+        # What is written is soon checked or written again, and what is read is much the same as
+        # before.
         self.parse = lru_cache(maxsize=4096)(self._parse)
         self._known_text = lru_cache(maxsize=4096)(self._text)
 
@@ -219,20 +242,31 @@ class Notation:
         sign = self.signs[operator]
         if operator in _BINARY:
             first, *rest = operands
-            texts = [self._operand(first, operator, right=False), *[self._operand(o, operator, True) for o in rest]]
+            texts = [
+                self._operand(first, operator, right=False),
+                *[self._operand(o, operator, True) for o in rest],
+            ]
             return f" {sign} ".join(texts)
-        inner = f"({self.text(operands[0])})" if isinstance(operands[0], tuple) else self.leaf(operands[0])
+        inner = (
+            f"({self.text(operands[0])})"
+            if isinstance(operands[0], tuple)
+            else self.leaf(operands[0])
+        )
         return f"{inner}{sign}" if operator is Operator.SQUARE else f"{sign} {inner}"
 
     @staticmethod
     def leaf(leaf: Any) -> str:
-        """A name or a value as an operand: negative numbers and fractions in brackets, so that no signs touch."""
+        """A name or a value as an operand: negative numbers and fractions in brackets, so that no
+        signs touch.
+        """
         if type(leaf) is str:
             return leaf
         if type(leaf) is int:
             return str(leaf) if leaf >= 0 else f"({leaf})"
         text = str(leaf)
-        return f"({text})" if text[:1] == "-" or (isinstance(leaf, Fraction) and "/" in text) else text
+        return (
+            f"({text})" if text[:1] == "-" or (isinstance(leaf, Fraction) and "/" in text) else text
+        )
 
     def _operand(self, operand: Expression, outer: Operator, right: bool) -> str:
         while isinstance(operand, tuple) and operand[0] is Operator.SAME:
@@ -243,10 +277,16 @@ class Notation:
         if operand[0].arity == 1:
             return text
         inner = _PRECEDENCE[operand[0]]
-        return f"({text})" if inner < _PRECEDENCE[outer] or (right and inner == _PRECEDENCE[outer]) else text
+        return (
+            f"({text})"
+            if inner < _PRECEDENCE[outer] or (right and inner == _PRECEDENCE[outer])
+            else text
+        )
 
     def _parse(self, text: str) -> Expression | None:
-        """The expression that a text writes, ``flatten``-ed; None where it writes none, or one longer than any is."""
+        """The expression that a text writes, ``flatten``-ed; None where it writes none, or one
+        longer than any is.
+        """
         if text.count("(") > _MOST_BRACKETS:
             return None
         tokens: list[str] = []
@@ -305,7 +345,9 @@ class _Reader:
         if level == _LEVELS:
             return self._unary()
         left = self.sum_of(level + 1)
-        while (operator := self.notation._infix.get(self._peek() or "")) and _PRECEDENCE[operator] == level:
+        while (operator := self.notation._infix.get(self._peek() or "")) and _PRECEDENCE[
+            operator
+        ] == level:
             self.place += 1
             left = (operator, left, self.sum_of(level + 1))
         return left
@@ -322,7 +364,11 @@ class _Reader:
         if token == ")" or token in self.notation._infix:
             raise _NoExpressionError
         leaf = value_of(token)
-        if isinstance(leaf, int | Fraction) and leaf < 0 and self._peek() == self.notation.signs.get(Operator.SQUARE):
+        if (
+            isinstance(leaf, int | Fraction)
+            and leaf < 0
+            and self._peek() == self.notation.signs.get(Operator.SQUARE)
+        ):
             raise _NoExpressionError  # without brackets the sign would not be squared
         return self._squared(token if leaf is None else leaf)
 
@@ -337,7 +383,8 @@ class _Reader:
 def flatten(expression: Expression) -> Expression:
     """One form for expressions that are written alike.
 
-    a + b + c is one sum of three, ``SAME`` is its operand, and a fraction is the division that writes it.
+    a + b + c is one sum of three, ``SAME`` is its operand, and a fraction is the division that
+    writes it.
     """
     if not isinstance(expression, tuple):
         if isinstance(expression, Fraction) and expression.denominator != 1:
@@ -353,7 +400,9 @@ def flatten(expression: Expression) -> Expression:
 
 
 def value_of(text: str) -> Value | None:
-    """What a text writes: a whole or decimal number, a fraction, True, False or N/A; None for anything else."""
+    """What a text writes: a whole or decimal number, a fraction, True, False or N/A; None for
+    anything else.
+    """
     digits = text.removeprefix("-")
     if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
         return int(text)

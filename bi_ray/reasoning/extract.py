@@ -1,9 +1,11 @@
-"""From free text to a graph: what a language model reads out of a worked answer, and the proof that it is right.
+"""From free text to a graph: what a language model reads out of a worked answer, and the proof that
+it is right.
 
-The model splits a chain of thought into steps of one conclusion each and says how each is computed from earlier ones
-(the extraction of section 3 of arXiv:2505.18917). Nothing of what it says is believed: a row is used only when its
-graph is acyclic, every value is recomputed in exact arithmetic, every number in it comes from the question or is a
-known constant, and the answer agrees. ``extract_client`` makes the calls; here are the schema, the prompt, the rules.
+The model splits a chain of thought into steps of one conclusion each and says how each is computed
+from earlier ones (the extraction of section 3 of arXiv:2505.18917). Nothing of what it says is
+believed: a row is used only when its graph is acyclic, every value is recomputed in exact
+arithmetic, every number in it comes from the question or is a known constant, and the answer
+agrees. ``extract_client`` makes the calls; here are the schema, the prompt, the rules.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ _MAX_PHRASE = 100  # characters
 SIGNS = {Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*", Operator.DIVIDE: "/"}
 NOTATION = Notation(SIGNS)
 
-# Numbers that a chain of thought may bring along though the question does not state them, each with the words of
-# question or chain of thought that call for it. 1 needs none: the whole, or the speaker.
+# Numbers that a chain of thought may bring along though the question does not state them, each with
+# the words of question or chain of thought that call for it. 1 needs none: the whole, or the
+# speaker.
 CONSTANTS: dict[int, str] = {
     1: r"",
     2: r"half|halv|twice|doubl|averag|pair|couple|both|each way|round.?trip|back and forth|triang",
@@ -148,7 +151,9 @@ class SourceRow:
 
 
 class ExtractedStep(NamedTuple):
-    """One conclusion: its quantity, and the user's own words for it ("" where there are none that state its value)."""
+    """One conclusion: its quantity, and the user's own words for it ("" where there are none that
+    state its value).
+    """
 
     node: str
     text: str
@@ -184,7 +189,8 @@ class Reject:
 def source_row(number: int, row: Mapping[str, str]) -> SourceRow:
     """A row with the keys ``question``, ``chain_of_thought`` and ``answer``.
 
-    Without a chain of thought, as in GSM8K, the answer holds it, and the final answer behind "####".
+    Without a chain of thought, as in GSM8K, the answer holds it, and the final answer behind
+    "####".
 
     Raises:
         ExtractionFault: a key is missing or its text is empty.
@@ -205,7 +211,9 @@ def source_row(number: int, row: Mapping[str, str]) -> SourceRow:
 
 def request_text(row: SourceRow) -> str:
     """What the model is asked about a row."""
-    return f"Question: {row.question}\nChain of thought: {row.chain_of_thought}\nAnswer: {row.answer}"
+    return (
+        f"Question: {row.question}\nChain of thought: {row.chain_of_thought}\nAnswer: {row.answer}"
+    )
 
 
 def prove(row: SourceRow, content: str) -> ExtractedRow:
@@ -237,7 +245,10 @@ def prove(row: SourceRow, content: str) -> ExtractedRow:
     graph = Graph(nodes.values(), phrases[extraction.answer])
     _check_answer(row, graph)
     own = " ".join(row.chain_of_thought.split())
-    steps = (ExtractedStep(phrases[name], _own_words(items[name].step, nodes[name], own)) for name in order)
+    steps = (
+        ExtractedStep(phrases[name], _own_words(items[name].step, nodes[name], own))
+        for name in order
+    )
     return ExtractedRow(row.number, row.question, row.answer, graph, tuple(steps))
 
 
@@ -249,7 +260,9 @@ def _read(content: str) -> Extraction:
         if first["type"] == "json_invalid":
             raise ExtractionFault(f"the model wrote no JSON: {first['ctx']['error']}") from None
         where = ".".join(map(str, first["loc"]))
-        raise ExtractionFault(f"the model's JSON does not fit the schema: {where}: {first['msg']}") from None
+        raise ExtractionFault(
+            f"the model's JSON does not fit the schema: {where}: {first['msg']}"
+        ) from None
 
 
 def _expression(item: ExtractedNode, items: Mapping[str, ExtractedNode]) -> Expression:
@@ -275,11 +288,14 @@ def _expression(item: ExtractedNode, items: Mapping[str, ExtractedNode]) -> Expr
 
 
 def _parse(text: str) -> Expression | None:
-    """The expression that a text writes; a decimal stays one number, whatever the notation makes of it."""
+    """The expression that a text writes; a decimal stays one number, whatever the notation makes of
+    it.
+    """
     decimals: dict[str, Expression] = {}
 
     def stand_in(match: re.Match[str]) -> str:
-        decimals[name := f"D{len(decimals)}"] = tidy(Fraction(match[0]))  # names of quantities are in lower case
+        # names of quantities are in lower case
+        decimals[name := f"D{len(decimals)}"] = tidy(Fraction(match[0]))
         return name
 
     expression = NOTATION.parse(re.sub(r"(?<![\w.])[0-9]+\.[0-9]+(?![\w.])", stand_in, text))
@@ -325,7 +341,8 @@ class _Numbers:
 
 
 def _phrases(order: list[str], items: Mapping[str, ExtractedNode]) -> dict[str, str]:
-    """What each quantity is called in a chain of thought: its description in words that no equation confuses.
+    """What each quantity is called in a chain of thought: its description in words that no equation
+    confuses.
 
     Where the description is empty, too long, or taken, its name says it.
     """
@@ -342,7 +359,12 @@ def _phrases(order: list[str], items: Mapping[str, ExtractedNode]) -> dict[str, 
     return phrases
 
 
-def _node(item: ExtractedNode, expression: Expression, nodes: Mapping[str, Node], phrases: Mapping[str, str]) -> Node:
+def _node(
+    item: ExtractedNode,
+    expression: Expression,
+    nodes: Mapping[str, Node],
+    phrases: Mapping[str, str],
+) -> Node:
     """The node with its value recomputed."""
     values = {phrases[name]: node.value for name, node in nodes.items()}
     formula = substitute(expression, phrases)
@@ -361,7 +383,8 @@ def _node(item: ExtractedNode, expression: Expression, nodes: Mapping[str, Node]
         raise ExtractionFault(
             f"{item.name} is given as {item.value.strip()}, but {item.expression} is {decimal_text(value)}"
         )
-    # tidied: arithmetic with fractions leaves 14 as Fraction(14), which JSON would keep as another value
+    # tidied: arithmetic with fractions leaves 14 as Fraction(14), which JSON would keep as another
+    # value
     return replace(Node.of(phrases[item.name], formula, values), value=value)
 
 
@@ -372,13 +395,17 @@ def _check_answer(row: SourceRow, graph: Graph) -> None:
     assert isinstance(graph.answer, int | Fraction)  # SIGNS has no logic
     if stated != graph.answer:
         found = decimal_text(graph.answer)
-        raise ExtractionFault(f"the answer is {row.answer[:60]}, but {graph.question} comes to {found}")
+        raise ExtractionFault(
+            f"the answer is {row.answer[:60]}, but {graph.question} comes to {found}"
+        )
     if all(graph.nodes[name].operator in (None, Operator.SAME) for name in graph.needed):
         raise ExtractionFault(f"the answer, {graph.question}, is given and not computed")
 
 
 def _own_words(step: str, node: Node, chain_of_thought: str) -> str:
-    """The user's own sentence for a node: kept when it is really theirs, on one line, and states the node's value."""
+    """The user's own sentence for a node: kept when it is really theirs, on one line, and states
+    the node's value.
+    """
     text = " ".join(re.sub(r"<<[^<>]*>>", "", step).split())
     if not text or text not in chain_of_thought:
         return ""

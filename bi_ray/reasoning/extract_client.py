@@ -1,4 +1,5 @@
-"""The calls that turn rows of free text into graphs: concurrent, retried, cached on disk, safe to kill at any time.
+"""The calls that turn rows of free text into graphs: concurrent, retried, cached on disk, safe to
+kill at any time.
 
 ``extract`` is the whole of it; ``extract_rows`` is the same inside a running event loop.
 """
@@ -35,11 +36,16 @@ Progress = Callable[[int, int], None]
 _HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _LONGEST_WAIT_S = 8.0
 _LONGEST_RETRY_AFTER_S = 60.0  # that the openai client obeys
-_RESPONSE_FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "graph", "strict": True, "schema": SCHEMA}}
+_RESPONSE_FORMAT: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "graph", "strict": True, "schema": SCHEMA},
+}
 
 
 class ExtractError(RuntimeError):
-    """The endpoint cannot be used as configured, or has stopped to answer; what it said before is in the cache."""
+    """The endpoint cannot be used as configured, or has stopped to answer; what it said before is
+    in the cache.
+    """
 
 
 class ExtractionResult(NamedTuple):
@@ -58,12 +64,13 @@ def extract(
     """Read a graph out of every row by a language model, and keep those that are proven right.
 
     Args:
-        rows: mappings with ``question``, ``chain_of_thought`` and ``answer``; without a chain of thought the answer
-            holds it, and the final answer behind "####".
+        rows: mappings with ``question``, ``chain_of_thought`` and ``answer``; without a chain of
+            thought the answer holds it, and the final answer behind "####".
         options: the endpoint and its limits.
-        cache_dir: where the model's answers are kept, one file each. The same call goes on where a killed one
-            stopped; processes may share it. It may be deleted at any time.
-        on_progress: called with the number of rows that are done and the number of all, after each row.
+        cache_dir: where the model's answers are kept, one file each. The same call goes on where a
+            killed one stopped; processes may share it. It may be deleted at any time.
+        on_progress: called with the number of rows that are done and the number of all, after each
+            row.
 
     Raises:
         ExtractError: the endpoint refuses key or model, or fails for row after row.
@@ -99,7 +106,9 @@ async def extract_rows(
 
 
 async def _all(jobs: Iterator[Coroutine[Any, Any, None]]) -> None:
-    """Run jobs side by side; the first that fails ends the others, and its error is raised as it is."""
+    """Run jobs side by side; the first that fails ends the others, and its error is raised as it
+    is.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             for job in jobs:
@@ -115,9 +124,14 @@ def _client(options: ExtractConfig) -> AsyncOpenAI:
             f"the environment variable {options.api_key_env} is not set: put the endpoint's key there, "
             'or set api_key_env to "" for an endpoint that asks for none'
         )
-    # the client itself waits and tries again after 408, 409, 429, 5xx, timeouts and lost connections, twice as long
-    # each time up to 8 s, or as long as the server's Retry-After says
-    return AsyncOpenAI(base_url=options.endpoint, api_key=key, max_retries=options.retries, timeout=options.timeout_s)
+    # the client itself waits and tries again after 408, 409, 429, 5xx, timeouts and lost
+    # connections, twice as long each time up to 8 s, or as long as the server's Retry-After says
+    return AsyncOpenAI(
+        base_url=options.endpoint,
+        api_key=key,
+        max_retries=options.retries,
+        timeout=options.timeout_s,
+    )
 
 
 class _Extractor:
@@ -149,17 +163,26 @@ class _Extractor:
             if kept["finish_reason"] == "length" or _is_extraction(kept["content"]):
                 _write(path, json.dumps(kept))
         if kept["finish_reason"] == "length":
-            raise ExtractionFault(f"the model's answer was cut off at {self.options.max_tokens} tokens (max_tokens)")
+            raise ExtractionFault(
+                f"the model's answer was cut off at {self.options.max_tokens} tokens (max_tokens)"
+            )
         return str(kept["content"])
 
     def _request(self, row: SourceRow) -> dict[str, Any]:
         request = {
             "model": self.options.model,
-            "messages": [{"role": "system", "content": PROMPT}, {"role": "user", "content": request_text(row)}],
+            "messages": [
+                {"role": "system", "content": PROMPT},
+                {"role": "user", "content": request_text(row)},
+            ],
             "response_format": _RESPONSE_FORMAT,
             self.options.token_limit_field: self.options.max_tokens,
         }
-        return request if self.options.temperature is None else request | {"temperature": self.options.temperature}
+        return (
+            request
+            if self.options.temperature is None
+            else request | {"temperature": self.options.temperature}
+        )
 
     def _path(self, request: Mapping[str, Any]) -> Path:
         """Of the kept answer: named by all that the answer depends on, prompt and schema included."""
@@ -168,7 +191,9 @@ class _Extractor:
         return self.cache_dir / key[:2] / f"{key}.json"
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
-        """What the endpoint answers; asked again where that is no extraction, as a broken server sends it."""
+        """What the endpoint answers; asked again where that is no extraction, as a broken server
+        sends it.
+        """
         kept = {"content": "", "finish_reason": ""}
         tries = 1 + self.options.retries
         for attempt in range(tries):
@@ -176,7 +201,9 @@ class _Extractor:
                 await asyncio.sleep(min(_LONGEST_WAIT_S, 0.5 * 2**attempt))
             try:
                 # the client's timeout begins again with every byte that comes; this one does not
-                async with asyncio.timeout(tries * (self.options.timeout_s + _LONGEST_RETRY_AFTER_S)):
+                async with asyncio.timeout(
+                    tries * (self.options.timeout_s + _LONGEST_RETRY_AFTER_S)
+                ):
                     reply = await self.client.chat.completions.create(**request)
             except _HOPELESS as error:
                 raise ExtractError(
@@ -185,7 +212,9 @@ class _Extractor:
                 ) from error
             except openai.APIStatusError as error:
                 if error.status_code < 500 and error.status_code not in (408, 409, 429):
-                    raise ExtractionFault(f"the endpoint refuses the request: {_one_line(error)}") from error
+                    raise ExtractionFault(
+                        f"the endpoint refuses the request: {_one_line(error)}"
+                    ) from error
                 raise self._failure(error) from error
             except (openai.OpenAIError, TimeoutError) as error:
                 raise self._failure(error) from error
@@ -194,7 +223,10 @@ class _Extractor:
             self.failures = 0
             choice = reply.choices[0] if getattr(reply, "choices", None) else None
             if choice is not None:
-                kept = {"content": choice.message.content or "", "finish_reason": choice.finish_reason or ""}
+                kept = {
+                    "content": choice.message.content or "",
+                    "finish_reason": choice.finish_reason or "",
+                }
                 if kept["finish_reason"] == "length" or _is_extraction(kept["content"]):
                     break
         return kept
@@ -208,7 +240,9 @@ class _Extractor:
                 f"{1 + self.options.retries} times: {_one_line(error)}; the same command goes on from here"
             )
         times = f"{1 + self.options.retries} times" if self.options.retries else "once"
-        return ExtractionFault(f"the endpoint failed {times}: {_one_line(error)} ({self.options.endpoint})")
+        return ExtractionFault(
+            f"the endpoint failed {times}: {_one_line(error)} ({self.options.endpoint})"
+        )
 
 
 def _is_extraction(content: str) -> bool:

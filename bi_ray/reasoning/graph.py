@@ -1,7 +1,7 @@
 """A problem as a directed acyclic graph of quantities.
 
-Nodes are quantities, edges are dependencies, and a right chain of thought is a topological order of the
-nodes that the question needs (section 3 of arXiv:2505.18917).
+Nodes are quantities, edges are dependencies, and a right chain of thought is a topological order of
+the nodes that the question needs (section 3 of arXiv:2505.18917).
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Node:
         value: what it is.
         operator: of its parents, in their order; the outermost one where an expression says more.
         parents: the quantities that it is computed from.
-        expression: how, where that is more than one operator on the parents: nested, or with numbers of its own.
+        expression: how, where that is more than one operator on the parents: nested, or with
+            numbers of its own.
     """
 
     name: str
@@ -58,7 +59,8 @@ class Node:
 
     @classmethod
     def of(cls, name: str, expression: Expression, values: Mapping[str, Value]) -> Node:
-        """The node that an expression over known values makes; a bare value is given, a bare name the same as it.
+        """The node that an expression over known values makes; a bare value is given, a bare name
+        the same as it.
 
         Raises:
             KeyError, TypeError, ZeroDivisionError: the expression has no value.
@@ -74,7 +76,9 @@ class Node:
 
     @property
     def formula(self) -> Expression:
-        """The expression that gives the value: its own, the operator on the parents, or the value itself."""
+        """The expression that gives the value: its own, the operator on the parents, or the value
+        itself.
+        """
         if self.expression is not None:
             return self.expression
         return (self.operator, *self.parents) if self.operator else self.value
@@ -93,8 +97,9 @@ class Graph:
         question: name of the node whose value is asked for.
 
     Raises:
-        ValueError: a parent comes later or is absent, a name occurs twice, an operator has the wrong number of
-            parents, a value is not what its operator gives, or the question names no node.
+        ValueError: a parent comes later or is absent, a name occurs twice, an operator has the
+            wrong number of parents, a value is not what its operator gives, or the question names
+            no node.
     """
 
     def __init__(self, nodes: Iterable[Node], question: str) -> None:
@@ -112,7 +117,9 @@ class Graph:
             raise ValueError(f"node {node.name!r} is defined twice")
         missing = [parent for parent in node.parents if parent not in self.nodes]
         if missing:
-            raise ValueError(f"node {node.name!r} needs {missing}, absent or later: not a topological order")
+            raise ValueError(
+                f"node {node.name!r} needs {missing}, absent or later: not a topological order"
+            )
         self._check_formula(node)
         self.nodes[node.name] = node
         self.values[node.name] = node.value
@@ -128,7 +135,9 @@ class Graph:
             if operator is None:
                 return
         elif names_in(node.expression) != node.parents:
-            raise ValueError(f"node {node.name!r}: its parents {node.parents} are not those of its expression")
+            raise ValueError(
+                f"node {node.name!r}: its parents {node.parents} are not those of its expression"
+            )
         try:
             if node.expression is None and operator is not None:
                 value = compute(operator, [self.values[parent] for parent in node.parents])
@@ -137,7 +146,9 @@ class Graph:
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"node {node.name!r}: its parents give no value: {error!r}") from error
         if value != node.value:
-            raise ValueError(f"node {node.name!r} is given as {node.value}, but its parents give {value}")
+            raise ValueError(
+                f"node {node.name!r} is given as {node.value}, but its parents give {value}"
+            )
 
     def _ancestors(self, name: str) -> frozenset[str]:
         found: set[str] = set()
@@ -176,23 +187,33 @@ class Graph:
         return NodeState.LOCKED if self.missing_parents(name, have) else NodeState.UNLOCKED
 
     def hash(self) -> str:
-        """Canonical hash of structure, operators and constants, without names (64 bits, hexadecimal).
+        """Canonical hash of structure, operators and constants, without names (64 bits,
+        hexadecimal).
 
-        Operands of a commutative operator are sorted, so that two problems that differ by such a swap count as one;
-        redundant parts are hashed as an unordered collection of what no other node uses.
+        Operands of a commutative operator are sorted, so that two problems that differ by such a
+        swap count as one; redundant parts are hashed as an unordered collection of what no other
+        node uses.
         """
-        return formula_hash({node.name: node.formula for node in self.nodes.values()}, self.question)
+        return formula_hash(
+            {node.name: node.formula for node in self.nodes.values()}, self.question
+        )
 
     def to_json(self) -> str:
         """The graph as one line of JSON; ``from_json`` reads it back."""
-        return json.dumps({"question": self.question, "nodes": [_node_to_json(node) for node in self.nodes.values()]})
+        return json.dumps(
+            {
+                "question": self.question,
+                "nodes": [_node_to_json(node) for node in self.nodes.values()],
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Graph:
         """Read what ``to_json`` wrote, checking it as the constructor does.
 
         Raises:
-            ValueError: it is not the JSON of a graph, whatever else it may be, or not that of one that fits together.
+            ValueError: it is not the JSON of a graph, whatever else it may be, or not that of one
+                that fits together.
         """
         try:
             content = json.loads(text)
@@ -208,7 +229,9 @@ _QUICK = (set, frozenset, dict)  # to look something up in
 
 
 def formula_hash(formulas: Mapping[str, Expression], question: str) -> str:
-    """``Graph.hash`` of the graph that these formulas, in a topological order, would make; no graph is needed."""
+    """``Graph.hash`` of the graph that these formulas, in a topological order, would make; no graph
+    is needed.
+    """
     digests: dict[str, str] = {}
     for name, formula in formulas.items():
         digests[name] = digest_formula(formula, digests)
@@ -226,7 +249,9 @@ def digest_formula(formula: Expression, digests: Mapping[str, str]) -> str:
 
 
 def digest_operation(operator: Operator, operands: list[str]) -> str:
-    """Of an operator on operands of which the digests are given; their order counts where the operator says so."""
+    """Of an operator on operands of which the digests are given; their order counts where the
+    operator says so.
+    """
     return digest(operator, *(sorted(operands) if operator.commutes else operands))
 
 
@@ -237,7 +262,12 @@ def digest(*parts: str) -> str:
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
-    row = {"name": node.name, "value": to_json(node.value), "operator": node.operator, "parents": node.parents}
+    row = {
+        "name": node.name,
+        "value": to_json(node.value),
+        "operator": node.operator,
+        "parents": node.parents,
+    }
     return row if node.expression is None else row | {"expression": to_json(node.expression)}
 
 
@@ -251,7 +281,9 @@ def _node_from_json(row: Mapping[str, Any]) -> Node:
         )
     expression = None if written is None else from_json(written)
     if _squares_within(expression) > _MOST_SQUARES:
-        raise ValueError(f"node {row['name']!r}: its expression nests more than {_MOST_SQUARES} squares")
+        raise ValueError(
+            f"node {row['name']!r}: its expression nests more than {_MOST_SQUARES} squares"
+        )
     return Node(
         name=row["name"],
         value=value,

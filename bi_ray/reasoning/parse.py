@@ -10,17 +10,21 @@ from bi_ray.reasoning.expression import Expression, Notation, Value, names_in, s
 from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.trace import StepKind
 
-Definition = tuple[str, Expression]  # a quantity, and what it is: a value, or an expression over other quantities
+# a quantity, and what it is: a value, or an expression over other quantities
+Definition = tuple[str, Expression]
 
 
 class ParseError(ValueError):
-    """A text from which no graph can be read; the message quotes the sentence or line, or names the quantity."""
+    """A text from which no graph can be read; the message quotes the sentence or line, or names the
+    quantity.
+    """
 
 
 def graph_from_definitions(sentences: Sequence[Sequence[Definition]], question: str) -> Graph:
     """The graph of definitions that come in any order.
 
-    Its order is the told one where that is topological, else the reverse where that one is, else some topological one.
+    Its order is the told one where that is topological, else the reverse where that one is, else
+    some topological one.
 
     Args:
         sentences: what each sentence defines, in the order of the text.
@@ -35,28 +39,35 @@ def graph_from_definitions(sentences: Sequence[Sequence[Definition]], question: 
         if name in parents:
             raise ParseError(f"{name} is defined twice")
         parents[name] = names_in(expression)
-    absent = {question, *(parent for needed in parents.values() for parent in needed)} - parents.keys()
+    absent = {
+        question,
+        *(parent for needed in parents.values() for parent in needed),
+    } - parents.keys()
     if absent:
         raise ParseError(f"nothing says what {min(absent)} is")
     backwards = [definition for sentence in reversed(sentences) for definition in sentence]
-    order = next((one for one in (told, backwards) if _is_topological(one, parents)), None) or _sorted(told, parents)
+    order = next(
+        (one for one in (told, backwards) if _is_topological(one, parents)), None
+    ) or _sorted(told, parents)
     values: dict[str, Value] = {}
     nodes = [_node(name, expression, values) for name, expression in order]
     return _graph(nodes, question)
 
 
 def graph_from_trace(steps: Sequence[ParsedStep], notation: Notation) -> Graph:
-    """The graph that a chain of thought shows: of what it solves, how it says that it does; the last one is the target.
+    """The graph that a chain of thought shows: of what it solves, how it says that it does; the
+    last one is the target.
 
-    What the lines say is believed as far as it fits together: whether it is what the problem states, only
-    ``check_trace`` against the problem's own graph can tell.
+    What the lines say is believed as far as it fits together: whether it is what the problem
+    states, only ``check_trace`` against the problem's own graph can tell.
 
     Args:
         steps: the lines, in order; attempts, verifications and plans add nothing.
         notation: how equations are written.
 
     Raises:
-        ParseError: a line has no known form, uses what is not solved yet, or comes to another value than it says.
+        ParseError: a line has no known form, uses what is not solved yet, or comes to another value
+            than it says.
     """
     names: dict[str, str] = {}  # of the quantities, by what equations call them
     values: dict[str, Value] = {}
@@ -84,7 +95,8 @@ def place_of(response: str, steps: Sequence[ParsedStep], position: int) -> tuple
 
     Args:
         response: the whole response.
-        steps: its lines as a task reads them (``parse_trace``): the text of each follows that of the one before.
+        steps: its lines as a task reads them (``parse_trace``): the text of each follows that of
+            the one before.
         position: which, from 0.
     """
     start = response.find("<think>")

@@ -1,4 +1,6 @@
-"""Numbers as people write them: "$1,200.50", "12.5 %", "2 1/2 hours", "twenty-five", "half as many"."""
+"""Numbers as people write them: "$1,200.50", "12.5 %", "2 1/2 hours", "twenty-five", "half as
+many".
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-# Figures: with or without thousands separators, a decimal point, or as a fraction; bounded, as Notation bounds them.
+# Figures: with or without thousands separators, a decimal point, or as a fraction; bounded, as
+# Notation bounds them.
 _PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}(?:\.[0-9]{1,30})?|[0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})(?![0-9])"
 _FIGURE = re.compile(
     rf"(?P<sign>(?<![\w)] )(?<![\w)%])[-−] ?)?(?:[$€£¥] ?)?(?P<minus>[-−])?"
@@ -30,7 +33,9 @@ _PARTS = ["half", "third", "quarter", "fifth", "sixth", "seventh", "eighth", "ni
 _MEANINGS: dict[str, tuple[Fraction, ...]] = {
     **{word: (Fraction(1, n), Fraction(n)) for n, word in enumerate(_PARTS, start=2)},
     **{f"{word}s": (Fraction(1, n), Fraction(n)) for n, word in enumerate(_PARTS, start=2)},
-    **dict.fromkeys(("twice", "double", "doubles", "doubled", "couple", "pair", "pairs", "both"), (Fraction(2),)),
+    **dict.fromkeys(
+        ("twice", "double", "doubles", "doubled", "couple", "pair", "pairs", "both"), (Fraction(2),)
+    ),
     **dict.fromkeys(("thrice", "triple", "triples", "tripled", "triplets"), (Fraction(3),)),
     **dict.fromkeys(("quadruple", "quadruples", "quadrupled"), (Fraction(4),)),
     **dict.fromkeys(("dozen", "dozens"), (Fraction(12),)),
@@ -43,8 +48,8 @@ _MEANINGS |= dict.fromkeys(("fourth", "fourths"), _MEANINGS["quarter"])
 def numbers_in(text: str) -> set[Fraction]:
     """Every number that a text states, without its sign, in figures or in words.
 
-    A percentage and an amount of cents count as they stand and as hundredths; a fraction counts with its parts; "half"
-    is 1/2 and 2.
+    A percentage and an amount of cents count as they stand and as hundredths; a fraction counts
+    with its parts; "half" is 1/2 and 2.
     """
     found = set(_spelled(text))
     for match in _FIGURE.finditer(text):
@@ -63,7 +68,8 @@ def numbers_in(text: str) -> set[Fraction]:
 
 
 def value_in(text: str) -> Fraction | None:
-    """The one number that a text states as a value, units aside: 1200.5 of "$1,200.50", 25 of "twenty-five apples".
+    """The one number that a text states as a value, units aside: 1200.5 of "$1,200.50", 25 of
+    "twenty-five apples".
 
     "50 %" is 50, and "50 cents" is 50. None where the text states no number or several.
     """
@@ -80,13 +86,23 @@ def value_in(text: str) -> Fraction | None:
 def plain_expression(text: str) -> str:
     """An expression in figures and signs that ``Notation`` reads.
 
-    Money signs, thousands separators and units behind a number are left out, 12.5 % becomes (12.5 / 100), and the signs
-    that people use for products, quotients and differences become * / and -.
+    Money signs, thousands separators and units behind a number are left out, 12.5 % becomes (12.5 /
+    100), and the signs that people use for products, quotients and differences become * / and -.
     """
     text = re.sub(r"[$€£¥]", "", text)
-    text = text.replace("×", "*").replace("·", "*").replace("÷", "/").replace("−", "-").replace("–", "-")
+    text = (
+        text.replace("×", "*")
+        .replace("·", "*")
+        .replace("÷", "/")
+        .replace("−", "-")
+        .replace("–", "-")
+    )
     text = re.sub(r"(?<=[0-9)])\s*[xX]\s*(?=[0-9(])", " * ", text)
-    text = re.sub(r"(?<![\w,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", lambda match: match[0].replace(",", ""), text)
+    text = re.sub(
+        r"(?<![\w,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])",
+        lambda match: match[0].replace(",", ""),
+        text,
+    )
     text = re.sub(r"(?<![\w.])\.(?=[0-9])", "0.", text)
     text = re.sub(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent\b)", r"(\1 / 100)", text)
     # no name can follow a number: what does is a unit
@@ -110,12 +126,16 @@ def _number(match: re.Match[str]) -> Fraction:
     if match["top"] and not int(match["bottom"]):
         return Fraction(0)  # "3/0" states nothing that could be computed with
     if match["top"]:
-        return sign * (Fraction(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"])))
+        return sign * (
+            Fraction(match["whole"] or 0) + Fraction(int(match["top"]), int(match["bottom"]))
+        )
     return sign * Fraction(match["plain"].replace(",", ""))
 
 
 def _spelled(text: str) -> Iterator[Fraction]:
-    """Numbers written in words: "two hundred and five" is 205, "twenty-five" is 25, "two, three" are two numbers."""
+    """Numbers written in words: "two hundred and five" is 205, "twenty-five" is 25, "two, three"
+    are two numbers.
+    """
     total: int | None = None
     for token in [*re.findall(r"[a-z]+|[^a-z\s-]", text.lower()), ""]:
         if token == "and" and total is not None and total >= 100:
@@ -133,5 +153,9 @@ def _spelled(text: str) -> Iterator[Fraction]:
 
 
 def _continues(total: int, value: int) -> bool:
-    """Whether a word goes on with the number so far: "five" behind "twenty" or "hundred", "twenty" behind "hundred"."""
-    return (total % 10 == 0 and total % 100 >= 20 and 0 < value < 10) or (total >= 100 and total % 100 == 0)
+    """Whether a word goes on with the number so far: "five" behind "twenty" or "hundred", "twenty"
+    behind "hundred".
+    """
+    return (total % 10 == 0 and total % 100 >= 20 and 0 < value < 10) or (
+        total >= 100 and total % 100 == 0
+    )

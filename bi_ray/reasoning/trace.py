@@ -1,4 +1,6 @@
-"""A chain of thought as data: what is done in which order, and which parts of the text an injected behavior wrote."""
+"""A chain of thought as data: what is done in which order, and which parts of the text an injected
+behavior wrote.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class StepKind(StrEnum):
     OUTLINE = "outline"  # says, from the target backwards, what needs what
 
 
-class Step(NamedTuple):  # a behavior copies many, and a frozen dataclass takes three times as long to make
+# a behavior copies many, and a frozen dataclass takes three times as long to make
+class Step(NamedTuple):
     """One line of a chain of thought.
 
     Attributes:
@@ -68,7 +71,9 @@ class Check(NamedTuple):
 
 
 def another_way(node: Node) -> Check | None:
-    """How a node's value can be computed again, or tested, by another equation than its own; None where it cannot."""
+    """How a node's value can be computed again, or tested, by another equation than its own; None
+    where it cannot.
+    """
     if node.expression is None and node.operator is not None:
         parents = node.parents
         if node.operator is Operator.SUBTRACT:
@@ -86,7 +91,9 @@ def another_way(node: Node) -> Check | None:
 
 
 def outline(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
-    """Every needed computed node with its parents, from the target backwards: each was named before as a parent."""
+    """Every needed computed node with its parents, from the target backwards: each was named before
+    as a parent.
+    """
     found: dict[str, tuple[str, ...]] = {}
     queue = [graph.question]
     while queue:
@@ -127,7 +134,23 @@ def join(pieces: Iterable[Piece]) -> tuple[str, list[Span]]:
 
 
 # Words that say nothing of any problem. Lines of them give a demonstration length and no behavior.
-FILLER_WORDS = ("so", "now", "let", "us", "go", "on", "with", "this", "and", "take", "it", "one", "by", "as", "before")
+FILLER_WORDS = (
+    "so",
+    "now",
+    "let",
+    "us",
+    "go",
+    "on",
+    "with",
+    "this",
+    "and",
+    "take",
+    "it",
+    "one",
+    "by",
+    "as",
+    "before",
+)
 
 
 def is_filler(line: str) -> bool:

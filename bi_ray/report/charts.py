@@ -1,7 +1,9 @@
-"""Charts as plotly.js takes them (plain dictionaries): accuracy before and after RL, histograms, training curves.
+"""Charts as plotly.js takes them (plain dictionaries): accuracy before and after RL, histograms,
+training curves.
 
-A chart is ``{"controls": [...], "variants": {key: figure}}``: the page joins the values of its controls with "/" into
-the key. Colors are those of the light theme; the page swaps them by ``PALETTE`` where it is dark.
+A chart is ``{"controls": [...], "variants": {key: figure}}``: the page joins the values of its
+controls with "/" into the key. Colors are those of the light theme; the page swaps them by
+``PALETTE`` where it is dark.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ Figure = dict[str, Any]
 Chart = dict[str, Any]
 
 MUTED = "#6B7785"
-_DARK = ("#4AA3DF", "#F0823F", "#2DBD91", "#DB93BD", "#E69F00", "#56B4E9", "#E6E9ED")  # as COLORS, on a dark ground
+# as COLORS, on a dark ground
+_DARK = ("#4AA3DF", "#F0823F", "#2DBD91", "#DB93BD", "#E69F00", "#56B4E9", "#E6E9ED")
 PALETTE = dict(zip(COLORS, _DARK, strict=True)) | {MUTED: "#93A0AE", "#FFFFFF": "#161C22"}
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MOST_POINTS = 400  # of one curve; a longer training is thinned evenly
 _DIGITS = 5
 
-# Names of metrics in words, in the order of the page; what a training logs beside these is not shown.
+# Names of metrics in words, in the order of the page; what a training logs beside these is not
+# shown.
 METRICS = {
     "rl": {
         "reward": "reward (mean over the step's samples)",
@@ -55,7 +59,11 @@ METRICS = {
         "learning_rate": "learning rate",
         "step_s": "seconds per step",
     },
-    "sft": {"loss": "loss, nats per token", "grad_norm": "norm of the gradient", "learning_rate": "learning rate"},
+    "sft": {
+        "loss": "loss, nats per token",
+        "grad_norm": "norm of the gradient",
+        "learning_rate": "learning rate",
+    },
 }
 
 
@@ -100,7 +108,9 @@ class Series:
         return _DASHES[self.number % len(_DASHES)]
 
     def part(self, name: str) -> Any:
-        """The arm's entry of a part of the summary (readiness, realized, during_rl), None where there is none."""
+        """The arm's entry of a part of the summary (readiness, realized, during_rl), None where
+        there is none.
+        """
         return (self.source.summary.get(name) or {}).get(self.arm)
 
 
@@ -148,7 +158,9 @@ def tidy(value: float | None) -> float | None:
 
 def gains(series: Sequence[Series]) -> Chart | None:
     """Accuracy before (hollow) and after RL (filled), by set and series."""
-    rows = [(one, row) for one in series for row in one.source.summary["table"] if row["arm"] == one.arm]
+    rows = [
+        (one, row) for one in series for row in one.source.summary["table"] if row["arm"] == one.arm
+    ]
     if not rows:
         return None
     sets = list(dict.fromkeys(row["set"] for _, row in rows))
@@ -161,7 +173,11 @@ def gains(series: Sequence[Series]) -> Chart | None:
         stages = [("SFT", row["sft"], 0.16)] + ([("RL", row["rl"], -0.16)] if row["rl"] else [])
         for stage, summary, shift in stages:
             value, low, high = triple(summary["accuracy"])
-            marker = {"color": one.color, "symbol": one.symbol + ("-open" if stage == "SFT" else ""), "size": 10}
+            marker = {
+                "color": one.color,
+                "symbol": one.symbol + ("-open" if stage == "SFT" else ""),
+                "size": 10,
+            }
             data.append(
                 {
                     "type": "scatter",
@@ -174,11 +190,19 @@ def gains(series: Sequence[Series]) -> Chart | None:
                     "hovertemplate": f"{points(value)} % ({points(low)} to {points(high)})",
                 }
             )
-    yaxis = {"tickvals": [y for y, _ in ticks], "ticktext": [text for _, text in ticks], "showgrid": False}
+    yaxis = {
+        "tickvals": [y for y, _ in ticks],
+        "ticktext": [text for _, text in ticks],
+        "showgrid": False,
+    }
     yaxis["range"] = [ticks[-1][0] - 0.8, 0.8]
     layout = {"showlegend": False, "hovermode": "closest", "height": 110 + 56 * len(rows)}
     xaxis = {"rangemode": "tozero", "ticksuffix": " %"}
-    return chart(figure(data, "greedy accuracy", "", yaxis=yaxis | {"zeroline": False}, xaxis=xaxis, **layout))
+    return chart(
+        figure(
+            data, "greedy accuracy", "", yaxis=yaxis | {"zeroline": False}, xaxis=xaxis, **layout
+        )
+    )
 
 
 def _short(label: str) -> str:
@@ -187,9 +211,17 @@ def _short(label: str) -> str:
 
 
 def histograms(series: Sequence[Series]) -> dict[Series, Chart]:
-    """Share of the queries by how many of their N rollouts are right; a panel per series, the same scale on all."""
-    found = {one: one.part("readiness")["accuracy"]["histogram"] for one in series if one.part("readiness")}
-    shares = {one: [count / max(1, sum(counts)) for count in counts] for one, counts in found.items()}
+    """Share of the queries by how many of their N rollouts are right; a panel per series, the same
+    scale on all.
+    """
+    found = {
+        one: one.part("readiness")["accuracy"]["histogram"]
+        for one in series
+        if one.part("readiness")
+    }
+    shares = {
+        one: [count / max(1, sum(counts)) for count in counts] for one, counts in found.items()
+    }
     top = 100 * max((max(share) for share in shares.values()), default=0)
     charts = {}
     for one, counts in found.items():
@@ -205,12 +237,16 @@ def histograms(series: Sequence[Series]) -> dict[Series, Chart]:
         }
         yaxis = {"range": [0, 1.08 * top], "ticksuffix": " %"}
         axis = {"type": "category", "tickangle": 0}
-        charts[one] = chart(figure([bars], "rollouts right", "queries", yaxis=yaxis, xaxis=axis, bargap=0.12))
+        charts[one] = chart(
+            figure([bars], "rollouts right", "queries", yaxis=yaxis, xaxis=axis, bargap=0.12)
+        )
     return charts
 
 
 def curves(series: Sequence[Series]) -> tuple[Chart | None, dict[str, dict[str, str]]]:
-    """Training curves, a variant per metric that any training logged, and the metrics by stage for the control."""
+    """Training curves, a variant per metric that any training logged, and the metrics by stage for
+    the control.
+    """
     variants: dict[str, Figure] = {}
     offered: dict[str, dict[str, str]] = {}
     for stage, names in METRICS.items():
@@ -220,20 +256,31 @@ def curves(series: Sequence[Series]) -> tuple[Chart | None, dict[str, dict[str, 
             if data:
                 offered.setdefault(stage, {})[f"{stage}.{name}"] = words
                 x = f"{stage.upper()} step"
-                variants[f"{stage}.{name}"] = figure(data, x, words.partition(" (")[0].partition(", mean")[0])
+                variants[f"{stage}.{name}"] = figure(
+                    data, x, words.partition(" (")[0].partition(", mean")[0]
+                )
     return ({"controls": ["metric"], "variants": variants} if variants else None), offered
 
 
 def validations(series: Sequence[Series]) -> tuple[Chart | None, dict[str, str]]:
-    """Curves of the validations while RL trained, a variant per figure with every set in it, and the figures in words.
+    """Curves of the validations while RL trained, a variant per figure with every set in it, and
+    the figures in words.
 
     A line per arm and set: the color is the arm's, the dash the set's.
     """
     rows = {one: one.source.metrics("rl", one.arm) for one in series}
-    found = dict.fromkeys(name for runs in rows.values() for run in runs for row in run for name in row)
+    found = dict.fromkeys(
+        name for runs in rows.values() for run in runs for row in run for name in row
+    )
     names = [name.split("/") for name in found if is_validation(name)]
-    words = {figure: _VALIDATION.get(figure) or f"pass@{figure.rpartition('_')[2]}" for _, _, figure in names}
-    order = sorted(words, key=lambda figure: (figure not in ("greedy",), figure in _VALIDATION, len(figure), figure))
+    words = {
+        figure: _VALIDATION.get(figure) or f"pass@{figure.rpartition('_')[2]}"
+        for _, _, figure in names
+    }
+    order = sorted(
+        words,
+        key=lambda figure: (figure not in ("greedy",), figure in _VALIDATION, len(figure), figure),
+    )
     sets = list(dict.fromkeys(name for _, name, _ in names))
     variants = {
         kind: figure(
@@ -241,11 +288,17 @@ def validations(series: Sequence[Series]) -> tuple[Chart | None, dict[str, str]]
                 line
                 for one in series
                 for number, name in enumerate(sets)
-                for line in _validation(one, rows[one], f"validation/{name}/{kind}", _DASHES[number % len(_DASHES)])
+                for line in _validation(
+                    one, rows[one], f"validation/{name}/{kind}", _DASHES[number % len(_DASHES)]
+                )
             ],
             "RL step",
             words[kind].partition(",")[0],
-            **({} if kind in ("tokens", "failures") else {"yaxis": {"ticksuffix": " %", "rangemode": "tozero"}}),
+            **(
+                {}
+                if kind in ("tokens", "failures")
+                else {"yaxis": {"ticksuffix": " %", "rangemode": "tozero"}}
+            ),
         )
         for kind in order
     }
@@ -253,7 +306,9 @@ def validations(series: Sequence[Series]) -> tuple[Chart | None, dict[str, str]]
     return ({"controls": ["validation"], "variants": variants} if variants else None), chosen
 
 
-def _validation(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str, dash: str) -> list[dict[str, Any]]:
+def _validation(
+    one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str, dash: str
+) -> list[dict[str, Any]]:
     """One line: the mean over the seeds that have the step."""
     at: dict[int, list[float]] = {}
     for row in (row for rows in runs for row in rows if name in row):
@@ -275,9 +330,14 @@ def _validation(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: 
     ]
 
 
-def _curve(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[dict[str, Any]]:
+def _curve(
+    one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str
+) -> list[dict[str, Any]]:
     """A thin line per seed and a thick one: the moving average, over the seeds that got so far."""
-    values = [[(row["step"], float(row[name])) for row in rows if row.get(name) is not None] for rows in runs]
+    values = [
+        [(row["step"], float(row[name])) for row in rows if row.get(name) is not None]
+        for rows in runs
+    ]
     values = [seed for seed in values if seed]
     if not values:
         return []
@@ -300,7 +360,10 @@ def _curve(one: Series, runs: Sequence[Sequence[Mapping[str, Any]]], name: str) 
         )
     smooth = [moving_average(np.asarray([value for _, value in seed])) for seed in values]
     steps = [step for step, _ in max(values, key=len)]
-    means = [float(np.mean([seed[place] for seed in smooth if place < len(seed)])) for place in range(len(steps))]
+    means = [
+        float(np.mean([seed[place] for seed in smooth if place < len(seed)]))
+        for place in range(len(steps))
+    ]
     stride = max(1, -(-len(steps) // _MOST_POINTS))
     thick = {"x": steps[::stride], "y": [tidy(mean) for mean in means[::stride]]}
     return [*traces, group | thick | {"line": line | {"width": 2.5, "dash": one.dash}}]

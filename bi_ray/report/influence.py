@@ -1,4 +1,6 @@
-"""Charts of influence: by accuracy group, by behavior, all against all, and predicted against realized."""
+"""Charts of influence: by accuracy group, by behavior, all against all, and predicted against
+realized.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from bi_ray.report.charts import MUTED, Chart, Figure, Series, chart, errors, fi
 from bi_ray.report.wording import small, triple
 
 ESTIMATORS = {"sum": "token sums (Eq. 5)", "mean": "means per response"}
-QUANTITIES = {"dj": "dJ", "k_plus": "K+ (right rollouts)", "k_minus": "K\N{MINUS SIGN} (wrong rollouts)"}
+QUANTITIES = {
+    "dj": "dJ",
+    "k_plus": "K+ (right rollouts)",
+    "k_minus": "K\N{MINUS SIGN} (wrong rollouts)",
+}
 PER = {"dj": "dJ, all tokens of a behavior", "dj_per_token": "dJ per token"}
 DURING = {
     "reward": "reward on the target set",
@@ -19,7 +25,11 @@ DURING = {
 }
 REALISED = {"odd": "half of ahead minus back (first order)", "step": "the step ahead alone"}
 _REALISED_FIELDS = {"odd": ("odd", "odd_low", "odd_high"), "step": ("realized", "low", "high")}
-_PARTS = {"dj": "all pairs", "without_self": "without the self term", "self_term": "self term alone"}
+_PARTS = {
+    "dj": "all pairs",
+    "without_self": "without the self term",
+    "self_term": "self term alone",
+}
 _DIVERGING = [[0, "#0072B2"], [0.5, "#FFFFFF"], [1, "#D55E00"]]
 _NO_PAIR = "rgba(130,140,150,0.35)"  # shows where a heat map has no value, in either theme
 FEW_QUERIES = 5
@@ -30,7 +40,11 @@ _SPREAD = 0.5  # of the distance of two groups, over which series stand side by 
 def estimators(series: Sequence[Series]) -> dict[str, str]:
     """Those with which every measured series was measured, in words."""
     there = [one.part("readiness")["influence"] for one in _measured(series)]
-    return {name: words for name, words in ESTIMATORS.items() if there and all(name in found for found in there)}
+    return {
+        name: words
+        for name, words in ESTIMATORS.items()
+        if there and all(name in found for found in there)
+    }
 
 
 def by_group(series: Sequence[Series]) -> Chart | None:
@@ -49,15 +63,24 @@ def by_group(series: Sequence[Series]) -> Chart | None:
 def _grouped(series: Sequence[Series], estimator: str, quantity: str) -> Figure:
     data = []
     for place, one in enumerate(series):
-        groups = [g for g in one.part("readiness")["influence"][estimator]["groups"] if g[quantity] is not None]
+        groups = [
+            g
+            for g in one.part("readiness")["influence"][estimator]["groups"]
+            if g[quantity] is not None
+        ]
         x = [group["right"] + _shift(place, len(series)) for group in groups]
-        data.append(_points(one, x, [group[quantity] for group in groups]) | {"line": {"width": 1, "dash": one.dash}})
+        data.append(
+            _points(one, x, [group[quantity] for group in groups])
+            | {"line": {"width": 1, "dash": one.dash}}
+        )
         data[-1]["customdata"] = [[group["right"], group["queries"]] for group in groups]
         data[-1]["hovertemplate"] = "%{customdata[0]} right, %{customdata[1]} queries: %{y:.3g}"
         data[-1]["mode"] = "markers+lines"
         data[-1]["marker"]["symbol"] = [_symbol(one, group["queries"]) for group in groups]
     xaxis = _group_axis(max(_samples(one) for one in series))
-    return figure(data, "rollouts right", QUANTITIES[quantity], xaxis=xaxis, yaxis={"zeroline": True})
+    return figure(
+        data, "rollouts right", QUANTITIES[quantity], xaxis=xaxis, yaxis={"zeroline": True}
+    )
 
 
 def by_behavior(series: Sequence[Series]) -> Chart | None:
@@ -76,25 +99,44 @@ def by_behavior(series: Sequence[Series]) -> Chart | None:
                 trace["customdata"] = [[row["behavior"], row["tokens"]] for row in rows]
                 trace["hovertemplate"] = "%{customdata[0]}, %{customdata[1]:,} tokens: %{y:.3g}"
                 data.append(trace)
-            xaxis = {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
-            variants[f"{estimator}/{per}"] = figure(data, "", PER[per], xaxis=xaxis, yaxis={"zeroline": True})
+            xaxis = {
+                "tickvals": list(range(len(names))),
+                "ticktext": names,
+                "range": [-0.5, len(names) - 0.5],
+            }
+            variants[f"{estimator}/{per}"] = figure(
+                data, "", PER[per], xaxis=xaxis, yaxis={"zeroline": True}
+            )
     return {"controls": ["estimator", "per"], "variants": variants} if variants else None
 
 
 def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
-    """DJ with the queries' own rollouts in the target, without them, and what they alone give; a panel per series."""
+    """DJ with the queries' own rollouts in the target, without them, and what they alone give; a
+    panel per series.
+    """
     found = {one: one.part("readiness")["all_against_all"]["groups"] for one in _with_pairs(series)}
-    values = [triple(group[part])[1:] for groups in found.values() for group in groups for part in _PARTS]
+    values = [
+        triple(group[part])[1:] for groups in found.values() for group in groups for part in _PARTS
+    ]
     span = _same_scale([bound for pair in values for bound in pair])
-    looks = {"dj": ("circle", 0.0), "without_self": ("diamond-open", -0.2), "self_term": ("x-thin", 0.2)}
+    looks = {
+        "dj": ("circle", 0.0),
+        "without_self": ("diamond-open", -0.2),
+        "self_term": ("x-thin", 0.2),
+    }
     charts = {}
     for one, groups in found.items():
         data = []
         for part, name in _PARTS.items():
             symbol, shift = looks[part]
             color = MUTED if part == "self_term" else one.color
-            trace = _points(one, [group["right"] + shift for group in groups], [group[part] for group in groups])
-            trace |= {"name": name, "marker": {"color": color, "symbol": symbol, "size": 8, "line": {"width": 2}}}
+            trace = _points(
+                one, [group["right"] + shift for group in groups], [group[part] for group in groups]
+            )
+            trace |= {
+                "name": name,
+                "marker": {"color": color, "symbol": symbol, "size": 8, "line": {"width": 2}},
+            }
             trace["marker"]["line"]["color"] = color
             trace["error_y"] |= {"color": color}
             data.append(trace)
@@ -104,9 +146,15 @@ def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
 
 
 def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
-    """Mean influence of a query of one accuracy group on a query of another; one color scale for all panels."""
-    found = {one: one.part("readiness")["all_against_all"]["heat_map"] for one in _with_pairs(series)}
-    every = [abs(v) for heat in found.values() for row in heat["values"] for v in row if v is not None]
+    """Mean influence of a query of one accuracy group on a query of another; one color scale for
+    all panels.
+    """
+    found = {
+        one: one.part("readiness")["all_against_all"]["heat_map"] for one in _with_pairs(series)
+    }
+    every = [
+        abs(v) for heat in found.values() for row in heat["values"] for v in row if v is not None
+    ]
     most = max(every, default=0) or 1
     charts = {}
     for one, heat in found.items():
@@ -127,15 +175,24 @@ def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
         }
         axis = {"type": "category", "showgrid": False, "tickangle": 0}
         heat_map = figure(
-            [trace], "group trained on", "group it acts on", xaxis=axis, yaxis=axis, plot_bgcolor=_NO_PAIR
+            [trace],
+            "group trained on",
+            "group it acts on",
+            xaxis=axis,
+            yaxis=axis,
+            plot_bgcolor=_NO_PAIR,
         )
         charts[one] = chart(heat_map)
     return charts
 
 
 def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
-    """One real step per query: change of the expected reward, predicted (x) and realized (y) with its interval."""
-    found = {one: one.part("realized") for one in series if (one.part("realized") or {}).get("points")}
+    """One real step per query: change of the expected reward, predicted (x) and realized (y) with
+    its interval.
+    """
+    found = {
+        one: one.part("realized") for one in series if (one.part("realized") or {}).get("points")
+    }
     every = list(found.values())
     return {
         one: {
@@ -151,7 +208,10 @@ def _steps(one: Series, measured: Any, name: str, every: Sequence[Any]) -> Figur
     value, lower, upper = _REALISED_FIELDS[name]
     across = _same_scale([row["predicted"] for other in every for row in other["points"]])
     floors = [sign * other["noise_floor"] for other in every for sign in (-1, 1)]
-    up = _same_scale([row[bound] for other in every for row in other["points"] for bound in (lower, upper)] + floors)
+    up = _same_scale(
+        [row[bound] for other in every for row in other["points"] for bound in (lower, upper)]
+        + floors
+    )
     rows, floor, (low, high) = measured["points"], measured["noise_floor"], across
     trace = {
         "type": "scatter",
@@ -168,14 +228,26 @@ def _steps(one: Series, measured: Any, name: str, every: Sequence[Any]) -> Figur
         "predicted %{x:.3g}, realized %{y:.3g}<extra></extra>",
     }
     band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -floor, "y1": floor}
-    line = {"type": "line", "x0": low, "x1": high, "y0": low, "y1": high, "line": {"color": MUTED, "dash": "dash"}}
-    shapes = [band | {"fillcolor": MUTED, "opacity": 0.16, "line": {"width": 0}, "layer": "below"}, line]
+    line = {
+        "type": "line",
+        "x0": low,
+        "x1": high,
+        "y0": low,
+        "y1": high,
+        "line": {"color": MUTED, "dash": "dash"},
+    }
+    shapes = [
+        band | {"fillcolor": MUTED, "opacity": 0.16, "line": {"width": 0}, "layer": "below"},
+        line,
+    ]
     axes = {"xaxis": {"zeroline": True, "range": across}, "yaxis": {"zeroline": True, "range": up}}
     return figure([trace], "predicted change of J", "realized change of J", shapes=shapes, **axes)
 
 
 def during_rl(series: Sequence[Series]) -> Chart | None:
-    """What was logged while RL trained: reward on the target set, its predicted and its realized change, dJ."""
+    """What was logged while RL trained: reward on the target set, its predicted and its realized
+    change, dJ.
+    """
     there = [(one, one.part("during_rl")) for one in series if one.part("during_rl")]
     if not there:
         return None
@@ -201,17 +273,25 @@ def _reward(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
     steps = sorted({row["step"] for row in rows})
     at = {step: [row for row in rows if row["step"] == step] for step in steps}
     means = [sum(row["target_reward"] for row in at[step]) / len(at[step]) for step in steps]
-    half = [_Z95 * sum(row["target_se"] ** 2 for row in at[step]) ** 0.5 / len(at[step]) for step in steps]
+    half = [
+        _Z95 * sum(row["target_se"] ** 2 for row in at[step]) ** 0.5 / len(at[step])
+        for step in steps
+    ]
     intervals = [(mean, mean - h, mean + h) for mean, h in zip(means, half, strict=True)]
     return _points(one, steps, intervals) | {"mode": "lines+markers", "line": {"dash": one.dash}}
 
 
 def _changes(one: Series, rows: Sequence[Any]) -> list[dict[str, Any]]:
     traces = []
-    for name, dash, symbol in (("predicted", "dot", f"{one.symbol}-open"), ("realized", "solid", one.symbol)):
+    for name, dash, symbol in (
+        ("predicted", "dot", f"{one.symbol}-open"),
+        ("realized", "solid", one.symbol),
+    ):
         kept = [row for row in rows if row[name] is not None]
         noise = [_Z95 * (row["noise"] or 0.0) if name == "realized" else 0.0 for row in kept]
-        intervals = [(row[name], row[name] - n, row[name] + n) for row, n in zip(kept, noise, strict=True)]
+        intervals = [
+            (row[name], row[name] - n, row[name] + n) for row, n in zip(kept, noise, strict=True)
+        ]
         trace = _points(one, [row["step"] for row in kept], intervals)
         trace |= {"mode": "lines+markers" if len({row["seed"] for row in kept}) < 2 else "markers"}
         trace |= {"name": f"{one.label}, {name}", "line": {"dash": dash, "width": 1.5}}
@@ -227,7 +307,9 @@ def _mean_dj(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
     for step in steps:
         groups = [group for row in rows if row["step"] == step for group in row.get("groups") or []]
         queries = sum(group["queries"] for group in groups)
-        means.append(sum(group["queries"] * triple(group["dj"])[0] for group in groups) / max(1, queries))
+        means.append(
+            sum(group["queries"] * triple(group["dj"])[0] for group in groups) / max(1, queries)
+        )
     line = {"color": one.color, "dash": one.dash}
     return {
         "type": "scatter",
@@ -263,7 +345,11 @@ def _shift(place: int, count: int) -> float:
 
 def _group_axis(samples: int) -> dict[str, Any]:
     places = list(range(samples + 1))
-    return {"tickvals": places, "ticktext": [f"{p}/{samples}" for p in places], "range": [-0.5, samples + 0.5]}
+    return {
+        "tickvals": places,
+        "ticktext": [f"{p}/{samples}" for p in places],
+        "range": [-0.5, samples + 0.5],
+    }
 
 
 def _same_scale(values: Sequence[float]) -> list[float]:
@@ -293,7 +379,9 @@ def correlation_text(measured: Any) -> str:
         f"noise floor {small(measured['noise_floor'])}, step of norm {small(measured['step_norm'])}",
     ]
     controls = measured["controls"]
-    predicted, realized = (sum(row[name] for row in controls) / len(controls) for name in ("predicted", "odd"))
+    predicted, realized = (
+        sum(row[name] for row in controls) / len(controls) for name in ("predicted", "odd")
+    )
     parts.append(
         f"control, along the target's own gradient: predicted {small(predicted)}, "
         f"realized to first order {small(realized)}"

@@ -1,7 +1,8 @@
-"""``report.html``: one file for a browser, without a network, of one run or of several beside one another.
+"""``report.html``: one file for a browser, without a network, of one run or of several beside one
+another.
 
-Scripts run only with the hashes that the page itself names (Content-Security-Policy), and nothing may be loaded: what
-a model wrote is text and stays text.
+Scripts run only with the hashes that the page itself names (Content-Security-Policy), and nothing
+may be loaded: what a model wrote is text and stays text.
 """
 
 from __future__ import annotations
@@ -61,10 +62,17 @@ def render_page(sources: Sequence[Source]) -> str:
         "validation": validations,
     }
     found = {name: chart for name, chart in single.items() if chart}
-    found |= {f"{name}-{one.number}": chart for name, panel in panels.items() for one, chart in panel.items()}
+    found |= {
+        f"{name}-{one.number}": chart
+        for name, panel in panels.items()
+        for one, chart in panel.items()
+    }
     book = collect_samples(series)
     payload = {"charts": found, "palette": charts.PALETTE, **book}
-    scripts = [_source_of(get_plotlyjs()), _source_of((_TEMPLATES / "page.js").read_text(encoding="utf-8"))]
+    scripts = [
+        _source_of(get_plotlyjs()),
+        _source_of((_TEMPLATES / "page.js").read_text(encoding="utf-8")),
+    ]
     environment = Environment(
         loader=PackageLoader("bi_ray.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -106,7 +114,9 @@ def _as_json(source: Source) -> Source:
 
 
 def _source_of(script: str) -> str:
-    """A script as a browser reads it from a page: it makes one line end of every kind, which the hash has to match."""
+    """A script as a browser reads it from a page: it makes one line end of every kind, which the
+    hash has to match.
+    """
     script = script.replace("\r\n", "\n").replace("\r", "\n")
     assert "</script" not in script.lower(), "a script that ends itself cannot stand in a page"
     return script
@@ -131,7 +141,10 @@ def _rows(series: Sequence[Series]) -> list[Json]:
         row
         | {
             "series": one,
-            "behaviors": {stage: behaviors_per_response(one, folder, row["set"]) for folder, stage in STAGES.items()},
+            "behaviors": {
+                stage: behaviors_per_response(one, folder, row["set"])
+                for folder, stage in STAGES.items()
+            },
         }
         for one in series
         for row in one.source.summary["table"]
@@ -140,7 +153,9 @@ def _rows(series: Sequence[Series]) -> list[Json]:
 
 
 def _side_figures(series: Sequence[Series]) -> list[Json]:
-    """What was measured beside accuracy before RL: name, definition and a cell (value, range) per series."""
+    """What was measured beside accuracy before RL: name, definition and a cell (value, range) per
+    series.
+    """
     found = [one.part("readiness") for one in series]
     if not any(found):
         return []
@@ -148,10 +163,15 @@ def _side_figures(series: Sequence[Series]) -> list[Json]:
 
     def interval(name: str, form: Any, bounds: Any) -> list[Json | None]:
         entries = [entry.get(name) for entry in accuracy]
-        return [entry and {"value": form(entry["value"]), "range": bounds(entry)} for entry in entries]
+        return [
+            entry and {"value": form(entry["value"]), "range": bounds(entry)} for entry in entries
+        ]
 
     def share(name: str) -> list[Json | None]:
-        return [{"value": f"{wording.points(e[name])} %"} if e.get(name) is not None else None for e in accuracy]
+        return [
+            {"value": f"{wording.points(e[name])} %"} if e.get(name) is not None else None
+            for e in accuracy
+        ]
 
     def number(name: str, key: str) -> list[Json | None]:
         parts = [(entry.get(name) or {}).get(key) for entry in accuracy]
@@ -166,7 +186,11 @@ def _side_figures(series: Sequence[Series]) -> list[Json]:
 
     small = wording.small, wording.small_range
     rows: list[tuple[str, str, list[Json | None]]] = [
-        ("informative share", "queries with 0 < right < N", interval("informative", as_percent, wording.percent_range)),
+        (
+            "informative share",
+            "queries with 0 < right < N",
+            interval("informative", as_percent, wording.percent_range),
+        ),
         ("signal", "mean of sqrt(a(1 - a)), a = right / N", interval("signal", *small)),
     ]
     passes = list(dict.fromkeys(k for entry in accuracy for k in entry.get("pass_at", {})))
@@ -179,7 +203,10 @@ def _side_figures(series: Sequence[Series]) -> list[Json]:
     ]  # fmt: skip
     rows.append(("entropy", "nats per token, on its own rollouts", interval("entropy", *small)))
     texts = list(dict.fromkeys(name for entry in accuracy for name in entry.get("perplexity", {})))
-    rows += [(f"perplexity, {name}", "exp of the mean loss per token", number("perplexity", name)) for name in texts]
+    rows += [
+        (f"perplexity, {name}", "exp of the mean loss per token", number("perplexity", name))
+        for name in texts
+    ]
     rows.append(("response length", "tokens", interval("response_tokens", *small)))
     rows += [
         ("truncated", "ended at the length limit", share("truncated")),
@@ -187,7 +214,11 @@ def _side_figures(series: Sequence[Series]) -> list[Json]:
         ("valid trace", "every line right", share("trace_valid")),
     ]
     rows += [(name, "per response", number("behaviors", name)) for name in BEHAVIORS]
-    return [{"name": name, "definition": words, "cells": cells} for name, words, cells in rows if any(cells)]
+    return [
+        {"name": name, "definition": words, "cells": cells}
+        for name, words, cells in rows
+        if any(cells)
+    ]
 
 
 def _offered(book: dict[str, list[Json]]) -> Json:

@@ -1,4 +1,6 @@
-"""Readiness of the arms of finished runs, read from their directories, as the report and the terminal show it."""
+"""Readiness of the arms of finished runs, read from their directories, as the report and the
+terminal show it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
         draws: of the bootstrap.
 
     Returns:
-        ``readiness``, ``realized`` and ``during_rl``, each by arm; arms that were not measured are left out. Their
-        contents: ``summary.summarize``; ``points`` with their ``correlation``; a row per analysis of each seed.
+        ``readiness``, ``realized`` and ``during_rl``, each by arm; arms that were not measured are
+        left out. Their contents: ``summary.summarize``; ``points`` with their ``correlation``; a
+        row per analysis of each seed.
 
     Raises:
         RunError: a file is damaged.
@@ -39,7 +42,9 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
         if measured:
             rows = read_queries([folder / "queries.jsonl" for folder in measured])
             policies = [read_policy(folder / "readiness.json", rows[0][0]) for folder in measured]
-            found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarize(rows, policies, draws)
+            found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarize(
+                rows, policies, draws
+            )
         if realized := _realized(arm, runs, draws):
             found["realized"][arm] = realized
         during = [
@@ -92,13 +97,21 @@ def render_readiness(readiness: Mapping[str, Mapping[str, Any]]) -> Table:
     for arm, found in readiness.items():
         accuracy = found["accuracy"]
         scale = next(iter(found["influence"]))
-        influence, halves = found["influence"][scale]["all"], found.get("halves_cosine", {}).get(scale)
-        value, low, high = (100 * accuracy["informative"][part] for part in ("value", "low", "high"))
+        influence, halves = (
+            found["influence"][scale]["all"],
+            found.get("halves_cosine", {}).get(scale),
+        )
+        value, low, high = (
+            100 * accuracy["informative"][part] for part in ("value", "low", "high")
+        )
         table.add_row(
             arm,
             f"{value:.0f} ({low:.0f}–{high:.0f})",
             f"{accuracy['signal']['value']:.2f}",
-            *("-" if influence[name] is None else f"{influence[name]['value']:.2g}" for name in ("k_plus", "k_minus")),
+            *(
+                "-" if influence[name] is None else f"{influence[name]['value']:.2g}"
+                for name in ("k_plus", "k_minus")
+            ),
             _short(influence["dj"]),
             "-" if halves is None else f"{halves:.2f}",
         )

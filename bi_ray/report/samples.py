@@ -1,4 +1,6 @@
-"""The samples that a page carries, and what they show: behaviors and the first wrong line, marked in the text."""
+"""The samples that a page carries, and what they show: behaviors and the first wrong line, marked
+in the text.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,25 @@ from bi_ray.tasks.registry import build_task
 from bi_ray.verification.samples import read_samples
 from bi_ray.verification.verdicts import BEHAVIOR_FIELDS
 
-QUOTAS = {"greedy": 100, "sampled": 200}  # samples of one arm, stage and set on a page, all seeds together
+# samples of one arm, stage and set on a page, all seeds together
+QUOTAS = {"greedy": 100, "sampled": 200}
 ROOM = 2_000_000  # bytes of samples on a page; longer responses, or more arms: fewer of them
 BEHAVIORS = BEHAVIOR_FIELDS  # rows of older evaluations lack the last three
 
 Row = dict[str, Any]
-Part = list[Any]  # text; then the behavior or None, and True where it belongs to the first wrong line, or neither
+# text; then the behavior or None, and True where it belongs to the first wrong line, or neither
+Part = list[Any]
 
 
 def collect_samples(series: Sequence[Series]) -> dict[str, list[Row]]:
     """Problems and samples for the page, the same for the same files.
 
-    Of every cell (series, stage, set) the first problems in the order of the set, seeds in turn, until ``QUOTAS`` or a
-    fair share of ``ROOM`` is used up; a problem's samples come together.
+    Of every cell (series, stage, set) the first problems in the order of the set, seeds in turn,
+    until ``QUOTAS`` or a fair share of ``ROOM`` is used up; a problem's samples come together.
 
     Returns:
-        ``problems`` (id, question, answer), ``cells`` (series, run, arm, stage, set) and ``samples``, which point into
-        both by number.
+        ``problems`` (id, question, answer), ``cells`` (series, run, arm, stage, set) and
+        ``samples``, which point into both by number.
     """
     cells = sum(len(STAGES) * len(one.source.config.evaluation.sets) for one in series)
     book = _Book(room=ROOM // max(1, cells))
@@ -73,7 +77,11 @@ class _Book:
                 left -= len(group)
                 if left < 0 or room < 0:
                     break
-                where = {"cell": len(self.cells), "seed": seed, "problem": self._number(directory, group[0], problem)}
+                where = {
+                    "cell": len(self.cells),
+                    "seed": seed,
+                    "problem": self._number(directory, group[0], problem),
+                }
                 self.samples += [where | sample for sample in described]
         self.cells.append(
             {"series": one.number, "run": source.label, "arm": one.arm, "stage": stage, "set": set_name}
@@ -100,8 +108,13 @@ def _samples(file: Path) -> list[Row]:
 
 
 def _in_turn(by_seed: Sequence[list[Row]], mode: str) -> Iterator[tuple[int, list[Row]]]:
-    """Seed and responses of each problem: the first problem of every seed, then the second of every seed, ..."""
-    groups = [_by_problem(row for row in rows if row["mode"] == mode and "response" in row) for rows in by_seed]
+    """Seed and responses of each problem: the first problem of every seed, then the second of every
+    seed, ...
+    """
+    groups = [
+        _by_problem(row for row in rows if row["mode"] == mode and "response" in row)
+        for rows in by_seed
+    ]
     for place in range(max((len(seed) for seed in groups), default=0)):
         yield from ((seed, found[place]) for seed, found in enumerate(groups) if place < len(found))
 
@@ -114,8 +127,20 @@ def _by_problem(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def _describe(task: Task, row: Row, problem: ProblemRow | None) -> Row:
-    """What the page shows of one sample. A sample without a verdict has None where a verdict has a value."""
-    names = ("mode", "sample", "right", "trace_valid", "trace_fault", "truncated", "format_right", "tokens", "failure")
+    """What the page shows of one sample. A sample without a verdict has None where a verdict has a
+    value.
+    """
+    names = (
+        "mode",
+        "sample",
+        "right",
+        "trace_valid",
+        "trace_fault",
+        "truncated",
+        "format_right",
+        "tokens",
+        "failure",
+    )
     parts = _parts(task, row["response"], problem)
     return {name: row.get(name) for name in names} | {"parts": parts}
 
@@ -123,19 +148,27 @@ def _describe(task: Task, row: Row, problem: ProblemRow | None) -> Row:
 def _parts(task: Task, response: str, problem: ProblemRow | None) -> list[Part]:
     """The response cut where a behavior or the first wrong line begins or ends."""
     spans = task.behavior_spans(response)
-    wrong = _first_wrong_line(task, response, Graph.from_json(problem.graph)) if problem and problem.graph else None
+    wrong = (
+        _first_wrong_line(task, response, Graph.from_json(problem.graph))
+        if problem and problem.graph
+        else None
+    )
     cuts = {0, len(response), *(place for span in spans for place in span[:2]), *(wrong or ())}
     edges = sorted(cuts)
     parts: list[Part] = []
     for start, end in pairwise(edges):
-        behavior = next((span.behavior for span in spans if span.start <= start and end <= span.end), None)
+        behavior = next(
+            (span.behavior for span in spans if span.start <= start and end <= span.end), None
+        )
         is_wrong = wrong is not None and wrong[0] <= start and end <= wrong[1]
         parts.append([response[start:end], *([behavior, is_wrong] if behavior or is_wrong else [])])
     return parts
 
 
 def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int] | None:
-    """Where the first line that the checker refuses stands, None where there is none, or where a line is lacking."""
+    """Where the first line that the checker refuses stands, None where there is none, or where a
+    line is lacking.
+    """
     steps = task.parse_trace(response)
     place = check_trace(steps, graph, task.notation).first_bad_step
     if place is None or place >= len(steps):
@@ -144,10 +177,16 @@ def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int
 
 
 def behaviors_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:
-    """How many behaviors a response has on average (greedy and sampled), None where none could be read from it."""
+    """How many behaviors a response has on average (greedy and sampled), None where none could be
+    read from it.
+    """
     files = [run / folder / one.arm / f"{set_name}.jsonl" for run in one.source.runs]
     judged = [row for file in files for row in _samples(file) if row["failure"] is None]
-    rows = [row for row in judged if row["trace_valid"] is not None]  # free text has no lines that could be told
+    # free text has no lines that could be told
+    rows = [row for row in judged if row["trace_valid"] is not None]
     if not rows:
         return None
-    return {name: sum(row.get(field, 0) for row in rows) / len(rows) for name, field in BEHAVIORS.items()}
+    return {
+        name: sum(row.get(field, 0) for row in rows) / len(rows)
+        for name, field in BEHAVIORS.items()
+    }

@@ -1,7 +1,9 @@
-"""From evaluated samples to accuracies, gains and intervals (section 8 of docs/method.md), as plain data.
+"""From evaluated samples to accuracies, gains and intervals (section 8 of docs/method.md), as plain
+data.
 
-A row is one sample as ``actors.driver.sampling`` writes it: ``mode`` (greedy or sampled), ``id`` of the problem, ``answer``,
-``failure`` (None where there is a verdict) and the fields of ``bi_ray.verification.verdicts.Verdict``.
+A row is one sample as ``actors.driver.sampling`` writes it: ``mode`` (greedy or sampled), ``id`` of
+the problem, ``answer``, ``failure`` (None where there is a verdict) and the fields of
+``bi_ray.verification.verdicts.Verdict``.
 """
 
 from __future__ import annotations
@@ -49,11 +51,13 @@ class SetScore:
         arm, stage, set, seed: which policy (of which training seed) and which problems.
         greedy: whether the greedy response was right, by problem.
         sampled: how many of the samples were right and how many there are, by problem.
-        truncated, format_right, trace_valid: shares of the greedy responses; the last None without graphs.
-        progress: share of the needed quantities that a greedy response solves before its first bad line, on average.
-        right_reflections: share of the greedy responses' reflections that were right to turn back; those behind a bad
-            line do not count as right. None where there are none. Both are None without graphs, and in evaluations
-            older than them.
+        truncated, format_right, trace_valid: shares of the greedy responses; the last None without
+        graphs.
+        progress: share of the needed quantities that a greedy response solves before its first bad
+            line, on average.
+        right_reflections: share of the greedy responses' reflections that were right to turn back;
+            those behind a bad line do not count as right. None where there are none. Both are None
+            without graphs, and in evaluations older than them.
         failures: samples without a verdict, left out of all the above.
     """
 
@@ -72,12 +76,16 @@ class SetScore:
 
     def pass_at(self, k: int) -> float | None:
         """Mean pass@k over the problems with at least 2k samples; None where there are none."""
-        values = [pass_at_k(total, right, k) for right, total in self.sampled.values() if total >= 2 * k]
+        values = [
+            pass_at_k(total, right, k) for right, total in self.sampled.values() if total >= 2 * k
+        ]
         return float(np.mean(values)) if values else None
 
     @property
     def informative(self) -> float | None:
-        """Share of the sampled problems with some but not all samples right; None where nothing was sampled."""
+        """Share of the sampled problems with some but not all samples right; None where nothing was
+        sampled.
+        """
         if not self.sampled:
             return None
         return float(np.mean([0 < right < total for right, total in self.sampled.values()]))
@@ -93,7 +101,9 @@ def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Iterable[R
     judged = [row for row in rows if row["failure"] is None]
     greedy = [row for row in judged if row["mode"] == "greedy"]
     if not greedy:
-        raise ValueError(f"{arm}, {stage}, {set_name}: no greedy response has a verdict ({len(rows)} failures)")
+        raise ValueError(
+            f"{arm}, {stage}, {set_name}: no greedy response has a verdict ({len(rows)} failures)"
+        )
     sampled: dict[str, tuple[int, int]] = {}
     for row in judged:
         if row["mode"] == "sampled":
@@ -130,7 +140,9 @@ def _right_reflections(rows: Iterable[Row]) -> float | None:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One stage of an arm on a set, over its training seeds. Shares and pass@k are means over the seeds."""
+    """One stage of an arm on a set, over its training seeds. Shares and pass@k are means over the
+    seeds.
+    """
 
     accuracy: Interval
     pass_at: dict[int, float]
@@ -160,7 +172,8 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
     """The table arm x (SFT, RL, gain) x set, arms and sets in the order in which they come.
 
     Args:
-        scores: of any number of arms, sets and training seeds; every arm and set needs its SFT scores.
+        scores: of any number of arms, sets and training seeds; every arm and set needs its SFT
+            scores.
         draws: of the bootstrap.
         seed: of the bootstrap.
 
@@ -173,7 +186,9 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
     return [_table_row(arm, name, cell, draws, seed) for (arm, name), cell in cells.items()]
 
 
-def _table_row(arm: str, set_name: str, scores: Sequence[SetScore], draws: int, seed: int) -> TableRow:
+def _table_row(
+    arm: str, set_name: str, scores: Sequence[SetScore], draws: int, seed: int
+) -> TableRow:
     before = {score.seed: score for score in scores if score.stage == "SFT"}
     after = {score.seed: score for score in scores if score.stage == "RL"}
     if not before:
@@ -186,24 +201,36 @@ def _table_row(arm: str, set_name: str, scores: Sequence[SetScore], draws: int, 
         problems=sum(len(score.greedy) for score in before.values()),
         sft=_summarize(list(before.values()), draws, seed),
         rl=_summarize(list(after.values()), draws, seed) if after else None,
-        gain=bootstrap_mean([list(gains.values()) for gains in both], draws, seed) if both else None,
+        gain=bootstrap_mean([list(gains.values()) for gains in both], draws, seed)
+        if both
+        else None,
     )
 
 
 def _gains(before: SetScore, after: SetScore) -> dict[str, int]:
     """After minus before (-1, 0 or 1) by problem, for the problems that both have."""
-    return {name: after.greedy[name] - right for name, right in before.greedy.items() if name in after.greedy}
+    return {
+        name: after.greedy[name] - right
+        for name, right in before.greedy.items()
+        if name in after.greedy
+    }
 
 
 def _summarize(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
     ks = (1, 2, 4, 8, 16, 32, 64)
-    pass_at = {k: [value for score in scores if (value := score.pass_at(k)) is not None] for k in ks}
+    pass_at = {
+        k: [value for score in scores if (value := score.pass_at(k)) is not None] for k in ks
+    }
     informative = [score.informative for score in scores if score.informative is not None]
     traces = [score.trace_valid for score in scores if score.trace_valid is not None]
     right = [list(score.greedy.values()) for score in scores]
     return StageSummary(
-        accuracy=wilson(sum(right[0]), len(right[0])) if len(right) == 1 else bootstrap_mean(right, draws, seed),
-        pass_at={k: float(np.mean(values)) for k, values in pass_at.items() if len(values) == len(scores)},
+        accuracy=wilson(sum(right[0]), len(right[0]))
+        if len(right) == 1
+        else bootstrap_mean(right, draws, seed),
+        pass_at={
+            k: float(np.mean(values)) for k, values in pass_at.items() if len(values) == len(scores)
+        },
         informative=float(np.mean(informative)) if informative else None,
         truncated=float(np.mean([score.truncated for score in scores])),
         format_right=float(np.mean([score.format_right for score in scores])),

@@ -12,7 +12,8 @@ from bi_ray.files.errors import RunError
 from bi_ray.runs.layout import is_finished
 from bi_ray.runs.metrics import read_steps
 
-STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}  # folder of the evaluated samples to the stage that they come after
+# folder of the evaluated samples to the stage that they come after
+STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
 _SEEDS = "seed_*"
 
 
@@ -33,11 +34,15 @@ class Source:
     summary: dict[str, Any]
 
     def metrics(self, stage: str, arm: str) -> list[list[dict[str, Any]]]:
-        """Rows of the training ``stage`` (sft or rl) by seed, of a training under way too; no row: not begun."""
+        """Rows of the training ``stage`` (sft or rl) by seed, of a training under way too; no row:
+        not begun.
+        """
         found = []
         for run in self.runs:
             folder = run / stage / arm
-            rows = read_steps(folder / "metrics.jsonl", growing=not (stage == "rl" and is_finished(folder)))
+            rows = read_steps(
+                folder / "metrics.jsonl", growing=not (stage == "rl" and is_finished(folder))
+            )
             found.append(rows or read_steps(run / "work" / stage / arm / "metrics.jsonl"))
         return found
 
@@ -64,7 +69,10 @@ def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
     path = path.absolute()
     if (path / RUN_CONFIG_FILE).exists():
         return load_config(path / RUN_CONFIG_FILE, RunConfig), (path,)
-    seeds = sorted(path.glob(f"{_SEEDS}/{RUN_CONFIG_FILE}"), key=lambda file: (len(file.parent.name), file.parent.name))
+    seeds = sorted(
+        path.glob(f"{_SEEDS}/{RUN_CONFIG_FILE}"),
+        key=lambda file: (len(file.parent.name), file.parent.name),
+    )
     if seeds:
         return load_config(seeds[0], RunConfig), tuple(file.parent for file in seeds)
     if not path.is_dir():
@@ -74,7 +82,9 @@ def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
             f"{path}: a run without {RUN_CONFIG_FILE}, made by an older version; run its command again (finished "
             "stages are kept) and the file is there"
         )
-    raise RunError(f"{path}: no run and no study: it holds neither {RUN_CONFIG_FILE} nor {_SEEDS}/{RUN_CONFIG_FILE}")
+    raise RunError(
+        f"{path}: no run and no study: it holds neither {RUN_CONFIG_FILE} nor {_SEEDS}/{RUN_CONFIG_FILE}"
+    )
 
 
 def distinct_labels(paths: Sequence[Path]) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a run, or several seeds of it, found: ``summary.json``, the table in the terminal and one picture."""
+"""What a run, or several seeds of it, found: ``summary.json``, the table in the terminal and one
+picture.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +46,31 @@ _BASE = "eval_base"
 
 
 def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Summarize runs of one configuration that differ in their seeds, and write the report; stages may be missing.
+    """Summarize runs of one configuration that differ in their seeds, and write the report; stages
+    may be missing.
 
     Args:
         config: of the runs, seeds aside.
         runs: their directories, one per seed.
-        out: the folder ``report`` appears there, with ``report.html``, ``summary.json`` and ``result.svg``.
+        out: the folder ``report`` appears there, with ``report.html``, ``summary.json`` and
+            ``result.svg``.
 
     Raises:
         RunError: a file of a run is damaged, or the folder ``report`` holds something else.
     """
     refuse_foreign_report(out / REPORT)
     summary, table = summarize(config, runs)
-    rewards = {arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms}
+    rewards = {
+        arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms
+    }
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
         found = "\n".join(f"- {line}" for line in findings(summary))
         title = f"{config.name}: {len(runs)} seed{'s' * (len(runs) > 1)}"
         made_by = f"bi_ray {', '.join(summary['code_versions'])}"
-        (folder / MARKDOWN).write_text(f"# {title}\n\n{made_by}\n\n{markdown_table(table)}\n\n{found}\n")
+        (folder / MARKDOWN).write_text(
+            f"# {title}\n\n{made_by}\n\n{markdown_table(table)}\n\n{found}\n"
+        )
         if table:
             draw_picture(rewards, table, folder / PICTURE, title=title)
         write_page(folder / PAGE, [Source(config.name, config, tuple(runs), summary)])
@@ -71,7 +79,8 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
 
 
 def summarize(config: RunConfig, runs: Sequence[Path]) -> tuple[dict[str, Any], list[TableRow]]:
-    """What ``summary.json`` holds, and the table as objects. What a run has not got to yet is left out.
+    """What ``summary.json`` holds, and the table as objects. What a run has not got to yet is left
+    out.
 
     Raises:
         RunError: a file of a run is damaged.
@@ -101,13 +110,15 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 
     Args:
         paths: runs and studies.
-        out: the page; None: of one path, its whole folder ``report``; of several, ``comparison.html`` here.
+        out: the page; None: of one path, its whole folder ``report``; of several,
+            ``comparison.html`` here.
 
     Returns:
         Where the page is.
 
     Raises:
-        RunError: a path holds no run, a file of it is damaged, or ``out`` is a file that is no report.
+        RunError: a path holds no run, a file of it is damaged, or ``out`` is a file that is no
+            report.
     """
     found = [(path, *find_runs(path)) for path in paths]
     if out is None and len(found) == 1:
@@ -125,9 +136,17 @@ def write_report(paths: Sequence[Path], out: Path | None) -> Path:
 
 
 def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
-    """The scores of every arm, stage and set that a run has evaluated; an arm counts once its SFT policy has been."""
+    """The scores of every arm, stage and set that a run has evaluated; an arm counts once its SFT
+    policy has been.
+    """
     return [
-        score_set(arm, "SFT" if label == "SFT" else "RL", name, seed, read_samples(run / f"{stage}/{arm}/{name}.jsonl"))
+        score_set(
+            arm,
+            "SFT" if label == "SFT" else "RL",
+            name,
+            seed,
+            read_samples(run / f"{stage}/{arm}/{name}.jsonl"),
+        )
         for arm in config.arms
         for stage, label in STAGES.items()
         for name in config.evaluation.sets
@@ -142,8 +161,15 @@ def _differences(config: RunConfig, scores: Sequence[SetScore]) -> Iterable[dict
         for name in config.evaluation.sets:
             wanted = [(a, stage, name) for a in (arm, first) for stage in ("SFT", "RL")]
             if any(all((*key, score.seed) in there for key in wanted) for score in scores):
-                interval = gain_difference(scores, arm, first, name, config.evaluation.bootstrap_draws)
-                yield {"arm": arm, "against": first, "set": name, "difference": asdict_interval(interval)}
+                interval = gain_difference(
+                    scores, arm, first, name, config.evaluation.bootstrap_draws
+                )
+                yield {
+                    "arm": arm,
+                    "against": first,
+                    "set": name,
+                    "difference": asdict_interval(interval),
+                }
 
 
 def asdict_interval(interval: Any) -> dict[str, float]:
@@ -152,7 +178,9 @@ def asdict_interval(interval: Any) -> dict[str, float]:
 
 
 def _sets(config: RunConfig, runs: Sequence[Path]) -> dict[str, Any]:
-    """Per set, a value per run: sizes, the share of zero answers, the best constant answer and its accuracy."""
+    """Per set, a value per run: sizes, the share of zero answers, the best constant answer and its
+    accuracy.
+    """
     found: dict[str, Any] = {}
     for name in config.task.sets:
         files = [run / "data" / name / MANIFEST for run in runs]
@@ -176,7 +204,10 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]
     """Greedy accuracy after twice the SFT budget, where the run measured it."""
     if not config.sft.report_twice_the_budget:
         return []
-    folders = {arm: [run / _DOUBLE / arm for run in runs if (run / _DOUBLE / arm).exists()] for arm in config.arms}
+    folders = {
+        arm: [run / _DOUBLE / arm for run in runs if (run / _DOUBLE / arm).exists()]
+        for arm in config.arms
+    }
     return [
         _accuracy(config, arm, name, folders[arm])
         for arm in config.arms
@@ -188,7 +219,9 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]
 def _accuracy(config: RunConfig, arm: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Greedy accuracy on one set over the seeds, each a folder of evaluated samples."""
     files = [folder / f"{name}.jsonl" for folder in folders]
-    scores = [score_set(arm, "SFT", name, seed, read_samples(file)) for seed, file in enumerate(files)]
+    scores = [
+        score_set(arm, "SFT", name, seed, read_samples(file)) for seed, file in enumerate(files)
+    ]
     row = make_table(scores, config.evaluation.bootstrap_draws)[0]
     return {"arm": arm, "set": name, "accuracy": asdict_interval(row.sft.accuracy)}
 
@@ -199,7 +232,9 @@ def _stages(run: Path) -> dict[str, StageRecord]:
 
 
 def _seconds(run: Path) -> dict[str, float]:
-    return {name: stage.seconds for name, stage in _stages(run).items() if stage.seconds is not None}
+    return {
+        name: stage.seconds for name, stage in _stages(run).items() if stage.seconds is not None
+    }
 
 
 def _code_versions(runs: Sequence[Path]) -> list[str]:
@@ -213,7 +248,9 @@ def _rewards(metrics: Path) -> list[float]:
 
 
 def findings(summary: dict[str, Any]) -> list[str]:
-    """What the tables do not say: the difference between the arms, the controls, the best constant answer."""
+    """What the tables do not say: the difference between the arms, the controls, the best constant
+    answer.
+    """
     lines = []
     for row in summary["difference_of_gains"]:
         value, low, high = _points(row["difference"])
@@ -223,7 +260,9 @@ def findings(summary: dict[str, Any]) -> list[str]:
             f"{row['against']} on {row['set']}{chance}"
         )
     controls = [(row, "before SFT") for row in summary["base_model"]]
-    controls += [(row, "after twice the SFT budget, without RL") for row in summary["sft_twice_the_budget"]]
+    controls += [
+        (row, "after twice the SFT budget, without RL") for row in summary["sft_twice_the_budget"]
+    ]
     for row, when in controls:
         value, low, high = _points(row["accuracy"])
         lines.append(f"{row['arm']} {when}: {value:.1f} ({low:.1f} to {high:.1f}) on {row['set']}")
@@ -244,9 +283,19 @@ def show_summary(summary: dict[str, Any], console: Console, out: Path) -> None:
         console.print()
         console.print(table)
     console.print("\n".join(findings(summary)), highlight=False, markup=False)
-    console.print(f"\nThe report, for a browser: {out / REPORT / PAGE}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"\nThe report, for a browser: {out / REPORT / PAGE}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     console.print("Every sample with its verdict, and the rest of the report:", highlight=False)
-    for name in ("eval_rl/<arm>/<set>.jsonl", f"{REPORT}/{PICTURE}", f"{REPORT}/{MARKDOWN}", f"{REPORT}/{SUMMARY}"):
+    for name in (
+        "eval_rl/<arm>/<set>.jsonl",
+        f"{REPORT}/{PICTURE}",
+        f"{REPORT}/{MARKDOWN}",
+        f"{REPORT}/{SUMMARY}",
+    ):
         console.print(f"  {name}", highlight=False, markup=False)
     for line in advice(summary):
         console.print(line, highlight=False, soft_wrap=True)
@@ -257,12 +306,20 @@ def advice(summary: dict[str, Any]) -> list[str]:
     lines = []
     for row in summary["table"]:
         informative = row["sft"]["informative"]
-        if informative is not None and informative < _FEW_INFORMATIVE and row["set"] == summary["table"][0]["set"]:
+        if (
+            informative is not None
+            and informative < _FEW_INFORMATIVE
+            and row["set"] == summary["table"][0]["set"]
+        ):
             lines.append(
                 f"Next: after SFT only {informative:.0%} of the queries of {row['arm']} were informative, so RL had "
                 "little to learn from; make task.sets.rl easier, or train SFT longer"
             )
     if summary["seeds"] == 1:
-        lines.append("Next: one seed says little; `bi-ray study CONFIG --run DIR` repeats it under three")
-    lines.append("Next: `bi-ray show CONFIG` prints what the arms were taught; `bi-ray options` what can be changed")
+        lines.append(
+            "Next: one seed says little; `bi-ray study CONFIG --run DIR` repeats it under three"
+        )
+    lines.append(
+        "Next: `bi-ray show CONFIG` prints what the arms were taught; `bi-ray options` what can be changed"
+    )
     return lines

@@ -11,8 +11,13 @@ from bi_ray.report.scores import StageSummary, TableRow
 
 
 def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -> Table:
-    """The table for a terminal, intervals in brackets; a gain whose interval is above 0 is green, below 0 red."""
-    rendered = Table(title=title, caption="95 % intervals: Wilson, or bootstrap over seeds and problems; gains paired")
+    """The table for a terminal, intervals in brackets; a gain whose interval is above 0 is green,
+    below 0 red.
+    """
+    rendered = Table(
+        title=title,
+        caption="95 % intervals: Wilson, or bootstrap over seeds and problems; gains paired",
+    )
     rendered.add_column("arm", no_wrap=True)
     rendered.add_column("set", no_wrap=True)
     for name in ("SFT", "RL", "gain"):
@@ -29,7 +34,9 @@ def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -
 
 def render_samples(table: Sequence[TableRow]) -> Table:
     """What the sampled responses and the greedy traces say, before RL and after it."""
-    rendered = Table(title="Before → after RL, %", caption="pass@k, informative: sampled; trace, format: greedy")
+    rendered = Table(
+        title="Before → after RL, %", caption="pass@k, informative: sampled; trace, format: greedy"
+    )
     every = {k for row in table for k in row.sft.pass_at}
     ks = sorted({min(every), max(every)}) if every else []
     rendered.add_column("arm", no_wrap=True)
@@ -51,25 +58,43 @@ def markdown_table(table: Sequence[TableRow]) -> str:
     for row in table:
         after = _percent(row.rl.accuracy) if row.rl else "-"
         gain = _percent(row.gain, signed=True) if row.gain else "-"
-        cells = [row.arm, row.set, _percent(row.sft.accuracy), after, gain, *_before_after(row, [1], _TRACE)]
+        cells = [
+            row.arm,
+            row.set,
+            _percent(row.sft.accuracy),
+            after,
+            gain,
+            *_before_after(row, [1], _TRACE),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-_TRACE = ("progress", "right_reflections")  # `evaluation.SetScore` says what they are; too many for a terminal
+# `evaluation.SetScore` says what they are; too many for a terminal
+_TRACE = ("progress", "right_reflections")
 
 
 def _before_after(row: TableRow, ks: Sequence[int], more: Sequence[str] = ()) -> list[str]:
-    """Cells "before → after": pass@k for every k, informative share, valid traces, right format, and ``more``."""
+    """Cells "before → after": pass@k for every k, informative share, valid traces, right format,
+    and ``more``.
+    """
 
     def figures(stage: StageSummary | None) -> list[float | None]:
         if stage is None:
             return [None] * (len(ks) + 3 + len(more))
-        others = (stage.informative, stage.trace_valid, stage.format_right, *(getattr(stage, name) for name in more))
+        others = (
+            stage.informative,
+            stage.trace_valid,
+            stage.format_right,
+            *(getattr(stage, name) for name in more),
+        )
         return [*(stage.pass_at.get(k) for k in ks), *others]
 
     pairs = zip(figures(row.sft), figures(row.rl), strict=True)
-    return [" → ".join("-" if value is None else f"{100 * value:.0f}" for value in pair) for pair in pairs]
+    return [
+        " → ".join("-" if value is None else f"{100 * value:.0f}" for value in pair)
+        for pair in pairs
+    ]
 
 
 def _short(interval: Interval) -> str:

@@ -9,7 +9,8 @@ from bi_ray.report.source import Source
 
 Json = Mapping[str, Any]
 MINUS = "\N{MINUS SIGN}"
-SIGNAL_COSINE = 0.1  # of two halves of the targets: below, under a fifth of the squared length of their sum is signal
+# of two halves of the targets: below, under a fifth of the squared length of their sum is signal
+SIGNAL_COSINE = 0.1
 
 
 def triple(interval: Any) -> tuple[float, float, float]:
@@ -43,7 +44,9 @@ def small_range(interval: Any) -> str:
 
 
 def sign(interval: Any) -> int:
-    """1 where the whole interval is above 0, -1 where it is below, 0 where it holds 0: no more than chance."""
+    """1 where the whole interval is above 0, -1 where it is below, 0 where it holds 0: no more than
+    chance.
+    """
     _, low, high = triple(interval)
     return 1 if low > 0 else -1 if high < 0 else 0
 
@@ -56,7 +59,10 @@ def answer(source: Source) -> list[str]:
     else:
         lines = [_gain(row) for row in summary["table"] if row["gain"]]
     if not lines:
-        return ["No answer yet: no arm has been evaluated before and after RL.", *_informative(source)]
+        return [
+            "No answer yet: no arm has been evaluated before and after RL.",
+            *_informative(source),
+        ]
     lines += _informative(source)
     if forecast := _forecast(source):
         lines.append(forecast)
@@ -80,7 +86,9 @@ def _difference(row: Json) -> str:
 
 def _gain(row: Json) -> str:
     value, _, _ = triple(row["gain"])
-    verdict = {1: "a gain beyond chance", -1: "a loss beyond chance", 0: "no more than chance"}[sign(row["gain"])]
+    verdict = {1: "a gain beyond chance", -1: "a loss beyond chance", 0: "no more than chance"}[
+        sign(row["gain"])
+    ]
     return (
         f"On {row['set']}, RL changed the accuracy of {row['arm']} by {points(value, signed=True)} points "
         f"({percent_range(row['gain'], signed=True)}): {verdict}."
@@ -95,11 +103,17 @@ def _informative(source: Source) -> list[str]:
         f"({percent_range(found['accuracy']['informative'])}) with {arm}"
         for arm, found in readiness.items()
     ]
-    return [f"Before RL, the share of queries that teach anything was {' and '.join(shares)}."] if shares else []
+    return (
+        [f"Before RL, the share of queries that teach anything was {' and '.join(shares)}."]
+        if shares
+        else []
+    )
 
 
 def _forecast(source: Source) -> str | None:
-    """Whether the arm with the larger influence before RL is the one that gained more; None without a measurement."""
+    """Whether the arm with the larger influence before RL is the one that gained more; None without
+    a measurement.
+    """
     arms = list(source.config.arms)
     readiness = source.summary.get("readiness") or {}
     rows = [row for row in source.summary["difference_of_gains"] if row["against"] == arms[0]]
@@ -109,14 +123,18 @@ def _forecast(source: Source) -> str | None:
     estimator = next(iter(readiness[arms[0]]["influence"]))
     if estimator not in readiness[other]["influence"]:
         return None
-    first, second = (triple(readiness[arm]["influence"][estimator]["all"]["dj"]) for arm in (arms[0], other))
+    first, second = (
+        triple(readiness[arm]["influence"][estimator]["all"]["dj"]) for arm in (arms[0], other)
+    )
     said = (
         f"Before RL, the predicted influence dJ was {small(second[0])} ({small(second[1])} to {small(second[2])}) with "
         f"{other} and {small(first[0])} ({small(first[1])} to {small(first[2])}) with {arms[0]}"
     )
     cosines = [readiness[arm].get("halves_cosine", {}).get(estimator) for arm in (arms[0], other)]
     if any(cosine is not None and cosine < SIGNAL_COSINE for cosine in cosines):
-        shown = " and ".join("none" if cosine is None else small(cosine) for cosine in reversed(cosines))
+        shown = " and ".join(
+            "none" if cosine is None else small(cosine) for cosine in reversed(cosines)
+        )
         said += (
             f" (the targets' gradient is mostly sampling noise, its halves have cosines {shown}: "
             f"raise readiness.target_queries)"
@@ -137,5 +155,8 @@ def named(items: Sequence[str], most: int = 8) -> str:
 
 def before_after(before: float | None, after: float | None, percent: bool = True) -> str:
     """Two figures as "30 → 35"; in percent, or as they are with two decimals."""
-    shown = ["–" if value is None else f"{100 * value:.0f}" if percent else f"{value:.2f}" for value in (before, after)]
+    shown = [
+        "–" if value is None else f"{100 * value:.0f}" if percent else f"{value:.2f}"
+        for value in (before, after)
+    ]
     return " → ".join(shown)

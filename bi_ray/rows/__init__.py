@@ -1,7 +1,7 @@
 """Rows of a user's files: good ones are read, bad ones are kept with file, line and reason.
 
-A reader is any function from a row (a mapping) to what it wants of the row; it raises ``RowError`` for one that cannot
-be used. ``read_rows`` feeds it, and a ``Rejects`` collects what it refused.
+A reader is any function from a row (a mapping) to what it wants of the row; it raises ``RowError``
+for one that cannot be used. ``read_rows`` feeds it, and a ``Rejects`` collects what it refused.
 """
 
 from __future__ import annotations

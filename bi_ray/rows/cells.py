@@ -21,8 +21,8 @@ class RowError(ValueError):
 def cell_text(value: object, field: str) -> str | None:
     """A cell as the text that an answer is compared with; None where nothing is in it.
 
-    A number is written as people write it: 452.0 (which a column of floats makes of 452) is "452", 1e21 has all its
-    digits, and NaN, as NULL, is nothing.
+    A number is written as people write it: 452.0 (which a column of floats makes of 452) is "452",
+    1e21 has all its digits, and NaN, as NULL, is nothing.
 
     Args:
         value: of JSON, Python, numpy, pandas or Arrow.
@@ -76,9 +76,13 @@ def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """A row with lists for arrays, at every depth; all else is as it was.
 
     Raises:
-        RowError: a text in it is not valid Unicode (half a surrogate pair), so nothing could write it again.
+        RowError: a text in it is not valid Unicode (half a surrogate pair), so nothing could write
+            it again.
     """
-    return {_whole_text(str(name), "a column's name"): _plain(value, str(name)) for name, value in row.items()}
+    return {
+        _whole_text(str(name), "a column's name"): _plain(value, str(name))
+        for name, value in row.items()
+    }
 
 
 def _plain(value: Any, field: str) -> Any:
@@ -125,7 +129,11 @@ def _number(value: float | Decimal, field: str) -> str | None:
         raise RowError(f"{field} has to be a finite number, found {value}")
     number = Decimal(str(value))  # the digits that tell it from its neighbors, and no more
     exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int) or abs(number.adjusted()) > _MOST_ZEROS or exponent > _MOST_ZEROS:
+    if (
+        not isinstance(exponent, int)
+        or abs(number.adjusted()) > _MOST_ZEROS
+        or exponent > _MOST_ZEROS
+    ):
         return str(value)
     digits = format(number, "f")
     if "." in digits:
@@ -149,8 +157,17 @@ def _scalar(value: Any, field: str) -> str | None:
 
 def describe(value: object) -> str:
     """A value of the wrong kind, in the words of JSON, and its start."""
-    names = {list: "a list", tuple: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
-    kind = "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
+    names = {
+        list: "a list",
+        tuple: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+    }
+    kind = (
+        "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
+    )
     if isinstance(value, date | time | timedelta) or kind in ("datetime64", "timedelta64"):
         return f"a date or time: {value}; write it as text, as responses have to"
     try:

@@ -1,4 +1,6 @@
-"""What is known of a problem and of a response to it, from rows of our own sets, of exports, and of other people."""
+"""What is known of a problem and of a response to it, from rows of our own sets, of exports, and of
+other people.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,19 @@ _SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 
 
 def rows_of(path: Path, rejects: Rejects) -> Iterator[NumberedRow]:
-    """The rows of a .jsonl or .parquet file, a `datasets` directory, or an export of this project, as they come.
+    """The rows of a .jsonl or .parquet file, a `datasets` directory, or an export of this project,
+    as they come.
 
     Raises:
         DataError: it cannot be read; or from ``rejects``, which gets the lines that are no JSON.
     """
     files = [path]
     if path.is_dir() and not any((path / name).exists() for name in _SAVED_BY_DATASETS):
-        files = sorted(file for file in path.iterdir() if file.name.startswith("data-") and file.suffix in _SUFFIXES)
+        files = sorted(
+            file
+            for file in path.iterdir()
+            if file.name.startswith("data-") and file.suffix in _SUFFIXES
+        )
         if not files:
             raise DataError(
                 f"{path} is neither a directory that datasets saved nor one with data-*.parquet or data-*.jsonl; "
@@ -57,7 +64,8 @@ class Fields:
 
 
 def fields_of(row: Mapping[str, Any]) -> Fields:
-    """Read a row of our own sets and exports, of TRL's and verl's formats, or of plain question, answer and response.
+    """Read a row of our own sets and exports, of TRL's and verl's formats, or of plain question,
+    answer and response.
 
     Raises:
         RowError: no question, or a column of the wrong kind.
@@ -69,7 +77,9 @@ def fields_of(row: Mapping[str, Any]) -> Fields:
     if isinstance(question, str) and not question.strip():
         question = None
     if question is None:
-        raise RowError(f"no question: name the column question, prompt or messages (there {_columns_of(row)})")
+        raise RowError(
+            f"no question: name the column question, prompt or messages (there {_columns_of(row)})"
+        )
     response = text_cell(row.get("response"), "response")
     if response is None:
         written = _first(row, "completion", "messages")
@@ -100,13 +110,26 @@ def _first(row: Mapping[str, Any], *names: str) -> Any:
 
 def _columns_of(row: Mapping[str, Any]) -> str:
     names = [str(name) for name in row]
-    return f"are {', '.join(names[:12])}" if len(names) > 1 else f"is {names[0]}" if names else "is none"
+    return (
+        f"are {', '.join(names[:12])}"
+        if len(names) > 1
+        else f"is {names[0]}"
+        if names
+        else "is none"
+    )
 
 
 def _last(messages: Any, role: str) -> str | None:
     """The text of the last message of a role."""
     if messages is None:
         return None
-    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise RowError("messages, prompt and completion have to be text, or lists of role and content")
-    return next((message.get("content") for message in reversed(messages) if message.get("role") == role), None)
+    if not isinstance(messages, list) or not all(
+        isinstance(message, Mapping) for message in messages
+    ):
+        raise RowError(
+            "messages, prompt and completion have to be text, or lists of role and content"
+        )
+    return next(
+        (message.get("content") for message in reversed(messages) if message.get("role") == role),
+        None,
+    )

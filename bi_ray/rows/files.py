@@ -1,7 +1,7 @@
 """Rows of a user's files: good ones go on, bad ones are kept with file, line and reason.
 
-A reader is any function from a row (a mapping) to what is wanted of it; it raises ``RowError`` for a row that cannot be
-used. ``read_rows`` feeds it, and a ``Rejects`` collects what it refused.
+A reader is any function from a row (a mapping) to what is wanted of it; it raises ``RowError`` for
+a row that cannot be used. ``read_rows`` feeds it, and a ``Rejects`` collects what it refused.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ _BATCH_ROWS = 1000
 T = TypeVar("T")
 
 
-def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: Rejects) -> Iterator[T]:
-    """What ``read`` makes of every good row of a file, in order; one row is in memory at a time, a thousand in Parquet.
+def read_rows(
+    path: str | Path, read: Callable[[RowValues, Place], T], rejects: Rejects
+) -> Iterator[T]:
+    """What ``read`` makes of every good row of a file, in order; one row is in memory at a time, a
+    thousand in Parquet.
 
     Args:
         path: ``.jsonl`` (also ``.ndjson``), ``.parquet``, or a directory that ``datasets`` saved.
@@ -42,7 +45,11 @@ def read_rows(path: str | Path, read: Callable[[RowValues, Place], T], rejects: 
             values = _parse(content) if isinstance(content, bytes) else content
             made = read(plain_row(values), place)
         except RowError as error:
-            row = content.decode("utf-8", "replace").strip() if isinstance(content, bytes) else dict(content)
+            row = (
+                content.decode("utf-8", "replace").strip()
+                if isinstance(content, bytes)
+                else dict(content)
+            )
             rejects.add(place, str(error), row)
             continue
         yield made
@@ -66,11 +73,15 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
             with open(path, "rb") as lines:
                 if lines.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                     raise DataError(f"{path} is UTF-16: save it as UTF-8")
-                yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+                yield from (
+                    (number, line) for number, line in enumerate(lines, start=1) if line.strip()
+                )
         elif path.suffix == ".parquet":
             with parquet.ParquetFile(path) as file:
                 batches = file.iter_batches(batch_size=_BATCH_ROWS)
-                yield from enumerate((row for batch in batches for row in _python_rows(batch)), start=1)
+                yield from enumerate(
+                    (row for batch in batches for row in _python_rows(batch)), start=1
+                )
         elif path.exists():
             raise DataError(
                 f"{path}: give .jsonl (one JSON object a line), .parquet, or a directory that datasets saved; "
@@ -86,12 +97,15 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes | RowValues]]:
         ) from error
     except DataError:
         raise
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's and those of a broken JSON file are ValueErrors
+    # pyarrow's and those of a broken JSON file are ValueErrors
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
-    """Rows of Arrow; 0.1 of a column of 32 bits stays 0.1, which as a Python float has further digits."""
+    """Rows of Arrow; 0.1 of a column of 32 bits stays 0.1, which as a Python float has further
+    digits.
+    """
     for position, field in enumerate(batch.schema):
         if pa.types.is_float32(field.type):
             digits = batch.column(position).cast(pa.string())
@@ -114,7 +128,9 @@ def file_digest(path: str | Path) -> str:
             with open(file, "rb") as content:
                 result.update(hashlib.file_digest(content, "blake2b").digest())
         except OSError as error:
-            raise DataError(f"{file}: {error.strerror}; paths start at the working directory") from error
+            raise DataError(
+                f"{file}: {error.strerror}; paths start at the working directory"
+            ) from error
     return result.hexdigest()
 
 
@@ -123,7 +139,8 @@ def _parse(line: bytes) -> RowValues:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError(f"no UTF-8: {error.reason} at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:  # not only JSONDecodeError: a number may have too many digits
+    # not only JSONDecodeError: a number may have too many digits
+    except (ValueError, RecursionError) as error:
         raise RowError(f"no valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise RowError(f"no JSON object: found {type(values).__name__}")

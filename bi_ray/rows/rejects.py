@@ -26,7 +26,9 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: its file, and its line there (from 1; in Parquet and data sets the number of the row)."""
+    """Where a row stands: its file, and its line there (from 1; in Parquet and data sets the number
+    of the row).
+    """
 
     file: str
     line: int
@@ -71,29 +73,46 @@ class Rejects:
         reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]} ..."
         if self.strict:
             raise DataError(f"{place}: {reason} (strict stops at the first bad row)")
-        self.rows.append(Reject(place.file, place.line, _writable(reason), _writable(_start_of(row))))
+        self.rows.append(
+            Reject(place.file, place.line, _writable(reason), _writable(_start_of(row)))
+        )
 
     def write(self, path: Path) -> None:
         """A JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
-        text = "".join(json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.rows)
+        text = "".join(
+            json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.rows
+        )
         write_text(path, text)
 
     def summary(self) -> list[str]:
-        """A line per file and reason, the commonest first; reasons that differ only in their figures are one."""
+        """A line per file and reason, the commonest first; reasons that differ only in their
+        figures are one.
+        """
         counts = Counter((reject.file, reject.reason.partition(":")[0]) for reject in self.rows)
-        first = {(reject.file, reject.reason.partition(":")[0]): reject.line for reject in reversed(self.rows)}
+        first = {
+            (reject.file, reject.reason.partition(":")[0]): reject.line
+            for reject in reversed(self.rows)
+        }
         return [
             f"{file}: {count} row{'s' * (count > 1)} left out, {reason} (first: line {first[file, reason]})"
             for (file, reason), count in counts.most_common()
         ]
 
     def explain(self, source: object, what: str) -> str:
-        """Why nothing of ``source`` could be used, where nothing could: every reason, and the first one in full."""
+        """Why nothing of ``source`` could be used, where nothing could: every reason, and the first
+        one in full.
+        """
         if not self.rows:
             return f"{source} has no rows; {what}"
         first = self.rows[0]
         told = [] if len(self.rows) == 1 else self.summary()
-        return "\n".join([f"no row of {source} could be used; {what}", *told, f"line {first.line}: {first.reason}"])
+        return "\n".join(
+            [
+                f"no row of {source} could be used; {what}",
+                *told,
+                f"line {first.line}: {first.reason}",
+            ]
+        )
 
 
 def _start_of(row: object) -> str:

@@ -1,4 +1,6 @@
-"""What a training leaves on disk to resume from: directories of steps, each with the digests of its files."""
+"""What a training leaves on disk to resume from: directories of steps, each with the digests of its
+files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bi_ray.files.atomic import discard, tidy, write_atomically
 from bi_ray.files.errors import explain_full_disk
-from bi_ray.files.integrity import FileRecord, file_names, find_damage, record_files, sync, sync_folder
+from bi_ray.files.integrity import (
+    FileRecord,
+    file_names,
+    find_damage,
+    record_files,
+    sync,
+    sync_folder,
+)
 from bi_ray.runs.layout import CHECKPOINT_FILE
 
 log = logging.getLogger(__name__)
@@ -41,7 +50,9 @@ def step_of(name: str) -> int | None:
 
 
 def checkpoint_damage(folder: Path) -> str | None:
-    """Why the checkpoint ``step_N`` cannot be used, naming the file; None if it is whole. Reads all of it."""
+    """Why the checkpoint ``step_N`` cannot be used, naming the file; None if it is whole. Reads all
+    of it.
+    """
     if not folder.is_dir():
         return "it is not a directory"
     file = folder / CHECKPOINT_FILE
@@ -69,7 +80,8 @@ class StepDirectories:
         directory: where they are.
         keep_last: how many of the newest stay.
         keep_best: how many of those with the highest score stay beside them.
-        scores: by step, as known when a step is written; higher is better. Of equal ones the earlier is better.
+        scores: by step, as known when a step is written; higher is better. Of equal ones the
+            earlier is better.
     """
 
     def __init__(
@@ -88,10 +100,13 @@ class StepDirectories:
         """Directory of ``step``."""
         return self.directory / f"step_{step}"
 
-    def recover(self, last_step: int | None = None, note: Callable[[str], None] = log.warning) -> int:
+    def recover(
+        self, last_step: int | None = None, note: Callable[[str], None] = log.warning
+    ) -> int:
         """The newest whole step, 0 if there is none, after tidying what a kill may have left.
 
-        Newer ones that are damaged are renamed ``step_N.damaged``, which stay until step N is written again.
+        Newer ones that are damaged are renamed ``step_N.damaged``, which stay until step N is
+        written again.
 
         Args:
             last_step: of the training; a later one cannot be of it. None: any.
@@ -104,7 +119,9 @@ class StepDirectories:
             if self._is_whole(step, last_step, note):
                 return step
         if steps:
-            note(f"no intact checkpoint is left in {self.directory}: training starts at its first step")
+            note(
+                f"no intact checkpoint is left in {self.directory}: training starts at its first step"
+            )
         return 0
 
     def whole_steps(self, note: Callable[[str], None] = log.warning) -> set[int]:
@@ -118,7 +135,10 @@ class StepDirectories:
             DiskFull: there was no room; the older steps are as before.
         """
         path = self.path(step)
-        with explain_full_disk(self.directory, f"the checkpoint of step {step}"), write_atomically(path) as folder:
+        with (
+            explain_full_disk(self.directory, f"the checkpoint of step {step}"),
+            write_atomically(path) as folder,
+        ):
             fill(folder)
             state = CheckpointState(step=step, files=record_files(folder))
             (folder / CHECKPOINT_FILE).write_text(state.model_dump_json(indent=1))

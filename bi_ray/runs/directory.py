@@ -38,7 +38,8 @@ from bi_ray.runs.layout import (
     require_sizes,
 )
 
-CODE_VERSION_VARIABLE = "BI_RAY_CODE_VERSION"  # set for a job, whose copy of the code comes without .git
+# set for a job, whose copy of the code comes without .git
+CODE_VERSION_VARIABLE = "BI_RAY_CODE_VERSION"
 _SHOWN_DIFFERENCES = 20
 
 
@@ -51,9 +52,15 @@ class StageChanged(RunError):
 
 
 def job_id() -> str | None:
-    """The id of the Ray job that this command is, None outside of one. Ray's job supervisor sets the variable."""
+    """The id of the Ray job that this command is, None outside of one. Ray's job supervisor sets
+    the variable.
+    """
     job_config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    return json.loads(job_config).get("metadata", {}).get("job_submission_id", "unknown") if job_config else None
+    return (
+        json.loads(job_config).get("metadata", {}).get("job_submission_id", "unknown")
+        if job_config
+        else None
+    )
 
 
 def this_process() -> str:
@@ -101,7 +108,8 @@ def key_of(config: Mapping[str, object], inputs: Mapping[str, str]) -> StageKey:
     """The key of a stage.
 
     Args:
-        config: parts of the configuration, sections or plain values, such as ``{"sft": run.sft, "seed": 3}``.
+        config: parts of the configuration, sections or plain values, such as ``{"sft": run.sft,
+            "seed": 3}``.
         inputs: digests of the stages that this one reads, such as ``{"data": data_key.digest}``.
     """
     parts = json.loads(json.dumps(to_jsonable_python(dict(config)), allow_nan=False))
@@ -110,13 +118,16 @@ def key_of(config: Mapping[str, object], inputs: Mapping[str, str]) -> StageKey:
 
 
 class RunDirectory:
-    """Where the artifacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while made.
+    """Where the artifacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while
+    made.
 
-    Used as a context manager it holds the run's lock, which the kernel releases when the process ends in whatever way.
+    Used as a context manager it holds the run's lock, which the kernel releases when the process
+    ends in whatever way.
 
     Attributes:
         path: the directory, absolute.
-        name: what tells this run from others: the path, or the URI that the directory is a working copy of.
+        name: what tells this run from others: the path, or the URI that the directory is a working
+            copy of.
 
     Args:
         path: a directory, made if absent. For a URI see ``mirror.RunPlace``.
@@ -158,10 +169,14 @@ class RunDirectory:
         except BlockingIOError as error:
             holder = holder_in(lock.read())
             lock.close()
-            raise RunLocked(f"{self.path} is in use by process {holder}: wait for it, or choose another run") from error
+            raise RunLocked(
+                f"{self.path} is in use by process {holder}: wait for it, or choose another run"
+            ) from error
         except OSError as error:
             lock.close()
-            raise RunError(f"{file} cannot be locked: {in_words(error)}; choose a directory on another disk") from error
+            raise RunError(
+                f"{file} cannot be locked: {in_words(error)}; choose a directory on another disk"
+            ) from error
         try:
             with naming(file):
                 lock.truncate(0)
@@ -190,8 +205,8 @@ class RunDirectory:
 
         Raises:
             StageChanged: it has one under another key; the message lists what differs.
-            RunError: it has one, and files of it are damaged. Absent ones, such as weights that were removed to make
-                room, matter to whoever reads them; see ``require_whole``.
+            RunError: it has one, and files of it are damaged. Absent ones, such as weights that
+                were removed to make room, matter to whoever reads them; see ``require_whole``.
         """
         folder = self.artifact(stage)
         restore(folder)
@@ -201,7 +216,8 @@ class RunDirectory:
         return True
 
     def work(self, stage: str, key: StageKey) -> Path:
-        """The folder for what an unfinished ``stage`` keeps to go on from (checkpoints, metrics); made if absent.
+        """The folder for what an unfinished ``stage`` keeps to go on from (checkpoints, metrics);
+        made if absent.
 
         Raises:
             StageChanged: the work there was begun under another key.
@@ -216,11 +232,12 @@ class RunDirectory:
 
     @contextmanager
     def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
-        """A folder to fill with the artifact of ``stage``; it appears, whole, when the block ends without an error.
+        """A folder to fill with the artifact of ``stage``; it appears, whole, when the block ends
+        without an error.
 
-        The folder that ``work`` gave is removed then. ``stage.json`` in the artifact holds the key, the code version,
-        size and digest of every file, and the seconds since ``began`` (of ``time.monotonic``; None: since the block
-        began).
+        The folder that ``work`` gave is removed then. ``stage.json`` in the artifact holds the key,
+        the code version, size and digest of every file, and the seconds since ``began`` (of
+        ``time.monotonic``; None: since the block began).
 
         Raises:
             DiskFull: the disk filled while the block ran.
@@ -228,14 +245,18 @@ class RunDirectory:
         """
         began = time.monotonic() if began is None else began
         refuse_foreign_files(self.artifact(stage))
-        with explain_full_disk(self.path, f"stage {stage}"), write_atomically(self.artifact(stage)) as folder:
+        with (
+            explain_full_disk(self.path, f"stage {stage}"),
+            write_atomically(self.artifact(stage)) as folder,
+        ):
             yield folder
             record = record_files(folder)
             _write_stage_file(folder, key, seconds=time.monotonic() - began, files=record)
         discard(self.path / "work" / stage)
 
     def require_whole(self, *stages: str) -> None:
-        """Compare the files of finished stages with their digests, each stage once; whoever reads a stage calls this.
+        """Compare the files of finished stages with their digests, each stage once; whoever reads a
+        stage calls this.
 
         Raises:
             RunError: a file is not what it was when its stage was finished.
@@ -243,9 +264,12 @@ class RunDirectory:
         for stage in stages:
             if stage in self._whole:
                 continue
-            files = read_stage(self.artifact(stage)).files or {}  # none recorded: nothing to compare with
+            # none recorded: nothing to compare with
+            files = read_stage(self.artifact(stage)).files or {}
             if reason := find_damage(self.artifact(stage), files):
-                raise RunError(f"{self.artifact(stage)} is damaged: {reason}; {self._remedy(stage)}")
+                raise RunError(
+                    f"{self.artifact(stage)} is damaged: {reason}; {self._remedy(stage)}"
+                )
             self._whole.add(stage)
 
     def _remedy(self, stage: str) -> str:
@@ -253,7 +277,8 @@ class RunDirectory:
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
-        """While the block makes ``stage``, keep its checkpoints where the run lives; here they are there already.
+        """While the block makes ``stage``, keep its checkpoints where the run lives; here they are
+        there already.
 
         Args:
             stage: its name.
@@ -262,17 +287,19 @@ class RunDirectory:
         yield
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
-        """Remove the artifacts of ``stage`` and of every later one, all their arms, finished or not.
+        """Remove the artifacts of ``stage`` and of every later one, all their arms, finished or
+        not.
 
         Whatever else is in those folders stays.
 
         Args:
-            stage_order: the first parts of the stages' names in the order of the run, such as data, sft, rl.
+            stage_order: the first parts of the stages' names in the order of the run, such as data,
+                sft, rl.
             stage: where to start again.
 
         Raises:
-            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an artifact; nothing is
-                removed then.
+            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an
+                artifact; nothing is removed then.
         """
         if stage not in stage_order:
             raise RunError(f"no stage is called {stage!r}; the stages are {', '.join(stage_order)}")
@@ -287,7 +314,9 @@ class RunDirectory:
                     parent.rmdir()
 
     def _made_by(self, stage: str) -> list[Path]:
-        """The folders of a stage, one per arm where it has arms, that hold what it made and nothing else."""
+        """The folders of a stage, one per arm where it has arms, that hold what it made and nothing
+        else.
+        """
         whole = self.path / stage
         if stage == REPORT:
             refuse_foreign_report(whole)
@@ -309,8 +338,14 @@ class RunDirectory:
         found = read_stage(folder)
         if found.key == key.digest:
             return True
-        lines = differences({**found.config, "inputs": found.inputs}, {**key.config, "inputs": key.inputs})
-        more = [f"and {len(lines) - _SHOWN_DIFFERENCES} more"] if len(lines) > _SHOWN_DIFFERENCES else []
+        lines = differences(
+            {**found.config, "inputs": found.inputs}, {**key.config, "inputs": key.inputs}
+        )
+        more = (
+            [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
+            if len(lines) > _SHOWN_DIFFERENCES
+            else []
+        )
         listed = "\n  ".join(lines[:_SHOWN_DIFFERENCES] + more)
         raise StageChanged(
             f"stage {stage} of {self.path} was made under other settings:\n  {listed}\n"
@@ -326,7 +361,8 @@ def begin_directory(path: Path) -> None:
     """
     refuse_foreign(path)
     with naming(path):
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)  # `scale` trusts no directory that others can write to
+        # `scale` trusts no directory that others can write to
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not (path / RUN_MARK).exists():
             (path / RUN_MARK).touch()
 
@@ -355,19 +391,29 @@ def differences(old: object, new: object, where: str = "") -> list[str]:
 
 
 def _leaves(value: object, where: str) -> dict[str, str]:
-    """Every scalar, empty container and list of scalars in ``value`` as JSON text, by its dotted name."""
+    """Every scalar, empty container and list of scalars in ``value`` as JSON text, by its dotted
+    name.
+    """
     children: dict[str, object] = {}
     if isinstance(value, dict):
-        children = {f"{where}.{name}" if where else str(name): child for name, child in value.items()}
+        children = {
+            f"{where}.{name}" if where else str(name): child for name, child in value.items()
+        }
     elif isinstance(value, list) and any(isinstance(child, (dict, list)) for child in value):
         children = {f"{where}[{index}]": child for index, child in enumerate(value)}
     if not children:
         return {where: json.dumps(value)}
-    return {name: text for path, child in children.items() for name, text in _leaves(child, path).items()}
+    return {
+        name: text
+        for path, child in children.items()
+        for name, text in _leaves(child, path).items()
+    }
 
 
 def code_version() -> str:
-    """The installed version of this package, with the commit where it runs, or was submitted, from a git checkout."""
+    """The installed version of this package, with the commit where it runs, or was submitted, from
+    a git checkout.
+    """
     if said := os.environ.get(CODE_VERSION_VARIABLE):
         return said
     version = metadata.version("bi-ray")
@@ -375,13 +421,18 @@ def code_version() -> str:
     if not (root / ".git").exists() or shutil.which("git") is None:
         return version
     described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        timeout=10,
     )
     return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
 
 
 def stage_damage(folder: Path) -> str | None:
-    """How the files of a finished stage differ from what its ``stage.json`` says of them; None if they do not."""
+    """How the files of a finished stage differ from what its ``stage.json`` says of them; None if
+    they do not.
+    """
     try:
         files = read_stage(folder).files or {}
     except RunError as error:
@@ -389,6 +440,8 @@ def stage_damage(folder: Path) -> str | None:
     return find_damage(folder, files)
 
 
-def _write_stage_file(folder: Path, key: StageKey, seconds: float | None, files: dict[str, FileRecord] | None) -> None:
+def _write_stage_file(
+    folder: Path, key: StageKey, seconds: float | None, files: dict[str, FileRecord] | None
+) -> None:
     record = StageRecord(key.digest, key.config, key.inputs, code_version(), seconds, files)
     (folder / STAGE_FILE).write_text(json.dumps(to_jsonable_python(record), indent=1))

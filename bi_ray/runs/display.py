@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: one bar per phase, live figures of a training, notes above them."""
+"""What a person sees while a run goes on: one bar per phase, live figures of a training, notes
+above them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from bi_ray.files.errors import RunError
@@ -41,7 +50,8 @@ class _Bars(Progress):
 
 
 class Display:
-    """Bars in a terminal; a plain line every half minute where the output goes to a file or a job's log.
+    """Bars in a terminal; a plain line every half minute where the output goes to a file or a job's
+    log.
 
     Args:
         console: where to write.
@@ -69,7 +79,9 @@ class Display:
         )
         began = self._line_at = time.monotonic()
         terminal = self.console.is_terminal
-        with _Bars(*columns, console=self.console, transient=True, disable=not terminal) as self._progress:
+        with _Bars(
+            *columns, console=self.console, transient=True, disable=not terminal
+        ) as self._progress:
             self._task = self._progress.add_task(title, total=total, figures="")
             try:
                 yield

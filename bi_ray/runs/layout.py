@@ -1,4 +1,6 @@
-"""What is in a run directory: the names of its files, a stage's record, and what tells a run from any other folder."""
+"""What is in a run directory: the names of its files, a stage's record, and what tells a run from
+any other folder.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from bi_ray.files.names import OURS, RUN_MARK
 from bi_ray.files.records import damaged, parse_record, read_record, remedy_for
 
 STAGE_FILE = "stage.json"
-CHECKPOINT_FILE = "state.json"  # in a checkpoint of an unfinished stage, the last file that is written
+# in a checkpoint of an unfinished stage, the last file that is written
+CHECKPOINT_FILE = "state.json"
 LOCK_FILE = ".lock"
 REPORT = "report"
 SUMMARY = "summary.json"
@@ -25,10 +28,16 @@ _SHOWN_HOLDER = 200  # characters of what a lock file holds
 _HOLDER = re.compile(r"\d+( \(job \S+ on \S+\))?")  # what ``this_process`` writes
 _VOLUME = "lost+found"  # in every new file system
 _STAGES_BELOW = (f"*/{STAGE_FILE}", f"*/*/{STAGE_FILE}")
-_MARKS_BELOW = (*_STAGES_BELOW, f"work/*/*/{STAGE_FILE}", f"seed_*/*/{STAGE_FILE}", f"seed_*/*/*/{STAGE_FILE}")
+_MARKS_BELOW = (
+    *_STAGES_BELOW,
+    f"work/*/*/{STAGE_FILE}",
+    f"seed_*/*/{STAGE_FILE}",
+    f"seed_*/*/*/{STAGE_FILE}",
+)
 _PAGE_START, _PAGE_WORDS = 4096, (b"<!doctype html>", b"Content-Security-Policy", b"sha256-")
 _OWN_NAMES = (STAGE_FILE, ".unsent")  # in a stage's folder, beside the files that its record lists
-_BEFORE_THE_MARK = re.compile(  # what a directory without a finished stage held before there was a mark
+# what a directory without a finished stage held before there was a mark
+_BEFORE_THE_MARK = re.compile(
     r"\.lock|config\.yaml|\.cluster\.json|work|trackers|lost\+found|metrics\.jsonl|checkpoint|progress\.json|hashes\.u64"
     r"|data-\d+\.\w+|.+\.\d+\.tmp"
 )
@@ -104,7 +113,9 @@ def require_sizes(folder: Path, absent_ok: bool = False) -> None:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raises RunError where ``path`` is a directory with something in it, and not a run or study of ours."""
+    """Raises RunError where ``path`` is a directory with something in it, and not a run or study of
+    ours.
+    """
     if path.is_symlink() and not path.exists():
         raise RunError(f"{path} is a broken symbolic link; name a directory for the run")
     if not path.exists():
@@ -120,19 +131,24 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _is_run(path: Path, names: set[str]) -> bool:
-    """Whether a directory is a run, a study or an unfinished set: by its mark, or as versions before the mark left it.
+    """Whether a directory is a run, a study or an unfinished set: by its mark, or as versions
+    before the mark left it.
 
     Args:
         path: the directory.
         names: of what is in it.
     """
-    if RUN_MARK in names or any(_is_stage(file) for below in _MARKS_BELOW for file in path.glob(below)):
+    if RUN_MARK in names or any(
+        _is_stage(file) for below in _MARKS_BELOW for file in path.glob(below)
+    ):
         return True
     if LOCK_FILE not in names or not (path / LOCK_FILE).is_file():
         return False
     with open(path / LOCK_FILE, "rb") as lock:
         holder = lock.read(_SHOWN_HOLDER).decode(errors="replace")
-    return (not holder or _HOLDER.fullmatch(holder) is not None) and all(map(_BEFORE_THE_MARK.fullmatch, names))
+    return (not holder or _HOLDER.fullmatch(holder) is not None) and all(
+        map(_BEFORE_THE_MARK.fullmatch, names)
+    )
 
 
 def _is_stage(file: Path) -> bool:
@@ -146,13 +162,16 @@ def _is_stage(file: Path) -> bool:
 def refuse_foreign_files(folder: Path) -> None:
     """Raises RunError where a stage's folder holds what the stage did not make.
 
-    Hidden files inside it are nobody's: records leave them out, and file systems and desktops make them.
+    Hidden files inside it are nobody's: records leave them out, and file systems and desktops make
+    them.
     """
     if not folder.exists():
         return
     if not (folder / STAGE_FILE).exists():
         if any(folder.iterdir()):
-            raise RunError(f"{folder} was not made by bi-ray: it has no {STAGE_FILE}; move it away and try again")
+            raise RunError(
+                f"{folder} was not made by bi-ray: it has no {STAGE_FILE}; move it away and try again"
+            )
         return
     try:
         made = read_stage(folder).files
@@ -166,7 +185,9 @@ def refuse_foreign_files(folder: Path) -> None:
         if any(part.startswith(".") for part in path.parts):
             continue
         if file.is_file() and name not in made and file.name not in _OWN_NAMES:
-            raise RunError(f"{file} was not made by the stage that is to be removed; move it away and try again")
+            raise RunError(
+                f"{file} was not made by the stage that is to be removed; move it away and try again"
+            )
 
 
 def refuse_foreign_report(folder: Path) -> None:
@@ -178,7 +199,9 @@ def refuse_foreign_report(folder: Path) -> None:
     if foreign:
         raise RunError(f"{folder / foreign[0]} is not part of a report; move it away and try again")
     if names and SUMMARY not in names:
-        raise RunError(f"{folder} was not made by bi-ray: it has no {SUMMARY}; move it away and try again")
+        raise RunError(
+            f"{folder} was not made by bi-ray: it has no {SUMMARY}; move it away and try again"
+        )
 
 
 def refuse_foreign_page(file: Path) -> None:

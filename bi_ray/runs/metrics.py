@@ -29,7 +29,8 @@ def append_metrics(path: Path, row: dict[str, Any], durable: bool = False) -> No
     Args:
         path: the file.
         row: of a step.
-        durable: whether this row and all before it have to outlast a power cut: a checkpoint of the step follows.
+        durable: whether this row and all before it have to outlast a power cut: a checkpoint of the
+            step follows.
 
     Raises:
         OSError: it cannot be written; the error names the file.
@@ -53,7 +54,8 @@ def append_metrics(path: Path, row: dict[str, Any], durable: bool = False) -> No
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a file of JSON objects, none if it does not exist; a line that is being written is left out.
+    """All whole rows of a file of JSON objects, none if it does not exist; a line that is being
+    written is left out.
 
     Raises:
         RunError: a row is damaged; the message names the file and the line.
@@ -84,11 +86,17 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last row, with the figures of the last validation where it has none of its own; no rows: nothing."""
+    """The last row, with the figures of the last validation where it has none of its own; no rows:
+    nothing.
+    """
     if not rows:
         return {}
-    validated: Mapping[str, Any] = next((row for row in reversed(rows) if any(map(is_validation, row))), {})
-    return {name: value for name, value in validated.items() if is_validation(name)} | dict(rows[-1])
+    validated: Mapping[str, Any] = next(
+        (row for row in reversed(rows) if any(map(is_validation, row))), {}
+    )
+    return {name: value for name, value in validated.items() if is_validation(name)} | dict(
+        rows[-1]
+    )
 
 
 def is_validation(name: str) -> bool:

@@ -1,10 +1,12 @@
-"""Where a run lives: a directory, or a URI (s3://, gs://, file://) with a working copy in a directory.
+"""Where a run lives: a directory, or a URI (s3://, gs://, file://) with a working copy in a
+directory.
 
-Stages work in the copy. A finished stage is sent to the URI when it is committed, and it is fetched from there when a
-run begins and the copy lacks it. The checkpoints of an unfinished stage go there too, under ``work/``.
+Stages work in the copy. A finished stage is sent to the URI when it is committed, and it is fetched
+from there when a run begins and the copy lacks it. The checkpoints of an unfinished stage go there
+too, under ``work/``.
 
-An object store has no real lock: two runs may both send a stage, each believing that it holds the lock. What is there
-is all of one send nevertheless, see ``remote``.
+An object store has no real lock: two runs may both send a stage, each believing that it holds the
+lock. What is there is all of one send nevertheless, see ``remote``.
 """
 
 from __future__ import annotations
@@ -67,11 +69,12 @@ class RunPlace:
 
         Args:
             text: what stands after ``--run``.
-            local: under which folder the working copy of a URI is kept; None: ``$BI_RAY_LOCAL``, else the user's cache.
-                On a cluster of several nodes every node has to see it.
+            local: under which folder the working copy of a URI is kept; None: ``$BI_RAY_LOCAL``,
+                else the user's cache. On a cluster of several nodes every node has to see it.
 
         Raises:
-            RunError: the path is relative inside a Ray job, whose folder is thrown away; or the URI does not parse.
+            RunError: the path is relative inside a Ray job, whose folder is thrown away; or the URI
+                does not parse.
         """
         if "://" not in text:
             return cls(absolute(text))
@@ -96,7 +99,9 @@ class RunPlace:
         if self.uri is None:
             return RunPlace(self.path / child)
         parts = urlsplit(self.uri)
-        return RunPlace(self.path / child, urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{child}")))
+        return RunPlace(
+            self.path / child, urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{child}"))
+        )
 
     def directory(self) -> RunDirectory:
         """The run directory there; a context manager that holds its lock."""
@@ -126,7 +131,9 @@ class RunPlace:
 
 
 def refuse_foreign_uri(remote: Remote) -> None:
-    """Raises RunError where a URI has files and is not a run or study of ours; see ``run_files.refuse_foreign``."""
+    """Raises RunError where a URI has files and is not a run or study of ours; see
+    ``run_files.refuse_foreign``.
+    """
     if remote.exists(RUN_MARK):
         return
     files = [PurePosixPath(name) for name in remote.files_below("")]
@@ -143,10 +150,14 @@ def refuse_foreign_uri(remote: Remote) -> None:
 
 
 def _is_mark(remote: Remote, file: PurePosixPath) -> bool:
-    """Whether a file shows that a run lives at the URI: the mark of a stage or checkpoint, not of a run below it."""
+    """Whether a file shows that a run lives at the URI: the mark of a stage or checkpoint, not of a
+    run below it.
+    """
     if file.name not in (STAGE_FILE, CHECKPOINT_FILE):
         return False
-    is_further_down = len(file.parts) > _DEPTH_OF_STAGES and _FIRST_FOLDER.fullmatch(file.parts[0]) is None
+    is_further_down = (
+        len(file.parts) > _DEPTH_OF_STAGES and _FIRST_FOLDER.fullmatch(file.parts[0]) is None
+    )
     if is_further_down:
         return False
     try:
@@ -173,7 +184,8 @@ class MirroredRun(RunDirectory):
         self.name = public_name(uri)
         self._remote = Remote(uri)
         self._remote_lock: RemoteLock | None = None
-        self._sent: dict[str, dict[str, Any]] | None = None  # state.json of each checkpoint at the URI; None: unknown
+        # state.json of each checkpoint at the URI; None: unknown
+        self._sent: dict[str, dict[str, Any]] | None = None
 
     def __enter__(self) -> Self:
         """Take both locks and make the copy as the URI is.
@@ -221,7 +233,8 @@ class MirroredRun(RunDirectory):
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
         """While the block makes ``stage``, send its checkpoints to the URI, from a thread.
 
-        One that cannot be sent is sent later, after a word to ``note``: the run goes on with the copy.
+        One that cannot be sent is sent later, after a word to ``note``: the run goes on with the
+        copy.
         """
         self._sent = None
         what = f"checkpoints of {stage} stay in {self.path} for now"
@@ -287,7 +300,9 @@ class MirroredRun(RunDirectory):
         return self._remote.exists(f"{stage}/{STAGE_FILE}") and stage_damage(folder) is None
 
     def _fetch_stage(self, stage: str, mark: Mark) -> None:
-        """Take a stage from the URI; where it is not whole there, the copy's is sent, or it is made again."""
+        """Take a stage from the URI; where it is not whole there, the copy's is sent, or it is made
+        again.
+        """
         try:
             with write_atomically(self.artifact(stage)) as folder:
                 self._remote.fetch(stage, mark, STAGE_FILE, folder)
@@ -297,7 +312,8 @@ class MirroredRun(RunDirectory):
                 self._send(stage)
 
     def _fetch_work(self, work: str) -> None:
-        """Take the checkpoints of an unfinished stage where they are newer than what the copy has, or of another key.
+        """Take the checkpoints of an unfinished stage where they are newer than what the copy has,
+        or of another key.
 
         Those that are not whole, here or there, are left out with a line in the log.
         """
@@ -305,7 +321,9 @@ class MirroredRun(RunDirectory):
         theirs = self._remote.checkpoints(work)
         key = _parsed(self._remote.read(f"{work}/{STAGE_FILE}")).get("key")
         if key is None:
-            log.warning("%s/%s at %s is damaged; its checkpoints are left out", work, STAGE_FILE, self.name)
+            log.warning(
+                "%s/%s at %s is damaged; its checkpoints are left out", work, STAGE_FILE, self.name
+            )
             return
         if _content(local / STAGE_FILE).get("key") != key:
             with write_atomically(local) as folder:
@@ -313,7 +331,9 @@ class MirroredRun(RunDirectory):
                 for name, mark in theirs.items():
                     self._fetch_checkpoint(name, mark, folder / Path(name).relative_to(work))
             return
-        newest = max((StepDirectories(folder).recover() for folder in _folders_of_steps(local)), default=0)
+        newest = max(
+            (StepDirectories(folder).recover() for folder in _folders_of_steps(local)), default=0
+        )
         if max(map(step_at, theirs), default=0) <= newest:
             return
         self._fetch_beside(work, local)
@@ -335,7 +355,9 @@ class MirroredRun(RunDirectory):
             log.warning("%s", error)
 
     def _send_work(self, stage: str) -> None:
-        """Send the checkpoints that the URI lacks, newest first, and what lies beside them; remove old ones there."""
+        """Send the checkpoints that the URI lacks, newest first, and what lies beside them; remove
+        old ones there.
+        """
         assert self._remote_lock is not None, "a stage is made under the lock"
         check = self._remote_lock.check
         local, work = self.path / WORK / stage, WORK + stage
@@ -364,7 +386,9 @@ class MirroredRun(RunDirectory):
             del sent[name]
 
     def _checkpoints_here(self, work: str) -> dict[str, dict[str, Any]]:
-        """What ``state.json`` of each checkpoint in the copy says, by the checkpoint's path in the run."""
+        """What ``state.json`` of each checkpoint in the copy says, by the checkpoint's path in the
+        run.
+        """
         checkpoints = {}
         for folder in checkpoints_in(self.path / work):
             if content := _content(folder / CHECKPOINT_FILE):
@@ -384,7 +408,8 @@ class MirroredRun(RunDirectory):
 def checkpoints_in(work: Path) -> list[Path]:
     """The checkpoints of an unfinished stage that were written to their end."""
     checkpoints = []
-    for folder, _, files in os.walk(work):  # passes over folders that the training removes meanwhile
+    # passes over folders that the training removes meanwhile
+    for folder, _, files in os.walk(work):
         if CHECKPOINT_FILE in files and step_of(Path(folder).name):
             checkpoints.append(Path(folder))
     return checkpoints

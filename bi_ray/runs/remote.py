@@ -1,7 +1,9 @@
-"""A folder in a file system that pyarrow reaches by URI (s3://, gs://, file://), and what is sent to it and fetched.
+"""A folder in a file system that pyarrow reaches by URI (s3://, gs://, file://), and what is sent
+to it and fetched.
 
-A stage or checkpoint goes to a folder with a new random name, a generation. Its mark (``stage.json``, ``state.json``)
-is written last and in one piece, and names the generation: what is there is all of one send, or absent.
+A stage or checkpoint goes to a folder with a new random name, a generation. Its mark
+(``stage.json``, ``state.json``) is written last and in one piece, and names the generation: what is
+there is all of one send, or absent.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pyarrow import ArrowException
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem, copy_files
+from pyarrow.fs import (
+    FileInfo,
+    FileSelector,
+    FileSystem,
+    FileType,
+    LocalFileSystem,
+    SubTreeFileSystem,
+    copy_files,
+)
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from bi_ray.files.atomic import write_text
@@ -83,7 +93,9 @@ class Remote:
             self._folder = Path(root) if isinstance(files, LocalFileSystem) else None
 
     def stages(self) -> dict[str, Mark]:
-        """The mark of every finished stage, by stage; one that cannot be read is left out with a line in the log."""
+        """The mark of every finished stage, by stage; one that cannot be read is left out with a
+        line in the log.
+        """
         folders = [name for name in self.folders_with(STAGE_FILE) if not name.startswith(WORK)]
         return self._marks(folders, STAGE_FILE)
 
@@ -114,7 +126,9 @@ class Remote:
         try:
             return Mark.model_validate_json(self.read(f"{folder}/{mark_name}"))
         except ValueError as error:
-            raise NotWhole(f"{folder}/{mark_name} at {self.name} is damaged; it is left out") from error
+            raise NotWhole(
+                f"{folder}/{mark_name} at {self.name} is damaged; it is left out"
+            ) from error
 
     def folders_with(self, base_name: str, below: str = "") -> list[str]:
         """Every folder that has a file of this name, by its path from the root."""
@@ -128,7 +142,9 @@ class Remote:
     def _list(self, below: str) -> list[FileInfo]:
         """Every file below a folder whose path stays below it: buckets may be somebody else's."""
         with self._explained("list"):
-            found = self._files.get_file_info(FileSelector(below, recursive=True, allow_not_found=True))
+            found = self._files.get_file_info(
+                FileSelector(below, recursive=True, allow_not_found=True)
+            )
         return [file for file in found if file.type == FileType.File and _is_inside(file.path)]
 
     def exists(self, name: str) -> bool:
@@ -137,7 +153,9 @@ class Remote:
             return self._files.get_file_info(name).type == FileType.File
 
     def modified(self, name: str) -> float | None:
-        """When a file was written, by the store's own clock, in seconds since 1970; None if there is no such file."""
+        """When a file was written, by the store's own clock, in seconds since 1970; None if there
+        is no such file.
+        """
         with self._explained("read"):
             file = self._files.get_file_info(name)
         if file.type != FileType.File:
@@ -145,7 +163,9 @@ class Remote:
         return file.mtime_ns / 1e9 if file.mtime_ns else time.time()
 
     def now(self) -> float:
-        """The time by the store's own clock, in seconds since 1970: that of a file which is written for it."""
+        """The time by the store's own clock, in seconds since 1970: that of a file which is written
+        for it.
+        """
         name = temporary_name(Path("clock")).name
         self.write(name, "")
         try:
@@ -169,9 +189,14 @@ class Remote:
                 stream.write(text.encode())
 
     def send(
-        self, folder: Path, name: str, mark_name: str = STAGE_FILE, check: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        name: str,
+        mark_name: str = STAGE_FILE,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Replace the folder ``name`` by ``folder``, in one moment: that in which its mark is written.
+        """Replace the folder ``name`` by ``folder``, in one moment: that in which its mark is
+        written.
 
         Args:
             folder: in the working copy, with the file ``mark_name``.
@@ -206,7 +231,9 @@ class Remote:
         old = [file for file in there if not file.startswith(".")]
         foreign = [file for file in old if file not in REPORT_FILES]
         if foreign:
-            raise RunError(f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and try again")
+            raise RunError(
+                f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and try again"
+            )
         for file in fresh:
             self.send_file(folder / file, f"{REPORT}/{file}")
         for file in old:
@@ -260,7 +287,9 @@ class Remote:
                 self._files.delete_dir(name)
 
     def remove_stage(self, name: str) -> None:
-        """Remove a finished stage: its mark, then what was sent of it. Whatever else is in its folder stays."""
+        """Remove a finished stage: its mark, then what was sent of it. Whatever else is in its
+        folder stays.
+        """
         self.remove_file(f"{name}/{STAGE_FILE}")
         found = [_GENERATION.match(file) for file in self.files_below(name)]
         for generation in {match[2] for match in found if match and match[1] == name}:
@@ -274,7 +303,9 @@ class Remote:
             self._files.delete_file(name)
 
     def remove_abandoned(self) -> None:
-        """Remove what a kill left half-sent long ago: generations that no mark names, and files half-written."""
+        """Remove what a kill left half-sent long ago: generations that no mark names, and files
+        half-written.
+        """
         newest: dict[tuple[str, str], float] = {}
         marks: dict[str, str] = {}
         half_written: dict[str, float] = {}
@@ -294,7 +325,9 @@ class Remote:
             if now - modified >= _ABANDONED_S:
                 self.remove_file(path)
         for (name, generation), modified in newest.items():
-            if now - modified >= _ABANDONED_S and not self._may_name(name, marks.get(name), generation):
+            if now - modified >= _ABANDONED_S and not self._may_name(
+                name, marks.get(name), generation
+            ):
                 self.remove(f"{name}/{generation}")
 
     def _may_name(self, folder: str, mark_name: str | None, generation: str) -> bool:

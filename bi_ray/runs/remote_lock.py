@@ -24,9 +24,11 @@ LOCK = "lock.json"
 
 RENEW_S = 30.0
 
-STALE_S = 180.0  # a lock that was not renewed for so long belongs to nobody; clocks may differ by a minute or two
+# a lock that was not renewed for so long belongs to nobody; clocks may differ by a minute or two
+STALE_S = 180.0
 
-_SETTLE_S = 1.0  # between writing a lock and looking whose it is: two that begin together see each other
+# between writing a lock and looking whose it is: two that begin together see each other
+_SETTLE_S = 1.0
 
 _READS = 5
 
@@ -73,11 +75,12 @@ class Lock:
 
 
 class RemoteLock:
-    """A lock file with owner and time. It is renewed by a thread, and holds as long as the time is recent.
+    """A lock file with owner and time. It is renewed by a thread, and holds as long as the time is
+    recent.
 
-    The time is that of the store, so nobody's clock matters. Object stores have no locks, so two that begin within the
-    same moment are told apart by who wrote last, and whoever lost the lock, having been cut off for longer than
-    ``STALE_S``, notices before it sends anything.
+    The time is that of the store, so nobody's clock matters. Object stores have no locks, so two
+    that begin within the same moment are told apart by who wrote last, and whoever lost the lock,
+    having been cut off for longer than ``STALE_S``, notices before it sends anything.
 
     Args:
         remote: where.
@@ -98,7 +101,11 @@ class RemoteLock:
         if lock and not ours and lock.is_fresh(self._remote.now()):
             raise self._locked_by(str(lock))
         if lock and lock.holder is None:
-            log.warning("%s: %s cannot be read and was not renewed lately; it is replaced", self._remote.name, LOCK)
+            log.warning(
+                "%s: %s cannot be read and was not renewed lately; it is replaced",
+                self._remote.name,
+                LOCK,
+            )
         self._write()
         time.sleep(_SETTLE_S)
         self.check()
@@ -113,7 +120,9 @@ class RemoteLock:
             raise self._locked_by(str(lock))
 
     def release(self) -> None:
-        """Give it back, if it is ours; if the store does not answer, let it expire, so as not to mask another error."""
+        """Give it back, if it is ours; if the store does not answer, let it expire, so as not to
+        mask another error.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -127,13 +136,20 @@ class RemoteLock:
                 self.check()
                 self._write()
             except RunLocked as error:
-                log.warning("the lock was lost: %s", error)  # the next file that is sent fails for it
+                # the next file that is sent fails for it
+                log.warning("the lock was lost: %s", error)
                 return
             except Exception:  # whatever it is, an unrenewed lock is worse than another attempt
-                log.warning("the lock of %s could not be renewed; trying again", self._remote.name, exc_info=True)
+                log.warning(
+                    "the lock of %s could not be renewed; trying again",
+                    self._remote.name,
+                    exc_info=True,
+                )
 
     def _write(self) -> None:
-        holder = Holder(owner=self._owner, process=this_process(), token=self._token, time=time.time())
+        holder = Holder(
+            owner=self._owner, process=this_process(), token=self._token, time=time.time()
+        )
         self._remote.write(LOCK, holder.model_dump_json())
 
     def _locked_by(self, holder: str) -> RunLocked:

@@ -23,7 +23,9 @@ class Sender:
         every_s: seconds between two attempts.
     """
 
-    def __init__(self, send: Callable[[], None], what: str, note: Callable[[str], None], every_s: float) -> None:
+    def __init__(
+        self, send: Callable[[], None], what: str, note: Callable[[str], None], every_s: float
+    ) -> None:
         self._send = send
         self._what = what
         self._note = note
@@ -47,7 +49,8 @@ class Sender:
         try:
             self._send()
             self._misses, self._reported = 0, False
-        except FileNotFoundError as error:  # the training renames and removes its checkpoints meanwhile
+        # the training renames and removes its checkpoints meanwhile
+        except FileNotFoundError as error:
             self._misses += 1
             log.debug("a checkpoint went away while it was read", exc_info=True)
             if self._misses >= _MISSES:
@@ -62,7 +65,9 @@ class Sender:
 
     def _report(self, error: Exception) -> None:
         if not self._reported:
-            reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            reason = (
+                str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            )
             with suppress(OSError):  # a terminal that is gone
                 self._note(f"{self._what}: {reason}")
         self._reported = True

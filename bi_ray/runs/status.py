@@ -1,4 +1,6 @@
-"""What is known of a run from its files alone: which stages are done, which are in work, and who works there."""
+"""What is known of a run from its files alone: which stages are done, which are in work, and who
+works there.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from bi_ray.runs.validation import OUTCOME, Outcome, best_step, compared_figure,
 
 
 def describe_status(place: RunPlace) -> list[str]:
-    """A line about who works in a run, then one per stage that is done or in work; of a study, so for every seed.
+    """A line about who works in a run, then one per stage that is done or in work; of a study, so
+    for every seed.
 
     Raises:
         RunError: there is no run, or a file of it is damaged.
@@ -39,7 +42,9 @@ def describe_status(place: RunPlace) -> list[str]:
     if seeds := sorted(folder.name for folder in place.path.glob("seed_*")):
         return [line for seed in seeds for line in describe_status(place / seed)]
     done, holder = _remote_status(place.uri) if place.uri else _local_status(place.path)
-    in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(_in_work(place.path))
+    in_work = dict(_in_work_elsewhere(place.uri, done) if place.uri else ()) | dict(
+        _in_work(place.path)
+    )
     if not done and not holder and not in_work:
         raise RunError(f"{place.name} holds no run")
     lines = [f"{place.name}: " + (f"in use by {holder}" if holder else "not in use")]
@@ -54,9 +59,14 @@ def describe_status(place: RunPlace) -> list[str]:
 
 
 def _validation(run: Path, stage: Path) -> list[str]:
-    """What validations say of an RL, in work or done: the best step, and which step's policy was kept."""
+    """What validations say of an RL, in work or done: the best step, and which step's policy was
+    kept.
+    """
     rows = read_steps(stage / "metrics.jsonl")
-    if not any(is_validation(name) for row in rows for name in row) or not (run / RUN_CONFIG_FILE).exists():
+    if (
+        not any(is_validation(name) for row in rows for name in row)
+        or not (run / RUN_CONFIG_FILE).exists()
+    ):
         return []
     rl = load_config(run / RUN_CONFIG_FILE, RunConfig).rl
     scores = scores_of(rows, rl.validation)
@@ -67,7 +77,10 @@ def _validation(run: Path, stage: Path) -> list[str]:
     ]
     if (stage / OUTCOME).exists():
         outcome = read_record(stage / OUTCOME, Outcome)
-        said.append(f"kept step {outcome.step} of {rl.steps}" + (", stopped early" if outcome.stopped else ""))
+        said.append(
+            f"kept step {outcome.step} of {rl.steps}"
+            + (", stopped early" if outcome.stopped else "")
+        )
     return said
 
 
@@ -75,7 +88,9 @@ def _local_status(run: Path) -> tuple[dict[str, StageRecord], str | None]:
     folders = sorted(stage_folders(run), key=lambda folder: (folder / STAGE_FILE).stat().st_mtime)
     for folder in folders:
         require_sizes(folder, absent_ok=True)
-    return {folder.relative_to(run).as_posix(): read_stage(folder) for folder in folders}, lock_holder(run)
+    return {
+        folder.relative_to(run).as_posix(): read_stage(folder) for folder in folders
+    }, lock_holder(run)
 
 
 def _remote_status(uri: str) -> tuple[dict[str, StageRecord], str | None]:
@@ -88,7 +103,8 @@ def _remote_status(uri: str) -> tuple[dict[str, StageRecord], str | None]:
 
 
 def lock_holder(run: Path) -> str | None:
-    """What the process that holds the lock of a run directory says of itself, None where nobody holds it.
+    """What the process that holds the lock of a run directory says of itself, None where nobody
+    holds it.
 
     Raises:
         RunError: there is something else in the place of the lock, or it cannot be read.
@@ -103,12 +119,16 @@ def lock_holder(run: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise RunError(f"{file} is not a readable lock file: {in_words(error)}; remove it") from error
+        raise RunError(
+            f"{file} is not a readable lock file: {in_words(error)}; remove it"
+        ) from error
     return None
 
 
 def _in_work(run: Path) -> Iterator[tuple[str, str]]:
-    """Stages with something unfinished and their last figures; evaluations have a folder that is being filled."""
+    """Stages with something unfinished and their last figures; evaluations have a folder that is
+    being filled.
+    """
     for file in sorted(run.glob(f"work/*/*/{STAGE_FILE}")):
         if not file.parent.name.startswith(OURS):
             figures = _last_step(read_steps(file.parent / "metrics.jsonl"))

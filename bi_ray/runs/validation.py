@@ -1,7 +1,8 @@
-"""What validations say: figures of one, the best step, and when to stop. Pure functions of rows and of metrics rows.
+"""What validations say: figures of one, the best step, and when to stop. Pure functions of rows and
+of metrics rows.
 
-The rows of ``metrics.jsonl`` are the only memory: a run that goes on from an earlier step has cut the later ones, and
-comes to the same decisions again.
+The rows of ``metrics.jsonl`` are the only memory: a run that goes on from an earlier step has cut
+the later ones, and comes to the same decisions again.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from bi_ray.intervals import pass_at_k
 
 PREFIX = "validation"
 OUTCOME = "outcome.json"
-FOLDER = "validation"  # beside metrics.jsonl: every sample of the validation after step N in ``N.jsonl``
+# beside metrics.jsonl: every sample of the validation after step N in ``N.jsonl``
+FOLDER = "validation"
 
 
-def summarize(set_name: str, rows: Sequence[Mapping[str, Any]], config: ValidationConfig) -> dict[str, float]:
+def summarize(
+    set_name: str, rows: Sequence[Mapping[str, Any]], config: ValidationConfig
+) -> dict[str, float]:
     """The figures of one validation on one set, named ``validation/SET/...``.
 
     Args:
@@ -29,9 +33,9 @@ def summarize(set_name: str, rows: Sequence[Mapping[str, Any]], config: Validati
         config: says which k of pass@k.
 
     Returns:
-        ``greedy`` (share of right greedy responses), ``truncated`` (share of those), ``tokens`` (their mean length),
-        ``pass_at_k`` for each k, and ``failures``. A figure that no sample with a verdict tells of is left out: a
-        failure is no wrong answer.
+        ``greedy`` (share of right greedy responses), ``truncated`` (share of those), ``tokens``
+        (their mean length), ``pass_at_k`` for each k, and ``failures``. A figure that no sample
+        with a verdict tells of is left out: a failure is no wrong answer.
     """
     judged = [row for row in rows if row["failure"] is None]
     greedy = [row for row in judged if row["mode"] == "greedy"]
@@ -45,7 +49,9 @@ def summarize(set_name: str, rows: Sequence[Mapping[str, Any]], config: Validati
         figures["truncated"] = float(np.mean([row["truncated"] for row in greedy]))
         figures["tokens"] = float(np.mean([row["tokens"] for row in greedy]))
     for k in config.pass_at:
-        values = [pass_at_k(len(right), sum(right), k) for right in sampled.values() if len(right) >= k]
+        values = [
+            pass_at_k(len(right), sum(right), k) for right in sampled.values() if len(right) >= k
+        ]
         if values:
             figures[f"pass_at_{k}"] = float(np.mean(values))
     return {f"{PREFIX}/{set_name}/{name}": value for name, value in figures.items()}
@@ -56,7 +62,9 @@ def compared_figure(config: ValidationConfig) -> str:
     return f"{PREFIX}/{config.sets[0]}/{config.metric}"
 
 
-def scores_of(metrics: Iterable[Mapping[str, Any]], config: ValidationConfig | None) -> dict[int, float]:
+def scores_of(
+    metrics: Iterable[Mapping[str, Any]], config: ValidationConfig | None
+) -> dict[int, float]:
     """The compared figure of every validated step, in the order of the steps."""
     if config is None:
         return {}
@@ -86,7 +94,8 @@ def stops_after(scores: Mapping[int, float], config: ValidationConfig | None) ->
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Which step's policy is the result of RL, and why. ``outcome.json`` beside the policy holds it.
+    """Which step's policy is the result of RL, and why. ``outcome.json`` beside the policy holds
+    it.
 
     Attributes:
         step: whose policy it is; 0: the policy that RL started from.
@@ -116,7 +125,9 @@ def outcome_of(
     best = best_step(scores)
     kept = last
     if config.validation is not None and config.validation.use_best:
-        choices = {step: score for step, score in scores.items() if usable is None or step in usable}
+        choices = {
+            step: score for step, score in scores.items() if usable is None or step in usable
+        }
         best_usable = best_step(choices)
         kept = last if best_usable is None else best_usable
     stopped = None

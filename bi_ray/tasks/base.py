@@ -66,12 +66,16 @@ class Problem:
         return str(self.graph.answer)
 
     def hash(self) -> str:
-        """Canonical hash that decides its set: of the graph, or of the question where there is none."""
+        """Canonical hash that decides its set: of the graph, or of the question where there is
+        none.
+        """
         return text_hash(self.question) if self.graph is None else self.graph.hash()
 
 
 class Task(Protocol):
-    """A source of problems. Item ``index`` of a set is a pure function of the configuration, set, seed and index."""
+    """A source of problems. Item ``index`` of a set is a pure function of the configuration, set,
+    seed and index.
+    """
 
     kind: str  # what configurations call it
     system_prompt: str
@@ -85,12 +89,15 @@ class Task(Protocol):
         """The graph behind a question, redundant nodes included.
 
         Raises:
-            bi_ray.reasoning.parse.ParseError: a sentence has no known form, or what they say makes no graph.
+            bi_ray.reasoning.parse.ParseError: a sentence has no known form, or what they say makes
+            no graph.
         """
         ...
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
-        """The whole response for a plan: chain of thought and answer, behaviors marked piece by piece."""
+        """The whole response for a plan: chain of thought and answer, behaviors marked piece by
+        piece.
+        """
         ...
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
@@ -112,14 +119,19 @@ class Task(Protocol):
 
 @runtime_checkable
 class ChecksAnswers(Protocol):
-    """A task whose right answers can be written in several ways. Without it an exact match of the text decides."""
+    """A task whose right answers can be written in several ways. Without it an exact match of the
+    text decides.
+    """
 
     def prepare(self) -> None:
-        """Load whatever the checks need: a time limit that ends a first check amid its imports would leave halves."""
+        """Load whatever the checks need: a time limit that ends a first check amid its imports
+        would leave halves.
+        """
         ...
 
     def answer_is_right(self, response: str, question: str, answer: str, reference: str) -> bool:
-        """Whether a response gives the right answer. Runs under the verifier's time limit; what it raises is a fault.
+        """Whether a response gives the right answer. Runs under the verifier's time limit; what it
+        raises is a fault.
 
         Args:
             response: the whole response.
@@ -132,7 +144,9 @@ class ChecksAnswers(Protocol):
 
 @runtime_checkable
 class FiniteTask(Task, Protocol):
-    """A task that reads its problems from files: each set has only so many, and rows of them may be bad."""
+    """A task that reads its problems from files: each set has only so many, and rows of them may be
+    bad.
+    """
 
     rejects: Rejects
 
@@ -147,7 +161,9 @@ def in_split(problem_hash: str, split: SetName) -> bool:
 
 
 def text_hash(question: str) -> str:
-    """Canonical hash of a text (64 bits, hexadecimal): letter case, spacing and forms of one character count as one."""
+    """Canonical hash of a text (64 bits, hexadecimal): letter case, spacing and forms of one
+    character count as one.
+    """
     canonical = " ".join(one_form(question).casefold().split())
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 

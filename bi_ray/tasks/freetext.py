@@ -1,8 +1,9 @@
-"""A user's own word problems with graphs that were read out of free text: chains of thought in plain words.
+"""A user's own word problems with graphs that were read out of free text: chains of thought in
+plain words.
 
-Quantities are called by their descriptions, in the equations too ("clips sold in May = clips sold in April / 2 = 24"),
-so that a trace can be read back and proven without anything but its text and the graph. In front of an equation stands
-the user's own sentence for it, where there is one.
+Quantities are called by their descriptions, in the equations too ("clips sold in May = clips sold
+in April / 2 = 24"), so that a trace can be read back and proven without anything but its text and
+the graph. In front of an equation stands the user's own sentence for it, where there is one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ NOTATION = PlainWords()
 _SAID = r"\b(?:So|The question says)\b"  # what begins the equation of a line
 _SOLVE = re.compile(
     rf"(?P<analysis>We know that (?P<restated>{_NAME} = {_NUMBER}(?:, {_NAME} = {_NUMBER})*)\. )?"
-    rf"(?P<own>(?:(?!{_SAID})[^\n])*?[.!?] )??"  # no more than one place where an equation can begin
+    # no more than one place where an equation can begin
+    rf"(?P<own>(?:(?!{_SAID})[^\n])*?[.!?] )??"
     rf"(?:The question says (?P<told>{_NAME}) = (?P<given>{_NUMBER})"
     rf"|So (?P<node>{_NAME}) = (?P<symbols>{_SIDE})(?P<numbers>(?: = {_SIDE})*)"
     rf"(?P<mistake> = {_NUMBER}\? No, that is wrong: (?P<mended>{_NAME}))? = (?P<value>{_NUMBER}))\.",
@@ -71,7 +73,9 @@ _VERIFY = re.compile(
     rf"and (?P<target>{_NAME}) = (?P<held>{_NUMBER})\. Right\."
 )
 _NEED = rf"to find (?P<node>{_NAME}): first (?P<parents>{_NAMES})"
-_OUTLINE = re.compile(rf"Plan: {re.sub(r'[?]P<[a-z]+>', '', _NEED)}(?:; {re.sub(r'[?]P<[a-z]+>', '', _NEED)})*\.")
+_OUTLINE = re.compile(
+    rf"Plan: {re.sub(r'[?]P<[a-z]+>', '', _NEED)}(?:; {re.sub(r'[?]P<[a-z]+>', '', _NEED)})*\."
+)
 _LINES = {"reflection": _ATTEMPT, "verification": _VERIFY, "planning": _OUTLINE}
 _ANSWER_TAG = re.compile(rf"<answer> The final answer is ({_NUMBER}) </answer>")
 _RESPONSE = re.compile(rf"\s*<think>.*?</think>\s*{_ANSWER_TAG.pattern}\s*", re.DOTALL)
@@ -95,7 +99,8 @@ class FreeTextTask:
         self._own: dict[str, dict[str, str]] = {}
         for row in rows if own_words else ():
             graph, words = row.graph.to_json(), dict(row.steps)
-            # of two rows with one graph, whose names may differ, neither lends its words to the other
+            # of two rows with one graph, whose names may differ, neither lends its words to the
+            # other
             self._own[graph] = words if self._own.get(graph, words) == words else {}
 
     @staticmethod
@@ -111,7 +116,9 @@ class FreeTextTask:
         """
         rows = [row for row in self.rows if in_split(row.graph.hash(), split)]
         if index >= len(rows):
-            raise ValueError(f"set {split!r} has {len(rows)} of the {len(self.rows)} rows: ask for fewer problems")
+            raise ValueError(
+                f"set {split!r} has {len(rows)} of the {len(self.rows)} rows: ask for fewer problems"
+            )
         return self.problem_of(rows[index])
 
     def parse_question(self, text: str) -> Graph:
@@ -121,7 +128,9 @@ class FreeTextTask:
             ParseError: no row does.
         """
         if (graph := self._graphs.get(text.strip())) is None:
-            raise ParseError("free text: no row with this question has a proven graph; extract it first")
+            raise ParseError(
+                "free text: no row with this question has a proven graph; extract it first"
+            )
         return graph
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
@@ -138,13 +147,19 @@ class FreeTextTask:
         return [*pieces, Piece(THINK_END), Piece(ANSWER.format(answer=_text(graph.answer)))]
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
-        """The lines between <think> and </think>; a line of no known form becomes a step without a node."""
+        """The lines between <think> and </think>; a line of no known form becomes a step without a
+        node.
+        """
         start, end = response.find("<think>"), response.find("</think>")
-        inside = response[start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)]
+        inside = response[
+            start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)
+        ]
         return [parse_line(line) for line in inside.splitlines() if line.strip()]
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
+        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of
+        solving ones.
+        """
         spans: list[Span] = []
         for line in re.finditer(r"[^\n]+", response):
             for behavior, pattern in _LINES.items():
@@ -152,7 +167,11 @@ class FreeTextTask:
                     spans.append(Span(*line.span(), behavior))
             if (match := _SOLVE.fullmatch(line[0])) is None:
                 continue
-            for group, behavior in (("analysis", "analysis"), ("numbers", "subgoal"), ("mistake", "correction")):
+            for group, behavior in (
+                ("analysis", "analysis"),
+                ("numbers", "subgoal"),
+                ("mistake", "correction"),
+            ):
                 if match[group]:
                     start, end = match.span(group)
                     spans.append(Span(line.start() + start, line.start() + end, behavior))
@@ -174,10 +193,14 @@ def _text(value: Value) -> str:
     return decimal_text(value)
 
 
-def _render_solution(step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]) -> Iterator[Piece]:
+def _render_solution(
+    step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]
+) -> Iterator[Piece]:
     node = graph.nodes[step.node]
     if step.analysis and node.parents:
-        known = [f"{name} = {_text(graph.nodes[name].value)}" for name in dict.fromkeys(node.parents)]
+        known = [
+            f"{name} = {_text(graph.nodes[name].value)}" for name in dict.fromkeys(node.parents)
+        ]
         yield Piece(f"We know that {', '.join(known)}. ", "analysis")
     if sentence := _sentence(own.get(node.name, "")):
         yield Piece(f"{sentence} ")
@@ -193,10 +216,16 @@ def _render_solution(step: Step, graph: Graph, solved: list[str], own: Mapping[s
 
 
 def _sides_of(node: Node, graph: Graph) -> list[str]:
-    """The equation with its numbers and what becomes of it; not again what stands there without names already."""
+    """The equation with its numbers and what becomes of it; not again what stands there without
+    names already.
+    """
     numbers = substitute(node.formula, {name: graph.nodes[name].value for name in node.parents})
     sides = [NOTATION.text(side) for side in reductions(numbers)]
-    return [side for side in sides if side != NOTATION.text(node.formula) and value_of(side.strip("()")) is None]
+    return [
+        side
+        for side in sides
+        if side != NOTATION.text(node.formula) and value_of(side.strip("()")) is None
+    ]
 
 
 def _sentence(text: str) -> str:
@@ -206,17 +235,25 @@ def _sentence(text: str) -> str:
     return text if text[-1] in ".!?" else f"{text}."
 
 
-def _render_attempt(step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]) -> Iterator[Piece]:
+def _render_attempt(
+    step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]
+) -> Iterator[Piece]:
     missing = ", ".join(graph.missing_parents(step.node, solved))
-    yield Piece(f"Let's find {step.node}. That needs {missing}, not known yet. Let's go back.", "reflection")
+    yield Piece(
+        f"Let's find {step.node}. That needs {missing}, not known yet. Let's go back.", "reflection"
+    )
 
 
-def _render_verification(step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]) -> Iterator[Piece]:
+def _render_verification(
+    step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]
+) -> Iterator[Piece]:
     check = another_way(graph.nodes[step.node])
     if check is None:
         raise ValueError(f"{step.node} cannot be verified: there is no other equation for it")
     symbols = NOTATION.text(check.expression)
-    numbers = NOTATION.text(substitute(check.expression, {name: node.value for name, node in graph.nodes.items()}))
+    numbers = NOTATION.text(
+        substitute(check.expression, {name: node.value for name, node in graph.nodes.items()})
+    )
     value = _text(graph.nodes[check.target].value)
     sides = symbols if numbers == symbols else f"{symbols} = {numbers}"
     yield Piece(
@@ -225,8 +262,13 @@ def _render_verification(step: Step, graph: Graph, solved: list[str], own: Mappi
     )
 
 
-def _render_outline(step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]) -> Iterator[Piece]:
-    needs = [f"to find {name}: first {', '.join(dict.fromkeys(parents))}" for name, parents in outline(graph)]
+def _render_outline(
+    step: Step, graph: Graph, solved: list[str], own: Mapping[str, str]
+) -> Iterator[Piece]:
+    needs = [
+        f"to find {name}: first {', '.join(dict.fromkeys(parents))}"
+        for name, parents in outline(graph)
+    ]
     yield Piece(f"Plan: {'; '.join(needs)}.", "planning")
 
 
@@ -255,7 +297,9 @@ def parse_line(line: str) -> ParsedStep:
             target=match["target"],
         )
     if _OUTLINE.fullmatch(line):
-        pairs = [(need["node"], tuple(need["parents"].split(", "))) for need in re.finditer(_NEED, line)]
+        pairs = [
+            (need["node"], tuple(need["parents"].split(", "))) for need in re.finditer(_NEED, line)
+        ]
         return ParsedStep(text=line, node=pairs[0][0], kind=StepKind.OUTLINE, needs=tuple(pairs))
     if match := _SOLVE.fullmatch(line):
         return _parse_solution(line, match)
@@ -266,10 +310,15 @@ def _parse_solution(line: str, match: re.Match[str]) -> ParsedStep:
     pairs = [known.split(" = ") for known in (match["restated"] or "").split(", ") if known]
     restated = tuple((name, value) for name, text in pairs if (value := value_of(text)) is not None)
     if match["told"]:
-        return ParsedStep(text=line, node=match["told"], value=value_of(match["given"]), restated=restated)
+        return ParsedStep(
+            text=line, node=match["told"], value=value_of(match["given"]), restated=restated
+        )
     symbols, numbers = match["symbols"], match["numbers"].split(" = ")[1:]
     expressions = [NOTATION.parse(side) for side in (symbols, *numbers)]
-    if any(side is None for side in expressions) or (match["mended"] or match["node"]) != match["node"]:
+    if (
+        any(side is None for side in expressions)
+        or (match["mended"] or match["node"]) != match["node"]
+    ):
         return ParsedStep(text=line)
     subgoal = bool(numbers)
     if subgoal and not names_in(expressions[0]):  # type: ignore[arg-type]  # None was refused above

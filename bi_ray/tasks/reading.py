@@ -26,7 +26,8 @@ def problem_of(fields: Fields, task: Task | None, place: Place) -> tuple[Task, P
 
 
 def _graph_of(fields: Fields, task: Task) -> Graph:
-    """The graph of a row; where it has one and a question that the task can read, both have to say the same.
+    """The graph of a row; where it has one and a question that the task can read, both have to say
+    the same.
 
     Free text says no graph by itself, so there the row's own is believed.
     """
@@ -41,7 +42,9 @@ def _graph_of(fields: Fields, task: Task) -> Graph:
     except ValueError as error:
         raise RowError(f"its question cannot be read: {error}") from error
     if given and (given.nodes, given.question) != (read.nodes, read.question):
-        raise RowError("its graph is not that of its question: take the graph out, and the question is read")
+        raise RowError(
+            "its graph is not that of its question: take the graph out, and the question is read"
+        )
     return read
 
 

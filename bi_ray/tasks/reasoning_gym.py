@@ -1,7 +1,9 @@
-"""Tasks of reasoning-gym (an optional dependency) as queries of RL and as test problems, judged by its own scorers.
+"""Tasks of reasoning-gym (an optional dependency) as queries of RL and as test problems, judged by
+its own scorers.
 
-Item i of a set is drawn from its own random stream until the hash of its question falls in the set. Its seed there is
-its ``reference``: whoever checks an answer makes the entry again, since many scorers need more of it than its answer.
+Item i of a set is drawn from its own random stream until the hash of its question falls in the set.
+Its seed there is its ``reference``: whoever checks an answer makes the entry again, since many
+scorers need more of it than its answer.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class ReasoningGymTask(TextTask):
                 ) from error
             except Exception as error:  # whatever its configuration class raises
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise ConfigError(f"task.task {config.task!r}, options of set {name}: {reason}") from error
+                raise ConfigError(
+                    f"task.task {config.task!r}, options of set {name}: {reason}"
+                ) from error
 
     def problem(self, split: SetName, index: int) -> Problem:
         """Problem ``index`` of a set.
@@ -63,21 +67,30 @@ class ReasoningGymTask(TextTask):
             if in_split(text_hash(entry["question"]), split):
                 answer = _ANY if entry["answer"] is None else str(entry["answer"])
                 reference = json.dumps({"seed": seed, "options": options})
-                return Problem(f"{split}-{index}", entry["question"], given_answer=answer, reference=reference)
+                return Problem(
+                    f"{split}-{index}", entry["question"], given_answer=answer, reference=reference
+                )
         raise ConfigError(
             f"task.task {self.config.task!r} makes no problem of set {split!r} in {_MAX_DRAWS} draws: it has too few "
             "different ones; give it options that have more"
         )
 
     def recall(self, name: str, question: str, answer: str | None) -> Problem:
-        """The problem of a row, made again: the id says which it is, and the question that it is this one.
+        """The problem of a row, made again: the id says which it is, and the question that it is
+        this one.
 
         Raises:
-            RowError: it is none of this task and seed; scorers need more of a problem than its question and answer.
+            RowError: it is none of this task and seed; scorers need more of a problem than its
+                question and answer.
         """
         split, _, index = name.rpartition("-")
         made = None
-        if split in self.config.sets and index.isascii() and index.isdigit() and len(index) < _MOST_DIGITS:
+        if (
+            split in self.config.sets
+            and index.isascii()
+            and index.isdigit()
+            and len(index) < _MOST_DIGITS
+        ):
             made = self.problem(cast(SetName, split), int(index))
         if made is None or made.question != question:
             raise RowError(
@@ -92,7 +105,9 @@ class ReasoningGymTask(TextTask):
             _takes_seeds(self.config.task, _options(self.config.options | settings.options))
 
     def answer_is_right(self, response: str, question: str, answer: str, reference: str) -> bool:
-        """Whether reasoning-gym's scorer gives the answer, in one of its forms (``find_readings``), its full score."""
+        """Whether reasoning-gym's scorer gives the answer, in one of its forms (``find_readings``),
+        its full score.
+        """
         source = json.loads(reference)
         entry = _entry(self.config.task, source["options"], source["seed"])
         score = _shared(self.config.task, source["options"]).score_answer
@@ -102,7 +117,8 @@ class ReasoningGymTask(TextTask):
                 if float(score(reading, entry)) >= 1.0:
                     return True
                 fault = None
-            except Exception as error:  # of "The final answer is 3" a scorer may say that it is not a number
+            # of "The final answer is 3" a scorer may say that it is not a number
+            except Exception as error:
                 fault = error
         if fault is not None:
             raise fault
@@ -130,7 +146,8 @@ def _shared(name: str, options: str) -> Any:
 def _takes_seeds(name: str, options: str) -> bool:
     """Whether the shared data set makes other entries under another seed, as a new one does.
 
-    Nearly all do, and it saves most of the time, which goes into word lists; a few draw theirs when they are made.
+    Nearly all do, and it saves most of the time, which goes into word lists; a few draw theirs when
+    they are made.
     """
     shared = _shared(name, options)
     for seed in (1, 2):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bi_ray.config import IGSMConfig, ReasoningGymConfig, TaskConfig, UserDataConfig, UserSetConfig, VerifierConfig
+from bi_ray.config import (
+    IGSMConfig,
+    ReasoningGymConfig,
+    TaskConfig,
+    UserDataConfig,
+    UserSetConfig,
+    VerifierConfig,
+)
 from bi_ray.rows.files import file_digest
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.igsm.task import IGSMTask
@@ -19,7 +26,8 @@ def build_task(config: TaskConfig, seed: int, verifier: VerifierConfig | None = 
     Args:
         config: of the task.
         seed: the data seed.
-        verifier: the limits within which a user's own responses are judged when they are read; None: the defaults.
+        verifier: the limits within which a user's own responses are judged when they are read;
+            None: the defaults.
 
     Raises:
         ConfigError: it cannot be made of these options, or what it needs is not installed.
@@ -28,7 +36,9 @@ def build_task(config: TaskConfig, seed: int, verifier: VerifierConfig | None = 
         return UserDataTask(config, seed, verifier)
     if isinstance(config, ReasoningGymConfig):
         return ReasoningGymTask(config, seed)
-    return IGSMTask(config, seed) if isinstance(config, IGSMConfig) else PromptBenchTask(config, seed)
+    return (
+        IGSMTask(config, seed) if isinstance(config, IGSMConfig) else PromptBenchTask(config, seed)
+    )
 
 
 def data_files(config: TaskConfig) -> dict[str, str]:
@@ -48,8 +58,9 @@ def target_config(config: TaskConfig, target: dict[str, Any] | None, problems: i
 
     Args:
         config: the task.
-        target: how hard its problems are, None: as those of the set rl (``ReadinessConfig.target``). A user's data have
-            a set of that name, or the part of the one file that no other set has.
+        target: how hard its problems are, None: as those of the set rl
+            (``ReadinessConfig.target``). A user's data have a set of that name, or the part of the
+            one file that no other set has.
         problems: how many there are.
     """
     settings: Any

@@ -1,4 +1,6 @@
-"""What tasks share whose problems are free text: no graph, so no plan to render and no line to check."""
+"""What tasks share whose problems are free text: no graph, so no plan to render and no line to
+check.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class TextTask:
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
         """Raises ValueError: nobody knows the wording."""
-        raise ValueError("free text has no wording for a plan; give its problems demonstrations instead")
+        raise ValueError(
+            "free text has no wording for a plan; give its problems demonstrations instead"
+        )
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
         """No line of free text has a known form."""
@@ -63,5 +67,7 @@ class TextTask:
         return find_answer(response, self.extract)
 
     def format_is_right(self, response: str) -> bool:
-        """Whether the response has one answer at its place and, with tags, one chain of thought before it."""
+        """Whether the response has one answer at its place and, with tags, one chain of thought
+        before it.
+        """
         return format_is_right(response, self.extract)

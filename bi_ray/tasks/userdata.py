@@ -1,8 +1,9 @@
 """A user's own questions and answers, from files (docs/data.md).
 
-Each set has its own file, or all share one that is split by the hash of the question into the ranges of
-``SPLIT_RANGES``; nothing is pre-trained on it, so that ``sft`` has the range of ``pretrain`` too. A row of a set that
-trains is left out when a set that tests has the same question.
+Each set has its own file, or all share one that is split by the hash of the question into the
+ranges of ``SPLIT_RANGES``; nothing is pre-trained on it, so that ``sft`` has the range of
+``pretrain`` too. A row of a set that trains is left out when a set that tests has the same
+question.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bi_ray.answers.checker import AnswerChecker, write_response
-from bi_ray.config import ConfigError, FieldsConfig, SetName, UserDataConfig, UserSetConfig, VerifierConfig
+from bi_ray.config import (
+    ConfigError,
+    FieldsConfig,
+    SetName,
+    UserDataConfig,
+    UserSetConfig,
+    VerifierConfig,
+)
 from bi_ray.isolation.guard import Fault, Guard, Limits, doing
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.cells import RowError, cell_text
@@ -46,7 +54,8 @@ class UserRow:
 
 
 class UserDataTask(TextTask):
-    """Problems from a user's files. They are read when first asked for; ``rejects`` has the bad rows then.
+    """Problems from a user's files. They are read when first asked for; ``rejects`` has the bad
+    rows then.
 
     Args:
         config: the files and how they are read.
@@ -54,7 +63,9 @@ class UserDataTask(TextTask):
         verifier: the limits within which a row's own response is judged.
     """
 
-    def __init__(self, config: UserDataConfig, seed: int, verifier: VerifierConfig | None = None) -> None:
+    def __init__(
+        self, config: UserDataConfig, seed: int, verifier: VerifierConfig | None = None
+    ) -> None:
         super().__init__(config.answer.extract, config.system_prompt)
         self.config = config
         self.seed = seed
@@ -82,7 +93,9 @@ class UserDataTask(TextTask):
         if not rows:
             raise DataError(self.rejects.explain(f"set {split}", "add rows to its file"))
         if index >= len(rows):
-            raise DataError(f"set {split} has {len(rows)} problems, so none with the number {index}")
+            raise DataError(
+                f"set {split} has {len(rows)} problems, so none with the number {index}"
+            )
         row = rows[index]
         return Problem(
             id=f"{split}-{row.place.line}",
@@ -102,7 +115,9 @@ class UserDataTask(TextTask):
         return self.checker.is_right(response, question, answer)
 
     def read_demonstrations(self, path: str, rejects: Rejects) -> list[UserRow]:
-        """The rows of a file that have a demonstration, several of one question too; the others are rejects."""
+        """The rows of a file that have a demonstration, several of one question too; the others are
+        rejects.
+        """
         return [row for row in self._read(path, rejects) if _has_response(row, rejects)]
 
     def _rows(self, split: SetName) -> list[UserRow]:
@@ -110,7 +125,8 @@ class UserDataTask(TextTask):
             rows = self._own_rows(split)
             if split in TRAINING_SETS:
                 rows = self._without_tested(rows)
-            if split == "sft":  # several demonstrations of one question are what rejection sampling gives
+            # several demonstrations of one question are what rejection sampling gives
+            if split == "sft":
                 rows = [row for row in rows if _has_response(row, self.rejects)]
             else:
                 rows = self._without_duplicates(rows)
@@ -123,19 +139,30 @@ class UserDataTask(TextTask):
         settings = self.config.sets.get(split, UserSetConfig())
         path = settings.path or self.config.path
         if path is None:
-            raise ConfigError(f"task.sets lacks {split}; add it with a path, or give all sets one in task.path")
+            raise ConfigError(
+                f"task.sets lacks {split}; add it with a path, or give all sets one in task.path"
+            )
         if path not in self._files:
             self._files[path] = self._read(path, self.rejects)
         rows = self._files[path]
         if settings.path:
             return list(rows)
         ranges: Sequence[SetName] = ("pretrain", "sft") if split == "sft" else (split,)
-        return [row for row in rows if any(in_split(text_hash(row.question), name) for name in ranges)]
+        return [
+            row for row in rows if any(in_split(text_hash(row.question), name) for name in ranges)
+        ]
 
     def tested(self) -> dict[str, SetName]:
         """By the hash of a question, the set that tests with it: no training set may have it."""
-        names: set[SetName] = {*self.config.sets, *(("influence_target",) if self.config.path else ())}
-        return {text_hash(row.question): name for name in sorted(names - TRAINING_SETS) for row in self._own_rows(name)}
+        names: set[SetName] = {
+            *self.config.sets,
+            *(("influence_target",) if self.config.path else ()),
+        }
+        return {
+            text_hash(row.question): name
+            for name in sorted(names - TRAINING_SETS)
+            for row in self._own_rows(name)
+        }
 
     def _without_tested(self, rows: Sequence[UserRow]) -> list[UserRow]:
         tested = self.tested()
@@ -159,11 +186,15 @@ class UserDataTask(TextTask):
             return list(read_rows(path, read, rejects))
 
     def _judge(self) -> AbstractContextManager[Judge]:
-        """What judges rows: in a process of its own where a check may hang, since asking that takes longer."""
+        """What judges rows: in a process of its own where a check may hang, since asking that takes
+        longer.
+        """
         checker = self.config.answer.checker
         if checker in ("exact", "numeric"):
             return nullcontext(_JudgeHere(self.checker))
-        guard: Guard[RowCheck, Any] = Guard(partial(_JudgeHere, self.checker), self.limits, checker == "function")
+        guard: Guard[RowCheck, Any] = Guard(
+            partial(_JudgeHere, self.checker), self.limits, checker == "function"
+        )
         return _GuardedJudge(guard)
 
 
@@ -172,7 +203,8 @@ class RowCheck(NamedTuple):
 
     Attributes:
         answer: the right one.
-        response: its demonstration; None: only whether any response could be compared with the answer.
+        response: its demonstration; None: only whether any response could be compared with the
+            answer.
         question: the problem's text.
     """
 
@@ -181,7 +213,8 @@ class RowCheck(NamedTuple):
     question: str = ""
 
 
-# Why nothing could be compared with an answer, None where it can be; or whether a response gives it.
+# Why nothing could be compared with an answer, None where it can be; or whether a response gives
+# it.
 Judge = Callable[[RowCheck], str | bool | None]
 
 
@@ -218,7 +251,9 @@ class _GuardedJudge:
         return outcome
 
 
-def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDataTask, judge: Judge) -> UserRow:
+def read_row(
+    values: RowValues, place: Place, fields: FieldsConfig, task: UserDataTask, judge: Judge
+) -> UserRow:
     """A row, if it can be used.
 
     Raises:
@@ -227,7 +262,9 @@ def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDa
     """
     question = _text(values, fields.question)
     if not question:
-        raise RowError(f"no question (field {fields.question!r})" + _fields_of(values, fields.question))
+        raise RowError(
+            f"no question (field {fields.question!r})" + _fields_of(values, fields.question)
+        )
     response = _text(values, fields.response)
     thought = _text(values, fields.chain_of_thought)
     answer = _text(values, fields.answer) or (task.parse_answer(response) or "" if response else "")
@@ -240,7 +277,9 @@ def read_row(values: RowValues, place: Place, fields: FieldsConfig, task: UserDa
         response = write_response(thought, answer, task.extract)
     if response and not judge(RowCheck(answer, response, question)):
         found = task.parse_answer(response)
-        raise RowError(f"its response is not right: the answer is {answer!r:.40}, and it gives {found!r:.40}")
+        raise RowError(
+            f"its response is not right: the answer is {answer!r:.40}, and it gives {found!r:.40}"
+        )
     return UserRow(question, answer, response, spans, place)
 
 
@@ -248,13 +287,19 @@ def refuse_tested(row: UserRow, tested: Mapping[str, SetName], rejects: Rejects)
     """Whether a row that is to be trained on is tested with; then it is a reject."""
     name = tested.get(text_hash(row.question))
     if name:
-        rejects.add(row.place, f"its question is in the set {name} too, so nothing may be trained on it", row.question)
+        rejects.add(
+            row.place,
+            f"its question is in the set {name} too, so nothing may be trained on it",
+            row.question,
+        )
     return name is not None
 
 
 def _has_response(row: UserRow, rejects: Rejects) -> bool:
     if not row.response:
-        rejects.add(row.place, "no chain of thought and no response, one of which SFT needs", row.question)
+        rejects.add(
+            row.place, "no chain of thought and no response, one of which SFT needs", row.question
+        )
     return bool(row.response)
 
 
@@ -283,10 +328,15 @@ def _spans(value: object, response: str) -> tuple[Span, ...]:
     if value is None:
         return ()
     try:
-        spans = sorted(Span(int(one["start"]), int(one["end"]), str(one["behavior"])) for one in value)  # type: ignore[attr-defined]
+        spans = []
+        for row in value:  # type: ignore[attr-defined]
+            spans.append(Span(int(row["start"]), int(row["end"]), str(row["behavior"])))
+        spans.sort()
     except (TypeError, KeyError, ValueError) as error:
         raise RowError(f"spans are no list of start, end and behavior: {error!r}") from error
     edges = [edge for span in spans for edge in span[:2]]
-    if edges != sorted(edges) or any(not 0 <= span.start < span.end <= len(response) for span in spans):
+    if edges != sorted(edges) or any(
+        not 0 <= span.start < span.end <= len(response) for span in spans
+    ):
         raise RowError("spans overlap, are empty or lie outside of the response")
     return tuple(spans)

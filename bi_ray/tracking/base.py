@@ -17,7 +17,8 @@ class Tracked:
         run_id: tells runs of the same name apart.
         stage: sft, sft_double or rl.
         arm: of the run.
-        folder: for what a tracker keeps in files, in the run directory; shared by all trainings of the run.
+        folder: for what a tracker keeps in files, in the run directory; shared by all trainings of
+            the run.
         config: the whole configuration, as plain data.
     """
 

@@ -40,7 +40,9 @@ def make_trackers(config: RunConfig, warn: Callable[[str], None]) -> dict[str, T
         try:
             made[name] = load_object(KNOWN.get(name, name), f"trackers.{name}", "class")(**options)
         except ImportError as error:
-            warn(f"tracker {name} is left out: {error}; pip install 'bi-ray[track]' has what it needs")
+            warn(
+                f"tracker {name} is left out: {error}; pip install 'bi-ray[track]' has what it needs"
+            )
         except Exception as error:
             warn(f"tracker {name} is left out: {type(error).__name__}: {error}")
     return made
@@ -48,7 +50,8 @@ def make_trackers(config: RunConfig, warn: Callable[[str], None]) -> dict[str, T
 
 @dataclass
 class Tracking:
-    """Follows the metrics file of a training while the block runs, and hands every new row to every tracker.
+    """Follows the metrics file of a training while the block runs, and hands every new row to every
+    tracker.
 
     Attributes:
         trackers: by name. One that raises is taken out of them.
@@ -76,7 +79,9 @@ class Tracking:
         if self.trackers:
             self._thread.join(_END_S)
             if self._thread.is_alive():
-                self.warn(f"trackers did not take the last figures within {_END_S:g} s; the run goes on without them")
+                self.warn(
+                    f"trackers did not take the last figures within {_END_S:g} s; the run goes on without them"
+                )
 
     def _follow(self) -> None:
         self._each("begin", self.training)
@@ -99,13 +104,16 @@ class Tracking:
             return -1
 
     def _send(self) -> None:
-        """Send what is new. Whatever is wrong with the files, the run and later figures are not disturbed."""
+        """Send what is new. Whatever is wrong with the files, the run and later figures are not
+        disturbed.
+        """
         try:
             for row in read_steps(self.metrics):
                 if row["step"] > self._sent:
                     self._each("log", row["step"], figures_of(row))
                     self._sent = row["step"]
-                    # After a power cut figures may go out twice: a sync takes longer than some steps.
+                    # After a power cut figures may go out twice: a sync takes longer than some
+                    # steps.
                     write_text(self.metrics.with_name(MARK), str(self._sent), durable=False)
             self._trouble = ""
         except Exception as error:
@@ -122,10 +130,16 @@ class Tracking:
             except Exception as error:  # whatever a tracker does, the run goes on
                 log.warning("tracker %s fails", name, exc_info=error)
                 del self.trackers[name]
-                self.warn(f"tracker {name} is left out from here on: {type(error).__name__}: {error}")
+                self.warn(
+                    f"tracker {name} is left out from here on: {type(error).__name__}: {error}"
+                )
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a metrics row, without its step."""
-    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "step"}
+    numbers = {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, (int, float)) and name != "step"
+    }
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

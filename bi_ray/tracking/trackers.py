@@ -1,8 +1,10 @@
-"""Where the figures of a training go besides ``metrics.jsonl``: TensorBoard, W&B, MLflow, trackio, or a user's tracker.
+"""Where the figures of a training go besides ``metrics.jsonl``: TensorBoard, W&B, MLflow, trackio,
+or a user's tracker.
 
-Trackers follow the metrics file from a thread of the command. So they see what is on disk and nothing else, a slow one
-holds nobody up, and one that fails is left out with a warning: no tracker stops a run. Each figure goes out once, also
-when the run was killed and goes on. Packages of trackers are imported only where one is named (extra ``track``).
+Trackers follow the metrics file from a thread of the command. So they see what is on disk and
+nothing else, a slow one holds nobody up, and one that fails is left out with a warning: no tracker
+stops a run. Each figure goes out once, also when the run was killed and goes on. Packages of
+trackers are imported only where one is named (extra ``track``).
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class TensorBoard:
 
     def begin(self, training: Tracked) -> None:
         """See ``Tracker``."""
-        root = Path(self._folder) / training.run if self._folder else training.folder / "tensorboard"
+        root = (
+            Path(self._folder) / training.run if self._folder else training.folder / "tensorboard"
+        )
         self._writer = self._make(str(root / training.stage / training.arm))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -101,21 +105,32 @@ class MLflow:
         training.folder.mkdir(parents=True, exist_ok=True)
         self._client = self._make(self._uri or f"sqlite:///{training.folder / 'mlflow.db'}")
         known = self._client.get_experiment_by_name(self._experiment)
-        experiment = known.experiment_id if known else self._client.create_experiment(self._experiment)
+        experiment = (
+            known.experiment_id if known else self._client.create_experiment(self._experiment)
+        )
         runs = self._client.search_runs([experiment], f"tags.bi_ray_key = '{training.key}'")
         if runs:
             self._run = runs[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
             return
-        tags = {"bi_ray_key": training.key, "run": training.run, "stage": training.stage, "arm": training.arm}
-        self._run = self._client.create_run(experiment, run_name=training.name, tags=tags).info.run_id
+        tags = {
+            "bi_ray_key": training.key,
+            "run": training.run,
+            "stage": training.stage,
+            "arm": training.arm,
+        }
+        self._run = self._client.create_run(
+            experiment, run_name=training.name, tags=tags
+        ).info.run_id
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """See ``Tracker``."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in figures.items()])
+        self._client.log_batch(
+            self._run, [Metric(name, value, now, step) for name, value in figures.items()]
+        )
 
     def end(self) -> None:
         """See ``Tracker``."""

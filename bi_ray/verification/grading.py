@@ -1,4 +1,6 @@
-"""Responses graded: the answer, the format, and every line of the chain of thought, whoever wrote it."""
+"""Responses graded: the answer, the format, and every line of the chain of thought, whoever wrote
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ class Grade:
         id: of the problem.
         right: whether its last answer is the right one.
         format_right: whether it is exactly one chain of thought and one answer.
-        trace_valid: whether every line is right and the question is solved; None: there is no graph to check by.
+        trace_valid: whether every line is right and the question is solved; None: there is no graph
+            to check by.
         steps: lines of the chain of thought.
-        first_bad_step: which line is the first wrong one, from 0; ``steps`` where it ends too early.
+        first_bad_step: which line is the first wrong one, from 0; ``steps`` where it ends too
+            early.
         bad_line: its text; None where the chain of thought ends too early.
         bad_response_line: which line of the whole response that is, from 1.
         reason: what is wrong with it.
@@ -78,7 +82,11 @@ def grade(task: Task, fields: Fields, place: Place) -> Grade:
     report = check_trace(steps, problem.graph, task.notation) if problem.graph else None
     bad = report.first_bad_step if report else None
     told = bad if bad is not None and bad < len(steps) else None
-    line = None if told is None else _line_of(fields.response, place_of(fields.response, steps, told)[0])
+    line = (
+        None
+        if told is None
+        else _line_of(fields.response, place_of(fields.response, steps, told)[0])
+    )
     doing("check of the format")
     format_right = task.format_is_right(fields.response)
     return Grade(
@@ -126,7 +134,8 @@ class _Grader:
 def grade_rows(
     rows: Iterable[NumberedRow], task: Task, rejects: Rejects, config: VerifierConfig | None = None
 ) -> Iterator[tuple[Place, Grade]]:
-    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgment failed.
+    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgment
+    failed.
 
     Args:
         rows: see ``bi_ray.rows.fields.rows_of``.
@@ -147,10 +156,16 @@ def grade_rows(
 
 
 def _grade_block(
-    block: Sequence[NumberedRow], guard: Guard[tuple[Place, Fields], Grade | RowError], rejects: Rejects
+    block: Sequence[NumberedRow],
+    guard: Guard[tuple[Place, Fields], Grade | RowError],
+    rejects: Rejects,
 ) -> Iterator[tuple[Place, Grade]]:
     read = [_fields_or_error(row) for _, row in block]
-    asked = [(place, fields) for (place, _), fields in zip(block, read, strict=True) if isinstance(fields, Fields)]
+    asked = [
+        (place, fields)
+        for (place, _), fields in zip(block, read, strict=True)
+        if isinstance(fields, Fields)
+    ]
     graded = guard.run(asked)
     for (place, row), fields in zip(block, read, strict=True):
         outcome = next(graded) if isinstance(fields, Fields) else fields

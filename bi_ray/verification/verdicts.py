@@ -1,8 +1,10 @@
-"""From a response to a verdict: exact answer, format, truncation, and the check of every line of the trace.
+"""From a response to a verdict: exact answer, format, truncation, and the check of every line of
+the trace.
 
-A reward function of the user takes the place of the exact match where the configuration names one. When it raises,
-returns anything but a finite number, or takes too long, the sample ends as a data failure: a failure is never a reward
-of zero. A response is judged in a process of its own (``bi_ray.isolation.guard``), reading, trace and format included.
+A reward function of the user takes the place of the exact match where the configuration names one.
+When it raises, returns anything but a finite number, or takes too long, the sample ends as a data
+failure: a failure is never a reward of zero. A response is judged in a process of its own
+(``bi_ray.isolation.guard``), reading, trace and format included.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from bi_ray.tasks.base import ChecksAnswers, Task
 if TYPE_CHECKING:
     from bi_ray.data.problems import ProblemRow
 
-# Called with the keyword arguments question, answer and response, all text; may be a coroutine function.
+# Called with the keyword arguments question, answer and response, all text; may be a coroutine
+# function.
 RewardFunction = Callable[..., Any]
 
 
@@ -56,7 +59,9 @@ class VerificationItem:
     @classmethod
     def of(cls, problem: ProblemRow, response: str, truncated: bool) -> VerificationItem:
         """A response to a problem."""
-        return cls(problem.question, problem.graph, problem.answer, response, truncated, problem.reference)
+        return cls(
+            problem.question, problem.graph, problem.answer, response, truncated, problem.reference
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +69,29 @@ class Verdict:
     """What a response is worth.
 
     Attributes:
-        reward: 1 for a right answer, else 0, or what the user's reward function returned; plus the rewards for the
-            format and for the trace.
+        reward: 1 for a right answer, else 0, or what the user's reward function returned; plus the
+            rewards for the format and for the trace.
         right: whether the last answer is the right one, whatever rewards it.
         format_right: whether it is exactly one chain of thought and one answer, and not truncated.
         truncated: whether it ended at the length limit; then it is wrong.
-        trace_valid: whether every line of the chain of thought is right, None where there is no graph to check it by.
-        trace_fault: what is wrong with the first bad line, None for a valid trace and without a graph.
+        trace_valid: whether every line of the chain of thought is right, None where there is no
+            graph to check it by.
+        trace_fault: what is wrong with the first bad line, None for a valid trace and without a
+            graph.
         reflections: lines that turn back from a node, justified or not.
         analyses: lines that restate what they use.
         subgoals: lines that write the numbers out.
-        first_bad_step: place of the first bad line, from 0; the number of lines where one is lacking at the end; None
-            for a valid trace.
-        progress: share of the needed quantities that the lines before it solve (``check.TraceReport``).
-        right_reflections: lines before it that turned back from a node that was locked, for the right reason.
+        first_bad_step: place of the first bad line, from 0; the number of lines where one is
+            lacking at the end; None for a valid trace.
+        progress: share of the needed quantities that the lines before it solve
+            (``check.TraceReport``).
+        right_reflections: lines before it that turned back from a node that was locked, for the
+            right reason.
         corrections: lines that mend a wrong value.
         verifications: lines that compute something known again.
         plans: lines that say what needs what.
-        outcome: what the user's reward function returned, 0 where the response was truncated; None: without one.
+        outcome: what the user's reward function returned, 0 where the response was truncated; None:
+            without one.
     """
 
     reward: float
@@ -119,7 +129,8 @@ BEHAVIOR_FIELDS = {  # of a verdict, by the behavior that they count
 
 @dataclass(frozen=True, slots=True)
 class DataFailure:
-    """A sample without a verdict, because of its data or of the user's reward function: dropped and counted.
+    """A sample without a verdict, because of its data or of the user's reward function: dropped and
+    counted.
 
     Attributes:
         reason: one line.
@@ -134,7 +145,9 @@ class DataFailure:
 
 
 class VerdictError(RuntimeError):
-    """A stage or an RL step that lacks the verdicts it needs, so it does not count as done; the message says why."""
+    """A stage or an RL step that lacks the verdicts it needs, so it does not count as done; the
+    message says why.
+    """
 
 
 class RewardError(CallError):
@@ -164,7 +177,8 @@ def verify(
         reward_function: gives the reward of this response in place of the exact match.
         format_reward: added where the format is right.
         is_right: says whether the answer is right, in place of an exact match.
-        trace_reward: added times the trace's progress, or where it is valid: a reward for the process.
+        trace_reward: added times the trace's progress, or where it is valid: a reward for the
+            process.
         trace_reward_of: which of the two.
     """
     doing("check of the trace")
@@ -174,7 +188,9 @@ def verify(
     doing("check of the format")
     format_right = not truncated and task.format_is_right(response_text)
     doing("check of the answer")
-    right = not truncated and (is_right() if is_right else task.parse_answer(response_text) == answer)
+    right = not truncated and (
+        is_right() if is_right else task.parse_answer(response_text) == answer
+    )
     outcome = None
     if reward_function:
         doing("reward function")
@@ -183,7 +199,9 @@ def verify(
     if not truncated:
         reward = (float(right) if outcome is None else outcome) + format_reward * format_right
         if trace:
-            reward += trace_reward * (trace.progress if trace_reward_of == "progress" else trace.valid)
+            reward += trace_reward * (
+                trace.progress if trace_reward_of == "progress" else trace.valid
+            )
     return Verdict(
         reward=reward,
         right=right,
@@ -205,7 +223,8 @@ def verify(
 
 
 class Verifier:
-    """Scores batches in a process of its own, which is ended and replaced where a response takes too much of it.
+    """Scores batches in a process of its own, which is ended and replaced where a response takes
+    too much of it.
 
     Args:
         task: reads the responses.
@@ -245,8 +264,8 @@ def _verdict_of(outcome: Verdict | Fault) -> Verdict | DataFailure:
 def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
     """Refuse a batch in which nothing could be judged: then the fault is not in the responses.
 
-    A truncated response proves nothing, since it is wrong without any check. Failures beside verdicts are allowed,
-    however many they are; whoever counts them leaves them out.
+    A truncated response proves nothing, since it is wrong without any check. Failures beside
+    verdicts are allowed, however many they are; whoever counts them leaves them out.
 
     Args:
         outcomes: of all responses of an evaluation or an RL step.
@@ -266,7 +285,9 @@ def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
     reason, count = reasons.most_common(1)[0]
     share = "" if len(reasons) == 1 else f" ({count} of them, and other reasons)"
     advice = "fix it and run the same command again"
-    raise VerdictError(f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}")
+    raise VerdictError(
+        f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}"
+    )
 
 
 def calls_user_code(task: Task) -> bool:
@@ -282,7 +303,9 @@ class _Scorer:
         self.task = task
         self.config = config
         self.format_reward = format_reward
-        self.reward_function = load_reward_function(config.reward_function) if config.reward_function else None
+        self.reward_function = (
+            load_reward_function(config.reward_function) if config.reward_function else None
+        )
         if isinstance(task, ChecksAnswers):
             task.prepare()
 
@@ -292,7 +315,9 @@ class _Scorer:
         if self.reward_function:
             reward = partial(call_reward_function, self.reward_function, item)
         if isinstance(task, ChecksAnswers):
-            is_right = partial(task.answer_is_right, item.response, item.question, item.answer, item.reference)
+            is_right = partial(
+                task.answer_is_right, item.response, item.question, item.answer, item.reference
+            )
         return verify(
             task,
             Graph.from_json(item.graph) if item.graph else None,
@@ -332,7 +357,9 @@ def call_reward_function(function: RewardFunction, item: VerificationItem) -> fl
 
 @cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One for all calls: a client that a coroutine function keeps belongs to the loop that it was made in."""
+    """One for all calls: a client that a coroutine function keeps belongs to the loop that it was
+    made in.
+    """
     return asyncio.new_event_loop()
 
 
@@ -351,7 +378,9 @@ def reward_of(value: Any) -> float:
     except (OverflowError, ValueError):  # an integer beyond floats; Decimal("sNaN")
         number = math.nan
     if not math.isfinite(number):
-        raise RewardError(f"the reward function returned {_shown(value)}, which is not a finite number")
+        raise RewardError(
+            f"the reward function returned {_shown(value)}, which is not a finite number"
+        )
     return number
 
 

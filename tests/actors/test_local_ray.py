@@ -1,4 +1,6 @@
-"""What a local Ray and the commands that join a cluster make of the environment; the real ones are in integration."""
+"""What a local Ray and the commands that join a cluster make of the environment; the real ones are
+in integration.
+"""
 
 import os
 import socket
@@ -31,18 +33,24 @@ def test_loopback(host):
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.evil"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.evil"]
+)
 def test_no_loopback(host):
     assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_the_sockets_of_a_session_fit_however_long_the_folder_for_temporary_files_is(variable, monkeypatch, tmp_path):
+def test_the_sockets_of_a_session_fit_however_long_the_folder_for_temporary_files_is(
+    variable, monkeypatch, tmp_path
+):
     for length in (1, 30, 100, 200):
         folder = tmp_path / ("x" * length)
         folder.mkdir()
         monkeypatch.setenv(variable, str(folder))
-        path = session_folder() / "session_2026-11-28_16-48-20_360143_4194304/sockets/plasma_store.1"
+        path = (
+            session_folder() / "session_2026-11-28_16-48-20_360143_4194304/sockets/plasma_store.1"
+        )
         assert path.parents[2].stat().st_mode & 0o777 == 0o700
         path.parent.mkdir(parents=True, exist_ok=True)
         with socket.socket(socket.AF_UNIX) as server:
@@ -76,7 +84,10 @@ def test_a_session_folder_that_another_user_made_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("address", "what"),
     [
-        ("http://10.0.0.1:8265", "RAY_ADDRESS is http://10.0.0.1:8265, the address of a job server"),
+        (
+            "http://10.0.0.1:8265",
+            "RAY_ADDRESS is http://10.0.0.1:8265, the address of a job server",
+        ),
         ("https://head", "the address of a job server"),
         ("ray://10.0.0.1:10001", "the address of a Ray client server"),
         ("10.0.0.1", "not HOST:PORT"),
@@ -104,7 +115,10 @@ def test_an_address_that_can_be_joined(address):
         ({"RAY_ADDRESS": "[fd00::2]:6379"}, "http://[fd00::2]:8265"),
         ({"RAY_ADDRESS": "ray://10.0.0.1:10001"}, "http://10.0.0.1:8265"),
         ({"RAY_ADDRESS": "https://head/ray"}, "https://head/ray"),
-        ({"RAY_ADDRESS": "10.0.0.1:6379", "RAY_API_SERVER_ADDRESS": "http://other:1"}, "http://other:1"),
+        (
+            {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_API_SERVER_ADDRESS": "http://other:1"},
+            "http://other:1",
+        ),
     ],
 )
 def test_where_jobs_go(environment, server, monkeypatch):
@@ -114,11 +128,15 @@ def test_where_jobs_go(environment, server, monkeypatch):
     assert job_server("http://given:2") == "http://given:2"
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1:6379", "head", "ray://head:10001", "http://", "http://head:port"])
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:6379", "head", "ray://head:10001", "http://", "http://head:port"]
+)
 @pytest.mark.parametrize("source", ["--address", "RAY_API_SERVER_ADDRESS"])
 def test_a_job_server_of_another_kind_is_one_clear_line(address, source, monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
-    with pytest.raises(JobError, match=f"{source} is .*: give the address of the job server, http://HOST:8265"):
+    with pytest.raises(
+        JobError, match=f"{source} is .*: give the address of the job server, http://HOST:8265"
+    ):
         job_server(address if source == "--address" else None)
 
 
@@ -126,7 +144,9 @@ class NoJobs(BaseHTTPRequestHandler):
     """A job server without any job."""
 
     def do_GET(self):
-        version = b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": "s"}'
+        version = (
+            b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": "s"}'
+        )
         body = b"[]" if self.path.startswith("/api/jobs") else version
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -158,7 +178,9 @@ def test_jobs_on_this_machine_are_asked_for_without_the_proxy(job_server_here, m
 def test_a_job_server_behind_a_proxy_that_does_not_answer_names_the_proxy(monkeypatch):
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
-    with pytest.raises(JobError, match=r"go through the proxy 127\.0\.0\.1; .* add 192\.0\.2\.1 to NO_PROXY") as caught:
+    with pytest.raises(
+        JobError, match=r"go through the proxy 127\.0\.0\.1; .* add 192\.0\.2\.1 to NO_PROXY"
+    ) as caught:
         Jobs("http://192.0.2.1:8265")
     assert "secret" not in str(caught.value)
 
@@ -189,7 +211,9 @@ def joined(monkeypatch):
 
 def written(run):
     run.mkdir(mode=0o700)
-    write_private(run / ADDRESS_FILE, '{"address": "10.6.6.6:6379", "auth_mode": "token", "token": null}')
+    write_private(
+        run / ADDRESS_FILE, '{"address": "10.6.6.6:6379", "auth_mode": "token", "token": null}'
+    )
     return RunDirectory(run)
 
 
@@ -205,7 +229,9 @@ def test_scale_joins_no_address_that_others_can_write(tmp_path, joined, place, b
     directory = written(tmp_path / "run")
     path = tmp_path / "run" / place
     path.chmod(path.stat().st_mode | bits)
-    with pytest.raises(ClusterError, match=r"not trusted: others can write to .*give the --address"):
+    with pytest.raises(
+        ClusterError, match=r"not trusted: others can write to .*give the --address"
+    ):
         scale(directory, 2)
     with pytest.raises(ClusterError, match="far enough"):
         scale(directory, 2, "10.1.1.1:6379")
@@ -217,7 +243,9 @@ def test_scale_joins_no_address_that_others_can_write(tmp_path, joined, place, b
 def test_scale_joins_no_address_of_another_user(tmp_path, joined, place):
     directory = written(tmp_path / "run")
     os.chown(tmp_path / "run" / place, 12345, 12345)
-    with pytest.raises(ClusterError, match=r"not trusted: .* belongs to user 12345.*give the --address"):
+    with pytest.raises(
+        ClusterError, match=r"not trusted: .* belongs to user 12345.*give the --address"
+    ):
         scale(directory, 2)
     assert joined == []
 

@@ -20,7 +20,11 @@ def pipeline(tiny_model, tmp_path):
             "name": "inputs",
             "task": {"kind": "promptbench", "name_pool": 48, "sets": sets},
             "arms": ["vanilla", "bridge", "base"],
-            "model": {"path": str(tiny_model(True)), "max_prompt_tokens": 512, "max_response_tokens": 512},
+            "model": {
+                "path": str(tiny_model(True)),
+                "max_prompt_tokens": 512,
+                "max_response_tokens": 512,
+            },
             "evaluation": {"sets": []},
             "readiness": {"queries": 0},
         }
@@ -41,12 +45,16 @@ def test_a_damaged_stage_ends_the_run_before_the_next_one_reads_it(pipeline, tmp
     with again.run_directory:
         data = again.data()
         again.sft_data("vanilla", data)  # done already: nothing is read
-        with pytest.raises(RunError, match=rf"run/data is damaged: sft/{file.name} has changed .*--from data"):
+        with pytest.raises(
+            RunError, match=rf"run/data is damaged: sft/{file.name} has changed .*--from data"
+        ):
             again.sft_data("bridge", data)
 
 
 def cut_largest(stage):
-    file = max((path for path in stage.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file = max(
+        (path for path in stage.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
     os.truncate(file, 100)
     return rf"{stage.name} is damaged: .*{file.name} has 100 bytes, not"
 
@@ -67,7 +75,13 @@ def test_training_does_not_begin_from_what_is_damaged(pipeline, tmp_path):
 
 def test_a_base_inside_the_run_directory_is_no_stage(pipeline, tmp_path):
     run = pipeline()
-    policies = ("sft/bridge/policy", "sft_double/bridge/policy", "checkpoint/model", "model", "../elsewhere")
+    policies = (
+        "sft/bridge/policy",
+        "sft_double/bridge/policy",
+        "checkpoint/model",
+        "model",
+        "../elsewhere",
+    )
     assert [run._stages_of(tmp_path / "run" / policy) for policy in policies] == [
         ["sft/bridge"],
         ["sft_double/bridge"],

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bi_ray.answers.characters import one_form
-from bi_ray.answers.checker import AnswerChecker, find_answer, format_is_right, same_mathematics, write_response
+from bi_ray.answers.checker import (
+    AnswerChecker,
+    find_answer,
+    format_is_right,
+    same_mathematics,
+    write_response,
+)
 from bi_ray.answers.forms import readings, same_text
 from bi_ray.answers.quantity import read_quantity
 from bi_ray.config import AnswerConfig, IGSMConfig, PromptBenchConfig
@@ -34,12 +40,83 @@ def response_of(answer, extract):
 
 # Right answers as data sets write them.
 ANSWERS = [
-    *("7", "-12", "3.0", "1,250", "2 500", "0.125", ".5", "5.", "1e21", "1000000000000000000000", "2.5e3"),
-    *("٣٧", "３７", "3/8", "2 1/3", "¾", "2½", "10⁶", "10⁻³", "2³", "12 %", "$4.20", "€9", "9 €", "–8", "−8"),
-    *("45 km/h", "90°", "3:45", "1\u202f234", "1 000 000.00", "v1.10", "7 or 8", "① and ②", "2516_8", "x = 4"),
-    *("A", "(B)", "True", "no", "H₂O", "Ⅳ", "ﬁve", "µm", "naïve", "Noël", "東京", "a\u00a0b", "a\u200bb", "nan"),
-    *("She left.", "9:15 p.m.", "Is it?", "wait ...", "The answer is 42.", "Answer: 42", "the answer is no answer"),
-    *(r"\frac{3}{8}", r"\text{(C)}", r"\dfrac34", r"$\sqrt{5}$", r"\(x^2\)", r"\{1, 2\}", "[0, 2)", r"2^{-1}"),
+    *(
+        "7",
+        "-12",
+        "3.0",
+        "1,250",
+        "2 500",
+        "0.125",
+        ".5",
+        "5.",
+        "1e21",
+        "1000000000000000000000",
+        "2.5e3",
+    ),
+    *(
+        "٣٧",
+        "３７",
+        "3/8",
+        "2 1/3",
+        "¾",
+        "2½",
+        "10⁶",
+        "10⁻³",
+        "2³",
+        "12 %",
+        "$4.20",
+        "€9",
+        "9 €",
+        "–8",
+        "−8",
+    ),
+    *(
+        "45 km/h",
+        "90°",
+        "3:45",
+        "1\u202f234",
+        "1 000 000.00",
+        "v1.10",
+        "7 or 8",
+        "① and ②",
+        "2516_8",
+        "x = 4",
+    ),
+    *(
+        "A",
+        "(B)",
+        "True",
+        "no",
+        "H₂O",
+        "Ⅳ",
+        "ﬁve",
+        "µm",
+        "naïve",
+        "Noël",
+        "東京",
+        "a\u00a0b",
+        "a\u200bb",
+        "nan",
+    ),
+    *(
+        "She left.",
+        "9:15 p.m.",
+        "Is it?",
+        "wait ...",
+        "The answer is 42.",
+        "Answer: 42",
+        "the answer is no answer",
+    ),
+    *(
+        r"\frac{3}{8}",
+        r"\text{(C)}",
+        r"\dfrac34",
+        r"$\sqrt{5}$",
+        r"\(x^2\)",
+        r"\{1, 2\}",
+        "[0, 2)",
+        r"2^{-1}",
+    ),
     *("**bold**", "`x`", "Tom’s", "it’s “so”", "<b>x</b>", "24</s>", "café.", ": 5", ":", "."),
 ]
 
@@ -48,19 +125,33 @@ ANSWERS = [
 @pytest.mark.parametrize("kind", CHECKERS)
 def test_the_right_answer_itself_is_right(kind, extract):
     one = checker(kind, extract)
-    assert [answer for answer in ANSWERS if not one.is_right(response_of(answer, extract), "?", answer)] == []
+    assert [
+        answer for answer in ANSWERS if not one.is_right(response_of(answer, extract), "?", answer)
+    ] == []
 
 
-WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="{}\\#<>"))
+WORDS = st.text(
+    st.characters(
+        codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="{}\\#<>"
+    )
+)
 FORMS = st.one_of(
     st.sampled_from([": a", ":", "is it", "**", "$", "."]),
     WORDS,
     st.sampled_from(ANSWERS),
     st.integers().map(str),
-    st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6).map(str),
+    st.decimals(
+        allow_nan=False, allow_infinity=False, places=3, min_value=-(10**6), max_value=10**6
+    ).map(str),
     st.fractions(max_denominator=99).map(str),
-    st.builds("{}{}".format, st.sampled_from(["The answer is ", "**", "$", "(", "Answer: "]), WORDS),
-    st.builds("{}{}".format, WORDS, st.sampled_from([".", "..", " .", "**", "%", "$", ")", " km", "⁶", "½"])),
+    st.builds(
+        "{}{}".format, st.sampled_from(["The answer is ", "**", "$", "(", "Answer: "]), WORDS
+    ),
+    st.builds(
+        "{}{}".format,
+        WORDS,
+        st.sampled_from([".", "..", " .", "**", "%", "$", ")", " km", "⁶", "½"]),
+    ),
 ).filter(lambda answer: answer.strip())
 
 
@@ -72,7 +163,10 @@ def test_the_right_answer_itself_is_right_whatever_it_is(kind, extract, answer):
     assert checker(kind, extract).is_right(response_of(answer, extract), "?", answer)
 
 
-@given(answer=FORMS.filter(lambda answer: any(map(str.isalnum, answer))), end=st.sampled_from(["", ".", " ", "\n"]))
+@given(
+    answer=FORMS.filter(lambda answer: any(map(str.isalnum, answer))),
+    end=st.sampled_from(["", ".", " ", "\n"]),
+)
 @settings(deadline=None)
 def test_a_full_stop_more_or_less_does_not_matter(answer, end):
     assert checker().is_right(answer + end, "?", answer)
@@ -105,7 +199,10 @@ PAIRS = [
     ("exact", "boxed", "7", r"\boxed{7} goes into the \boxed form", True),
     ("exact", "boxed", "E", r"\boxed{\textbf{(E)}}", True),
     ("exact", "boxed", "E", r"\boxed{\textbf{(D)}}", False),
-    *[(kind, "tag", "10⁶", "<answer>1000000</answer>", True) for kind in ("exact", "numeric", "math")],
+    *[
+        (kind, "tag", "10⁶", "<answer>1000000</answer>", True)
+        for kind in ("exact", "numeric", "math")
+    ],
     *[(kind, "tag", "10⁶", "<answer>10⁶</answer>", True) for kind in ("exact", "numeric", "math")],
     *[(kind, "tag", "10⁶", "<answer>10^6</answer>", True) for kind in ("exact", "numeric", "math")],
     *[(kind, "tag", "10⁶", "<answer>106</answer>", False) for kind in ("exact", "numeric", "math")],
@@ -199,7 +296,13 @@ def test_questions_that_differ_in_a_raised_digit_are_two():
 
 
 def test_layers_come_off_one_by_one():
-    assert readings(" The answer is **$5$.** ") == ["The answer is **$5$.**", "**$5$.**", "$5$.", "$5$", "5"]
+    assert readings(" The answer is **$5$.** ") == [
+        "The answer is **$5$.**",
+        "**$5$.**",
+        "$5$.",
+        "$5$",
+        "5",
+    ]
     assert readings(r"\text{a} and \text{b}") == [r"\text{a} and \text{b}"]
     assert readings(" </s> ") == []
     assert len(readings("`" * 1000 + "x" + "`" * 1000)) < 20
@@ -215,7 +318,12 @@ TASKS = {
 
 def readers():
     """Everything that reads a response, by name."""
-    found = {"readings": readings, "read_quantity": read_quantity, "one_form": one_form, "text_hash": text_hash}
+    found = {
+        "readings": readings,
+        "read_quantity": read_quantity,
+        "one_form": one_form,
+        "text_hash": text_hash,
+    }
     found |= {"numbers_in": numbers_in, "value_in": value_in, "plain_expression": plain_expression}
     for extract in EXTRACTS:
         found[f"find {extract}"] = lambda text, extract=extract: find_answer(text, extract)
@@ -243,13 +351,57 @@ def asked(task, text):
 
 
 HOSTILE = [
-    *("\\boxed{", "<answer>", "<answer></answer>", "</think><answer>", "{", "\\", "#", " ", "\\boxed 5 ", "</s>", "**"),
-    *("the ", "9", "1,000,", "⁶", "½", "A b ", " = 5", "Let's solve a, since b, ", "Let's check a, a = 1 ", "a and "),
-    *("So a = b. ", "a. So b = 1", "Plan: a needs b, ", "- let's check a: 1 = 1, and ", "the number of each ", "'s "),
-    *("The number of each a's b equals ", "How many a does each ", "twenty ", "\u2028", "\n", "(", "$"),
+    *(
+        "\\boxed{",
+        "<answer>",
+        "<answer></answer>",
+        "</think><answer>",
+        "{",
+        "\\",
+        "#",
+        " ",
+        "\\boxed 5 ",
+        "</s>",
+        "**",
+    ),
+    *(
+        "the ",
+        "9",
+        "1,000,",
+        "⁶",
+        "½",
+        "A b ",
+        " = 5",
+        "Let's solve a, since b, ",
+        "Let's check a, a = 1 ",
+        "a and ",
+    ),
+    *(
+        "So a = b. ",
+        "a. So b = 1",
+        "Plan: a needs b, ",
+        "- let's check a: 1 = 1, and ",
+        "the number of each ",
+        "'s ",
+    ),
+    *(
+        "The number of each a's b equals ",
+        "How many a does each ",
+        "twenty ",
+        "\u2028",
+        "\n",
+        "(",
+        "$",
+    ),
 ]
-FRAMES = [("", ""), ("<think>\n", "\n</think>\n<answer> The final answer is 5 </answer>"), ("<answer>", "</answer>")]
-MOST_S = 0.5  # of the processor for 50,000 characters, which take hundredths; all pairs of places would take minutes
+FRAMES = [
+    ("", ""),
+    ("<think>\n", "\n</think>\n<answer> The final answer is 5 </answer>"),
+    ("<answer>", "</answer>"),
+]
+# of the processor for 50,000 characters, which take hundredths; all pairs of places would take
+# minutes
+MOST_S = 0.5
 
 
 def seconds(reader, text):
@@ -259,7 +411,9 @@ def seconds(reader, text):
 
 
 def too_slow(characters, most_s, hostile=HOSTILE, frames=FRAMES):
-    """The readers that take too long, with what. Lengths grow, so that a slow one is found while it is still quick."""
+    """The readers that take too long, with what. Lengths grow, so that a slow one is found while it
+    is still quick.
+    """
     found = []
     for name, reader in readers().items():
         for piece in hostile:

@@ -123,8 +123,34 @@ def test_numbers_that_are_read(text, value, percent, unit):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "abc", "1,23", "12,34,567", "1,234,", "5 or six", "5 and 6", "3, 4", "1/0", "1 1/0", "--5", "1..2"),
-        *("0x12", "1e99999", "9" * 300, "5 = 5", "①", "about 5", "5 x 3", "5!", "$", "%", "3 / ", "1:30"),
+        *(
+            "",
+            "abc",
+            "1,23",
+            "12,34,567",
+            "1,234,",
+            "5 or six",
+            "5 and 6",
+            "3, 4",
+            "1/0",
+            "1 1/0",
+            "--5",
+            "1..2",
+        ),
+        *(
+            "0x12",
+            "1e99999",
+            "9" * 300,
+            "5 = 5",
+            "①",
+            "about 5",
+            "5 x 3",
+            "5!",
+            "$",
+            "%",
+            "3 / ",
+            "1:30",
+        ),
         *("NaN", "inf"),
     ],
 )
@@ -228,11 +254,31 @@ def checker(**options):
         ({"extract": "hashes", "checker": "numeric"}, "10", "10", False),
         ({"extract": "boxed", "checker": "math"}, r"\boxed{\frac{2}{4}}", r"\frac12", True),
         ({"extract": "boxed", "checker": "math"}, r"\boxed{\frac{2}{5}}", r"\frac12", False),
-        ({"extract": "response", "checker": "regex", "pattern": r"\(([A-E])\)"}, "(A)? No: (C)", "C", True),
-        ({"extract": "response", "checker": "regex", "pattern": r"\(([A-E])\)"}, "(C)? No: (A)", "C", False),
+        (
+            {"extract": "response", "checker": "regex", "pattern": r"\(([A-E])\)"},
+            "(A)? No: (C)",
+            "C",
+            True,
+        ),
+        (
+            {"extract": "response", "checker": "regex", "pattern": r"\(([A-E])\)"},
+            "(C)? No: (A)",
+            "C",
+            False,
+        ),
         ({"extract": "response", "checker": "regex", "pattern": r"\(([A-E])\)"}, "C", "C", False),
-        ({"extract": "response", "checker": "regex", "pattern": r"yes|is (\w+)"}, "yes", "yes", False),
-        ({"checker": "regex", "pattern": r"(\w+)$", "ignore_case": True}, "<answer>it is No</answer>", "no", True),
+        (
+            {"extract": "response", "checker": "regex", "pattern": r"yes|is (\w+)"},
+            "yes",
+            "yes",
+            False,
+        ),
+        (
+            {"checker": "regex", "pattern": r"(\w+)$", "ignore_case": True},
+            "<answer>it is No</answer>",
+            "no",
+            True,
+        ),
     ],
 )
 def test_checkers(options, response, answer, right):
@@ -280,7 +326,9 @@ def test_what_a_function_raises_is_not_hidden(functions):
 
 
 def test_a_wrong_import_path_is_told_with_its_option(functions):
-    with pytest.raises(ConfigError, match=r"task.answer.function: user_checks:no_such: user_checks has no function"):
+    with pytest.raises(
+        ConfigError, match=r"task.answer.function: user_checks:no_such: user_checks has no function"
+    ):
         functions("no_such").fault_of("5")
 
 

@@ -6,14 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bi_ray.batches.advantages import EQUAL_REWARDS, group_advantages, learned_rewards, rewards_differ, step_advantages
+from bi_ray.batches.advantages import (
+    EQUAL_REWARDS,
+    group_advantages,
+    learned_rewards,
+    rewards_differ,
+    step_advantages,
+)
 
 
 @pytest.mark.parametrize(("right", "samples"), [(1, 8), (3, 8), (7, 8), (1, 2), (5, 12)])
 def test_binary_rewards_give_equation_6(right, samples):
     advantages = group_advantages([1.0] * right + [0.0] * (samples - right))
     assert advantages[:right] == pytest.approx([math.sqrt((samples - right) / right)] * right)
-    assert advantages[right:] == pytest.approx([-math.sqrt(right / (samples - right))] * (samples - right))
+    assert advantages[right:] == pytest.approx(
+        [-math.sqrt(right / (samples - right))] * (samples - right)
+    )
 
 
 @settings(deadline=None)
@@ -25,7 +33,9 @@ def test_against_statistics(rewards, epsilon):
             assert advantages == [0.0] * len(rewards)
         else:
             mean = statistics.fmean(rewards)
-            assert advantages == pytest.approx([(r - mean) / (std(rewards) + epsilon) for r in rewards])
+            assert advantages == pytest.approx(
+                [(r - mean) / (std(rewards) + epsilon) for r in rewards]
+            )
             assert sum(advantages) == pytest.approx(0, abs=1e-9)
 
 
@@ -64,7 +74,9 @@ def test_rewards_equal_but_for_rounding_have_no_advantage(kind, std, name):
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 7.3, 1e6, 1e200, 1e308])
-@pytest.mark.parametrize(("std", "deviation"), [("population", statistics.pstdev), ("sample", statistics.stdev)])
+@pytest.mark.parametrize(
+    ("std", "deviation"), [("population", statistics.pstdev), ("sample", statistics.stdev)]
+)
 def test_advantages_do_not_depend_on_the_unit_of_the_rewards(scale, std, deviation):
     rewards = [0.0, 0.25, 1.0, 1.0]
     wanted = [(reward - 0.5625) / deviation(rewards) for reward in rewards]
@@ -79,7 +91,9 @@ def test_binary_advantages_are_those_of_the_plain_formula_to_the_last_bit():
             squares = math.fsum((reward - mean) ** 2 for reward in rewards)
             for std, epsilon in (("population", 0.0), ("sample", 1e-6)):
                 spread = math.sqrt(squares / (samples - (std == "sample"))) + epsilon
-                assert group_advantages(rewards, std, epsilon) == [(reward - mean) / spread for reward in rewards]
+                assert group_advantages(rewards, std, epsilon) == [
+                    (reward - mean) / spread for reward in rewards
+                ]
             assert group_advantages(rewards, "none") == [reward - mean for reward in rewards]
 
 
@@ -93,4 +107,5 @@ def test_a_group_without_a_right_answer_counts_by_its_answers():
     assert learned_rewards([0.05, 0.0, 0.3], [0.0, 0.0, 0.0]) == [0.0, 0.0, 0.0]
     assert learned_rewards([1.05, 0.0, 0.05], [1.0, 0.0, 0.0]) == [1.05, 0.0, 0.05]
     assert learned_rewards([1.0, 0.8], [1.0, 1.0]) == [1.0, 0.8]  # all right, some too long
-    assert learned_rewards([0.2, 0.45], [0.2, 0.4]) == [0.2, 0.45]  # a reward function that gives partial credit
+    # a reward function that gives partial credit
+    assert learned_rewards([0.2, 0.45], [0.2, 0.4]) == [0.2, 0.45]

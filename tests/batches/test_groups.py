@@ -61,7 +61,9 @@ def test_reinforce_pp_learns_from_groups_without_variance():
     """The baseline is that of the step: 2 of 8 right, so 1/4, and the std sqrt(3)/4."""
     batch, _ = build_batch(MIXED, config(algorithm="reinforce_pp"))
     right, wrong = 3**0.5, -(3**-0.5)
-    assert [sample.advantage for sample in batch.samples] == pytest.approx([right] * 2 + [wrong] * 6)
+    assert [sample.advantage for sample in batch.samples] == pytest.approx(
+        [right] * 2 + [wrong] * 6
+    )
     assert batch.tokens_total == 36
 
 
@@ -71,7 +73,10 @@ def advantages_of_mine(groups):
 
 def test_advantages_by_import_path():
     batch, _ = build_batch(MIXED, config(advantage=f"{__name__}:advantages_of_mine"))
-    assert [(sample.key, sample.advantage) for sample in batch.samples] == [("a/0", 10.0), ("a/1", 10.0)]
+    assert [(sample.key, sample.advantage) for sample in batch.samples] == [
+        ("a/0", 10.0),
+        ("a/1", 10.0),
+    ]
 
 
 def one_too_few(groups):
@@ -79,7 +84,9 @@ def one_too_few(groups):
 
 
 def test_advantages_of_ones_own_must_be_complete():
-    with pytest.raises(ConfigError, match="one_too_few must give every group as many advantages as rewards"):
+    with pytest.raises(
+        ConfigError, match="one_too_few must give every group as many advantages as rewards"
+    ):
         build_batch(MIXED, config(advantage=f"{__name__}:one_too_few"))
 
 
@@ -103,11 +110,15 @@ def test_the_share_of_valid_traces_is_of_those_that_could_be_checked():
 
 
 def test_shaping_changes_advantages_and_leaves_the_reward():
-    """Limit 100: the buffer begins at 80. Four right responses lose 0, 0, a half and all of the penalty."""
+    """Limit 100: the buffer begins at 80. Four right responses lose 0, 0, a half and all of the
+    penalty.
+    """
     judged = [(group("a", 4, tokens=[10, 80, 90, 100]), verdicts(1, 1, 1, 1))]
     options = {"advantage_std": "none", "shaping": {"overlong_penalty": 0.4}}
     batch, metrics = build_batch(judged, config(**options))
-    assert [sample.advantage for sample in batch.samples] == pytest.approx([0.15, 0.15, -0.05, -0.25])
+    assert [sample.advantage for sample in batch.samples] == pytest.approx(
+        [0.15, 0.15, -0.05, -0.25]
+    )
     assert (metrics["reward"], metrics["informative_share"]) == (1.0, 0.0)
     assert metrics["shaped_reward"] == pytest.approx(0.85)
     assert metrics["shaping"] == pytest.approx(-0.15)
@@ -123,7 +134,10 @@ def test_a_wrong_response_is_not_paid_for_being_short():
 
 def shaped_verdicts(*pairs, outcome=False):
     """Verdicts of (reward for the answer, what was added to it)."""
-    return [Verdict(a + b, a >= 0.5, b > 0, False, None, outcome=a if outcome else None) for a, b in pairs]
+    return [
+        Verdict(a + b, a >= 0.5, b > 0, False, None, outcome=a if outcome else None)
+        for a, b in pairs
+    ]
 
 
 ALL_WRONG = {
@@ -140,7 +154,9 @@ def test_a_group_without_a_right_answer_teaches_nothing_but_by_request(name):
     batch, metrics = build_batch(judged, config(**options))
     assert batch.samples == []
     assert metrics["informative_share"] == 0.0
-    kept, _ = build_batch(judged, config(zero_variance_groups="keep", kl={"estimator": "k3"}, **options))
+    kept, _ = build_batch(
+        judged, config(zero_variance_groups="keep", kl={"estimator": "k3"}, **options)
+    )
     assert [sample.advantage for sample in kept.samples] == [0.0, 0.0]
     shaped, metrics = build_batch(judged, config(wrong_groups="shaped", **options))
     assert [sample.advantage for sample in shaped.samples] == pytest.approx([1.0, -1.0])
@@ -161,7 +177,10 @@ def test_rounding_in_rewards_teaches_nothing():
     outcome = shaped_verdicts((0.1 + 0.2, 0.3), (0.3, 0.3), outcome=True)
     batch, metrics = build_batch([(group("a", 2), outcome)], config(wrong_groups="shaped"))
     assert (batch.samples, metrics["informative_share"]) == ([], 0.0)
-    assert refill([(group("a", 2), outcome)], 1, RLConfig(dynamic_sampling={}, prompts_per_step=1)) == 1
+    assert (
+        refill([(group("a", 2), outcome)], 1, RLConfig(dynamic_sampling={}, prompts_per_step=1))
+        == 1
+    )
 
 
 DYNAMIC = {"dynamic_sampling": {"max_rounds": 3}, "prompts_per_step": 2}
@@ -169,19 +188,26 @@ DYNAMIC = {"dynamic_sampling": {"max_rounds": 3}, "prompts_per_step": 2}
 
 def test_dynamic_sampling_takes_the_first_informative_groups():
     names, rewards = "abcd", [(0, 0), (1, 0), (1, 1), (0, 1)]
-    judged = [(group(name, 2), verdicts(*values)) for name, values in zip(names, rewards, strict=True)]
+    judged = [
+        (group(name, 2), verdicts(*values)) for name, values in zip(names, rewards, strict=True)
+    ]
     judged.append((group("e", 2), verdicts(1, 0)))  # one too many
     batch, metrics = build_batch(judged, config(**DYNAMIC))
     assert [sample.key for sample in batch.samples] == ["b/0", "b/1", "d/0", "d/1"]
     assert (batch.groups_total, batch.samples_total, batch.tokens_total) == (2, 4, 8)
     assert metrics["reward"] == 0.5
-    assert (metrics["groups"], metrics["trained_groups"], metrics["informative_share"]) == (5, 2, 0.6)
+    assert (metrics["groups"], metrics["trained_groups"], metrics["informative_share"]) == (
+        5,
+        2,
+        0.6,
+    )
 
 
 def test_how_many_prompts_a_refill_asks_for():
     rl = RLConfig(dynamic_sampling={"max_rounds": 3}, prompts_per_step=8)
     good, bad = (group("g", 2), verdicts(1, 0)), (group("b", 2), verdicts(1, 1))
-    assert refill([good] * 2 + [bad] * 6, 1, rl) == 8  # 6 missing at 1 in 4 would be 24: one step's at most
+    # 6 missing at 1 in 4 would be 24: one step's at most
+    assert refill([good] * 2 + [bad] * 6, 1, rl) == 8
     assert refill([good] * 6 + [bad] * 6, 2, rl) == 4  # 2 missing at 1 in 2
     assert refill([bad] * 8, 1, rl) == 8
     assert refill([good] * 8 + [bad] * 8, 1, rl) == 0  # enough
@@ -217,6 +243,10 @@ def test_a_refill_depends_on_seed_and_step_alone():
     assert found == refill_prompts(10, asked, 5, step=2, seed=0)
     assert refill_prompts(10, asked, 3, step=2, seed=0) == found[:3]
     assert set(found).isdisjoint(asked)
-    assert found != refill_prompts(10, asked, 5, step=3, seed=0) != refill_prompts(10, asked, 5, step=3, seed=1)
+    assert (
+        found
+        != refill_prompts(10, asked, 5, step=3, seed=0)
+        != refill_prompts(10, asked, 5, step=3, seed=1)
+    )
     assert len(refill_prompts(10, asked, 99, 2, 0)) == 8
     assert refill_prompts(10, asked, 0, 2, 0) == []

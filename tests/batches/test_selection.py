@@ -30,7 +30,8 @@ def test_the_range_can_be_chosen():
 
 
 @pytest.mark.parametrize(
-    ("right", "of", "kept"), [(7, 7, False), (6, 7, True), (1, 2, True), (2, 2, False), (0, 5, False)]
+    ("right", "of", "kept"),
+    [(7, 7, False), (6, 7, True), (1, 2, True), (2, 2, False), (0, 5, False)],
 )
 def test_a_failed_sample_is_neither_right_nor_wrong(right, of, kept):
     """Kept is what has been seen to be right at least once and wrong at least once."""
@@ -41,7 +42,9 @@ def test_a_failed_sample_is_neither_right_nor_wrong(right, of, kept):
 def test_a_filter_that_keeps_none_says_what_to_change(right):
     config = QueryFilterConfig()
     rows = reject([(str(i), samples(right)) for i in range(5)], config)
-    with pytest.raises(SelectionError, match=r"keeps none of 5 queries .* make task.sets.rl easier or harder"):
+    with pytest.raises(
+        SelectionError, match=r"keeps none of 5 queries .* make task.sets.rl easier or harder"
+    ):
         describe_selection(rows, 5, config)
 
 

@@ -16,7 +16,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 
 def call(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -46,7 +48,9 @@ def test_every_command_explains_itself(command):
 def test_show_prints_the_problem_and_its_behaviors():
     with_behaviors = call("show", QUICKSTART, "--arm", "bridge")
     without = call("show", QUICKSTART, "--arm", "vanilla")
-    question = next(line for line in without.splitlines() if line.startswith("What is the value of"))
+    question = next(
+        line for line in without.splitlines() if line.startswith("What is the value of")
+    )
     assert question in with_behaviors
     assert with_behaviors.count(" = ") > without.count(" = ")
 
@@ -75,7 +79,9 @@ def test_a_known_error_is_one_line_and_exit_code_2(monkeypatch, capsys):
     assert capsys.readouterr().out.strip().endswith("the configuration has vanilla, bridge")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_shipped_configuration_is_valid(file):
     from bi_ray.config import PretrainConfig
 

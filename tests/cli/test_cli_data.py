@@ -16,7 +16,9 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 
 
 def call(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == code, result.output
     return result.output
 
@@ -24,7 +26,9 @@ def call(*arguments, code=0):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "set"
-    assert "60 problems, best constant answer" in call("data", QUICKSTART, "--out", out, "--problems", 60)
+    assert "60 problems, best constant answer" in call(
+        "data", QUICKSTART, "--out", out, "--problems", 60
+    )
     return out
 
 
@@ -39,7 +43,10 @@ def injected(made):
 @pytest.fixture
 def mine(tmp_path, made):
     """A user's file: templated questions without graphs, two bad rows among them."""
-    rows = [{"question": row["question"], "answer": row["answer"]} for _, row in rows_of(made, Rejects())][:5]
+    rows = [
+        {"question": row["question"], "answer": row["answer"]}
+        for _, row in rows_of(made, Rejects())
+    ][:5]
     rows[2]["answer"] = "123456"
     lines = [json.dumps(row) for row in rows]
     lines.insert(1, "{not JSON")
@@ -67,8 +74,13 @@ def test_a_user_s_file_with_bad_rows(mine, tmp_path):
     assert "2 rows were left out; each with its reason:" in said
     rows = [row for _, row in rows_of(tmp_path / "out", Rejects())]
     assert [row["id"] for row in rows] == ["row-1", "row-3", "row-5", "row-6"]
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
-    assert [(reject["line"], reject["reason"][:10]) for reject in rejects] == [(2, "no valid J"), (4, "its answer")]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    ]
+    assert [(reject["line"], reject["reason"][:10]) for reject in rejects] == [
+        (2, "no valid J"),
+        (4, "its answer"),
+    ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rejected"] == 2
 
 
@@ -76,12 +88,30 @@ def test_injected_files_do_not_depend_on_the_number_of_processes(made, mine, tmp
     for name, source in (("set", made), ("mine", mine)):
         options = ["--recipe", "bridge", *(["--config", QUICKSTART] if source is mine else [])]
         for processes in (1, 2):
-            call("inject", source, "--out", tmp_path / f"{name}-{processes}", "--processes", processes, *options)
+            call(
+                "inject",
+                source,
+                "--out",
+                tmp_path / f"{name}-{processes}",
+                "--processes",
+                processes,
+                *options,
+            )
         assert files_of(tmp_path / f"{name}-1") == files_of(tmp_path / f"{name}-2")
 
 
 def test_strict_stops_at_the_first_bad_row_and_leaves_nothing(mine, tmp_path, monkeypatch, capsys):
-    arguments = ["inject", mine, "--out", tmp_path / "out", "--recipe", "bridge", "--config", QUICKSTART, "--strict"]
+    arguments = [
+        "inject",
+        mine,
+        "--out",
+        tmp_path / "out",
+        "--recipe",
+        "bridge",
+        "--config",
+        QUICKSTART,
+        "--strict",
+    ]
     monkeypatch.setattr(sys, "argv", ["bi-ray", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -93,7 +123,10 @@ def test_strict_stops_at_the_first_bad_row_and_leaves_nothing(mine, tmp_path, mo
 def test_right_responses_pass_the_check(injected):
     said = call("check", injected, "--strict")
     assert "60 of 60" in said
-    verdicts = [json.loads(line) for line in injected.with_name("injected.verdicts.jsonl").read_text().splitlines()]
+    verdicts = [
+        json.loads(line)
+        for line in injected.with_name("injected.verdicts.jsonl").read_text().splitlines()
+    ]
     assert all(verdict["right"] and verdict["trace_valid"] for verdict in verdicts)
 
 
@@ -105,7 +138,16 @@ def test_wrong_responses_are_told_with_line_and_reason(injected, tmp_path):
     rows[9]["response"] = None
     file = tmp_path / "wrong.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = call("check", file, "--config", QUICKSTART, "--out", tmp_path / "verdicts.jsonl", "--strict", code=1)
+    said = call(
+        "check",
+        file,
+        "--config",
+        QUICKSTART,
+        "--out",
+        tmp_path / "verdicts.jsonl",
+        "--strict",
+        code=1,
+    )
     assert "58 of 59" in said
     assert rows[7]["id"] in said
     assert "wrong.jsonl, line 10: no response" in said
@@ -113,7 +155,8 @@ def test_wrong_responses_are_told_with_line_and_reason(injected, tmp_path):
     [wrong] = [verdict for verdict in verdicts if not verdict["trace_valid"]]
     assert (wrong["line"], wrong["first_bad_step"], wrong["bad_line"]) == (8, 1, lines[2])
     assert wrong["bad_response_line"] == 3  # as an editor counts
-    assert call("check", file, "--config", QUICKSTART, "--out", tmp_path / "verdicts.jsonl")  # without --strict: 0
+    # without --strict: 0
+    assert call("check", file, "--config", QUICKSTART, "--out", tmp_path / "verdicts.jsonl")
 
 
 def test_show_finds_rows_by_place_and_by_name(injected, made):
@@ -123,12 +166,18 @@ def test_show_finds_rows_by_place_and_by_name(injected, made):
     assert rows[4]["response"] in said
     assert call("show", injected, "--id", rows[4]["id"]) == said
     assert f"Answer: {rows[0]['answer']}" in call("show", made)
-    assert isinstance(CliRunner().invoke(cli.app, ["show", str(made), "--index", "60"]).exception, ValueError)
+    assert isinstance(
+        CliRunner().invoke(cli.app, ["show", str(made), "--index", "60"]).exception, ValueError
+    )
 
 
 def test_behaviors_are_in_color(injected):
     rows = [row for _, row in rows_of(injected, Rejects())]
-    index = next(i for i, row in enumerate(rows) if any(span["behavior"] == "reflection" for span in row["spans"]))
+    index = next(
+        i
+        for i, row in enumerate(rows)
+        if any(span["behavior"] == "reflection" for span in row["spans"])
+    )
     span = next(span for span in rows[index]["spans"] if span["behavior"] == "reflection")
     text = rows[index]["response"][span["start"] : span["end"]]
     from rich.console import Console
@@ -157,10 +206,14 @@ def error_of(*arguments):
 
 def test_verdicts_never_take_the_place_of_responses(mine, injected, tmp_path):
     before = mine.read_bytes()
-    assert "has to be a file of its own" in error_of("check", mine, "--config", QUICKSTART, "--out", mine)
+    assert "has to be a file of its own" in error_of(
+        "check", mine, "--config", QUICKSTART, "--out", mine
+    )
     assert mine.read_bytes() == before
     out = tmp_path / "verdicts.jsonl"
-    assert "could be used; nothing was graded" in error_of("check", mine, "--config", QUICKSTART, "--out", out)
+    assert "could be used; nothing was graded" in error_of(
+        "check", mine, "--config", QUICKSTART, "--out", out
+    )
     assert not out.exists()
     assert (tmp_path / "verdicts.jsonl.rejects.jsonl").exists()
     call("check", injected, "--out", out)
@@ -172,7 +225,10 @@ def test_verdicts_never_take_the_place_of_responses(mine, injected, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data", QUICKSTART, "--problems", 5, "--format", "completion"], "completion needs responses"),
+        (
+            ["data", QUICKSTART, "--problems", 5, "--format", "completion"],
+            "completion needs responses",
+        ),
         (["inject", "MADE", "--recipe", "bridge", "--format", "verl"], "has no responses"),
         (
             ["inject", "EMPTY", "--config", QUICKSTART, "--recipe", "bridge"],
@@ -184,11 +240,15 @@ def test_what_cannot_become_a_set_leaves_nothing_behind(arguments, words, made, 
     (tmp_path / "empty.jsonl").write_text('{"question": "Why?"}\n')
     places = {"MADE": made, "EMPTY": tmp_path / "empty.jsonl"}
     out = tmp_path / "out"
-    assert words in error_of(*(places.get(argument, argument) for argument in arguments), "--out", out)
+    assert words in error_of(
+        *(places.get(argument, argument) for argument in arguments), "--out", out
+    )
     assert not out.exists()
 
 
-@pytest.mark.parametrize("spans", ["oops", [{"start": 0}], [{"start": 0, "end": 99999, "behavior": "subgoal"}]])
+@pytest.mark.parametrize(
+    "spans", ["oops", [{"start": 0}], [{"start": 0, "end": 99999, "behavior": "subgoal"}]]
+)
 def test_spans_that_are_none_are_an_error_with_their_place(spans, tmp_path):
     row = {"question": "Why?", "response": "Because.", "spans": spans}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
@@ -207,19 +267,47 @@ def test_show_looks_past_bad_rows_for_an_id_and_needs_no_arm(mine):
 
 def test_columns_of_the_user_s_own_are_kept_and_ours_replaced(mine, tmp_path):
     rows = [json.loads(line) for line in mine.read_text().splitlines() if "question" in line]
-    own = [{"source": "me", "level": n, "mixed": "x" if n else 1, "hash": "mine", "spans": "mine"} for n in range(5)]
+    own = [
+        {"source": "me", "level": n, "mixed": "x" if n else 1, "hash": "mine", "spans": "mine"}
+        for n in range(5)
+    ]
     own[3]["note"] = {"by": ["a", "b"]}
-    mine.write_text("".join(json.dumps(row | more) + "\n" for row, more in zip(rows, own, strict=True)))
+    mine.write_text(
+        "".join(json.dumps(row | more) + "\n" for row, more in zip(rows, own, strict=True))
+    )
     for name in ("arrow", "jsonl", "parquet"):
-        call("inject", mine, "--out", tmp_path / name, "--recipe", "pp_aug", "--config", QUICKSTART, "--format", name)
+        call(
+            "inject",
+            mine,
+            "--out",
+            tmp_path / name,
+            "--recipe",
+            "pp_aug",
+            "--config",
+            QUICKSTART,
+            "--format",
+            name,
+        )
         found = [dict(row) for _, row in rows_of(tmp_path / name, Rejects())]
         assert {row["source"] for row in found} == {"me"}
-        assert [row["level"] for row in found] == [0, 0, 1, 1, 3, 3, 4, 4]  # row 2 has a wrong answer
+        # row 2 has a wrong answer
+        assert [row["level"] for row in found] == [0, 0, 1, 1, 3, 3, 4, 4]
         assert {row["mixed"] for row in found} == {"1", "x"}  # no type has both: as text
-        assert [(row["note"] or {}).get("by") for row in found] == [None] * 4 + [["a", "b"]] * 2 + [None] * 2
+        assert [(row["note"] or {}).get("by") for row in found] == [None] * 4 + [["a", "b"]] * 2 + [
+            None
+        ] * 2
         assert all(isinstance(row["spans"], list) and "hash" not in row for row in found)
     call(
-        "inject", mine, "--out", tmp_path / "trl", "--recipe", "bridge", "--config", QUICKSTART, "--format", "messages"
+        "inject",
+        mine,
+        "--out",
+        tmp_path / "trl",
+        "--recipe",
+        "bridge",
+        "--config",
+        QUICKSTART,
+        "--format",
+        "messages",
     )
     assert list(next(rows_of(tmp_path / "trl", Rejects()))[1]) == ["id", "messages"]
 
@@ -235,17 +323,23 @@ def test_reasoning_gym_s_rows_are_graded_by_its_scorer(tmp_path):
     rows = [dict(row) for _, row in rows_of(tmp_path / "set", Rejects())]
     for row in rows:
         row["response"] = f"<think> x </think> <answer> {row['answer']} </answer>"
-    rows[0]["response"] = f"<think> x </think> <answer> 0 + {rows[0]['answer']} </answer>"  # a number too many
-    rows[1]["response"] = rows[1]["response"].replace(rows[1]["answer"], f"({rows[1]['answer']})")  # as good
+    # a number too many
+    rows[0]["response"] = f"<think> x </think> <answer> 0 + {rows[0]['answer']} </answer>"
+    # as good
+    rows[1]["response"] = rows[1]["response"].replace(rows[1]["answer"], f"({rows[1]['answer']})")
     rows[2]["id"] = "test_id-7000"
     file = tmp_path / "answers.jsonl"
     file.write_text(
-        "".join(json.dumps({key: row[key] for key in ("id", "question", "response")}) + "\n" for row in rows)
+        "".join(
+            json.dumps({key: row[key] for key in ("id", "question", "response")}) + "\n"
+            for row in rows
+        )
     )
     said = call("check", file, "--config", config)
     assert "6 of 7" in said
     assert "line 3: no problem of this task: 'test_id-7000' is not where" in said
-    for row in (tmp_path / "set").glob("data-*"):  # what `bi-ray` made says its task and seed itself
+    # what `bi-ray` made says its task and seed itself
+    for row in (tmp_path / "set").glob("data-*"):
         row.write_text(file.read_text())
     assert "6 of 7" in call("check", tmp_path / "set")
 
@@ -266,9 +360,13 @@ def test_reasoning_gym_s_rows_are_graded_by_its_scorer(tmp_path):
         ("/proc/out", "there is no such file or directory"),
     ],
 )
-def test_an_out_that_cannot_be_written_is_told_in_words(arguments, out, words, mine, injected, tmp_path):
+def test_an_out_that_cannot_be_written_is_told_in_words(
+    arguments, out, words, mine, injected, tmp_path
+):
     places, before = {"MINE": mine, "INJECTED": injected}, mine.read_bytes()
-    said = error_of(*(places.get(argument, argument) for argument in arguments), "--out", tmp_path / out)
+    said = error_of(
+        *(places.get(argument, argument) for argument in arguments), "--out", tmp_path / out
+    )
     assert f"{out} cannot be written: {words}" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
     assert mine.read_bytes() == before
@@ -312,8 +410,16 @@ def test_a_file_that_is_not_there_is_told_before_its_task_is_asked_for(tmp_path)
     ("content", "problems", "words"),
     [
         ("", [], "set rl has no rows; nothing was written"),
-        ('{"question": ""}\n', [], "no row of set rl could be used; nothing was written\nline 1: no question"),
-        ('{"question": "a", "answer": 1}\n{\n', ["--problems", 9], "1 usable problems, and 9 are asked for"),
+        (
+            '{"question": ""}\n',
+            [],
+            "no row of set rl could be used; nothing was written\nline 1: no question",
+        ),
+        (
+            '{"question": "a", "answer": 1}\n{\n',
+            ["--problems", 9],
+            "1 usable problems, and 9 are asked for",
+        ),
     ],
 )
 def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems, words, tmp_path):
@@ -322,7 +428,9 @@ def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems
         f"name: mine\ntask: {{kind: jsonl, sets: {{rl: {{path: {tmp_path}/rows.jsonl}}}}}}\n"
         "arms: [base]\nevaluation: {sets: []}\nreadiness: {queries: 0}\n"
     )
-    said = error_of("data", tmp_path / "run.yaml", "--set", "rl", "--out", tmp_path / "out", *problems)
+    said = error_of(
+        "data", tmp_path / "run.yaml", "--set", "rl", "--out", tmp_path / "out", *problems
+    )
     assert words in said
     assert not problems or "1 row left out, no valid JSON (first: line 2)" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run.yaml"]

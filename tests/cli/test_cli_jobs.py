@@ -1,4 +1,6 @@
-"""What `submit` refuses before anything is sent, and what it would run; jobs themselves: integration/test_jobs.py."""
+"""What `submit` refuses before anything is sent, and what it would run; jobs themselves:
+integration/test_jobs.py.
+"""
 
 import zipfile
 from pathlib import Path
@@ -41,11 +43,24 @@ def test_what_cannot_work_in_a_job_is_refused(tmp_path):
 def test_what_is_uploaded_is_the_code_and_the_model(tmp_path):
 
     project = tmp_path / "project"
-    for name in ("bi_ray/a.py", "models/m/model.safetensors", "runs/r/big", ".venv-x/big", ".mypy_cache/big", ".git"):
+    for name in (
+        "bi_ray/a.py",
+        "models/m/model.safetensors",
+        "runs/r/big",
+        ".venv-x/big",
+        ".mypy_cache/big",
+        ".git",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")
-    create_package(str(project), tmp_path / "package.zip", include_gitignore=True, excludes=list(EXCLUDES))
-    names = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
+    create_package(
+        str(project), tmp_path / "package.zip", include_gitignore=True, excludes=list(EXCLUDES)
+    )
+    names = {
+        name
+        for name in zipfile.ZipFile(tmp_path / "package.zip").namelist()
+        if not name.endswith("/")
+    }
     assert names == {"bi_ray/a.py", "models/m/model.safetensors"}
 
 

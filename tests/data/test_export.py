@@ -1,4 +1,6 @@
-"""Exports taken by the tools that they are for: TRL's trainers as they are, and verl's documented columns."""
+"""Exports taken by the tools that they are for: TRL's trainers as they are, and verl's documented
+columns.
+"""
 
 import json
 
@@ -51,7 +53,10 @@ def test_messages_are_the_conversations_that_our_own_sft_learns_from(export, tmp
     rows = [row for _, row in rows_of(export("jsonl"), Rejects())]
     conversations = loaded(export("messages"), tmp_path)["messages"]
     assert conversations == [
-        [*messages(TASK.system_prompt, row["question"]), {"role": "assistant", "content": row["response"]}]
+        [
+            *messages(TASK.system_prompt, row["question"]),
+            {"role": "assistant", "content": row["response"]},
+        ]
         for row in rows
     ]
 
@@ -59,13 +64,18 @@ def test_messages_are_the_conversations_that_our_own_sft_learns_from(export, tmp
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "messages", "completion", "arrow"])
 def test_what_was_exported_can_be_graded(export, name):
     rejects = Rejects(strict=True)
-    assert all(one.right and one.trace_valid for _, one in grade_rows(rows_of(export(name), rejects), TASK, rejects))
+    assert all(
+        one.right and one.trace_valid
+        for _, one in grade_rows(rows_of(export(name), rejects), TASK, rejects)
+    )
 
 
 def test_a_card_as_the_hub_reads_it(export):
     directory = export("parquet")
     _, header, text = (directory / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(header)["configs"][0]["data_files"] == [{"split": "train", "path": "data-*.parquet"}]
+    assert yaml.safe_load(header)["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data-*.parquet"}
+    ]
     manifest = json.loads((directory / "manifest.json").read_text())
     assert f"| rows | {manifest['problems']} |" in text
     assert f"{manifest['best_constant_accuracy']:.1%}" in text
@@ -76,7 +86,8 @@ def test_a_card_as_the_hub_reads_it(export):
     assert manifest["code_version"] in text
 
 
-# "Prepare Data for Post-Training" of verl's documentation: these five columns, Parquet, prompt as a chat
+# "Prepare Data for Post-Training" of verl's documentation: these five columns, Parquet, prompt as a
+# chat
 def test_the_columns_are_those_that_verl_documents(problems, tmp_path):
     write_set(QUICKSTART, "rl", 40, tmp_path / "verl", "verl")
     [file] = (tmp_path / "verl").glob("*.parquet")
@@ -91,13 +102,17 @@ def test_the_columns_are_those_that_verl_documents(problems, tmp_path):
         assert row["extra_info"]["graph"] == original["graph"]
 
 
-# What verl's RLHFDataset does with a file (verl 0.7, verl/utils/dataset/rl_dataset.py), by the libraries that it uses:
-# `datasets` reads the Parquet, prompts that are too long go by the tokenizer's own template, and a batch is
-# a numpy array of objects per column. Its reward loop takes data_source, the ground truth and extra_info from there.
+# What verl's RLHFDataset does with a file (verl 0.7, verl/utils/dataset/rl_dataset.py), by the
+# libraries that it uses: `datasets` reads the Parquet, prompts that are too long go by the
+# tokenizer's own template, and a batch is a numpy array of objects per column. Its reward loop
+# takes data_source, the ground truth and extra_info from there.
 def test_verl_s_reader_takes_the_files_as_they_are(problems, tmp_path):
     write_set(QUICKSTART, "rl", 40, tmp_path / "verl", "verl")
     files = [str(file) for file in (tmp_path / "verl").glob("*.parquet")]
-    read = [load_dataset("parquet", data_files=file, cache_dir=str(tmp_path / "cache"))["train"] for file in files]
+    read = [
+        load_dataset("parquet", data_files=file, cache_dir=str(tmp_path / "cache"))["train"]
+        for file in files
+    ]
     data, tokenizer = concatenate_datasets(read), load_tokenizer(MODEL)
 
     def prompt_tokens(row):
@@ -109,7 +124,10 @@ def test_verl_s_reader_takes_the_files_as_they_are(problems, tmp_path):
     kept = data.filter(lambda row: len(prompt_tokens(row)) <= limit)
     assert len(kept) == sum(length <= limit for length in lengths)
     rows = [kept[index] for index in range(len(kept))]
-    batch = {name: np.fromiter((row[name] for row in rows), dtype=object, count=len(rows)) for name in rows[0]}
+    batch = {
+        name: np.fromiter((row[name] for row in rows), dtype=object, count=len(rows))
+        for name in rows[0]
+    }
     for index, extra in enumerate(batch["extra_info"]):
         original = originals[extra["id"]]
         tokens = prompt_tokens({"prompt": batch["prompt"][index]})
@@ -133,7 +151,12 @@ QUIET = {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "
 def test_trl_trains_on_an_export_as_it_is(export, tmp_path, name):
     from trl import SFTConfig, SFTTrainer
 
-    options = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "max_length": 1024}
+    options = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "max_length": 1024,
+    }
     trainer = SFTTrainer(
         model=MODEL,
         args=SFTConfig(output_dir=str(tmp_path / "sft"), learning_rate=1e-3, **options, **QUIET),
@@ -151,7 +174,8 @@ def test_trl_trains_on_an_export_as_it_is(export, tmp_path, name):
     prompts = [encode_prompt(tokenizer, TASK.system_prompt, row["question"]) for row in rows]
     before_response = [tokenizer.decode(prompt) if name == "messages" else "" for prompt in prompts]
     assert learned <= {
-        start + row["response"] + tokenizer.eos_token for start, row in zip(before_response, rows, strict=True)
+        start + row["response"] + tokenizer.eos_token
+        for start, row in zip(before_response, rows, strict=True)
     }  # completion: no loss on the prompt
     assert len(learned) == 2
 

@@ -1,4 +1,6 @@
-"""Problems in bulk: different from one another, in order, whoever makes them; processes end with their parent."""
+"""Problems in bulk: different from one another, in order, whoever makes them; processes end with
+their parent.
+"""
 
 import os
 import signal
@@ -21,7 +23,9 @@ from bi_ray.tasks.registry import build_task
 
 ROOT = Path(__file__).parents[2]
 SMALL = PromptBenchConfig(
-    name_pool=48, max_abs_value=100, sets={"sft": {"depth": 2, "redundant_nodes": 1}, "rl": {"depth": 1}}
+    name_pool=48,
+    max_abs_value=100,
+    sets={"sft": {"depth": 2, "redundant_nodes": 1}, "rl": {"depth": 1}},
 )
 
 
@@ -101,7 +105,10 @@ def test_processes_end_with_their_parent(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     ) as parent:
         assert parent.stdout.readline() == "begun\n"
-        children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        children = [
+            int(pid)
+            for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        ]
         assert len(children) >= 2
         parent.send_signal(signal.SIGKILL)
         parent.stdout.close()

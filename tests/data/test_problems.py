@@ -3,7 +3,15 @@ import json
 import pytest
 from datasets import Dataset
 
-from bi_ray.config import BRIDGE, RECIPES, VANILLA, ModelConfig, PromptBenchConfig, RecipeConfig, RunConfig
+from bi_ray.config import (
+    BRIDGE,
+    RECIPES,
+    VANILLA,
+    ModelConfig,
+    PromptBenchConfig,
+    RecipeConfig,
+    RunConfig,
+)
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.injection.demonstrations import write_demonstrations
 from bi_ray.policy.checkpoint import load_tokenizer
@@ -31,7 +39,9 @@ def tools(run_config):
     return build_task(run_config.task, 0), load_tokenizer(run_config.model.path)
 
 
-def test_a_set_has_no_problem_twice_and_says_what_a_constant_answer_scores(run_config, tools, tmp_path):
+def test_a_set_has_no_problem_twice_and_says_what_a_constant_answer_scores(
+    run_config, tools, tmp_path
+):
     manifest = write_problems(tools[0], "rl", 40, tools[1], run_config.model, tmp_path / "rl")
     rows = read_problems(tmp_path / "rl")
     hashes = [Graph.from_json(row.graph).hash() for row in rows]
@@ -45,27 +55,42 @@ def test_a_set_has_no_problem_twice_and_says_what_a_constant_answer_scores(run_c
 
 def test_demonstrations_keep_every_span(run_config, tools, tmp_path):
     write_problems(tools[0], "sft", 40, tools[1], run_config.model, tmp_path / "sft")
-    manifest = write_demonstrations(tools[0], BRIDGE, run_config, tmp_path / "sft", tools[1], tmp_path / "bridge")
+    manifest = write_demonstrations(
+        tools[0], BRIDGE, run_config, tmp_path / "sft", tools[1], tmp_path / "bridge"
+    )
     rows = Dataset.load_from_disk(str(tmp_path / "bridge"))
-    spans = [(span["behavior"], row["response"][span["start"] : span["end"]]) for row in rows for span in row["spans"]]
+    spans = [
+        (span["behavior"], row["response"][span["start"] : span["end"]])
+        for row in rows
+        for span in row["spans"]
+    ]
     assert all(text.startswith(" = ") for name, text in spans if name == "subgoal")
     assert all(text.startswith("since ") for name, text in spans if name == "analysis")
     assert all(text.endswith("get back") for name, text in spans if name == "reflection")
-    assert manifest["behaviors_per_demonstration"]["subgoal"] == sum(name == "subgoal" for name, _ in spans) / 40
+    assert (
+        manifest["behaviors_per_demonstration"]["subgoal"]
+        == sum(name == "subgoal" for name, _ in spans) / 40
+    )
     for row in rows:
         assert tools[1].decode(row["response_tokens"]) == row["response"] + tools[1].eos_token
 
 
 def test_a_prompt_that_is_too_long_says_which_option_to_change(run_config, tools, tmp_path):
     with pytest.raises(DataError, match=r"raise model.max_prompt_tokens \(10\)"):
-        write_problems(tools[0], "rl", 3, tools[1], ModelConfig(max_prompt_tokens=10), tmp_path / "rl")
+        write_problems(
+            tools[0], "rl", 3, tools[1], ModelConfig(max_prompt_tokens=10), tmp_path / "rl"
+        )
 
 
 def test_a_demonstration_that_is_too_long_says_which_option_to_change(run_config, tools, tmp_path):
     write_problems(tools[0], "sft", 3, tools[1], run_config.model, tmp_path / "sft")
-    short = run_config.model_copy(update={"model": run_config.model.model_copy(update={"max_response_tokens": 9})})
+    short = run_config.model_copy(
+        update={"model": run_config.model.model_copy(update={"max_response_tokens": 9})}
+    )
     with pytest.raises(DataError, match=r"raise model.max_response_tokens \(9\)"):
-        write_demonstrations(tools[0], BRIDGE, short, tmp_path / "sft", tools[1], tmp_path / "bridge")
+        write_demonstrations(
+            tools[0], BRIDGE, short, tmp_path / "sft", tools[1], tmp_path / "bridge"
+        )
 
 
 def test_a_dataset_without_answers_is_refused(tmp_path):
@@ -89,17 +114,25 @@ def jsonl(path, rows):
 @pytest.fixture
 def user_run(tiny_model, tmp_path):
     """A run over 12 rows of a user, the last with a long question, and its task."""
-    rows = [{"question": f"{i} + 1 = ?", "answer": i + 1, "chain_of_thought": "Let me see."} for i in range(11)]
+    rows = [
+        {"question": f"{i} + 1 = ?", "answer": i + 1, "chain_of_thought": "Let me see."}
+        for i in range(11)
+    ]
     rows += [{"question": "and " * 200, "answer": 5, "chain_of_thought": "?"}]
     test = [{"question": f"{i} - 1 = ?", "answer": i - 1} for i in range(5)]
     data, test = jsonl(tmp_path / "data.jsonl", rows), jsonl(tmp_path / "test.jsonl", test)
     config = RunConfig(
         name="user",
-        task={"kind": "jsonl", "sets": {"sft": {"path": data}, "rl": {"path": data}, "test_id": {"path": test}}},
+        task={
+            "kind": "jsonl",
+            "sets": {"sft": {"path": data}, "rl": {"path": data}, "test_id": {"path": test}},
+        },
         arms=["vanilla"],
         evaluation={"sets": ["test_id"]},
         readiness={"queries": 0},
-        model=ModelConfig(path=str(tiny_model(True)), max_prompt_tokens=200, max_response_tokens=60),
+        model=ModelConfig(
+            path=str(tiny_model(True)), max_prompt_tokens=200, max_response_tokens=60
+        ),
     )
     return config, build_task(config.task, 0), load_tokenizer(config.model.path)
 
@@ -108,7 +141,9 @@ def test_a_user_s_rows_become_a_set_and_come_back_whole(user_run, tmp_path):
     config, task, tokenizer = user_run
     manifest = write_problems(task, "sft", None, tokenizer, config.model, tmp_path / "sft")
     assert manifest["problems"] == 11
-    assert [(reject.line, reject.reason.partition(":")[0]) for reject in task.rejects.rows] == [(12, "prompt too long")]
+    assert [(reject.line, reject.reason.partition(":")[0]) for reject in task.rejects.rows] == [
+        (12, "prompt too long")
+    ]
     rows = read_problems(tmp_path / "sft")
     assert [row.problem() for row in rows] == [
         problem for i in range(12) if "and" not in (problem := task.problem("sft", i)).question
@@ -122,7 +157,8 @@ def test_as_many_of_a_user_s_problems_as_are_asked_for(user_run, tmp_path):
     few = write_problems(task, "rl", 50, tokenizer, config.model, tmp_path / "few", exactly=False)
     assert few["problems"] == 11
     with pytest.raises(
-        DataError, match=r"set rl: 11 usable problems, and task.sets.rl.problems asks for 50(.|\n)*too long"
+        DataError,
+        match=r"set rl: 11 usable problems, and task.sets.rl.problems asks for 50(.|\n)*too long",
     ):
         write_problems(task, "rl", 50, tokenizer, config.model, tmp_path / "many")
     short = config.model.model_copy(update={"max_prompt_tokens": 2})
@@ -133,7 +169,9 @@ def test_as_many_of_a_user_s_problems_as_are_asked_for(user_run, tmp_path):
 def test_a_user_s_demonstrations_are_taken_as_they_are(user_run, tmp_path):
     config, task, tokenizer = user_run
     write_problems(task, "sft", None, tokenizer, config.model, tmp_path / "sft")
-    manifest = write_demonstrations(task, VANILLA, config, tmp_path / "sft", tokenizer, tmp_path / "vanilla")
+    manifest = write_demonstrations(
+        task, VANILLA, config, tmp_path / "sft", tokenizer, tmp_path / "vanilla"
+    )
     assert (manifest["demonstrations"], manifest["rejected"]) == (11, [])
     for row in Dataset.load_from_disk(str(tmp_path / "vanilla")):
         assert row["response"].startswith("<think>\nLet me see.\n</think>")
@@ -153,7 +191,9 @@ def test_an_arm_s_own_file_is_checked_row_by_row(user_run, run_config, tools, tm
     recipe = RecipeConfig(demonstrations=jsonl(tmp_path / "own.jsonl", rows))
     config, task, tokenizer = user_run
     write_problems(task, "sft", None, tokenizer, config.model, tmp_path / "sft")
-    manifest = write_demonstrations(task, recipe, config, tmp_path / "sft", tokenizer, tmp_path / "own")
+    manifest = write_demonstrations(
+        task, recipe, config, tmp_path / "sft", tokenizer, tmp_path / "own"
+    )
     (row,) = Dataset.load_from_disk(str(tmp_path / "own"))
     assert row["id"] == "own-1"
     assert [Span(**span) for span in row["spans"]] == [Span(0, 4, "reflection")]
@@ -168,26 +208,35 @@ def test_an_arm_s_own_file_is_checked_row_by_row(user_run, run_config, tools, tm
     for name in ("sft", "test_id", "test_ood"):
         write_problems(tools[0], name, 3, tools[1], run_config.model, tmp_path / "data" / name)
     run = run_config.model_copy(update={"model": config.model})
-    manifest = write_demonstrations(tools[0], recipe, run, tmp_path / "data/sft", tools[1], tmp_path / "generated")
+    manifest = write_demonstrations(
+        tools[0], recipe, run, tmp_path / "data/sft", tools[1], tmp_path / "generated"
+    )
     assert manifest["demonstrations"] == 2
 
 
 def test_an_arm_s_own_file_may_answer_a_question_in_several_ways(run_config, tools, tmp_path):
     rows = [
-        {"question": f"{i} + 8 = ?", "response": f"<think>\nway {way}\n</think>\n<answer>{i + 8}</answer>"}
+        {
+            "question": f"{i} + 8 = ?",
+            "response": f"<think>\nway {way}\n</think>\n<answer>{i + 8}</answer>",
+        }
         for i in range(20)
         for way in range(2)
     ]
     recipe = RecipeConfig(demonstrations=jsonl(tmp_path / "own.jsonl", rows))
     for name in ("sft", "test_id", "test_ood"):
         write_problems(tools[0], name, 3, tools[1], run_config.model, tmp_path / "data" / name)
-    manifest = write_demonstrations(tools[0], recipe, run_config, tmp_path / "data/sft", tools[1], tmp_path / "own")
+    manifest = write_demonstrations(
+        tools[0], recipe, run_config, tmp_path / "data/sft", tools[1], tmp_path / "own"
+    )
     assert (manifest["demonstrations"], manifest["problems"], manifest["rejected"]) == (40, 20, [])
 
 
 def test_a_file_without_a_usable_demonstration_stops(user_run, tmp_path):
     config, task, tokenizer = user_run
-    recipe = RecipeConfig(demonstrations=jsonl(tmp_path / "own.jsonl", [{"question": "?", "answer": 1}]))
+    recipe = RecipeConfig(
+        demonstrations=jsonl(tmp_path / "own.jsonl", [{"question": "?", "answer": 1}])
+    )
     with pytest.raises(DataError, match=r"no demonstration can be used(.|\n)*no chain of thought"):
         write_demonstrations(task, recipe, config, tmp_path / "sft", tokenizer, tmp_path / "own")
 
@@ -209,7 +258,9 @@ def write(run_config, tools, tmp_path):
 def test_token_spans_decode_to_what_the_character_spans_cover(tools, write):
     found = 0
     for row in write("bridge")[1]:
-        assert [span["behavior"] for span in row["token_spans"]] == [span["behavior"] for span in row["spans"]]
+        assert [span["behavior"] for span in row["token_spans"]] == [
+            span["behavior"] for span in row["spans"]
+        ]
         for tokens, characters in zip(row["token_spans"], row["spans"], strict=True):
             text = tools[1].decode(row["response_tokens"][tokens["start"] : tokens["end"]])
             assert row["response"][characters["start"] : characters["end"]] in text
@@ -232,7 +283,9 @@ def test_vanilla_is_matched_in_tokens_by_more_problems(write):
 def test_filler_is_matched_row_by_row(write):
     (bridge, rows), (filler, filled) = write("bridge"), write("filler")
     assert filler["response_tokens"] == bridge["response_tokens"]
-    assert [len(row["response_tokens"]) for row in filled] == [len(row["response_tokens"]) for row in rows]
+    assert [len(row["response_tokens"]) for row in filled] == [
+        len(row["response_tokens"]) for row in rows
+    ]
 
 
 @pytest.mark.parametrize("name", ["pp_aug", "rc_aug"])
@@ -242,7 +295,9 @@ def test_copies_are_rows_of_their_own(tools, write, name):
     assert len(set(rows["id"])) == 80
     assert rows["problem"][::2] == rows["problem"][1::2]
     different = "question" if name == "pp_aug" else "response"
-    assert sum(a != b for a, b in zip(rows[different][::2], rows[different][1::2], strict=True)) > 20
+    assert (
+        sum(a != b for a, b in zip(rows[different][::2], rows[different][1::2], strict=True)) > 20
+    )
     for row in rows:
         assert row["question"] in tools[1].decode(row["prompt_tokens"])
 
@@ -250,5 +305,7 @@ def test_copies_are_rows_of_their_own(tools, write, name):
 def test_a_token_match_with_an_easier_corpus_adds_nothing(run_config, tools, tmp_path):
     write_problems(tools[0], "sft", 5, tools[1], run_config.model, tmp_path / "sft")
     recipe = BRIDGE.model_copy(update={"same_total_as": VANILLA})
-    manifest = write_demonstrations(tools[0], recipe, run_config, tmp_path / "sft", tools[1], tmp_path / "out")
+    manifest = write_demonstrations(
+        tools[0], recipe, run_config, tmp_path / "sft", tools[1], tmp_path / "out"
+    )
     assert manifest["demonstrations"] == 5

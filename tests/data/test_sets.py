@@ -1,4 +1,6 @@
-"""Sets made on disk: the same bytes by any number of processes, killed in between or not, in little memory."""
+"""Sets made on disk: the same bytes by any number of processes, killed in between or not, in little
+memory.
+"""
 
 import json
 import os
@@ -68,17 +70,26 @@ def test_a_user_s_file_is_a_set_too(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{}\n")
     task = {"kind": "jsonl", "sets": {"rl": {"path": str(file)}}}
-    run = {"name": "mine", "task": task, "arms": {"base": {"sft": False}}, "evaluation": {"sets": []}}
+    run = {
+        "name": "mine",
+        "task": task,
+        "arms": {"base": {"sft": False}},
+        "evaluation": {"sets": []},
+    }
     config = RunConfig.model_validate(run | {"readiness": {"queries": 0}})
     manifest = write_set(config, "rl", None, tmp_path / "set", "messages", 2)
     assert (manifest["problems"], manifest["rejected"]) == (7, 2)
-    rejects = [json.loads(line) for line in (tmp_path / "set" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "set" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert sorted(reject["line"] for reject in rejects) == [4, 9]
     rows = [row for _, row in rows_of(tmp_path / "set", Rejects())]
     assert {row["prompt"][1]["content"]: row["answer"] for row in rows} == {
         f"What is {n} + 1?": str(n + 1) for n in range(8) if n != 3
     }
-    file.write_text(file.read_text() + json.dumps({"question": "What is 9 + 1?", "answer": "10"}) + "\n")
+    file.write_text(
+        file.read_text() + json.dumps({"question": "What is 9 + 1?", "answer": "10"}) + "\n"
+    )
     with pytest.raises(DataError, match="exists already"):  # it is another file now
         write_set(config, "rl", None, tmp_path / "set", "messages")
 
@@ -135,7 +146,9 @@ def test_work_begun_under_other_settings_is_not_mixed_in(tmp_path, monkeypatch):
     monkeypatch.setattr("bi_ray.data.sets.ROWS_PER_SHARD", 20)
     with pytest.raises(Stop):
         write_set(QUICKSTART, "sft", 100, tmp_path / "set", on_progress=stop_at(50))
-    with pytest.raises(DataError, match=r"begun under other settings:\n  problems: 100 -> 90\nremove it"):
+    with pytest.raises(
+        DataError, match=r"begun under other settings:\n  problems: 100 -> 90\nremove it"
+    ):
         write_set(QUICKSTART, "sft", 90, tmp_path / "set")
 
 
@@ -154,7 +167,16 @@ def begin_command(*arguments):
 
 @pytest.mark.slow
 def test_the_command_goes_on_after_a_kill(tmp_path):
-    arguments = ["data", ROOT / "configs/quickstart.yaml", "--problems", 40_000, "--format", "jsonl", "--processes", 2]
+    arguments = [
+        "data",
+        ROOT / "configs/quickstart.yaml",
+        "--problems",
+        40_000,
+        "--format",
+        "jsonl",
+        "--processes",
+        2,
+    ]
     killed = begin_command(*arguments, "--out", tmp_path / "killed")
     while not (tmp_path / "killed.partial" / "progress.json").exists():
         assert killed.poll() is None
@@ -192,12 +214,20 @@ if __name__ == "__main__":
 def test_memory_does_not_grow_with_the_set(tmp_path, export):
     (tmp_path / "peak.py").write_text(_PEAK)
     said = subprocess.run(
-        [sys.executable, tmp_path / "peak.py", ROOT / "configs/quickstart.yaml", tmp_path / "set", export],
+        [
+            sys.executable,
+            tmp_path / "peak.py",
+            ROOT / "configs/quickstart.yaml",
+            tmp_path / "set",
+            export,
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     peaks = {int(done): mib for done, mib in json.loads(said).items()}
-    print(f"peak RSS {peaks[20_000]:.0f} MiB at 20,000 problems, {peaks[200_000]:.0f} MiB at 200,000 ({export})")
+    print(
+        f"peak RSS {peaks[20_000]:.0f} MiB at 20,000 problems, {peaks[200_000]:.0f} MiB at 200,000 ({export})"
+    )
     assert peaks[200_000] - peaks[20_000] < 20

@@ -14,7 +14,9 @@ SCHEMA = pa.schema({"id": pa.string(), "tokens": pa.list_(pa.int64()), "text": p
 
 
 def numbered(count):
-    return [{"id": f"r{i}", "tokens": list(range(i % 5)), "text": f"Fünf = {i}\n"} for i in range(count)]
+    return [
+        {"id": f"r{i}", "tokens": list(range(i % 5)), "text": f"Fünf = {i}\n"} for i in range(count)
+    ]
 
 
 @pytest.fixture

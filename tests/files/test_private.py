@@ -40,7 +40,9 @@ def test_a_link_a_file_and_a_place_without_rights_are_refused(tmp_path):
 def test_a_folder_of_another_user_is_refused(tmp_path):
     (tmp_path / "theirs").mkdir(mode=0o700)
     os.chown(tmp_path / "theirs", OTHER_USER, OTHER_USER)
-    with pytest.raises(PrivacyError, match=f"theirs belongs to user {OTHER_USER}, and this is user 0"):
+    with pytest.raises(
+        PrivacyError, match=f"theirs belongs to user {OTHER_USER}, and this is user 0"
+    ):
         private_folder(tmp_path / "theirs")
 
 

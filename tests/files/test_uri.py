@@ -99,7 +99,9 @@ def test_secrets_of_the_environment_are_not_shown(monkeypatch):
 
 
 def test_a_job_refuses_credentials_in_its_command(tmp_path):
-    with pytest.raises(RunError, match="--run s3://bucket/run has credentials, which everyone on the cluster"):
+    with pytest.raises(
+        RunError, match="--run s3://bucket/run has credentials, which everyone on the cluster"
+    ):
         job_command(tmp_path / "x.yaml", "s3://key:secret@bucket/run", None, None, tmp_path)
 
 
@@ -107,5 +109,7 @@ def test_a_job_refuses_credentials_in_its_command(tmp_path):
 def test_a_command_that_reads_a_directory_does_not_show_the_secret_of_a_uri(command):
     result = CliRunner().invoke(app, [command, f"s3://KEY:{SECRET}/{SECRET}@bucket/run"])
     assert isinstance(result.exception, RunError)
-    assert str(result.exception).startswith("s3://bucket/run is a URI: this command reads a directory")
+    assert str(result.exception).startswith(
+        "s3://bucket/run is a URI: this command reads a directory"
+    )
     assert SECRET not in result.output

@@ -4,9 +4,22 @@ from collections import Counter
 
 import pytest
 
-from bi_ray.config import BRIDGE, RECIPES, BehaviorConfig, DifficultyConfig, PromptBenchConfig, RecipeConfig
+from bi_ray.config import (
+    BRIDGE,
+    RECIPES,
+    BehaviorConfig,
+    DifficultyConfig,
+    PromptBenchConfig,
+    RecipeConfig,
+)
 from bi_ray.injection.behaviors import BEHAVIORS
-from bi_ray.injection.recipes import InjectionError, Recipe, random_order, shuffle_premises, without_last
+from bi_ray.injection.recipes import (
+    InjectionError,
+    Recipe,
+    random_order,
+    shuffle_premises,
+    without_last,
+)
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.trace import StepKind, is_filler, vanilla_plan
@@ -15,7 +28,9 @@ from bi_ray.tasks.registry import build_task
 SETS = {"sft": DifficultyConfig(depth=4, redundant_nodes=(3, 6))}
 TASK = build_task(PromptBenchConfig(sets=SETS, order="random"), seed=0)
 PROBLEMS = [TASK.problem("sft", i) for i in range(40)]
-EVERYTHING = RecipeConfig(behaviors=tuple(BehaviorConfig(name=name, probability=0.7) for name in BEHAVIORS))
+EVERYTHING = RecipeConfig(
+    behaviors=tuple(BehaviorConfig(name=name, probability=0.7) for name in BEHAVIORS)
+)
 
 
 @pytest.fixture(scope="module", params=["tiny-base", "bytes"])
@@ -27,7 +42,11 @@ def count_tokens(request):
 
 
 def test_the_paper_s_factors():
-    for name, kind, copies in (("pp_aug", "igsm", 4), ("rc_aug", "promptbench", 2), ("bridge", "igsm", 1)):
+    for name, kind, copies in (
+        ("pp_aug", "igsm", 4),
+        ("rc_aug", "promptbench", 2),
+        ("bridge", "igsm", 1),
+    ):
         assert RECIPES[name].for_task(kind).copies == copies
     assert RecipeConfig(vary="order", copies=3).for_task("igsm").copies == 3
 
@@ -60,7 +79,9 @@ def test_solutions_come_in_other_topological_orders():
     distinct = Counter()
     for problem in PROBLEMS:
         found = list(recipe.demonstrations(TASK, problem))
-        assert found[0].response == Recipe(RecipeConfig(), seed=0).demonstrate(TASK, problem).response
+        assert (
+            found[0].response == Recipe(RecipeConfig(), seed=0).demonstrate(TASK, problem).response
+        )
         assert all(demonstration.problem.question == problem.question for demonstration in found)
         distinct[len({demonstration.response for demonstration in found})] += 1
     assert distinct[4] > 30
@@ -80,12 +101,21 @@ def test_every_topological_order_is_drawn_about_as_it_may():
 
 def test_copies_of_behaviors_differ():
     recipe = Recipe(BRIDGE.model_copy(update={"copies": 3}), seed=0)
-    assert sum(len({d.response for d in recipe.demonstrations(TASK, problem)}) > 1 for problem in PROBLEMS) > 30
+    assert (
+        sum(
+            len({d.response for d in recipe.demonstrations(TASK, problem)}) > 1
+            for problem in PROBLEMS
+        )
+        > 30
+    )
 
 
 def test_the_recipe_s_seed_changes_its_draws():
     texts = [
-        [Recipe(EVERYTHING.model_copy(update={"seed": seed}), 0).demonstrate(TASK, p).response for p in PROBLEMS[:5]]
+        [
+            Recipe(EVERYTHING.model_copy(update={"seed": seed}), 0).demonstrate(TASK, p).response
+            for p in PROBLEMS[:5]
+        ]
         for seed in (0, 0, 1)
     ]
     assert texts[0] == texts[1] != texts[2]
@@ -102,7 +132,8 @@ def test_filler_is_as_long_as_bridge_and_says_nothing(problem, count_tokens):
     assert filled.spans == []
     report = check_trace(TASK.parse_trace(filled.response), problem.graph, TASK.notation)
     assert report.valid
-    assert lines[-3] == vanilla.response.split("\n")[-3]  # the last line of the trace is the solution
+    # the last line of the trace is the solution
+    assert lines[-3] == vanilla.response.split("\n")[-3]
 
 
 @pytest.mark.parametrize("share", [0.95, 0.7, 0.4])
@@ -116,7 +147,9 @@ def test_a_budget_drops_exploring_steps_first(count_tokens, share):
         steps = TASK.parse_trace(recipe.demonstrate(TASK, problem).response)
         assert count_tokens(recipe.demonstrate(TASK, problem).response) <= budget
         before = TASK.parse_trace(full.demonstrate(TASK, problem).response)
-        kept, had = (Counter(name for step in all_ for name in step.behaviors) for all_ in (steps, before))
+        kept, had = (
+            Counter(name for step in all_ for name in step.behaviors) for all_ in (steps, before)
+        )
         exploring = kept["reflection"] + kept["correction"]
         others = {"subgoal", "analysis", "verification", "planning"}
         assert exploring == 0 or all(kept[name] == had[name] for name in others)
@@ -124,7 +157,9 @@ def test_a_budget_drops_exploring_steps_first(count_tokens, share):
 
 def test_a_budget_that_nothing_fits_says_what_to_change(count_tokens):
     recipe = Recipe(EVERYTHING.model_copy(update={"max_trace_tokens": 5}), 0, count_tokens)
-    with pytest.raises(InjectionError, match=r"tokens without any behavior; raise max_trace_tokens \(5\)"):
+    with pytest.raises(
+        InjectionError, match=r"tokens without any behavior; raise max_trace_tokens \(5\)"
+    ):
         recipe.demonstrate(TASK, PROBLEMS[0])
 
 
@@ -143,7 +178,9 @@ def test_taking_behaviors_out_one_by_one_ends_at_a_plain_plan():
         plan = behavior.apply(plan, problem.graph, random.Random(0))
     counts = []
     while (shorter := without_last(plan)) is not None:
-        counts.append(sum(step.kind is StepKind.ATTEMPT or step.mistake is not None for step in plan))
+        counts.append(
+            sum(step.kind is StepKind.ATTEMPT or step.mistake is not None for step in plan)
+        )
         plan = shorter
     assert sorted(step.node for step in plan) == sorted(problem.graph.needed)
     assert counts == sorted(counts, reverse=True)
@@ -153,7 +190,12 @@ def test_taking_behaviors_out_one_by_one_ends_at_a_plain_plan():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_named_recipe_makes_demonstrations(name, count_tokens):
     recipe = Recipe(RECIPES[name].for_task("promptbench"), 0, count_tokens)
-    shown = {span.behavior for problem in PROBLEMS for d in recipe.demonstrations(TASK, problem) for span in d.spans}
+    shown = {
+        span.behavior
+        for problem in PROBLEMS
+        for d in recipe.demonstrations(TASK, problem)
+        for span in d.spans
+    }
     single = {name} if name in BEHAVIORS else set()
     assert shown == ({"reflection", "analysis", "subgoal"} if name == "bridge" else single)
 
@@ -163,7 +205,10 @@ def test_every_named_recipe_makes_demonstrations(name, count_tokens):
     [
         ({"copies": 2}, "these would all be the same"),
         ({"same_length_as": BRIDGE, "vary": "order"}, "take the other options out"),
-        ({"same_total_as": RecipeConfig(same_length_as=BRIDGE)}, "compare with a recipe that is not compared itself"),
+        (
+            {"same_total_as": RecipeConfig(same_length_as=BRIDGE)},
+            "compare with a recipe that is not compared itself",
+        ),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(options, words):

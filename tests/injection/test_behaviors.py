@@ -1,4 +1,6 @@
-"""The behaviors beyond the paper, their rates, plug-ins, and what holds whatever they are combined with."""
+"""The behaviors beyond the paper, their rates, plug-ins, and what holds whatever they are combined
+with.
+"""
 
 import itertools
 import math
@@ -6,8 +8,21 @@ import random
 
 import pytest
 
-from bi_ray.config import BehaviorConfig, ConfigError, DifficultyConfig, PromptBenchConfig, RecipeConfig
-from bi_ray.injection.behaviors import BEHAVIORS, Planning, Reflection, Verification, make_behavior, settle
+from bi_ray.config import (
+    BehaviorConfig,
+    ConfigError,
+    DifficultyConfig,
+    PromptBenchConfig,
+    RecipeConfig,
+)
+from bi_ray.injection.behaviors import (
+    BEHAVIORS,
+    Planning,
+    Reflection,
+    Verification,
+    make_behavior,
+    settle,
+)
 from bi_ray.injection.mistakes import plausible_mistakes
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.expression import Operator, Truth
@@ -15,7 +30,9 @@ from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.trace import Step, StepKind, another_way, vanilla_plan
 from bi_ray.tasks.registry import build_task
 
-TASK = build_task(PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(3, 8))}), seed=0)
+TASK = build_task(
+    PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(3, 8))}), seed=0
+)
 PROBLEMS = [TASK.problem("sft", i) for i in range(150)]
 
 
@@ -25,11 +42,17 @@ def config_of(name, **options):
 
 def traces(*behaviors, seed=1):
     recipe = Recipe(RecipeConfig(behaviors=behaviors), seed)
-    return [(problem, TASK.parse_trace(recipe.demonstrate(TASK, problem).response)) for problem in PROBLEMS]
+    return [
+        (problem, TASK.parse_trace(recipe.demonstrate(TASK, problem).response))
+        for problem in PROBLEMS
+    ]
 
 
 def within(successes, trials, probability):
-    return abs(successes - trials * probability) <= 5 * math.sqrt(trials * probability * (1 - probability)) + 1e-9
+    return (
+        abs(successes - trials * probability)
+        <= 5 * math.sqrt(trials * probability * (1 - probability)) + 1e-9
+    )
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
@@ -51,7 +74,8 @@ def test_verifications_stand_behind_their_step_and_come_at_their_rate():
     places = found = 0
     for problem, steps in traces(config_of("verification", probability=0.4)):
         places += sum(
-            step.kind is StepKind.SOLVE and another_way(problem.graph.nodes[step.node]) is not None for step in steps
+            step.kind is StepKind.SOLVE and another_way(problem.graph.nodes[step.node]) is not None
+            for step in steps
         )
         for before, step in itertools.pairwise(steps):
             if step.kind is StepKind.VERIFY:
@@ -85,11 +109,16 @@ def test_a_plan_comes_first():
 def test_a_given_quantity_needs_no_plan():
     graph = Graph([Node("a", 1)], "a")
     plan = vanilla_plan(graph)
-    assert Planning(config_of("planning", probability=1.0)).apply(plan, graph, random.Random(0)) == plan
+    assert (
+        Planning(config_of("planning", probability=1.0)).apply(plan, graph, random.Random(0))
+        == plan
+    )
 
 
 def test_rates_by_in_degree():
-    """Squares have one parent, the other operators two; given quantities none, and no analysis either."""
+    """Squares have one parent, the other operators two; given quantities none, and no analysis
+    either.
+    """
     counts = {1: [0, 0], 2: [0, 0]}
     for problem, steps in traces(config_of("analysis", by_in_degree=(1.0, 0.2, 0.7))):
         for step in steps:
@@ -104,7 +133,9 @@ def test_rates_by_in_degree():
 
 
 def test_the_last_rate_counts_for_all_higher_in_degrees():
-    steps = [step for _, trace in traces(config_of("subgoal", by_in_degree=(0.0, 1.0))) for step in trace]
+    steps = [
+        step for _, trace in traces(config_of("subgoal", by_in_degree=(0.0, 1.0))) for step in trace
+    ]
     assert all(step.subgoal for step in steps if step.symbols)
 
 
@@ -127,7 +158,10 @@ def test_a_cap_falls_anywhere_in_the_trace():
 
 
 def test_a_verification_moves_with_a_step_that_is_solved_early():
-    both = [config_of("verification", probability=1.0), config_of("reflection", probability=1.0, redundant_share=0.0)]
+    both = [
+        config_of("verification", probability=1.0),
+        config_of("reflection", probability=1.0, redundant_share=0.0),
+    ]
     for behaviors in (both, both[::-1]):
         moved = 0
         for problem, steps in traces(*behaviors):
@@ -137,11 +171,29 @@ def test_a_verification_moves_with_a_step_that_is_solved_early():
 
 
 def test_settling_drops_attempts_that_are_wrong_or_repeat():
-    graph = Graph([Node("a", 1), Node("b", 1, Operator.SQUARE, ("a",)), Node("c", 1, Operator.SQUARE, ("b",))], "c")
+    graph = Graph(
+        [
+            Node("a", 1),
+            Node("b", 1, Operator.SQUARE, ("a",)),
+            Node("c", 1, Operator.SQUARE, ("b",)),
+        ],
+        "c",
+    )
     solve = {name: Step(name) for name in "abc"}
     turn = {name: Step(name, kind=StepKind.ATTEMPT) for name in "abc"}
     check = Step("a", kind=StepKind.VERIFY)
-    plan = [turn["c"], turn["b"], solve["a"], turn["b"], turn["c"], check, turn["c"], solve["b"], turn["a"], solve["c"]]
+    plan = [
+        turn["c"],
+        turn["b"],
+        solve["a"],
+        turn["b"],
+        turn["c"],
+        check,
+        turn["c"],
+        solve["b"],
+        turn["a"],
+        solve["c"],
+    ]
     assert settle(plan, graph) == [turn["c"], solve["a"], turn["c"], check, solve["b"], solve["c"]]
 
 
@@ -149,7 +201,9 @@ def test_behaviors_have_streams_of_their_own():
     """What one behavior draws does not depend on which others there are."""
     alone = traces(config_of("analysis", probability=0.3))
     together = traces(
-        config_of("subgoal", probability=0.5), config_of("correction"), config_of("analysis", probability=0.3)
+        config_of("subgoal", probability=0.5),
+        config_of("correction"),
+        config_of("analysis", probability=0.3),
     )
     for (_, first), (_, second) in zip(alone, together, strict=True):
         assert [step.restated for step in first] == [step.restated for step in second]
@@ -166,7 +220,8 @@ def test_mistakes_are_plausible_and_never_right():
         ],
         "c",
     )
-    assert plausible_mistakes("c", graph) == [-3, 7, 4, 2]  # swapped, added, off by one twice; the sign is the swap
+    # swapped, added, off by one twice; the sign is the swap
+    assert plausible_mistakes("c", graph) == [-3, 7, 4, 2]
     assert plausible_mistakes("d", graph) == [5, 3, -4]  # the double of 2 is its square
     assert plausible_mistakes("e", graph) == [10, 1, -1]
 
@@ -178,7 +233,10 @@ def test_mistakes_of_logic():
     assert plausible_mistakes("r", Graph([*nodes, both], "r")) == [Truth.TRUE]
     unknown = Node.of("s", (Operator.IF, "q"), values)
     assert set(plausible_mistakes("s", Graph([*nodes, unknown], "s"))) == {Truth.TRUE, Truth.FALSE}
-    assert plausible_mistakes("r", Graph([*nodes, both, unknown], "s")) == [Truth.TRUE, Truth.UNKNOWN]
+    assert plausible_mistakes("r", Graph([*nodes, both, unknown], "s")) == [
+        Truth.TRUE,
+        Truth.UNKNOWN,
+    ]
 
 
 def test_a_behavior_by_import_path(tmp_path, monkeypatch):
@@ -199,7 +257,9 @@ def test_a_behavior_by_import_path(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for _, steps in traces(config_of("mine_behaviors:First", options={"count": 2}))[:20]:
         assert [step.subgoal for step in steps if step.symbols][:3] == [True, True, False]
-    with pytest.raises(ConfigError, match="behavior mine_behaviors:Last: mine_behaviors has no class 'Last'"):
+    with pytest.raises(
+        ConfigError, match="behavior mine_behaviors:Last: mine_behaviors has no class 'Last'"
+    ):
         make_behavior(config_of("mine_behaviors:Last"))
     with pytest.raises(ConfigError, match="nowhere_at_all does not import"):
         make_behavior(config_of("nowhere_at_all:X"))
@@ -212,5 +272,7 @@ def test_the_protocol_leaves_its_input_alone(kind):
     graph = PROBLEMS[0].graph
     plan = vanilla_plan(graph)
     before = list(plan)
-    assert kind(config_of(kind.name, probability=1.0)).apply(plan, graph, random.Random(0)) != before
+    assert (
+        kind(config_of(kind.name, probability=1.0)).apply(plan, graph, random.Random(0)) != before
+    )
     assert plan == before

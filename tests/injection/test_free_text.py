@@ -1,4 +1,6 @@
-"""Free text through the command: a real HTTP server plays the language model, everything else is as it is."""
+"""Free text through the command: a real HTTP server plays the language model, everything else is as
+it is.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ def inject(folder, out, *more):
 
 
 def command(*arguments):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -44,11 +48,17 @@ def test_rows_of_free_text_are_read_proven_and_injected_into(tmp_path):
     assert made == [one for _, one in rows_of(tmp_path / "again", Rejects())]
     task = FreeTextTask()
     for one in made:
-        report = check_trace(task.parse_trace(one["response"]), Graph.from_json(one["graph"]), task.notation)
+        report = check_trace(
+            task.parse_trace(one["response"]), Graph.from_json(one["graph"]), task.notation
+        )
         assert report.valid
-        assert report.right_reflections == sum(span["behavior"] == "reflection" for span in one["spans"])
+        assert report.right_reflections == sum(
+            span["behavior"] == "reflection" for span in one["spans"]
+        )
     assert any(one["spans"] for one in made)
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert [reject["line"] for reject in rejects] == [3, 7]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["made_from"]["extraction"]["model"] == "scripted"

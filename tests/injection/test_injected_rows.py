@@ -1,4 +1,6 @@
-"""Rows turned into demonstrations: proven, in order, the same for the same seed; bad ones told with their reason."""
+"""Rows turned into demonstrations: proven, in order, the same for the same seed; bad ones told with
+their reason.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ from bi_ray.tasks.base import Problem
 from bi_ray.tasks.reading import problem_of
 from bi_ray.tasks.registry import build_task
 
-CONFIG = PromptBenchConfig(name_pool=48, max_abs_value=100, sets={"sft": {"depth": 3, "redundant_nodes": [0, 4]}})
+CONFIG = PromptBenchConfig(
+    name_pool=48, max_abs_value=100, sets={"sft": {"depth": 3, "redundant_nodes": [0, 4]}}
+)
 TASK = build_task(CONFIG, 0)
 ROWS = [row for _, row in distinct_problems(CONFIG, 0, "sft", 40)]
 
@@ -26,11 +30,15 @@ def numbered(rows):
 
 
 def injected(rows, recipe=BRIDGE, seed=0, rejects=None, **options):
-    return list(inject_rows(numbered(rows), TASK, recipe, seed, rejects or Rejects(strict=True), **options))
+    return list(
+        inject_rows(numbered(rows), TASK, recipe, seed, rejects or Rejects(strict=True), **options)
+    )
 
 
 def test_every_row_is_right_and_says_what_is_in_it():
-    made = injected(ROWS, RecipeConfig(behaviors=(BehaviorConfig(name="reflection", probability=0.5),)))
+    made = injected(
+        ROWS, RecipeConfig(behaviors=(BehaviorConfig(name="reflection", probability=0.5),))
+    )
     assert [row["id"] for row in made] == [row["id"] for row in ROWS]
     reflections = 0
     for row, before in zip(made, ROWS, strict=True):
@@ -38,7 +46,10 @@ def test_every_row_is_right_and_says_what_is_in_it():
         report = check_trace(TASK.parse_trace(row["response"]), graph, TASK.notation)
         assert report.valid
         assert TASK.parse_answer(row["response"]) == row["answer"] == before["answer"]
-        assert all(row["response"][span["start"] : span["end"]].endswith("get back") for span in row["spans"])
+        assert all(
+            row["response"][span["start"] : span["end"]].endswith("get back")
+            for span in row["spans"]
+        )
         reflections += report.right_reflections
         assert report.right_reflections == len(row["spans"])
     assert reflections > 20
@@ -52,17 +63,25 @@ def test_the_seed_and_the_id_decide_what_is_injected():
 
 def test_copies_of_a_row_have_ids_of_their_own():
     made = injected(ROWS[:5], recipe_of("rc_aug"))
-    assert [row["id"] for row in made] == [name for row in ROWS[:5] for name in (row["id"], f"{row['id']}/1")]
+    assert [row["id"] for row in made] == [
+        name for row in ROWS[:5] for name in (row["id"], f"{row['id']}/1")
+    ]
 
 
 def test_filler_counts_tokens():
-    with pytest.raises(ConfigError, match=r"filler and max_trace_tokens .* need a tokenizer: --tokenizer DIR"):
+    with pytest.raises(
+        ConfigError, match=r"filler and max_trace_tokens .* need a tokenizer: --tokenizer DIR"
+    ):
         injected(ROWS, recipe_of("filler"))
-    filled, plain = injected(ROWS, recipe_of("filler"), count_tokens=len), injected(ROWS, recipe_of("vanilla"))
+    filled, plain = (
+        injected(ROWS, recipe_of("filler"), count_tokens=len),
+        injected(ROWS, recipe_of("vanilla")),
+    )
     lengths = [len(row["response"]) for row in injected(ROWS)]
     assert sum(len(row["response"]) for row in filled) > sum(len(row["response"]) for row in plain)
     assert all(
-        len(row["response"]) <= max(a, len(b["response"])) for row, a, b in zip(filled, lengths, plain, strict=True)
+        len(row["response"]) <= max(a, len(b["response"]))
+        for row, a, b in zip(filled, lengths, plain, strict=True)
     )
 
 
@@ -104,7 +123,8 @@ def test_a_row_that_comes_twice_is_told():
     rejects = Rejects()
     again = (
         ROWS[0] | {"id": "another"},
-        ROWS[1] | {"question": ROWS[5]["question"], "graph": ROWS[5]["graph"], "answer": ROWS[5]["answer"]},
+        ROWS[1]
+        | {"question": ROWS[5]["question"], "graph": ROWS[5]["graph"], "answer": ROWS[5]["answer"]},
     )
     assert len(injected([*ROWS[:3], *again], rejects=rejects)) == 3
     assert [reject.reason for reject in rejects.rows] == [
@@ -128,7 +148,10 @@ _WRONG_VALUE = json.dumps(_GRAPH | {"nodes": [node | {"value": 7777} for node in
     [
         ({"answer": "3"}, "no question: name the column"),
         ({"question": "What is love?"}, "its question cannot be read"),
-        ({"question": "The value of aaa is 4.\nWhat is the value of aab?"}, "its question cannot be read"),
+        (
+            {"question": "The value of aaa is 4.\nWhat is the value of aab?"},
+            "its question cannot be read",
+        ),
         (ROWS[0] | {"answer": "12345"}, "its answer is 12345, but its question comes to"),
         (ROWS[0] | {"graph": "{}"}, "its graph cannot be read"),
         (ROWS[0] | {"graph": "[1"}, "its graph cannot be read"),
@@ -153,12 +176,19 @@ def test_free_text_goes_to_the_extractor_and_comes_back_in_place():
         asked.append([one.question for one in fields])
         graphs = [Graph.from_json(ROWS[5]["graph"]), None]
         return [
-            RowError("a cycle") if graph is None else (TASK, Problem(f"text-{i}", one.question, graph))
+            RowError("a cycle")
+            if graph is None
+            else (TASK, Problem(f"text-{i}", one.question, graph))
             for i, (one, graph) in enumerate(zip(fields, graphs, strict=True))
         ]
 
     rejects = Rejects()
-    rows = [ROWS[0], {"question": "Ann has 3 apples.", "answer": "3"}, ROWS[1], {"question": "Bob?", "answer": "1"}]
+    rows = [
+        ROWS[0],
+        {"question": "Ann has 3 apples.", "answer": "3"},
+        ROWS[1],
+        {"question": "Bob?", "answer": "1"},
+    ]
     made = injected(rows, rejects=rejects, extractor=extract)
     assert asked == [["Ann has 3 apples.", "Bob?"]]
     assert [row["id"] for row in made] == [ROWS[0]["id"], "row-2", ROWS[1]["id"]]
@@ -175,7 +205,10 @@ def test_recipes_by_name_and_by_behaviors():
     assert recipe_of("mine", arms={"mine": RecipeConfig()}) == RecipeConfig()
     assert [one.name for one in recipe_of("reflection").behaviors] == ["reflection"]
     wanted = recipe_of(behaviors=["reflection:0.4", "subgoal"]).behaviors
-    assert [(one.name, one.probability) for one in wanted] == [("reflection", 0.4), ("subgoal", 1.0)]
+    assert [(one.name, one.probability) for one in wanted] == [
+        ("reflection", 0.4),
+        ("subgoal", 1.0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -196,12 +229,21 @@ def test_recipes_that_are_none(name, behaviors, reason):
 
 @pytest.mark.parametrize("recipe", ["bridge", "rc_aug", "filler"])
 def test_any_number_of_processes_gives_the_same_rows_and_rejects(recipe):
-    rows = [*ROWS, ROWS[3], {"question": "Why?"}, ROWS[5] | {"answer": "123456"}, *({**row, "id": "0"} for row in ROWS)]
-    rows = [row | {"id": f"{number}-{row.get('id')}"} for number in range(3) for row in rows]  # more than one call
+    rows = [
+        *ROWS,
+        ROWS[3],
+        {"question": "Why?"},
+        ROWS[5] | {"answer": "123456"},
+        *({**row, "id": "0"} for row in ROWS),
+    ]
+    # more than one call
+    rows = [row | {"id": f"{number}-{row.get('id')}"} for number in range(3) for row in rows]
     found = []
     for processes in (1, 2, 3):
         rejects = Rejects()
-        made = injected(rows, recipe_of(recipe), rejects=rejects, count_tokens=len, processes=processes)
+        made = injected(
+            rows, recipe_of(recipe), rejects=rejects, count_tokens=len, processes=processes
+        )
         found.append((made, rejects.rows))
     assert found[0] == found[1] == found[2]
     assert {reject.reason.partition(":")[0] for reject in found[0][1]} >= {

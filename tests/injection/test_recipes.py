@@ -5,7 +5,14 @@ from collections import Counter
 
 import pytest
 
-from bi_ray.config import BRIDGE, VANILLA, BehaviorConfig, DifficultyConfig, PromptBenchConfig, RecipeConfig
+from bi_ray.config import (
+    BRIDGE,
+    VANILLA,
+    BehaviorConfig,
+    DifficultyConfig,
+    PromptBenchConfig,
+    RecipeConfig,
+)
 from bi_ray.injection.behaviors import Reflection
 from bi_ray.injection.recipes import InjectionError, Recipe
 from bi_ray.reasoning.graph import NodeState
@@ -19,7 +26,9 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def task():
-    return PromptBenchTask(PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(3, 8))}), seed=0)
+    return PromptBenchTask(
+        PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(3, 8))}), seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,10 @@ def lines_of(task, demonstration):
 
 def within(successes: int, trials: int, probability: float) -> bool:
     """Five standard deviations of a binomial: one false alarm in two million."""
-    return abs(successes - trials * probability) <= 5 * math.sqrt(trials * probability * (1 - probability)) + 1e-9
+    return (
+        abs(successes - trials * probability)
+        <= 5 * math.sqrt(trials * probability * (1 - probability)) + 1e-9
+    )
 
 
 def test_vanilla_injects_nothing(task, problems):
@@ -46,7 +58,10 @@ def test_vanilla_injects_nothing(task, problems):
     for problem in problems[:50]:
         demonstration = recipe.demonstrate(task, problem)
         assert demonstration.spans == []
-        assert demonstration.response == join(task.render(vanilla_plan(problem.graph), problem.graph))[0]
+        assert (
+            demonstration.response
+            == join(task.render(vanilla_plan(problem.graph), problem.graph))[0]
+        )
 
 
 @pytest.mark.parametrize("name", ["subgoal", "analysis"])
@@ -100,7 +115,10 @@ def test_spans_of_all_behaviors_together_say_what_they_cover(task, problems):
 def test_exploits_come_at_their_rate(task, problems, name, field, probability):
     recipe = recipe_of(name, probability)
     computed = [
-        step for problem in problems for step in lines_of(task, recipe.demonstrate(task, problem)) if step.symbols
+        step
+        for problem in problems
+        for step in lines_of(task, recipe.demonstrate(task, problem))
+        if step.symbols
     ]
     assert within(sum(bool(getattr(step, field)) for step in computed), len(computed), probability)
 
@@ -128,7 +146,9 @@ def test_reflections_are_justified_and_in_their_places(task, problems):
 
 
 def tries_of(task, problems, probability: float, redundant_share: float):
-    """Numbers of redundant attempts, needed attempts and places where one could stand; see the class for the law."""
+    """Numbers of redundant attempts, needed attempts and places where one could stand; see the
+    class for the law.
+    """
     recipe = recipe_of("reflection", probability, redundant_share=redundant_share)
     redundant = needed = places = 0
     for problem in problems:
@@ -142,10 +162,16 @@ def tries_of(task, problems, probability: float, redundant_share: float):
 
 def has_locked_redundant(problem) -> bool:
     """A redundant node with parents is locked all the time, since no plan solves its parents."""
-    return any(node.parents for name, node in problem.graph.nodes.items() if name not in problem.graph.needed)
+    return any(
+        node.parents
+        for name, node in problem.graph.nodes.items()
+        if name not in problem.graph.needed
+    )
 
 
-@pytest.mark.parametrize(("probability", "share"), [(0.1, 0.3), (0.5, 0.3), (0.5, 1.0), (1.0, 0.5), (0.3, 0.0)])
+@pytest.mark.parametrize(
+    ("probability", "share"), [(0.1, 0.3), (0.5, 0.3), (0.5, 1.0), (1.0, 0.5), (0.3, 0.0)]
+)
 def test_redundant_attempts_come_at_their_share(task, problems, probability, share):
     suited = [problem for problem in problems if has_locked_redundant(problem)]
     assert len(suited) > COUNT / 2
@@ -154,11 +180,16 @@ def test_redundant_attempts_come_at_their_share(task, problems, probability, sha
 
 
 def test_needed_attempts_come_where_the_later_node_is_locked(task, problems):
-    """Of a later node drawn at random, some are unlocked and solved early: attempts and early solutions add up."""
+    """Of a later node drawn at random, some are unlocked and solved early: attempts and early
+    solutions add up.
+    """
     probability, share = 0.4, 0.0
     attempts = early = places = 0
     for problem in problems:
-        steps = lines_of(task, recipe_of("reflection", probability, redundant_share=share).demonstrate(task, problem))
+        steps = lines_of(
+            task,
+            recipe_of("reflection", probability, redundant_share=share).demonstrate(task, problem),
+        )
         waiting = list(problem.graph.needed_order)
         for step in steps:
             if step.missing:
@@ -186,16 +217,24 @@ def test_a_behavior_leaves_its_input_alone(task, problems):
 
 
 def test_a_demonstration_depends_on_the_seed_and_the_problem_only(task, problems):
-    first = [Recipe(BRIDGE, seed=5).demonstrate(task, problem).response for problem in problems[:20]]
+    first = [
+        Recipe(BRIDGE, seed=5).demonstrate(task, problem).response for problem in problems[:20]
+    ]
     recipe = Recipe(BRIDGE, seed=5)
-    again = [recipe.demonstrate(task, problem).response for problem in reversed(problems[:20])][::-1]
-    other = [Recipe(BRIDGE, seed=6).demonstrate(task, problem).response for problem in problems[:20]]
+    again = [recipe.demonstrate(task, problem).response for problem in reversed(problems[:20])][
+        ::-1
+    ]
+    other = [
+        Recipe(BRIDGE, seed=6).demonstrate(task, problem).response for problem in problems[:20]
+    ]
     assert first == again
     assert first != other
 
 
 def test_an_unknown_behavior_is_named():
-    with pytest.raises(ValueError, match="no behavior is called 'reflexion'; known: subgoal, analysis, reflection"):
+    with pytest.raises(
+        ValueError, match="no behavior is called 'reflexion'; known: subgoal, analysis, reflection"
+    ):
         recipe_of("reflexion", 0.1)
 
 
@@ -211,7 +250,9 @@ def test_a_behavior_that_breaks_the_trace_is_caught(task, problems):
 
 
 def test_a_problem_without_a_graph_brings_its_own_demonstration(task):
-    text = Problem("rl-1", "?", given_answer="5", response="wait, 5", spans=(Span(0, 4, "reflection"),))
+    text = Problem(
+        "rl-1", "?", given_answer="5", response="wait, 5", spans=(Span(0, 4, "reflection"),)
+    )
     demonstration = Recipe(VANILLA, seed=0).demonstrate(task, text)
     assert (demonstration.response, demonstration.spans) == ("wait, 5", [Span(0, 4, "reflection")])
     with pytest.raises(InjectionError, match="rl-1: no graph"):

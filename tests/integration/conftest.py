@@ -1,4 +1,6 @@
-"""What every module of real parts leaves behind: no Ray, also none that a look at the runtime context started."""
+"""What every module of real parts leaves behind: no Ray, also none that a look at the runtime
+context started.
+"""
 
 import pytest
 import ray

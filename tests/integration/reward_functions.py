@@ -1,6 +1,7 @@
 """Reward functions that misbehave on a response that says so, and give 1 otherwise.
 
-They are checkers of answers as well. ``hostile`` does whatever the response asks for: "guilty NAME".
+They are checkers of answers as well. ``hostile`` does whatever the response asks for: "guilty
+NAME".
 """
 
 import ctypes
@@ -228,7 +229,10 @@ BAD_VALUES = {  # and what it may not, with how the reason calls it
     "list": ([1.0], "[1.0] (list), which is not a number"),
     "array": (np.ones(2), "array([1., 1.]) (ndarray), which is not a number"),
     "complex": (1j, "1j (complex), which is not a number"),
-    "unreadable": (Unreadable(), "a value that cannot be printed (Unreadable), which is not a number"),
+    "unreadable": (
+        Unreadable(),
+        "a value that cannot be printed (Unreadable), which is not a number",
+    ),
 }
 
 

@@ -10,7 +10,15 @@ import ray
 from ray.cluster_utils import Cluster
 
 from actors import cluster as module
-from actors.cluster import NAMESPACE, ClusterError, check_shared, connect, driver_name, free_driver_name, scale
+from actors.cluster import (
+    NAMESPACE,
+    ClusterError,
+    check_shared,
+    connect,
+    driver_name,
+    free_driver_name,
+    scale,
+)
 from bi_ray.config import RayConfig
 from bi_ray.files.errors import RunError
 from bi_ray.runs.directory import RunDirectory
@@ -30,7 +38,9 @@ def stand_in() -> type:
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     yield cluster.address
     ray.shutdown()
@@ -40,7 +50,9 @@ def two_nodes():
 def test_a_node_that_does_not_see_the_run_directory_is_named(two_nodes, tmp_path):
     connect(RayConfig(address=two_nodes))
     check_shared(tmp_path, 60)
-    with pytest.raises(ClusterError, match=f"node {socket.gethostname()} does not see {tmp_path}/absent"):
+    with pytest.raises(
+        ClusterError, match=f"node {socket.gethostname()} does not see {tmp_path}/absent"
+    ):
         check_shared(tmp_path / "absent", 60)
 
 
@@ -48,10 +60,16 @@ def test_a_driver_that_a_killed_command_left_is_replaced_and_scaled(two_nodes, t
     directory = RunDirectory(tmp_path)
     if not ray.is_initialized():
         connect(RayConfig(address=two_nodes))
-    left = ray.remote(stand_in()).options(num_cpus=0, name=driver_name(directory.run_id), namespace=NAMESPACE).remote()
+    left = (
+        ray.remote(stand_in())
+        .options(num_cpus=0, name=driver_name(directory.run_id), namespace=NAMESPACE)
+        .remote()
+    )
     ray.get(left.scale.remote(1))
     name = free_driver_name(directory.run_id, 60)
-    ray.remote(stand_in()).options(num_cpus=0, name=name, namespace=NAMESPACE, lifetime="detached").remote()
+    ray.remote(stand_in()).options(
+        num_cpus=0, name=name, namespace=NAMESPACE, lifetime="detached"
+    ).remote()
     ray.shutdown()
     assert len(scale(directory, 2, two_nodes)["workers"]) == 2
     with pytest.raises(RunError, match="too many"):
@@ -81,6 +99,8 @@ def test_which_cluster_is_joined(configured, environment, job, joined, monkeypat
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)
     if job:
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "mine"}}))
+        monkeypatch.setenv(
+            "RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "mine"}})
+        )
     connect(RayConfig(address=configured))
     assert asked == [joined]

@@ -33,7 +33,14 @@ class SessionActor:
             return {}
 
         self.session = RLSession(
-            0, lambda step: Path("policy"), make, nothing, nothing, lambda s: {}, folder / "m.jsonl", Schedule(steps=9)
+            0,
+            lambda step: Path("policy"),
+            make,
+            nothing,
+            nothing,
+            lambda s: {},
+            folder / "m.jsonl",
+            Schedule(steps=9),
         )
 
     async def join(self, step):
@@ -61,7 +68,10 @@ def test_every_learner_may_wait_for_a_batch_and_the_first_one_still_publishes(le
     dead = [driver.lease.remote(3, incarnation) for _ in range(learners)]
     time.sleep(0.5)
     incarnation = ray.get(driver.join.remote(0), timeout=60)
-    assert ray.get([driver.lease.remote(1, incarnation) for _ in range(learners)], timeout=60) == [1] * learners
+    assert (
+        ray.get([driver.lease.remote(1, incarnation) for _ in range(learners)], timeout=60)
+        == [1] * learners
+    )
     for call in dead:
         with pytest.raises(SessionError, match="replaced"):
             ray.get(call, timeout=60)

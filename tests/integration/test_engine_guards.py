@@ -1,4 +1,6 @@
-"""What is checked before and after a request is in the engine, by vLLM's own types and without an engine."""
+"""What is checked before and after a request is in the engine, by vLLM's own types and without an
+engine.
+"""
 
 from __future__ import annotations
 
@@ -56,16 +58,25 @@ def test_a_grammar_that_the_engine_gave_up_is_the_requests_fault(guards):
 def test_only_end_tokens_are_left_out_of_a_text(guards, tiny_model):
     tokenizer = load_tokenizer(tiny_model(True))
     end = tokenizer.eos_token_id
-    ended = {"finish_reason": "stop", "stop_reason": None, "token_ids": [5, end], "text": f"ab{tokenizer.eos_token}"}
+    ended = {
+        "finish_reason": "stop",
+        "stop_reason": None,
+        "token_ids": [5, end],
+        "text": f"ab{tokenizer.eos_token}",
+    }
     stopped = {"finish_reason": "stop", "stop_reason": "b", "token_ids": [5, 6], "text": "ab"}
     empty = {"finish_reason": "stop", "stop_reason": None, "token_ids": [], "text": ""}
-    output = SimpleNamespace(outputs=[SimpleNamespace(**sequence) for sequence in (ended, stopped, empty)])
+    output = SimpleNamespace(
+        outputs=[SimpleNamespace(**sequence) for sequence in (ended, stopped, empty)]
+    )
     guards.drop_end_tokens(output, params(include_stop_str_in_output=True), tokenizer)
     assert [sequence.text for sequence in output.outputs] == ["ab", "ab", ""]
 
 
 def params(**options):
-    return SimpleNamespace(**{"include_stop_str_in_output": False, "skip_special_tokens": False} | options)
+    return SimpleNamespace(
+        **{"include_stop_str_in_output": False, "skip_special_tokens": False} | options
+    )
 
 
 def test_parts_with_other_columns_are_joined():
@@ -77,7 +88,9 @@ def test_parts_with_other_columns_are_joined():
 
     def step(token, columns):
         tokens = np.arange(token, token + columns)[None]
-        return EngineCoreOutput("x", [token], new_logprobs=LogprobsLists(tokens, -tokens / 2, np.array([1])))
+        return EngineCoreOutput(
+            "x", [token], new_logprobs=LogprobsLists(tokens, -tokens / 2, np.array([1]))
+        )
 
     steps = [step(5, 3), step(6, 8), step(7, 2)]
     held = _Held(0, steps[0], 2)

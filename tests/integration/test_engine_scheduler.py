@@ -1,4 +1,6 @@
-"""Responses held back until they are whole: the same to the bit, stamped right, stopped in time, nothing left over."""
+"""Responses held back until they are whole: the same to the bit, stamped right, stopped in time,
+nothing left over.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +38,32 @@ def params(**options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind
 
     kind = RequestOutputKind[options.pop("kind", "FINAL_ONLY")]
-    return SamplingParams(**{"seed": 5, "logprobs": 0, "flat_logprobs": True, "output_kind": kind} | options)
+    return SamplingParams(
+        **{"seed": 5, "logprobs": 0, "flat_logprobs": True, "output_kind": kind} | options
+    )
 
 
 async def answer(engine: Any, name: str, **options: Any) -> Any:
-    return [part async for part in engine.generate({"prompt_token_ids": PROMPT}, params(**options), name)][-1]
+    return [
+        part
+        async for part in engine.generate({"prompt_token_ids": PROMPT}, params(**options), name)
+    ][-1]
 
 
 async def check_same(engine: Any, messages: list[int]) -> None:
-    """Whole and token by token, a group's samples are equal in every respect; one message each, and one a token."""
+    """Whole and token by token, a group's samples are equal in every respect; one message each, and
+    one a token.
+    """
     prompt: Any = {"prompt_token_ids": PROMPT}
     ends: dict[str, Any] = {"n": 8, "max_tokens": 60, "stop_token_ids": list(range(6, 12))}
     whole = await answer(engine, "whole", **ends)
     assert len(messages) == 8
     assert sum(messages) == sum(len(sample.token_ids) for sample in whole.outputs)
     messages.clear()
-    parts = [part async for part in engine.generate(prompt, params(**ends, kind="CUMULATIVE"), "streamed")]
+    parts = [
+        part
+        async for part in engine.generate(prompt, params(**ends, kind="CUMULATIVE"), "streamed")
+    ]
     assert set(messages) == {1}
     streamed = {sample.index: sample for part in parts for sample in part.outputs}
     for sample in whole.outputs:
@@ -70,10 +82,19 @@ async def check_neighbors(engine: Any, messages: list[int]) -> None:
         {"logprobs": 2, "prompt_logprobs": 2, "flat_logprobs": False},
         {"logprobs": None},
     ]
-    alone = [await answer(engine, f"alone-{number}", max_tokens=60, **wish) for number, wish in enumerate(wishes)]
+    alone = [
+        await answer(engine, f"alone-{number}", max_tokens=60, **wish)
+        for number, wish in enumerate(wishes)
+    ]
     lengths = enumerate((5, 60, 20, 40, 10, 30, 50))
-    neighbors = [answer(engine, f"n-{number}", max_tokens=length, logprobs=5 + number) for number, length in lengths]
-    among = [answer(engine, f"among-{number}", max_tokens=60, **wish) for number, wish in enumerate(wishes)]
+    neighbors = [
+        answer(engine, f"n-{number}", max_tokens=length, logprobs=5 + number)
+        for number, length in lengths
+    ]
+    among = [
+        answer(engine, f"among-{number}", max_tokens=60, **wish)
+        for number, wish in enumerate(wishes)
+    ]
     answers = await asyncio.gather(*among, *neighbors)
     for other, one in zip(answers, alone, strict=False):
         assert other.outputs[0].text == one.outputs[0].text
@@ -88,7 +109,10 @@ def values(logprobs: Any) -> Any:
     if logprobs is None:
         return None
     positions = [position or {} for position in logprobs]
-    return [{token: round(entry.logprob, 4) for token, entry in position.items()} for position in positions]
+    return [
+        {token: round(entry.logprob, 4) for token, entry in position.items()}
+        for position in positions
+    ]
 
 
 async def check_pause(engine: Any, messages: list[int]) -> None:
@@ -116,7 +140,9 @@ async def check_stop(engine: Any, messages: list[int]) -> None:
     """A stop string ends a request when it is said, not when the response would have ended."""
     text = (await answer(engine, "free", max_tokens=LONG, ignore_eos=True)).outputs[0].text
     messages.clear()
-    output = (await answer(engine, "stopped", max_tokens=LONG, ignore_eos=True, stop=[text[40:50]])).outputs[0]
+    output = (
+        await answer(engine, "stopped", max_tokens=LONG, ignore_eos=True, stop=[text[40:50]])
+    ).outputs[0]
     assert output.finish_reason == "stop"
     assert output.text == text[: text.index(text[40:50])]
     assert len(messages) < LONG / 2

@@ -1,4 +1,6 @@
-"""A pool of two real engines: a worker is killed in the middle of the work, and nothing of it shows in the answers."""
+"""A pool of two real engines: a worker is killed in the middle of the work, and nothing of it shows
+in the answers.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +31,22 @@ VERSION = PolicyVersion(1, 1)
 def config() -> RunConfig:
     return RunConfig(
         name="test",
-        task=PromptBenchConfig(sets={name: DifficultyConfig() for name in ("sft", "rl", "test_id", "test_ood")}),
+        task=PromptBenchConfig(
+            sets={name: DifficultyConfig() for name in ("sft", "rl", "test_id", "test_ood")}
+        ),
         arms={"vanilla": {}},
         model=ModelConfig(max_prompt_tokens=64, max_response_tokens=200),
-        rollout=RolloutConfig(workers=2, kv_cache_mib=64, max_sequences=8, start_timeout_s=300, heartbeat_s=1),
+        rollout=RolloutConfig(
+            workers=2, kv_cache_mib=64, max_sequences=8, start_timeout_s=300, heartbeat_s=1
+        ),
     )
 
 
 def requests() -> list[GroupRequest]:
     sampling = SamplingConfig(samples=2, max_tokens=200)
-    return [GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(GROUPS)]
+    return [
+        GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(GROUPS)
+    ]
 
 
 async def until(condition, seconds: float) -> None:
@@ -124,7 +132,9 @@ def add_token_without_embedding(policy: Path) -> int:
 
 
 async def poison(pool: RolloutPool, undisturbed: list, no_embedding: int) -> None:
-    """A request over which the engine itself crashes: it ends two engines, and costs no other group."""
+    """A request over which the engine itself crashes: it ends two engines, and costs no other
+    group.
+    """
     bad = GroupRequest("bad", (6, no_embedding), SamplingConfig(samples=2, max_tokens=8), 0)
     *answers, failed = await pool.generate([*requests(), bad])
     assert answers == undisturbed

@@ -1,7 +1,7 @@
 """Free text to graphs by a real model behind a real server: vLLM's own, with structured output.
 
-The model is small and weak; what has to be right is the machinery: every row is either proven or rejected
-with a reason.
+The model is small and weak; what has to be right is the machinery: every row is either proven or
+rejected with a reason.
 """
 
 from __future__ import annotations
@@ -67,7 +67,14 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)),
         *("--served-model-name", "smollm2"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
-        *("--max-model-len", "4096", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(512 * 2**20)),
+        *(
+            "--max-model-len",
+            "4096",
+            "--max-num-seqs",
+            "8",
+            "--kv-cache-memory-bytes",
+            str(512 * 2**20),
+        ),
         *("--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"),
     ]
     with open(log, "w") as file:
@@ -81,7 +88,9 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        children = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         process.terminate()
         for child in psutil.wait_procs(children, 30)[1]:
             child.kill()
@@ -100,20 +109,31 @@ def _healthy(port: int) -> bool:
 @pytest.mark.timeout(1800)
 def test_every_row_is_proven_or_rejected_with_a_reason(endpoint, tmp_path):
     options = ExtractConfig(
-        endpoint=endpoint, model="smollm2", api_key_env="", concurrency=5, max_tokens=400, timeout_s=600, retries=1
+        endpoint=endpoint,
+        model="smollm2",
+        api_key_env="",
+        concurrency=5,
+        max_tokens=400,
+        timeout_s=600,
+        retries=1,
     )
     progress: list[tuple[int, int]] = []
     found = extract(ROWS, options, tmp_path, lambda done, total: progress.append((done, total)))
 
     assert progress == [(done, 5) for done in range(1, 6)]
-    assert sorted([row.number for row in found.rows] + [reject.number for reject in found.rejects]) == list(range(5))
+    assert sorted(
+        [row.number for row in found.rows] + [reject.number for reject in found.rejects]
+    ) == list(range(5))
     assert 4 in {reject.number for reject in found.rejects}
     for reject in found.rejects:
         print(f"row {reject.number}: {reject.reason}")
         assert "endpoint" not in reject.reason  # of the extraction, not of the server
-        assert "JSON" not in reject.reason  # structured output leaves no other way to fail than a wrong graph
+        # structured output leaves no other way to fail than a wrong graph
+        assert "JSON" not in reject.reason
     for row in found.rows:
-        demonstration = Recipe(BRIDGE, seed=0).demonstrate(task := FreeTextTask([row]), task.problem_of(row))
+        demonstration = Recipe(BRIDGE, seed=0).demonstrate(
+            task := FreeTextTask([row]), task.problem_of(row)
+        )
         print(demonstration.response)
 
     kept = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("*.json"))]
@@ -123,10 +143,14 @@ def test_every_row_is_proven_or_rejected_with_a_reason(endpoint, tmp_path):
             Extraction.model_validate_json(answer["content"])
 
     # what was answered is not asked again: nobody listens at this address
-    nowhere = options.model_copy(update={"endpoint": "http://127.0.0.1:9/v1", "retries": 0, "concurrency": 1})
+    nowhere = options.model_copy(
+        update={"endpoint": "http://127.0.0.1:9/v1", "retries": 0, "concurrency": 1}
+    )
     again = extract(ROWS, nowhere, tmp_path)
     assert again.rejects == found.rejects
-    assert [row.graph.to_json() for row in again.rows] == [row.graph.to_json() for row in found.rows]
+    assert [row.graph.to_json() for row in again.rows] == [
+        row.graph.to_json() for row in found.rows
+    ]
 
 
 @pytest.mark.slow

@@ -31,7 +31,9 @@ RL_STEPS = 2
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches something."""
+    """A reward that a random policy gets about half of the time, so that every group teaches
+    something.
+    """
     return float(len(response) % 2)
 
 
@@ -46,7 +48,8 @@ class Cluster:
 
     Attributes:
         home: where Ray keeps the token of this "machine".
-        project: the working directory of what is submitted: a configuration and a model, nothing else.
+        project: the working directory of what is submitted: a configuration and a model, nothing
+            else.
         bare: the environment of a user who says nothing about authentication.
         environment: the same, with the mode said.
     """
@@ -57,22 +60,46 @@ class Cluster:
         self.project.mkdir()
         self.temporary = tempfile.mkdtemp(prefix="br", dir="/tmp")  # sockets allow short paths only
         self.address = f"http://127.0.0.1:{free_port()}"
-        said = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "BI_RAY_LOCAL"}
-        own = {"HOME": str(self.home), "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+        said = {
+            "RAY_AUTH_MODE",
+            "RAY_AUTH_TOKEN",
+            "RAY_ADDRESS",
+            "RAY_API_SERVER_ADDRESS",
+            "BI_RAY_LOCAL",
+        }
+        own = {
+            "HOME": str(self.home),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "160",
+        }
         self.bare = {name: value for name, value in os.environ.items() if name not in said} | own
         self.environment = self.bare
         self.process: subprocess.Popen | None = None
 
     def start(self, auth_mode: str) -> None:
         self.environment = self.bare | {"RAY_AUTH_MODE": auth_mode}
-        ports = [f"--{name}={free_port()}" for name in ("port", "ray-client-server-port", "metrics-export-port")]
+        ports = [
+            f"--{name}={free_port()}"
+            for name in ("port", "ray-client-server-port", "metrics-export-port")
+        ]
         ports += [f"--dashboard-agent-{name}-port={free_port()}" for name in ("listen", "grpc")]
         ports += [f"--dashboard-port={self.address.rpartition(':')[2]}"]
         size = ["--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={self.temporary}"]
-        command = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
+        command = [
+            BIN / "ray",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            "--include-dashboard=true",
+        ]
         with open(self.home / "ray_start.log", "w") as log:
             self.process = subprocess.Popen(
-                [*command, *size, *ports], env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                [*command, *size, *ports],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 120
         while self.call("bi-ray", "job", "list", "--address", self.address)[0]:
@@ -100,7 +127,8 @@ class Cluster:
 
     def popen(self, *command, environment=None) -> subprocess.Popen:
         return subprocess.Popen(
-            ["env", "--default-signal=INT", *map(str, command)],  # ignored by a pytest in the background
+            # ignored by a pytest in the background
+            ["env", "--default-signal=INT", *map(str, command)],
             env=environment or self.environment,
             cwd=self.project,
             stdout=subprocess.PIPE,
@@ -133,7 +161,11 @@ def config(sft_epochs: int, rl_steps: int) -> dict:
         "arms": ["bridge"],
         "model": {"path": "model", "max_prompt_tokens": 128, "max_response_tokens": 96},
         "learner": {"workers": 1, "cpus_per_worker": 0.5},
-        "sft": {"epochs": sft_epochs, "batch_examples": 16, "checkpoint_every_steps": CHECKPOINT_STEPS},
+        "sft": {
+            "epochs": sft_epochs,
+            "batch_examples": 16,
+            "checkpoint_every_steps": CHECKPOINT_STEPS,
+        },
         "rl": {
             "steps": rl_steps,
             "prompts_per_step": 2,
@@ -159,9 +191,12 @@ def make_cluster(folder: Path, model: Path) -> Cluster:
 def cluster(tmp_path_factory, tiny_model):
     cluster = make_cluster(tmp_path_factory.mktemp("cluster"), tiny_model(True))
     plain = "import ray; ray.init('local', num_cpus=1, include_dashboard=False, _temp_dir={!r})"
-    code, output = cluster.call(sys.executable, "-c", plain.format(cluster.temporary), environment=cluster.bare)
+    code, output = cluster.call(
+        sys.executable, "-c", plain.format(cluster.temporary), environment=cluster.bare
+    )
     assert code == 0, output
-    assert (cluster.home / ".ray" / "auth_token").exists()  # what makes the next `ray start` want tokens
+    # what makes the next `ray start` want tokens
+    assert (cluster.home / ".ray" / "auth_token").exists()
     try:
         cluster.start("token")
         yield cluster
@@ -250,7 +285,10 @@ def test_a_relative_run_directory_is_refused_in_the_job_too(cluster):
 def test_a_cluster_with_tokens_says_what_it_wants(cluster):
     code, output = cluster.bi_ray("job", "list", environment=cluster.bare)
     assert code == 2
-    assert "wants a token, or another one: set RAY_AUTH_MODE=token (or give --auth-mode token" in output
+    assert (
+        "wants a token, or another one: set RAY_AUTH_MODE=token (or give --auth-mode token"
+        in output
+    )
     assert "Traceback" not in output
     assert cluster.bi_ray("job", "list", "--auth-mode", "token", environment=cluster.bare)[0] == 0
     wrong = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 32}
@@ -266,16 +304,33 @@ def test_mistakes_about_jobs_are_one_line(cluster, tmp_path):
 
     server = ("--address", cluster.address)
     refused("no job nobody at http", "job", "stop", "nobody", *server)
-    refused("no Ray job server answers at", "job", "list", "--address", f"http://127.0.0.1:{free_port()}")
+    refused(
+        "no Ray job server answers at",
+        "job",
+        "list",
+        "--address",
+        f"http://127.0.0.1:{free_port()}",
+    )
     refused("give the address of the job server", "job", "list", "--address", "127.0.0.1:6379")
     refused("no run is going on in", "scale", "--run", cluster.project, "--workers", "2")
     nowhere = f"127.0.0.1:{free_port()}"
-    refused(f"no Ray answers at {nowhere}", "scale", "--run", tmp_path, "--workers", "2", "--address", nowhere)
+    refused(
+        f"no Ray answers at {nowhere}",
+        "scale",
+        "--run",
+        tmp_path,
+        "--workers",
+        "2",
+        "--address",
+        nowhere,
+    )
 
 
 @pytest.mark.slow
 def test_a_run_is_scaled_left_stopped_and_goes_on(cluster, tmp_path):
-    """In RL: workers come and go, a second job is refused, Ctrl-C leaves the job alone, stopping leaves nothing."""
+    """In RL: workers come and go, a second job is refused, Ctrl-C leaves the job alone, stopping
+    leaves nothing.
+    """
     run = tmp_path / "run"
     work = run / "work/rl/bridge/metrics.jsonl"
     followed = submit(cluster, "long.yaml", "--run", run, "--job-id", "long")
@@ -349,9 +404,24 @@ def test_a_cluster_without_tokens(tmp_path, tiny_model):
     (cluster.home / ".ray" / "auth_token").write_text("0" * 32)
     try:
         cluster.start("disabled")
-        code, output = cluster.bi_ray("submit", "tiny.yaml", "--run", tmp_path / "run", environment=cluster.bare)
+        code, output = cluster.bi_ray(
+            "submit", "tiny.yaml", "--run", tmp_path / "run", environment=cluster.bare
+        )
         assert code == 0, output
-        plain = [*("ray", "job", "submit", "--address", cluster.address, "--working-dir", ".", "--", "bi-ray", "run")]
+        plain = [
+            *(
+                "ray",
+                "job",
+                "submit",
+                "--address",
+                cluster.address,
+                "--working-dir",
+                ".",
+                "--",
+                "bi-ray",
+                "run",
+            )
+        ]
         code, output = cluster.call(*plain, "tiny.yaml", "--run", tmp_path / "run")
         assert code == 0, output
         assert output.count("already done") == stages(tmp_path / "run")

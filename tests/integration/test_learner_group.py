@@ -1,4 +1,5 @@
-"""The learner group on a real Ray and a real Ray Train: one worker against two, and learners that are killed.
+"""The learner group on a real Ray and a real Ray Train: one worker against two, and learners that
+are killed.
 
 Starting a fit takes long, so one fixture runs the jobs and several tests look at what they left.
 """
@@ -23,7 +24,14 @@ from actors.learners.group import LearnerError, LearnerGroup, failing_rank
 from actors.rollout.queue import PoolError
 from bi_ray.batches.advantages import group_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RayConfig, RLConfig, SFTConfig
+from bi_ray.config import (
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RayConfig,
+    RLConfig,
+    SFTConfig,
+)
 from bi_ray.policy.files import CheckpointError
 from bi_ray.runs.metrics import read_metrics
 
@@ -69,7 +77,9 @@ def prepared_batch(step):
         for sample, advantage in enumerate(group_advantages(rewards)):
             response = tuple(torch.randint(0, TOKENS, (4 + 3 * sample,)).tolist())
             logprobs = tuple((-5 + 0.1 * torch.randn(len(response))).tolist())
-            samples.append(TrainSample(f"{step}/{number}/{sample}", prompt, response, logprobs, advantage))
+            samples.append(
+                TrainSample(f"{step}/{number}/{sample}", prompt, response, logprobs, advantage)
+            )
     return LearnerBatch([] if step == 2 else samples, 2, 8)
 
 
@@ -107,7 +117,9 @@ def kill_learner():
 
 
 def kill(actor):
-    """SIGKILL of the newest process of this test's Ray with such a name: those of earlier fits may still be there."""
+    """SIGKILL of the newest process of this test's Ray with such a name: those of earlier fits may
+    still be there.
+    """
     pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     found = [int(pid) for pid in pids if actor in _cmdline(pid) and _session() in _environment(pid)]
     assert found, f"no {actor.decode()} is running"
@@ -123,7 +135,9 @@ def _cmdline(pid):
 
 
 def _environment(pid):
-    """A process of this test's Ray has its job or node in the environment; others' learners are not ours to kill."""
+    """A process of this test's Ray has its job or node in the environment; others' learners are not
+    ours to kill.
+    """
     try:
         with open(f"/proc/{pid}/status") as file:
             parent = next(line.split()[1] for line in file if line.startswith("PPid"))
@@ -147,7 +161,12 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
     """After one SGD step of rate 1 the difference to the base is the gradient."""
     before = weights(base)
     sft = SFTConfig(epochs=1, batch_examples=40, optimizer=LARGE_STEP)
-    rl = RLConfig(steps=1, optimizer=LARGE_STEP, loss_scale="token_mean", kl={"estimator": "k3", "coefficient": 0.1})
+    rl = RLConfig(
+        steps=1,
+        optimizer=LARGE_STEP,
+        loss_scale="token_mean",
+        kl={"estimator": "k3", "coefficient": 0.1},
+    )
     learned, drivers = {}, {}
     for workers in (1, 2):
         run = tmp_path / str(workers)
@@ -156,7 +175,10 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
         print(f"SFT fit of one step, {workers} workers: {time.monotonic() - began:.1f} s")
         drivers[workers] = ray.remote(ServingDriver).options(num_cpus=0).remote()
         group(run, workers).run_rl(base, run / "rl", run / "weights", rl, drivers[workers])
-        learned[workers] = {"sft": weights(run / "sft" / "policy"), "rl": weights(run / "rl" / "step_1" / "policy")}
+        learned[workers] = {
+            "sft": weights(run / "sft" / "policy"),
+            "rl": weights(run / "rl" / "step_1" / "policy"),
+        }
         # Published weights are the checkpoint's, without the tied head.
         published = load_file(run / "weights" / "1.1.safetensors")
         assert "lm_head.weight" not in published
@@ -165,7 +187,10 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
     for job in ("sft", "rl"):
         one, two = learned[1][job], learned[2][job]
         assert distance(two, one) <= 1e-5
-        gradients = [{name: before[name].double() - after[name].double() for name in before} for after in (one, two)]
+        gradients = [
+            {name: before[name].double() - after[name].double() for name in before}
+            for after in (one, two)
+        ]
         assert distance(gradients[1], gradients[0]) <= 1e-5
         assert distance({name: one[name] for name in before}, before) > 1e-3
     calls = ray.get(drivers[2].seen.remote())
@@ -177,7 +202,9 @@ def test_two_workers_take_the_step_of_one(tmp_path, base, data):
         ("publish", 1),
     ]
     metrics = next(call[3] for call in calls if call[0] == "publish")
-    assert metrics["tokens"] == sum(len(sample.response_tokens) for sample in prepared_batch(1).samples)
+    assert metrics["tokens"] == sum(
+        len(sample.response_tokens) for sample in prepared_batch(1).samples
+    )
     assert metrics["mismatch_max"] >= metrics["mismatch_mean"] > 0
     assert metrics["kl"] == 0  # the reference is the policy itself
 
@@ -195,9 +222,14 @@ def test_killed_sft_learner_resumes(tmp_path, base, data):
         done.result(timeout=240)
     rows = {name: read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")}
     assert [row["step"] for row in rows["killed"]] == list(range(1, 81))
-    assert [row["loss"] for row in rows["killed"]] == pytest.approx([row["loss"] for row in rows["whole"]], abs=1e-6)
+    assert [row["loss"] for row in rows["killed"]] == pytest.approx(
+        [row["loss"] for row in rows["whole"]], abs=1e-6
+    )
     assert distance(weights(tmp_path / "killed/policy"), weights(tmp_path / "whole/policy")) <= 1e-6
-    assert sorted(path.name for path in (tmp_path / "killed/checkpoints").iterdir()) == ["step_60", "step_70"]
+    assert sorted(path.name for path in (tmp_path / "killed/checkpoints").iterdir()) == [
+        "step_60",
+        "step_70",
+    ]
 
 
 @pytest.mark.slow
@@ -207,7 +239,9 @@ def test_killed_rl_learner_asks_again(tmp_path, base):
     group(tmp_path).run_rl(base, tmp_path / "whole", tmp_path / "weights_whole", rl, whole)
     slow = ray.remote(ServingDriver).options(num_cpus=0).remote(pause_s=1.0)
     with ThreadPoolExecutor() as pool:
-        done = pool.submit(group(tmp_path).run_rl, base, tmp_path / "killed", tmp_path / "weights", rl, slow)
+        done = pool.submit(
+            group(tmp_path).run_rl, base, tmp_path / "killed", tmp_path / "weights", rl, slow
+        )
         wait_for(lambda: ("publish", 3) in [call[:2] for call in ray.get(slow.seen.remote())])
         kill_learner()
         done.result(timeout=240)
@@ -215,9 +249,15 @@ def test_killed_rl_learner_asks_again(tmp_path, base):
     again = calls[calls.index(("join", 2)) :]
     assert [step for kind, step in again if kind == "lease"] == [3, 4, 5]
     assert again[-2:] == [("publish", 5), ("checkpointed", 5)]
-    assert distance(weights(tmp_path / "killed/step_5/policy"), weights(tmp_path / "whole/step_5/policy")) <= 1e-6
+    assert (
+        distance(
+            weights(tmp_path / "killed/step_5/policy"), weights(tmp_path / "whole/step_5/policy")
+        )
+        <= 1e-6
+    )
     published = {path.name: load_file(path) for path in (tmp_path / "weights_whole").iterdir()}
-    assert distance(published["1.2.safetensors"], published["1.1.safetensors"]) == 0  # an empty batch changes nothing
+    # an empty batch changes nothing
+    assert distance(published["1.2.safetensors"], published["1.1.safetensors"]) == 0
     assert distance(published["1.3.safetensors"], published["1.2.safetensors"]) > 0
     assert json.loads((tmp_path / "killed/step_5/state.json").read_text())["step"] == 5
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["step_4", "step_5"]
@@ -251,9 +291,13 @@ class RefusingDriver:
 
 def test_a_job_that_cannot_go_on_says_so_in_one_line(tmp_path, base):
     """No restart either: the driver is asked once."""
-    driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(SessionError("no RL session is open"))
+    driver = (
+        ray.remote(RefusingDriver).options(num_cpus=0).remote(SessionError("no RL session is open"))
+    )
     with pytest.raises(LearnerError, match="no RL session is open") as caught:
-        group(tmp_path).run_rl(base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver)
+        group(tmp_path).run_rl(
+            base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver
+        )
     assert len(str(caught.value).splitlines()) == 1
     assert ray.get(driver.asked.remote()) == 1
 
@@ -262,10 +306,14 @@ def test_a_job_that_cannot_go_on_says_so_in_one_line(tmp_path, base):
 def test_a_join_that_failed_this_time_is_tried_again_as_often_as_learners_restart(tmp_path, base):
     errors = PoolError("no rollout worker took version 1.0"), TimeoutError("no answer")
     driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(*errors)
-    group(tmp_path, 2, max_restarts=2).run_rl(base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver)
+    group(tmp_path, 2, max_restarts=2).run_rl(
+        base, tmp_path / "rl", tmp_path / "weights", RLConfig(steps=1), driver
+    )
     assert ray.get(driver.asked.remote()) == 3
     driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(*errors)
-    with pytest.raises(LearnerError, match=r"did not let the learners join: no rollout worker took") as caught:
+    with pytest.raises(
+        LearnerError, match=r"did not let the learners join: no rollout worker took"
+    ) as caught:
         group(tmp_path, max_restarts=0).run_rl(
             base, tmp_path / "again", tmp_path / "weights", RLConfig(steps=1), driver
         )
@@ -277,7 +325,9 @@ def test_the_killed_controller_of_ray_train_is_replaced(tmp_path, base):
     rl = RLConfig(steps=5, optimizer=ADAMW, checkpoint_every_steps=2, batch_timeout_s=60)
     driver = ray.remote(ServingDriver).options(num_cpus=0).remote(pause_s=1.0)
     with ThreadPoolExecutor() as pool:
-        done = pool.submit(group(tmp_path).run_rl, base, tmp_path / "rl", tmp_path / "weights", rl, driver)
+        done = pool.submit(
+            group(tmp_path).run_rl, base, tmp_path / "rl", tmp_path / "weights", rl, driver
+        )
         wait_for(lambda: ("publish", 3) in [call[:2] for call in ray.get(driver.seen.remote())])
         kill(b"TrainController")
         done.result(timeout=240)
@@ -288,7 +338,9 @@ def test_the_killed_controller_of_ray_train_is_replaced(tmp_path, base):
 
 def test_no_room_is_an_error_in_time(tmp_path, base, data):
     began = time.monotonic()
-    with pytest.raises(LearnerError, match=r"no room for 99 learners within 4 s .* they need 49.5 CPUs"):
+    with pytest.raises(
+        LearnerError, match=r"no room for 99 learners within 4 s .* they need 49.5 CPUs"
+    ):
         group(tmp_path, workers=99, start_timeout_s=4, max_restarts=1).run_sft(
             base, data, tmp_path / "sft", SFTConfig(), seed=0
         )
@@ -301,6 +353,13 @@ def test_a_missing_base_is_refused_before_anything_starts(tmp_path, data):
 
 
 def test_the_rank_that_failed_by_itself_is_named():
-    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer")
-    assert failing_rank({0: lost, 1: OSError(28, "No space left on device")}).startswith("learner 1: OSError:")
-    assert failing_rank({0: lost, 1: ray.exceptions.ActorDiedError()}) == "learner 1 died (killed, or out of memory?)"
+    lost = RuntimeError(
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer"
+    )
+    assert failing_rank({0: lost, 1: OSError(28, "No space left on device")}).startswith(
+        "learner 1: OSError:"
+    )
+    assert (
+        failing_rank({0: lost, 1: ray.exceptions.ActorDiedError()})
+        == "learner 1 died (killed, or out of memory?)"
+    )

@@ -1,4 +1,6 @@
-"""Who can reach a run: every socket of a real one, a user without the token, and a second host in a namespace."""
+"""Who can reach a run: every socket of a real one, a user without the token, and a second host in a
+namespace.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def beyond_loopback(found: set[Listener]) -> list[Listener]:
 
 @pytest.mark.slow
 def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
-    """Also where nothing else is as usual: no home, a long path for temporary files, a proxy, no authentication."""
+    """Also where nothing else is as usual: no home, a long path for temporary files, a proxy, no
+    authentication.
+    """
     small = config | {
         "learner": {"workers": 2, "cpus_per_worker": 0.5},
         "readiness": {"queries": 0},
@@ -67,7 +71,9 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
     }
     temporary = tmp_path / ("long" * 30)
     temporary.mkdir()
-    environment = user_environment(RAY_AUTH_MODE="disabled", TMPDIR=str(temporary), http_proxy="http://127.0.0.1:9")
+    environment = user_environment(
+        RAY_AUTH_MODE="disabled", TMPDIR=str(temporary), http_proxy="http://127.0.0.1:9"
+    )
     environment.pop("HOME", None)
     command = [BI_RAY, "run", write(small, tmp_path / "tiny.yaml"), "--run", tmp_path / "run"]
     process = subprocess.Popen(
@@ -86,8 +92,11 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
     assert code == 0, output
     processes = {one.process for one in found}
     for part in ("gcs_server", "raylet", "ray::DashboardAgent", "ray::Driver", "VLLM::EngineCore"):
-        assert any(name.startswith(part) for name in processes), f"{part} was not seen among {processes}"
-    # Workers of Ray listen once; the process group adds its rendezvous on one rank and gloo on both.
+        assert any(name.startswith(part) for name in processes), (
+            f"{part} was not seen among {processes}"
+        )
+    # Workers of Ray listen once; the process group adds its rendezvous on one rank and gloo on
+    # both.
     learners = [one for one in found if "RayTrainWorker" in one.process]
     assert len(learners) > 3, learners
     assert not beyond_loopback(found)
@@ -96,7 +105,9 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_served_run_lets_no_other_host_in(tiny_model, tmp_path, monkeypatch):
-    """Ray Serve binds a port of each replica to every interface, whatever it is asked for: those want the token."""
+    """Ray Serve binds a port of each replica to every interface, whatever it is asked for: those
+    want the token.
+    """
     run = tmp_path / "run"
     write_run(run, tiny_model(True))
     put_policy(run / "sft/bridge", tiny_model(True))
@@ -107,7 +118,9 @@ def test_a_served_run_lets_no_other_host_in(tiny_model, tmp_path, monkeypatch):
         found = listeners(served.process.pid)
         processes = {one.process for one in found}
         for part in ("gcs_server", "raylet", "ray::ProxyActor", "VLLM::EngineCore"):
-            assert any(name.startswith(part) for name in processes), f"{part} was not seen among {processes}"
+            assert any(name.startswith(part) for name in processes), (
+                f"{part} was not seen among {processes}"
+            )
         open_to_all = beyond_loopback(found)
         assert all(one.process.startswith("ray::ServeReplica") for one in open_to_all), open_to_all
         for one in open_to_all:
@@ -120,7 +133,9 @@ def answers_of_replica(port: int, token: str | None) -> set[grpc.StatusCode]:
     """What every method of a replica's own server makes of a request that is empty."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     codes = set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(
+        f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]
+    ) as channel:
         for method in serve_pb2.DESCRIPTOR.services_by_name["ASGIService"].methods:
             call = channel.unary_stream(f"/{method.containing_service.full_name}/{method.name}")
             answer = call(b"", metadata=metadata, timeout=30)
@@ -171,7 +186,9 @@ def local_ray(folder: Path, *prefix: str) -> Iterator[LocalRay]:
 
 
 def intrude(address: str, *prefix: str, seconds: float = DEADLINE_S, **environment: str) -> str:
-    """What a driver that tries to join gets to see within ``seconds``: where nobody answers, Ray tries for minutes."""
+    """What a driver that tries to join gets to see within ``seconds``: where nobody answers, Ray
+    tries for minutes.
+    """
     command = [*prefix, sys.executable, "-c", INTRUDER, address]
     with subprocess.Popen(
         command,
@@ -190,7 +207,9 @@ def intrude(address: str, *prefix: str, seconds: float = DEADLINE_S, **environme
 
 def test_a_user_of_the_machine_without_the_token_is_refused(tmp_path):
     with local_ray(tmp_path) as ray:
-        assert "intruder got in" in intrude(ray.address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=ray.token)
+        assert "intruder got in" in intrude(
+            ray.address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=ray.token
+        )
         for environment in (
             {"RAY_AUTH_MODE": "disabled"},
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
@@ -207,7 +226,8 @@ def test_a_user_of_the_machine_without_the_token_is_refused(tmp_path):
         assert not beyond_loopback(listeners(ray.pid))
 
 
-HOST, OTHER = "10.199.77.1", "10.199.77.2"  # of a network that exists between the two namespaces only
+# of a network that exists between the two namespaces only
+HOST, OTHER = "10.199.77.1", "10.199.77.2"
 
 
 @pytest.fixture
@@ -222,7 +242,19 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
             if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
                 pytest.skip("this system allows no network namespaces")
         ends = [f"br{os.getpid()}{side}" for side in "ab"]
-        cable = ["ip", "link", "add", ends[0], "netns", names[0], "type", "veth", "peer", "name", ends[1]]
+        cable = [
+            "ip",
+            "link",
+            "add",
+            ends[0],
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            ends[1],
+        ]
         subprocess.run([*cable, "netns", names[1]], check=True)
         for inside, end, address in zip(enter, ends, (HOST, OTHER), strict=True):
             subprocess.run([*inside, "ip", "addr", "add", f"{address}/24", "dev", end], check=True)
@@ -267,7 +299,9 @@ time.sleep(600)
 @contextlib.contextmanager
 def server_in(host: list[str]) -> Iterator[int]:
     """The port of a server on the first host that any other may reach."""
-    process = subprocess.Popen([*host, sys.executable, "-c", SERVER, HOST], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*host, sys.executable, "-c", SERVER, HOST], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None
         yield int(process.stdout.readline())
@@ -281,7 +315,11 @@ def test_another_host_reaches_nothing(two_hosts, tmp_path):
     host, other = two_hosts
     with local_ray(tmp_path, *host) as ray, server_in(host) as neighbor:
         seen = subprocess.run(
-            [*host, sys.executable, "-c", LISTENERS, str(ray.pid)], capture_output=True, text=True, check=True, cwd=ROOT
+            [*host, sys.executable, "-c", LISTENERS, str(ray.pid)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
         )
         open_ports = set(map(int, seen.stdout.split())) | {AGENT_PORT, ray.port}
         knocked = subprocess.run(
@@ -292,10 +330,18 @@ def test_another_host_reaches_nothing(two_hosts, tmp_path):
         assert results.pop(str(neighbor)) == "0", "the second host does not reach the first at all"
         assert len(results) == len(open_ports) >= 10
         assert set(results.values()) == {str(errno.ECONNREFUSED)}, results
-        for mode in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token}):
-            assert "intruder got in" not in intrude(f"{HOST}:{ray.port}", *other, seconds=60, **mode)
+        for mode in (
+            {"RAY_AUTH_MODE": "disabled"},
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray.token},
+        ):
+            assert "intruder got in" not in intrude(
+                f"{HOST}:{ray.port}", *other, seconds=60, **mode
+            )
         url = f"http://{HOST}:{AGENT_PORT}/api/job_agent/jobs/"
         posted = subprocess.run(
-            [*other, sys.executable, "-c", POST, url], capture_output=True, text=True, env=user_environment()
+            [*other, sys.executable, "-c", POST, url],
+            capture_output=True,
+            text=True,
+            env=user_environment(),
         )
         assert posted.stdout.startswith("no answer"), posted.stdout + posted.stderr

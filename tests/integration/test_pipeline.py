@@ -1,4 +1,6 @@
-"""The command itself, in processes of its own, as a user runs it: whole, again, with mistakes, and killed."""
+"""The command itself, in processes of its own, as a user runs it: whole, again, with mistakes, and
+killed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ DEADLINE_S = 450
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches something."""
+    """A reward that a random policy gets about half of the time, so that every group teaches
+    something.
+    """
     return float(len(response) % 2)
 
 
@@ -39,10 +43,19 @@ def config(tiny_model):
         "task": {
             "kind": "promptbench",
             "name_pool": 48,
-            "sets": {"sft": easy | {"problems": 64}, "rl": easy, "test_id": easy, "test_ood": easy | {"depth": 3}},
+            "sets": {
+                "sft": easy | {"problems": 64},
+                "rl": easy,
+                "test_id": easy,
+                "test_ood": easy | {"depth": 3},
+            },
         },
         "arms": ["bridge"],
-        "model": {"path": str(tiny_model(True)), "max_prompt_tokens": 128, "max_response_tokens": 96},
+        "model": {
+            "path": str(tiny_model(True)),
+            "max_prompt_tokens": 128,
+            "max_response_tokens": 96,
+        },
         "learner": {"workers": 1, "cpus_per_worker": 0.5},
         "sft": {
             "epochs": 3,
@@ -125,16 +138,23 @@ def test_a_run_ends_with_the_table_and_keeps_every_sample(undisturbed):
     assert (run / "report/report.html").read_text().count("data-theme") > 0
     assert load_config(run / "config.yaml", RunConfig) == load_config(undisturbed[0], RunConfig)
     summary = json.loads((run / "report" / "summary.json").read_text())
-    assert [(row["arm"], row["set"]) for row in summary["table"]] == [("bridge", "test_id"), ("bridge", "test_ood")]
+    assert [(row["arm"], row["set"]) for row in summary["table"]] == [
+        ("bridge", "test_id"),
+        ("bridge", "test_ood"),
+    ]
     assert (run / "report" / "result.svg").stat().st_size > 10_000
-    rows = [json.loads(line) for line in (run / "eval_rl/bridge/test_id.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (run / "eval_rl/bridge/test_id.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 16 + 4 * 2
     assert [row["step"] for row in metrics(run / "rl/bridge")] == list(range(1, RL_STEPS + 1))
 
 
 def test_rl_trains_on_the_queries_that_the_filter_kept(undisturbed):
     _, run, output = undisturbed
-    rows = [json.loads(line) for line in (run / "queries/bridge/queries.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (run / "queries/bridge/queries.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 16
     assert all(row["of"] == 4 and row["kept"] == (0 < row["right"] < 4) for row in rows)
     kept = sum(row["kept"] for row in rows)
@@ -149,19 +169,28 @@ def test_rl_steps_change_the_policy_and_sampler_and_learner_agree(undisturbed):
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-4
     for row in metrics(run / "rl/bridge"):
         assert row["informative_share"] > 0
-        assert row["mismatch_max"] < 1e-4  # also after the first step: the engines took the new weights
+        # also after the first step: the engines took the new weights
+        assert row["mismatch_max"] < 1e-4
 
 
 def test_readiness_is_measured_before_rl_while_it_trains_and_by_experiment(undisturbed):
     _, run, _ = undisturbed
-    rows = [json.loads(line) for line in (run / "readiness/bridge/queries.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run / "readiness/bridge/queries.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 8
     assert all(row["of"] == 4 for row in rows)
     assert any(row["influence"]["sum"]["dj"] != 0 for row in rows)
     for row in rows:
         parts = row["influence"]["sum"]["behaviors"].values()
-        assert sum(part for _, part in parts) == pytest.approx(row["influence"]["sum"]["dj"], rel=1e-6, abs=1e-9)
-    groups = [json.loads(line) for line in (run / "readiness/bridge/rollouts.jsonl").read_text().splitlines()]
+        assert sum(part for _, part in parts) == pytest.approx(
+            row["influence"]["sum"]["dj"], rel=1e-6, abs=1e-9
+        )
+    groups = [
+        json.loads(line)
+        for line in (run / "readiness/bridge/rollouts.jsonl").read_text().splitlines()
+    ]
     kinds = {(row["kind"], row["id"].rsplit("-", 1)[0]) for row in groups}
     assert kinds == {("query", "rl"), ("target", "influence_target")}
     whole = json.loads((run / "readiness/bridge/readiness.json").read_text())
@@ -171,7 +200,9 @@ def test_readiness_is_measured_before_rl_while_it_trains_and_by_experiment(undis
     point = json.loads((run / "realized/bridge/realized.json").read_text())["points"][0]
     assert point["low"] <= point["realized"] <= point["high"]
     assert point["predicted"] != 0
-    watched = [json.loads(line) for line in (run / "rl/bridge/influence.jsonl").read_text().splitlines()]
+    watched = [
+        json.loads(line) for line in (run / "rl/bridge/influence.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in watched] == [0, 2]
     assert watched[0]["predicted"] is None
     assert watched[1]["since"] == 0
@@ -198,7 +229,8 @@ def test_a_changed_option_is_shown_and_nothing_is_lost(undisturbed, config, tmp_
     assert "rl.steps: 4 -> 9" in output
     assert "--from rl" in output
     assert "Traceback" not in output
-    assert load_config(run / "config.yaml", RunConfig).rl.steps == RL_STEPS  # still what it was made under
+    # still what it was made under
+    assert load_config(run / "config.yaml", RunConfig).rl.steps == RL_STEPS
     assert (run / "rl/bridge/policy/model.safetensors").exists()
 
 
@@ -208,15 +240,23 @@ def test_a_second_run_in_the_same_directory_is_refused(undisturbed):
     while not (run / ".lock").read_text():
         time.sleep(0.01)
     held = (run / ".lock").read_text()
-    code, output = finish(start(config_file, run)) if str(first.pid) == held else (2, f"process {first.pid}")
+    code, output = (
+        finish(start(config_file, run)) if str(first.pid) == held else (2, f"process {first.pid}")
+    )
     finish(first)
     assert code == 2
     assert f"process {first.pid}" in output
 
 
 def processes_of(command, title):
-    """The processes below ``command`` whose title starts with ``title``: Ray names its workers after their class."""
-    return [p for p in psutil.Process(command.pid).children(recursive=True) if " ".join(p.cmdline()).startswith(title)]
+    """The processes below ``command`` whose title starts with ``title``: Ray names its workers
+    after their class.
+    """
+    return [
+        p
+        for p in psutil.Process(command.pid).children(recursive=True)
+        if " ".join(p.cmdline()).startswith(title)
+    ]
 
 
 def wait_for_rows(file, rows, command):
@@ -247,7 +287,9 @@ def same_policy(run, other, stage):
         ("rl", "ray::InfluenceAnalyzer", True),
     ],
 )
-def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(undisturbed, tmp_path, stage, victim, survives):
+def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(
+    undisturbed, tmp_path, stage, victim, survives
+):
     config_file, whole, _ = undisturbed
     run = tmp_path / "run"
     command = start(config_file, run)
@@ -256,14 +298,20 @@ def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(undisturbed
         os.kill(command.pid, signal.SIGKILL)
     else:
         victims = processes_of(command, victim)
-        assert victims, [" ".join(p.cmdline())[:60] for p in psutil.Process(command.pid).children(recursive=True)]
+        assert victims, [
+            " ".join(p.cmdline())[:60] for p in psutil.Process(command.pid).children(recursive=True)
+        ]
         victims[0].kill()
     code, output = finish(command)
     assert (code == 0) == survives, output
     if not survives:
         code, output = finish(start(config_file, run))
         assert code == 0, output
-        done_before = ("data", "sft_data/bridge") if stage == "sft" else ("data", "sft_data/bridge", "sft/bridge")
+        done_before = (
+            ("data", "sft_data/bridge")
+            if stage == "sft"
+            else ("data", "sft_data/bridge", "sft/bridge")
+        )
         for name in done_before:
             assert f"{name}: already done" in output
     for name in ("sft", "rl"):
@@ -283,7 +331,9 @@ def assert_one_error(process, words, code=2):
 def test_mistakes_are_one_line(config, tmp_path):
     wrong_key = write({**config, "rl": {"learning_rat": 1}}, tmp_path / "wrong_key.yaml")
     no_model = write({**config, "model": {"path": "no/such/model"}}, tmp_path / "no_model.yaml")
-    too_long = write({**config, "model": config["model"] | {"max_prompt_tokens": 40}}, tmp_path / "too_long.yaml")
+    too_long = write(
+        {**config, "model": config["model"] | {"max_prompt_tokens": 40}}, tmp_path / "too_long.yaml"
+    )
     assert_one_error(start(wrong_key, tmp_path / "run"), "rl.learning_rat is no option")
     assert_one_error(start(no_model, tmp_path / "run"), "no model at no/such/model")
     assert_one_error(start(tmp_path / "absent.yaml", tmp_path / "run"), "absent.yaml: no such file")
@@ -295,18 +345,31 @@ def test_problems_without_answers_are_refused(undisturbed, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")
     shutil.rmtree(run / "data/sft")
-    load_from_disk(str(whole / "data/sft")).remove_columns("answer").save_to_disk(str(run / "data/sft"))
+    load_from_disk(str(whole / "data/sft")).remove_columns("answer").save_to_disk(
+        str(run / "data/sft")
+    )
     record = json.loads((run / "data/stage.json").read_text())
-    (run / "data/stage.json").write_text(json.dumps(record | {"files": None}))  # else the change is noticed at once
-    assert_one_error(start(config_file, run), "row 0: no answer; every problem needs one to be verified")
+    # else the change is noticed at once
+    (run / "data/stage.json").write_text(json.dumps(record | {"files": None}))
+    assert_one_error(
+        start(config_file, run), "row 0: no answer; every problem needs one to be verified"
+    )
 
 
 def test_a_disk_that_fills_is_one_line(undisturbed, tmp_path):
-    """Stood in for by a limit on the size of files; what was finished stays, and nothing half-written does."""
+    """Stood in for by a limit on the size of files; what was finished stays, and nothing
+    half-written does.
+    """
     config_file, whole, _ = undisturbed
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")
     limit = f'ulimit -f 8; exec "{BI_RAY}" run "{config_file}" --run "{run}"'
     assert_one_error(start_command(["bash", "-c", limit]), "File too large")
-    assert sorted(path.name for path in run.iterdir()) == [".bi-ray-run", ".lock", "config.yaml", "data", "sft_data"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".bi-ray-run",
+        ".lock",
+        "config.yaml",
+        "data",
+        "sft_data",
+    ]
     assert not any((run / "sft_data").iterdir())

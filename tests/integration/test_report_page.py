@@ -1,4 +1,6 @@
-"""The report in a real browser: what one sees and clicks, wide and narrow, light and dark, without a single error."""
+"""The report in a real browser: what one sees and clicks, wide and narrow, light and dark, without
+a single error.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,16 @@ WIDE, NARROW = (1400, 900), (390, 844)
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.fail("the report is tested in a real browser: install chromium and chromedriver, or run `make browser`")
+        pytest.fail(
+            "the report is tested in a real browser: install chromium and chromedriver, or run `make browser`"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
@@ -75,7 +83,10 @@ def look(browser, page, size=WIDE, dark=False):
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what an earlier page left
     browser.get(page.as_uri())
-    wait(browser, "return [...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
+    wait(
+        browser,
+        "return [...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))",
+    )
 
 
 def wait(browser, script):
@@ -86,14 +97,24 @@ def assert_clean(browser, page):
     """No line in the console, no request but for the page itself."""
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    urls = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     assert page.as_uri() in urls
-    assert [url for url in urls if url.partition("#")[0] != page.as_uri() and not url.startswith("data:")] == []
+    assert [
+        url
+        for url in urls
+        if url.partition("#")[0] != page.as_uri() and not url.startswith("data:")
+    ] == []
 
 
 def click(browser, selector):
     element = browser.find_element(By.CSS_SELECTOR, selector)
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element
+    )
     element.click()
 
 
@@ -102,8 +123,12 @@ def choose(browser, name, value):
 
 
 def shown(browser, chart):
-    """The y values of a chart's traces by name, as drawn: read from plotly, beside the marks that it made."""
-    script = "return document.getElementById('chart-' + arguments[0]).data.map((t) => [t.name, t.y])"
+    """The y values of a chart's traces by name, as drawn: read from plotly, beside the marks that
+    it made.
+    """
+    script = (
+        "return document.getElementById('chart-' + arguments[0]).data.map((t) => [t.name, t.y])"
+    )
     return dict(browser.execute_script(script, chart))
 
 
@@ -126,7 +151,8 @@ def brightness(browser, selector, of="background-color"):
 def test_it_looks_right_and_nothing_is_wrong_in_the_console(browser, page, size, dark):
     look(browser, page, size, dark)
     assert (brightness(browser, "body") < 60) == dark
-    assert (brightness(browser, "#chart-groups .xtick text", "fill") > 128) == dark  # charts follow the theme
+    # charts follow the theme
+    assert (brightness(browser, "#chart-groups .xtick text", "fill") > 128) == dark
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     for plot in browser.find_elements(By.CSS_SELECTOR, ".plot .main-svg"):
         assert plot.size["width"] <= size[0] - 30
@@ -145,7 +171,9 @@ def test_the_answer_and_the_tables_say_what_the_data_say(browser, page, sources)
     difference = summary["difference_of_gains"][0]["difference"]
     heading = browser.find_element(By.TAG_NAME, "h1").text
     assert f"{100 * abs(difference['value']):.1f} points" in heading
-    assert ("no difference beyond chance" in heading) == (difference["low"] <= 0 <= difference["high"])
+    assert ("no difference beyond chance" in heading) == (
+        difference["low"] <= 0 <= difference["high"]
+    )
     table = browser.find_element(By.CSS_SELECTOR, "#result table").text
     for row in summary["table"]:
         assert f"{100 * row['rl']['accuracy'][0]:.1f}" in table
@@ -154,13 +182,18 @@ def test_the_answer_and_the_tables_say_what_the_data_say(browser, page, sources)
     assert len(bars) == N + 1
     heights = [bar.size["height"] for bar in bars]
     counts = summary["readiness"]["bridge"]["accuracy"]["histogram"]
-    assert [height / heights[0] for height in heights] == pytest.approx([c / counts[0] for c in counts], abs=0.03)
+    assert [height / heights[0] for height in heights] == pytest.approx(
+        [c / counts[0] for c in counts], abs=0.03
+    )
 
 
 def test_the_theme_can_be_switched_and_the_charts_follow(browser, page):
     look(browser, page)
     bar = "#chart-histogram-0 .bars .point:nth-child(2) path"
-    before, blue = brightness(browser, "#chart-curves .xtick text", "fill"), brightness(browser, bar, "fill")
+    before, blue = (
+        brightness(browser, "#chart-curves .xtick text", "fill"),
+        brightness(browser, bar, "fill"),
+    )
     click(browser, "#theme")
     wait(browser, "return document.getElementById('theme').getAttribute('aria-pressed') === 'true'")
     assert brightness(browser, "body") < 60
@@ -178,14 +211,20 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
     def expect(estimator, quantity):
         groups = [g[quantity]["value"] for g in influence[estimator]["groups"] if g[quantity]]
         assert shown(browser, "groups")["bridge"] == pytest.approx(groups, rel=1e-3)
-        points = browser.find_elements(By.CSS_SELECTOR, "#chart-groups .scatterlayer .trace:nth-child(2) .point")
+        points = browser.find_elements(
+            By.CSS_SELECTOR, "#chart-groups .scatterlayer .trace:nth-child(2) .point"
+        )
         assert len(points) == len(groups)
         assert shown(browser, "behaviors")["bridge"] == pytest.approx(
             [row["dj"]["value"] for row in influence[estimator]["behaviors"]], rel=1e-3
         )
         line = browser.find_elements(By.CSS_SELECTOR, f"[data-when='estimator={estimator}']")
         assert all(row.is_displayed() for row in line)
-        assert len(browser.find_elements(By.CSS_SELECTOR, "[data-when]:not([hidden])")) == len(line) == 2
+        assert (
+            len(browser.find_elements(By.CSS_SELECTOR, "[data-when]:not([hidden])"))
+            == len(line)
+            == 2
+        )
 
     expect("sum", "dj")
     click(browser, "[name=estimator][value=mean] + span")
@@ -199,7 +238,9 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
     browser.find_element(By.CSS_SELECTOR, "[name=estimator][value=mean]").send_keys(Keys.ARROW_LEFT)
     expect("sum", "k_plus")
     last = influence["sum"]["groups"][-1]["k_plus"]
-    name, at, value, low, high = browser.execute_script(f"return [...{last_row}].map((c) => c.textContent)")
+    name, at, value, low, high = browser.execute_script(
+        f"return [...{last_row}].map((c) => c.textContent)"
+    )
     assert (name, at) == ("bridge", f"{N}/{N}")
     assert [float(number) for number in (value, low, high)] == pytest.approx(
         [last["value"], last["low"], last["high"]], rel=1e-2
@@ -208,7 +249,10 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
     assert "bridge, realized" in shown(browser, "during")
     choose(browser, "metric", "rl.entropy")
     assert shown(browser, "curves")["bridge"][-1] == pytest.approx(0.2 - 0.003 * 30, abs=0.01)
-    assert browser.find_element(By.CSS_SELECTOR, "#chart-curves .ytitle").text == "entropy, nats per token"
+    assert (
+        browser.find_element(By.CSS_SELECTOR, "#chart-curves .ytitle").text
+        == "entropy, nats per token"
+    )
     assert_clean(browser, page)
 
 
@@ -219,11 +263,19 @@ def test_samples_are_filtered(browser, page, sources):
     assert len(rows(browser)) == 25
     click(browser, "#more")
     assert len(rows(browser)) == 50
-    for name, value in {"arm": "bridge", "set": "test_id", "stage": "RL", "mode": "greedy", "seed": "1"}.items():
+    for name, value in {
+        "arm": "bridge",
+        "set": "test_id",
+        "stage": "RL",
+        "mode": "greedy",
+        "seed": "1",
+    }.items():
         choose(browser, name, value)
     assert count(browser) == 40
     file = sources[0].runs[1] / "eval_rl/bridge/test_id.jsonl"
-    greedy = [row for row in map(json.loads, file.read_text().splitlines()) if row["mode"] == "greedy"]
+    greedy = [
+        row for row in map(json.loads, file.read_text().splitlines()) if row["mode"] == "greedy"
+    ]
     for verdict, right in (("right", True), ("wrong", False)):
         choose(browser, "verdict", verdict)
         assert count(browser) == sum(row["right"] == right for row in greedy)
@@ -243,7 +295,9 @@ def test_samples_are_filtered(browser, page, sources):
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_marked(browser, page, sources, size):
+def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_marked(
+    browser, page, sources, size
+):
     look(browser, page, size)
     choose(browser, "behavior", "reflection")
     choose(browser, "trace", "invalid")
@@ -268,7 +322,9 @@ def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_mark
     # Every response to the same problem, from both arms and stages.
     answer = re.search(r"right answer: (\S+)", body.text)[1]
     click(browser, "#list .body .link")
-    wait(browser, "return document.getElementById('count').textContent.includes('every response to')")
+    wait(
+        browser, "return document.getElementById('count').textContent.includes('every response to')"
+    )
     assert 4 <= count(browser) <= 2 * 2 * 9
     click(browser, "#list li:last-child summary")
     wait(browser, "return document.querySelector('#list li:last-child .body')")
@@ -282,7 +338,10 @@ def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
     for size in (WIDE, NARROW):
         look(browser, page, size)
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert "Not there yet: rl/vanilla, eval_rl/vanilla" in browser.find_element(By.ID, "answer").text
+        assert (
+            "Not there yet: rl/vanilla, eval_rl/vanilla"
+            in browser.find_element(By.ID, "answer").text
+        )
         labels = [arm.text for arm in browser.find_elements(By.CSS_SELECTOR, ".tiles .arm")]
         assert labels == ["study: vanilla", "study: bridge", "young: vanilla"]
     choose(browser, "run", "young")

@@ -1,4 +1,6 @@
-"""Killed at random points, on another machine, with other engines: the same command ends in the same bytes."""
+"""Killed at random points, on another machine, with other engines: the same command ends in the
+same bytes.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,22 @@ def config(tiny_model):
         "name": "resumed",
         "task": {"kind": "promptbench", "name_pool": 48, "sets": sets},
         "arms": ["base"],
-        "model": {"path": str(tiny_model(True)), "max_prompt_tokens": 128, "max_response_tokens": 64},
+        "model": {
+            "path": str(tiny_model(True)),
+            "max_prompt_tokens": 128,
+            "max_response_tokens": 64,
+        },
         "learner": {"workers": 1, "cpus_per_worker": 0.5},
         "rl": {
             "steps": STEPS,
             "prompts_per_step": 4,
             "samples_per_prompt": 4,
-            "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2, "decay_share": 0.5, "decay": "cosine"},
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "warmup_steps": 2,
+                "decay_share": 0.5,
+                "decay": "cosine",
+            },
             "checkpoint_every_steps": 2,
             "validation": {"sets": ["val", "val_ood"], "every_steps": 3, "samples_per_prompt": 2},
         },
@@ -99,14 +110,20 @@ def kill_when(process, due, pause_s=0.02):
 def without_times(row):
     """A metrics row but for what the clock decides."""
     timed = ("_s", "_per_s", "redispatched_groups", "dropped_batches", "queued_batches")
-    return {name: value for name, value in row.items() if not name.endswith(timed) and "idle_share" not in name}
+    return {
+        name: value
+        for name, value in row.items()
+        if not name.endswith(timed) and "idle_share" not in name
+    }
 
 
 def validations(folder):
     """Every validated sample, but for the incarnation of the weights that made it."""
     files = sorted((folder / "validation").iterdir())
     return {
-        file.name: [{**row, "version": row["version"].partition(".")[2]} for row in read_metrics(file)]
+        file.name: [
+            {**row, "version": row["version"].partition(".")[2]} for row in read_metrics(file)
+        ]
         for file in files
     }
 
@@ -127,7 +144,8 @@ def undisturbed(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(start(config, folder, folder / "run"))
     rows = read_metrics(folder / "run/rl/base/metrics.jsonl")
-    assert sum(row["learned_samples"] > 0 for row in rows[1:]) >= STEPS // 2  # else there is little that could differ
+    # else there is little that could differ
+    assert sum(row["learned_samples"] > 0 for row in rows[1:]) >= STEPS // 2
     return folder / "run"
 
 
@@ -144,18 +162,34 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     metrics, kills = run / "work/rl/base/metrics.jsonl", []
 
     def due(began, step, pause):
-        """This start has cut the rows that it makes again, and has come behind ``step``: a moment later, anywhere."""
-        if not metrics.exists() or metrics.stat().st_mtime < began or len(read_metrics(metrics)) <= step:
+        """This start has cut the rows that it makes again, and has come behind ``step``: a moment
+        later, anywhere.
+        """
+        if (
+            not metrics.exists()
+            or metrics.stat().st_mtime < began
+            or len(read_metrics(metrics)) <= step
+        ):
             return False
         time.sleep(pause)
         return True
 
     for _ in range(KILLS):
         began = time.time()
-        newest = max((int(path.name.removeprefix("step_")) for path in metrics.parent.glob("step_?")), default=0)
+        newest = max(
+            (int(path.name.removeprefix("step_")) for path in metrics.parent.glob("step_?")),
+            default=0,
+        )
         step, pause = chance.randrange(newest, STEPS), chance.uniform(0, 1.5)
         if kill_when(start(config, tmp_path, run), partial(due, began, step, pause)):
-            kills.append((step, round(pause, 2), len(read_metrics(metrics)), sorted(os.listdir(metrics.parent))))
+            kills.append(
+                (
+                    step,
+                    round(pause, 2),
+                    len(read_metrics(metrics)),
+                    sorted(os.listdir(metrics.parent)),
+                )
+            )
     print("killed at", kills)
     assert kills
     finish(start(config, tmp_path, run))
@@ -164,29 +198,46 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
     events.Reload()
     tracked = [event.step for event in events.Scalars("reward")]
     assert sorted(set(tracked)) == list(range(1, STEPS + 1))
-    assert len(tracked) <= STEPS + len(kills)  # a kill may come between a figure and the note that it was sent
+    # a kill may come between a figure and the note that it was sent
+    assert len(tracked) <= STEPS + len(kills)
 
 
 def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):
     """No step is better than step 0 by so much as 1: RL stops at the first validation after it."""
     run = tmp_path / "run"
     before_rl(undisturbed, run)
-    validation = config["rl"]["validation"] | {"patience": 1, "min_gain": 1.0, "use_best": True, "every_steps": 1}
+    validation = config["rl"]["validation"] | {
+        "patience": 1,
+        "min_gain": 1.0,
+        "use_best": True,
+        "every_steps": 1,
+    }
     rl = config["rl"] | {"validation": validation, "checkpoint_every_steps": 4}
     output = " ".join(finish(start(config | {"rl": rl}, tmp_path, run)).split())
     rows = read_metrics(run / "rl/base/metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
-    assert without_times(rows[1])["reward"] == read_metrics(undisturbed / "rl/base/metrics.jsonl")[1]["reward"]
     assert (
-        f"stopped after step 1 of {STEPS}: validation/val/greedy did not rise by more than 1 in 1 validations" in output
+        without_times(rows[1])["reward"]
+        == read_metrics(undisturbed / "rl/base/metrics.jsonl")[1]["reward"]
+    )
+    assert (
+        f"stopped after step 1 of {STEPS}: validation/val/greedy did not rise by more than 1 in 1 validations"
+        in output
     )
     outcome = json.loads((run / "rl/base/outcome.json").read_text())
     best = max((0, 1), key=lambda step: (rows[step]["validation/val/greedy"], -step))
     assert (outcome["step"], outcome["last_step"], outcome["best_step"]) == (best, 1, best)
     kept, before = (run / stage / "policy/model.safetensors" for stage in ("rl/base", "sft/base"))
     assert (kept.read_bytes() == before.read_bytes()) == (best == 0)
-    (line,) = (line for line in describe_status(RunPlace.of(str(run))) if "rl/base" in line and "eval" not in line)
-    assert f"best validation/val/greedy {rows[best]['validation/val/greedy']:.3f} at step {best}" in line
+    (line,) = (
+        line
+        for line in describe_status(RunPlace.of(str(run)))
+        if "rl/base" in line and "eval" not in line
+    )
+    assert (
+        f"best validation/val/greedy {rows[best]['validation/val/greedy']:.3f} at step {best}"
+        in line
+    )
     assert line.endswith(f"kept step {best} of {STEPS}, stopped early")
 
 

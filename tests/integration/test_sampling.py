@@ -33,7 +33,9 @@ PROBLEMS = 12
 
 @pytest.fixture
 def two_ends(tmp_path) -> Path:
-    """The tiny base as Gemma 3 and Llama 3 are: turns end with a token that is not the tokenizer's EOS."""
+    """The tiny base as Gemma 3 and Llama 3 are: turns end with a token that is not the tokenizer's
+    EOS.
+    """
     directory = Path(shutil.copytree(TINY_BASE, tmp_path / "two-ends"))
     for name, changes in (
         ("tokenizer_config", {"eos_token": "<|unk|>"}),
@@ -58,20 +60,31 @@ def test_ends_and_probabilities_of_what_an_engine_samples(ray_local, two_ends):
     rollout = RolloutConfig(kv_cache_mib=64, max_sequences=64)
 
     async def sample(worker: RayWorker, sampling: SamplingConfig) -> list[Group]:
-        requests = [GroupRequest(str(i), prompt, sampling, 100 * i) for i, prompt in enumerate(prompts(tokenizer))]
+        requests = [
+            GroupRequest(str(i), prompt, sampling, 100 * i)
+            for i, prompt in enumerate(prompts(tokenizer))
+        ]
         return await asyncio.gather(*map(worker.generate, requests))
 
     async def scenario() -> None:
         worker = RayWorker(model, rollout, weights_directory(RUN) / "copies")
         try:
             await worker.start()
-            check_texts(tokenizer, await sample(worker, SamplingConfig(temperature=0, max_tokens=200)))
+            check_texts(
+                tokenizer, await sample(worker, SamplingConfig(temperature=0, max_tokens=200))
+            )
             # Nothing that is asked for a stop string changes where a turn ends.
-            stopped = await sample(worker, SamplingConfig(temperature=0, max_tokens=200, stop=("no such text",)))
+            stopped = await sample(
+                worker, SamplingConfig(temperature=0, max_tokens=200, stop=("no such text",))
+            )
             check_texts(tokenizer, stopped)
             for temperature, top_p in ((1.0, 0.6), (0.7, 0.9), (1.3, 0.5), (1.0, 1.0)):
                 drawn = SamplingConfig(8, temperature, top_p, max_tokens=60)
-                check_first_step(two_ends, RLConfig(temperature=temperature, top_p=top_p), await sample(worker, drawn))
+                check_first_step(
+                    two_ends,
+                    RLConfig(temperature=temperature, top_p=top_p),
+                    await sample(worker, drawn),
+                )
             with pytest.raises(RequestError, match="vocabulary"):
                 await worker.generate(GroupRequest("beyond", (5, 192, 5), SamplingConfig(), 0))
             assert (await worker.ping()).running == 0
@@ -98,7 +111,13 @@ def check_texts(tokenizer: PreTrainedTokenizerBase, groups: list[Group]) -> None
 def check_first_step(policy: Path, config: RLConfig, groups: list[Group]) -> None:
     """The learner has the same weights: every ratio is 1, and nothing is clipped."""
     rows = [
-        Row((*group.prompt_tokens, *sample.tokens), len(group.prompt_tokens), 1.0, 1.0, tuple(sample.logprobs))
+        Row(
+            (*group.prompt_tokens, *sample.tokens),
+            len(group.prompt_tokens),
+            1.0,
+            1.0,
+            tuple(sample.logprobs),
+        )
         for group in groups
         for sample in group.samples
     ]
@@ -109,7 +128,9 @@ def check_first_step(policy: Path, config: RLConfig, groups: list[Group]) -> Non
         loss(batch, totals)
         tokens += len(batch.targets)
     sums = totals._sums | totals._maxima
-    print(f"temperature {config.temperature}, top_p {config.top_p}: mismatch at most {sums['mismatch_max']:.1e}")
+    print(
+        f"temperature {config.temperature}, top_p {config.top_p}: mismatch at most {sums['mismatch_max']:.1e}"
+    )
     assert tokens > 1000
     assert sums["mismatch_max"] <= TOLERANCE
     assert sums["clip_low_share"] == sums["clip_high_share"] == sums["importance_cut_share"] == 0

@@ -15,7 +15,15 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bi_ray.policy.checkpoint import load_tokenizer
-from tests.serving import KEY, conversations, greedy, put_policy, record_checkpoint, serving, write_run
+from tests.serving import (
+    KEY,
+    conversations,
+    greedy,
+    put_policy,
+    record_checkpoint,
+    serving,
+    write_run,
+)
 
 pytestmark = pytest.mark.timeout(500)
 TOKENS = 24
@@ -55,7 +63,12 @@ def served(config, policies):
 def with_sampling_defaults(policy):
     """Defaults as published checkpoints have them, which neither training nor evaluations apply."""
     file = policy / "generation_config.json"
-    config = json.loads(file.read_text()) | {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.5}
+    config = json.loads(file.read_text()) | {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.5,
+    }
     config |= {"repetition_penalty": 1.5, "max_new_tokens": 7}
     file.write_text(json.dumps(config))
 
@@ -70,7 +83,8 @@ def truth(policies, chats):
     """``truth[step][chat]``: what transformers says with the policy of that step."""
     made = [[greedy(policy, chat, TOKENS) for chat in chats] for policy in policies]
     for chat in range(len(chats)):
-        assert len({row[chat].text for row in made}) == len(policies)  # or a wrong version would not show
+        # or a wrong version would not show
+        assert len({row[chat].text for row in made}) == len(policies)
     return made
 
 
@@ -80,7 +94,11 @@ def test_it_says_where_it_is_and_the_curl_that_it_prints_works(served):
     command = next(line for line in output.splitlines() if line.startswith("curl "))
     assert KEY not in output
     answer = subprocess.run(
-        ["bash", "-c", f"{command} -s"], capture_output=True, text=True, timeout=60, env={"YOUR_KEY": KEY}
+        ["bash", "-c", f"{command} -s"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"YOUR_KEY": KEY},
     )
     assert '"policy_version": "rl-1-' in answer.stdout, answer.stderr
 
@@ -106,9 +124,13 @@ def test_greedy_chat_is_what_transformers_says(served, chats, truth):
             assert got == pytest.approx(true.logprobs, abs=1e-4)
 
 
-def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(served, policies, config, chats):
+def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(
+    served, policies, config, chats
+):
     true = greedy(policies[0], chats[0], config[1].model.max_response_tokens)
-    answer = served.client().chat.completions.create(model="bridge-sft", messages=chats[0], temperature=0)
+    answer = served.client().chat.completions.create(
+        model="bridge-sft", messages=chats[0], temperature=0
+    )
     assert answer.choices[0].message.content == true.text
     assert answer.usage.completion_tokens == len(true.tokens)
 
@@ -117,9 +139,17 @@ def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(served, pol
 def test_an_end_token_is_left_out_beside_stop_strings_that_stay(served, policies, chats, stream):
     """As `model.stop` makes it; the end token is wished for, so that the response is nothing else."""
     tokenizer = load_tokenizer(policies[0])
-    wish = {"logit_bias": {str(tokenizer.eos_token_id): 100}, "stop": ["never said"], "temperature": 0}
+    wish = {
+        "logit_bias": {str(tokenizer.eos_token_id): 100},
+        "stop": ["never said"],
+        "temperature": 0,
+    }
     answer = served.client().chat.completions.create(
-        model="bridge-sft", messages=chats[0], stream=stream, extra_body={"include_stop_str_in_output": True}, **wish
+        model="bridge-sft",
+        messages=chats[0],
+        stream=stream,
+        extra_body={"include_stop_str_in_output": True},
+        **wish,
     )
     if stream:
         choices = [chunk.choices[0] for chunk in answer]
@@ -134,7 +164,12 @@ def test_sampling_defaults_of_a_checkpoint_are_not_applied(served, truth):
     """At temperature 1 and with all tokens: the log-probabilities are the model's own."""
     true = truth[0][0]
     answer = served.client().completions.create(
-        model="bridge-sft", prompt=true.prompt_tokens + true.tokens[:-1], max_tokens=1, logprobs=0, seed=3, echo=True
+        model="bridge-sft",
+        prompt=true.prompt_tokens + true.tokens[:-1],
+        max_tokens=1,
+        logprobs=0,
+        seed=3,
+        echo=True,
     )
     got = answer.choices[0].logprobs.token_logprobs[len(true.prompt_tokens) : -1]
     assert got == pytest.approx(true.logprobs[:-1], abs=1e-4)
@@ -144,7 +179,11 @@ def test_the_proxy_hides_its_routes_and_reads_no_headers_of_its_own(served):
     root = served.url.removesuffix("/v1")
     assert httpx.get(f"{root}/-/routes", timeout=30).status_code == 404
     assert httpx.get(f"{root}/-/healthz", timeout=30).text == "success"
-    steering = {"serve_multiplexed_model_id": b"\xff", "x-request-id": b"\xff", "x-session-id": b"\xff"}
+    steering = {
+        "serve_multiplexed_model_id": b"\xff",
+        "x-request-id": b"\xff",
+        "x-session-id": b"\xff",
+    }
     assert httpx.get(f"{root}/health", headers=steering, timeout=30).json() == {"status": "ok"}
 
 
@@ -182,12 +221,16 @@ def test_stop_seed_and_n(served, chats, truth):
     create = served.client().completions.create
     true = truth[0][0]
     word = true.text[8:14]
-    stopped = create(model="bridge-sft", prompt=true.prompt_tokens, temperature=0, max_tokens=TOKENS, stop=[word])
+    stopped = create(
+        model="bridge-sft", prompt=true.prompt_tokens, temperature=0, max_tokens=TOKENS, stop=[word]
+    )
     assert stopped.choices[0].text == true.text[: true.text.index(word)]
     assert stopped.choices[0].finish_reason == "stop"
 
     def sample(seed):
-        answer = create(model="bridge-sft", prompt=true.prompt_tokens, max_tokens=TOKENS, n=3, seed=seed)
+        answer = create(
+            model="bridge-sft", prompt=true.prompt_tokens, max_tokens=TOKENS, n=3, seed=seed
+        )
         return [choice.text for choice in answer.choices]
 
     assert sample(5) == sample(5)
@@ -204,7 +247,9 @@ def test_bad_requests_are_the_clients_fault_and_say_what_to_change(served, chats
 
     assert "Authorization: Bearer KEY" in message(openai.AuthenticationError, key="wrong")
     assert "served are bridge-sft, bridge-rl" in message(openai.NotFoundError, model="gpt-9")
-    assert "224" in message(openai.BadRequestError, messages=[{"role": "user", "content": "abc " * 400}])
+    assert "224" in message(
+        openai.BadRequestError, messages=[{"role": "user", "content": "abc " * 400}]
+    )
     assert "max_model_len=224" in message(openai.BadRequestError, max_tokens=1000)
     assert "n must be at most 16" in message(openai.BadRequestError, n=17)
     assert "temperature" in message(openai.BadRequestError, temperature=-1)
@@ -238,10 +283,16 @@ class Load:
     def whole(self, client, chat):
         raw = client.chat.completions.with_raw_response.create(**self.request(chat, temperature=0))
         answer = raw.parse()
-        return {raw.headers["x-policy-version"], answer.policy_version}, chat, answer.choices[0].message.content
+        return (
+            {raw.headers["x-policy-version"], answer.policy_version},
+            chat,
+            answer.choices[0].message.content,
+        )
 
     def streamed(self, client, chat):
-        raw = client.chat.completions.with_raw_response.create(**self.request(chat, temperature=0, stream=True))
+        raw = client.chat.completions.with_raw_response.create(
+            **self.request(chat, temperature=0, stream=True)
+        )
         versions, text = {raw.headers["x-policy-version"]}, ""
         for chunk in raw.parse():
             versions.add(chunk.policy_version)
@@ -255,7 +306,9 @@ class Load:
         return {answer.policy_version}, chat, None
 
 
-def test_under_load_the_weights_change_and_no_answer_is_lost_or_mixed(served, chats, policies, truth):
+def test_under_load_the_weights_change_and_no_answer_is_lost_or_mixed(
+    served, chats, policies, truth
+):
     steps = {served.version("bridge-rl"): 1}
     load = Load(served, chats, [], [], threading.Event())
     threads = [threading.Thread(target=load.work, args=(number,)) for number in range(THREADS)]
@@ -280,7 +333,9 @@ def test_under_load_the_weights_change_and_no_answer_is_lost_or_mixed(served, ch
 
 def test_a_checkpoint_that_lacks_a_part_is_left_alone_and_the_next_one_taken(served, policies):
     before = served.version("bridge-rl")
-    put_policy(served.run / "work/rl/bridge/step_5", torn(policies[0], served.run.with_name("torn")))
+    put_policy(
+        served.run / "work/rl/bridge/step_5", torn(policies[0], served.run.with_name("torn"))
+    )
     time.sleep(5)  # two looks
     assert served.version("bridge-rl") == before
     put_policy(served.run / "work/rl/bridge/step_6", policies[1])
@@ -290,5 +345,7 @@ def test_a_checkpoint_that_lacks_a_part_is_left_alone_and_the_next_one_taken(ser
 def torn(policy, folder):
     put_policy(folder, policy)
     weights = load_file(folder / "policy/model.safetensors")
-    save_file({name: weights[name] for name in list(weights)[:-1]}, folder / "policy/model.safetensors")
+    save_file(
+        {name: weights[name] for name in list(weights)[:-1]}, folder / "policy/model.safetensors"
+    )
     return folder / "policy"

@@ -1,4 +1,6 @@
-"""Ten thousand requests that no client should send, to a policy that is really served: none makes the server fail."""
+"""Ten thousand requests that no client should send, to a policy that is really served: none makes
+the server fail.
+"""
 
 from __future__ import annotations
 
@@ -70,17 +72,24 @@ async def send_all(url, requests):
             await send(client, request, findings)
 
     limits = httpx.Limits(max_connections=AT_A_TIME)
-    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_S, limits=limits, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=ANSWER_S, limits=limits, trust_env=False
+    ) as client:
         await asyncio.gather(*(work(client) for _ in range(AT_A_TIME)))
     return findings
 
 
 async def send(client, request, findings):
-    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"} | request.headers
+    headers = {
+        "authorization": f"Bearer {KEY}",
+        "content-type": "application/json",
+    } | request.headers
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     began = time.monotonic()
     try:
-        answer = await client.request(request.method, request.path, content=request.body, headers=encoded)
+        answer = await client.request(
+            request.method, request.path, content=request.body, headers=encoded
+        )
     except httpx.HTTPError as error:
         if not is_refused_by_headers(request):
             findings.faults.append((request, 0, repr(error)))
@@ -92,7 +101,9 @@ async def send(client, request, findings):
 
 
 def is_refused_by_headers(request):
-    """Whether the connection may end without an answer: the server does not read a body that it refused."""
+    """Whether the connection may end without an answer: the server does not read a body that it
+    refused.
+    """
     return bool(request.headers)
 
 
@@ -124,7 +135,9 @@ def ask(served, path, **content):
     plain = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "ab"}
     headers = {"authorization": f"Bearer {KEY}"}
     url = served.url.removesuffix("/v1") + path
-    return httpx.post(url, json={"model": MODEL, "max_tokens": 3} | plain | content, headers=headers, timeout=60)
+    return httpx.post(
+        url, json={"model": MODEL, "max_tokens": 3} | plain | content, headers=headers, timeout=60
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Serving a run that was really trained and evaluated; an engine that dies; and `serve deploy`. Minutes long."""
+"""Serving a run that was really trained and evaluated; an engine that dies; and `serve deploy`.
+Minutes long.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ def test_greedy_text_by_http_is_the_evaluations_and_a_dead_engine_is_replaced(ru
             assert_same_text(served.client(), model, run, stage)
         engine = served.engines()[0]
         engine.kill()
-        wait_until(lambda: engine.pid not in [e.pid for e in served.engines()] and len(served.engines()) == 2, 300)
+        wait_until(
+            lambda: (
+                engine.pid not in [e.pid for e in served.engines()] and len(served.engines()) == 2
+            ),
+            300,
+        )
         wait_until(lambda: answers(served), 300)
         assert_same_text(served.client(), "bridge-rl", run, "eval_rl")
         assert_same_text(served.client(), "bridge-sft", run, "eval_sft")
@@ -53,7 +60,9 @@ def assert_same_text(client, model, run, stage):
     config = read_run(run)
     task = build_task(config.task, config.seeds.data)
     questions = {row.id: row.question for row in read_problems(run / "data/test_id")}
-    rows = [json.loads(line) for line in (run / stage / "bridge/test_id.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (run / stage / "bridge/test_id.jsonl").read_text().splitlines()
+    ]
     greedy = [row for row in rows if row["mode"] == "greedy"]
     assert len(greedy) == len(questions)
     for row in greedy:
@@ -63,12 +72,18 @@ def assert_same_text(client, model, run, stage):
 
 
 def answers(served):
-    """Whether both models answer; until then there may be errors, but of the kind that says to try again."""
+    """Whether both models answer; until then there may be errors, but of the kind that says to try
+    again.
+    """
     states = []
     for model in ("bridge-rl", "bridge-sft"):
         request = {"model": model, "prompt": [6, 7, 8], "max_tokens": 2}
         headers = {"authorization": f"Bearer {KEY}"}
-        states.append(httpx.post(f"{served.url}/completions", json=request, headers=headers, timeout=90).status_code)
+        states.append(
+            httpx.post(
+                f"{served.url}/completions", json=request, headers=headers, timeout=90
+            ).status_code
+        )
     assert set(states) <= {200, 503}
     return states == [200, 200]
 
@@ -90,7 +105,9 @@ def cluster():
     ray.shutdown()
 
 
-def test_serve_deploy_brings_the_same_and_without_keys_only_this_machine_is_answered(cluster, tiny_model, tmp_path):
+def test_serve_deploy_brings_the_same_and_without_keys_only_this_machine_is_answered(
+    cluster, tiny_model, tmp_path
+):
     run = tmp_path / "run"
     write_run(run, tiny_model(True))
     put_policy(run / "sft/bridge", tiny_model(True))
@@ -125,4 +142,6 @@ def lists_its_model(port):
 def own_address():
     """An address of this machine that is not loopback, None if it has no other."""
     found = [address.address for group in psutil.net_if_addrs().values() for address in group]
-    return next((a for a in found if a.count(".") == 3 and not a.startswith(("127.", "169.254."))), None)
+    return next(
+        (a for a in found if a.count(".") == 3 and not a.startswith(("127.", "169.254."))), None
+    )

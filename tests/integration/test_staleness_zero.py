@@ -1,4 +1,6 @@
-"""RL with real engines and real learners: at staleness 0 the session gives bit for bit what a plain loop gives."""
+"""RL with real engines and real learners: at staleness 0 the session gives bit for bit what a plain
+loop gives.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,19 @@ STEPS = 4
 
 def config_of(model: Path, **rl: Any) -> RunConfig:
     easy = {"problems": 8, "depth": 2, "redundant_nodes": [1, 4]}
-    learning = {"steps": STEPS, "prompts_per_step": 4, "samples_per_prompt": 4, "checkpoint_every_steps": STEPS}
+    learning = {
+        "steps": STEPS,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "checkpoint_every_steps": STEPS,
+    }
     return RunConfig.model_validate(
         {
             "name": "tiny",
-            "task": {"name_pool": 48, "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy)},
+            "task": {
+                "name_pool": 48,
+                "sets": dict.fromkeys(("sft", "rl", "test_id", "test_ood"), easy),
+            },
             "arms": ["vanilla"],
             "model": {"path": str(model), "max_prompt_tokens": 128, "max_response_tokens": 300},
             "rollout": {
@@ -88,7 +98,9 @@ class Session(Blocking):
 class PlainLoop(Blocking):
     """One thing after the other: sync the engines, generate, train."""
 
-    def __init__(self, driver: Driver, maker: BatchMaker, base: Path, loop: asyncio.AbstractEventLoop):
+    def __init__(
+        self, driver: Driver, maker: BatchMaker, base: Path, loop: asyncio.AbstractEventLoop
+    ):
         super().__init__(loop)
         self.pool, self.maker, self.base = driver.pool, maker, base
 
@@ -108,7 +120,9 @@ class PlainLoop(Blocking):
 
 @pytest.fixture
 def alone(tmp_path):
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     yield
     distributed.destroy_process_group()
 
@@ -129,13 +143,19 @@ async def learn(config: RunConfig, base: Path, out: Path, driver: Any) -> dict[s
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 async def stopped_in_the_middle(driver: Driver) -> None:
-    """An engine's process is stopped: its groups come back from the other engine, the same, and soon."""
+    """An engine's process is stopped: its groups come back from the other engine, the same, and
+    soon.
+    """
     sampling = SamplingConfig(samples=2, max_tokens=300)
-    requests = [GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(24)]
+    requests = [
+        GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(24)
+    ]
     began = time.monotonic()
     undisturbed = await driver.pool.generate(requests)
     took_s = time.monotonic() - began
@@ -162,16 +182,27 @@ async def stopped_in_the_middle(driver: Driver) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_staleness_zero_is_the_plain_loop_and_staleness_one_keeps_its_bound(ray_local, tiny_model, tmp_path, alone):
+def test_staleness_zero_is_the_plain_loop_and_staleness_one_keeps_its_bound(
+    ray_local, tiny_model, tmp_path, alone
+):
     base = tiny_model(True)
     config = config_of(base)
-    write_problems(build_task(config.task, 0), "rl", 8, load_tokenizer(base), config.model, tmp_path / "data/rl")
+    write_problems(
+        build_task(config.task, 0),
+        "rl",
+        8,
+        load_tokenizer(base),
+        config.model,
+        tmp_path / "data/rl",
+    )
 
     async def scenario() -> None:
         driver = Driver(config, RUN, base)
         await driver.start()
         loop = asyncio.get_running_loop()
-        maker = BatchMaker(config, "arm", read_problems(tmp_path / "data/rl"), driver.pool, driver.verifier)
+        maker = BatchMaker(
+            config, "arm", read_problems(tmp_path / "data/rl"), driver.pool, driver.verifier
+        )
         plain = await learn(config, base, tmp_path / "plain", PlainLoop(driver, maker, base, loop))
         assert not same(plain, load_file(base / WEIGHTS))
 
@@ -188,7 +219,12 @@ def test_staleness_zero_is_the_plain_loop_and_staleness_one_keeps_its_bound(ray_
         assert [row["staleness_max"] for row in rows] == [0] * STEPS
         ahead = await session("one", max_staleness=1)
         rows = read_metrics(tmp_path / "one/metrics.jsonl")
-        print([{k: v for k, v in row.items() if "stale" in k or "idle" in k or "mixed" in k} for row in rows])
+        print(
+            [
+                {k: v for k, v in row.items() if "stale" in k or "idle" in k or "mixed" in k}
+                for row in rows
+            ]
+        )
         assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
         assert max(row["staleness_max"] for row in rows) == 1
         assert not same(ahead, plain)

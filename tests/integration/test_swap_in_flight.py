@@ -1,4 +1,6 @@
-"""Weights swapped while a real engine generates: whose log-probabilities the tokens before and after it have."""
+"""Weights swapped while a real engine generates: whose log-probabilities the tokens before and
+after it have.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ def directory():
     WeightOwner(weights_directory(RUN)).clear()
 
 
-def request(seed: int, samples: int = 16, max_tokens: int = 700, stop: tuple[str, ...] = ()) -> GroupRequest:
-    return GroupRequest(str(seed), PROMPT, SamplingConfig(samples, TEMPERATURE, 1.0, max_tokens, stop), seed)
+def request(
+    seed: int, samples: int = 16, max_tokens: int = 700, stop: tuple[str, ...] = ()
+) -> GroupRequest:
+    return GroupRequest(
+        str(seed), PROMPT, SamplingConfig(samples, TEMPERATURE, 1.0, max_tokens, stop), seed
+    )
 
 
 def changed(model: LlamaForCausalLM, path: Path) -> LlamaForCausalLM:
@@ -42,17 +48,24 @@ def changed(model: LlamaForCausalLM, path: Path) -> LlamaForCausalLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    save_weights({name: tensor.clone() for name, tensor in model.state_dict().items()}, path, tied={})
+    save_weights(
+        {name: tensor.clone() for name, tensor in model.state_dict().items()}, path, tied={}
+    )
     return model
 
 
 @torch.no_grad()
-def logprobs(model: LlamaForCausalLM, sample: Sample, before: LlamaForCausalLM | None = None) -> torch.Tensor:
-    """Of all tokens of a response; keys and values of what ``before`` sampled are its, if it is given."""
+def logprobs(
+    model: LlamaForCausalLM, sample: Sample, before: LlamaForCausalLM | None = None
+) -> torch.Tensor:
+    """Of all tokens of a response; keys and values of what ``before`` sampled are its, if it is
+    given.
+    """
     tokens = torch.tensor([[*PROMPT, *sample.tokens]])
     cache, seen = DynamicCache(), 0
     if before is not None:
-        seen = len(PROMPT) + sample.spans[0].tokens - 1  # its last token went through the new weights
+        # its last token went through the new weights
+        seen = len(PROMPT) + sample.spans[0].tokens - 1
         before(input_ids=tokens[:, :seen], past_key_values=cache, use_cache=True)
     logits = model(input_ids=tokens[:, seen:], past_key_values=cache, use_cache=True).logits[0]
     rows = (logits / TEMPERATURE).log_softmax(-1)
@@ -82,22 +95,37 @@ async def swap(worker: RayWorker, file: Path) -> Group:
 
 
 @pytest.mark.parametrize("keep_cache", [False, True])
-def test_tokens_after_a_swap_are_those_of_the_new_policy(keep_cache, ray_local, tiny_model, directory):
+def test_tokens_after_a_swap_are_those_of_the_new_policy(
+    keep_cache, ray_local, tiny_model, directory
+):
     path = tiny_model(False)
-    old, new = load_model(path).eval(), changed(load_model(path).eval(), directory / f"{NEW}.safetensors")
-    rollout = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5, keep_cache_in_flight=keep_cache)
+    old, new = (
+        load_model(path).eval(),
+        changed(load_model(path).eval(), directory / f"{NEW}.safetensors"),
+    )
+    rollout = RolloutConfig(
+        kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5, keep_cache_in_flight=keep_cache
+    )
 
     async def scenario() -> None:
         worker = RayWorker(
-            ModelConfig(path=str(path), max_prompt_tokens=64, max_response_tokens=700), rollout, directory / "copies"
+            ModelConfig(path=str(path), max_prompt_tokens=64, max_response_tokens=700),
+            rollout,
+            directory / "copies",
         )
         await worker.start()
         group = await swap(worker, directory / f"{NEW}.safetensors")
         mixed = [sample for sample in group.samples if len(sample.spans) == 2]
-        print(f"{len(mixed)} of {len(group.samples)} samples are of both versions: {[s.spans for s in mixed][:4]}")
+        print(
+            f"{len(mixed)} of {len(group.samples)} samples are of both versions: {[s.spans for s in mixed][:4]}"
+        )
         assert mixed
         for sample in group.samples:
-            assert sum(span.tokens for span in sample.spans) == len(sample.tokens) == len(sample.logprobs)
+            assert (
+                sum(span.tokens for span in sample.spans)
+                == len(sample.tokens)
+                == len(sample.logprobs)
+            )
             assert sample.version == PolicyVersion(0, 0)
             first = sample.spans[0].tokens
             assert difference(logprobs(old, sample), sample, 0, first) <= TOLERANCE
@@ -106,9 +134,12 @@ def test_tokens_after_a_swap_are_those_of_the_new_policy(keep_cache, ray_local, 
             first, last = sample.spans[0].tokens, len(sample.tokens)
             recomputed = difference(logprobs(new, sample), sample, first, last)
             kept = difference(logprobs(new, sample, before=old), sample, first, last)
-            print(f"from {first} of {last}: {recomputed:.1e} with its own cache, {kept:.1e} with the old one's")
+            print(
+                f"from {first} of {last}: {recomputed:.1e} with its own cache, {kept:.1e} with the old one's"
+            )
             assert (kept if keep_cache else recomputed) <= TOLERANCE
-        # What begins after the swap knows nothing of the old weights: not their prefix cache either.
+        # What begins after the swap knows nothing of the old weights: not their prefix cache
+        # either.
         fresh = await worker.generate(request(2, samples=2, max_tokens=40))
         for sample in fresh.samples:
             assert {span.version for span in sample.spans} == {NEW}
@@ -121,7 +152,9 @@ def test_tokens_after_a_swap_are_those_of_the_new_policy(keep_cache, ray_local, 
 
 
 async def check_stop_strings(worker: RayWorker, path: Path, whole: Group) -> None:
-    """A response ends with its stop string, which stays; no random number differs from a run without it."""
+    """A response ends with its stop string, which stays; no random number differs from a run
+    without it.
+    """
     tokenizer = load_tokenizer(path)
     long = whole.samples[0]
     stop = tokenizer.decode(long.tokens[10:12])

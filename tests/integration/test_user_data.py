@@ -1,4 +1,6 @@
-"""A whole run from a user's own JSONL, bad rows and all: an arm without SFT, one with its own demonstrations."""
+"""A whole run from a user's own JSONL, bad rows and all: an arm without SFT, one with its own
+demonstrations.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,40 @@ DEADLINE_S = 800
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches something."""
+    """A reward that a random policy gets about half of the time, so that every group teaches
+    something.
+    """
     return float(len(response) % 2)
 
 
 def write(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return str(path)
 
 
 def write_config(folder, model):
     """A configuration over files in ``folder``."""
     rows = [
-        {"question": f"{i} + {i} = ?", "answer": f"{2 * i:,} apples", "chain_of_thought": f"{i} + {i} = {2 * i}"}
+        {
+            "question": f"{i} + {i} = ?",
+            "answer": f"{2 * i:,} apples",
+            "chain_of_thought": f"{i} + {i} = {2 * i}",
+        }
         for i in range(400)
     ]
-    bad = ["{", {"question": "no answer"}, {"question": "too long " * 40, "answer": 1}, rows[0], {"answer": 3}]
+    bad = [
+        "{",
+        {"question": "no answer"},
+        {"question": "too long " * 40, "answer": 1},
+        rows[0],
+        {"answer": 3},
+    ]
     data = write(folder / "sums.jsonl", [*rows, *bad])
-    response = "<think>\nwait, no\n{0} + {0} = {1}\n</think>\n<answer> The final answer is {1} </answer>"
+    response = (
+        "<think>\nwait, no\n{0} + {0} = {1}\n</think>\n<answer> The final answer is {1} </answer>"
+    )
     injected = [
         {
             "question": f"{i} + {i} = ?",
@@ -56,7 +74,11 @@ def write_config(folder, model):
             "answer": {"checker": "numeric"},
             "sets": {"sft": {"problems": 32}, "rl": {"problems": 16}, "test_id": {}},
         },
-        "arms": {"base": {"sft": False}, "vanilla": {}, "injected": {"demonstrations": str(folder / "injected.jsonl")}},
+        "arms": {
+            "base": {"sft": False},
+            "vanilla": {},
+            "injected": {"demonstrations": str(folder / "injected.jsonl")},
+        },
         "model": {"path": str(model), "max_prompt_tokens": 256, "max_response_tokens": 96},
         "learner": {"workers": 1, "cpus_per_worker": 0.5},
         "sft": {"epochs": 1, "batch_examples": 16, "optimizer": {"learning_rate": 1e-3}},
@@ -108,10 +130,13 @@ def run(tiny_model, tmp_path_factory):
 
 def test_bad_rows_are_told_and_kept_and_the_rest_goes_on(run):
     directory, output = run
-    rejects = [json.loads(line) for line in (directory / "data/rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (directory / "data/rejects.jsonl").read_text().splitlines()
+    ]
     reasons = {row["line"]: row["reason"] for row in rejects}
     assert set(reasons) >= {401, 402, 404, 405}
-    assert set(reasons) <= {401, 402, 403, 404, 405}  # the too long one may belong to a set that the run lacks
+    # the too long one may belong to a set that the run lacks
+    assert set(reasons) <= {401, 402, 403, 404, 405}
     assert reasons[404].startswith("duplicate question")
     assert "1 row left out, no valid JSON (first: line 401)" in " ".join(output.split())
     assert f"{directory}/data/rejects.jsonl" in output.replace("\n", "")
@@ -119,7 +144,10 @@ def test_bad_rows_are_told_and_kept_and_the_rest_goes_on(run):
 
 def test_sets_share_no_question_and_arms_have_their_own_demonstrations(run):
     directory, _ = run
-    sets = {name: set(load_from_disk(str(directory / "data" / name))["question"]) for name in ("sft", "rl", "test_id")}
+    sets = {
+        name: set(load_from_disk(str(directory / "data" / name))["question"])
+        for name in ("sft", "rl", "test_id")
+    }
     sets["target"] = set(load_from_disk(str(directory / "target"))["question"])
     assert sum(map(len, sets.values())) == len(set().union(*sets.values()))
     assert len(sets["sft"]) == 32
@@ -146,9 +174,15 @@ def test_every_arm_is_measured_without_traces_and_reported(run):
         found = summary["readiness"][arm]["accuracy"]
         assert found["trace_valid"] is None
         assert list(found["perplexity"]) == ["held-out demonstrations"]
-        rows = [json.loads(line) for line in (directory / f"eval_rl/{arm}/test_id.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (directory / f"eval_rl/{arm}/test_id.jsonl").read_text().splitlines()
+        ]
         assert all(row["failure"] is None and row["trace_valid"] is None for row in rows)
-        metrics = [json.loads(line) for line in (directory / f"rl/{arm}/metrics.jsonl").read_text().splitlines()]
+        metrics = [
+            json.loads(line)
+            for line in (directory / f"rl/{arm}/metrics.jsonl").read_text().splitlines()
+        ]
         assert [row["step"] for row in metrics] == list(range(1, RL_STEPS + 1))
         assert all("trace_valid_rate" not in row for row in metrics)
     assert "Greedy accuracy" in output

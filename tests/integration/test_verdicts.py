@@ -1,4 +1,6 @@
-"""A run whose reward function does not work: it stops, says why in one line, and goes on once that is mended."""
+"""A run whose reward function does not work: it stops, says why in one line, and goes on once that
+is mended.
+"""
 
 import os
 
@@ -28,10 +30,23 @@ def reward(question, answer, response):
 """
 
 
-def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(config, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    rl = {"steps": 1, "prompts_per_step": 4, "samples_per_prompt": 4, "optimizer": {"learning_rate": 1e-3}}
-    changes = {"readiness": {"queries": 0}, "rl": rl, "verifier": {"reward_function": "mended_rewards:reward"}}
+def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    )
+    rl = {
+        "steps": 1,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "optimizer": {"learning_rate": 1e-3},
+    }
+    changes = {
+        "readiness": {"queries": 0},
+        "rl": rl,
+        "verifier": {"reward_function": "mended_rewards:reward"},
+    }
     config_file, run = write(config | changes, tmp_path / "config.yaml"), tmp_path / "run"
     module = tmp_path / "mended_rewards.py"
 
@@ -40,7 +55,9 @@ def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(con
     assert_one_error(start(config_file, run), place)
     assert not (run / "eval_sft/bridge").exists()
 
-    module.write_text(RAISES_IN_RL.format(questions=set(load_from_disk(str(run / "data/rl"))["question"])))
+    module.write_text(
+        RAISES_IN_RL.format(questions=set(load_from_disk(str(run / "data/rl"))["question"]))
+    )
     reason = f"could be judged: the reward function raised LookupError: not of this question ({module}:5)"
     assert_one_error(start(config_file, run), reason)
     assert (run / "eval_sft/bridge/stage.json").exists()

@@ -41,14 +41,22 @@ def run_config(function: str | None, **limits: float) -> RunConfig:
 
 
 def items_of(config: RunConfig, count: int, words: Sequence[str] = ()) -> list[VerificationItem]:
-    """Right responses; behind the answer of the first ones comes what they ask of the reward function."""
+    """Right responses; behind the answer of the first ones comes what they ask of the reward
+    function.
+    """
     task = build_task(config.task, config.seeds.data)
     items = []
     for i in range(count):
         problem = task.problem("rl", i)
-        response = f"<think>\nno lines\n</think>\n<answer> The final answer is {problem.answer} </answer>"
+        response = (
+            f"<think>\nno lines\n</think>\n<answer> The final answer is {problem.answer} </answer>"
+        )
         response += f" guilty {words[i]}" if i < len(words) else ""
-        items.append(VerificationItem(problem.question, problem.graph.to_json(), problem.answer, response, False))
+        items.append(
+            VerificationItem(
+                problem.question, problem.graph.to_json(), problem.answer, response, False
+            )
+        )
     return items
 
 
@@ -81,7 +89,8 @@ def test_hostile_functions_spoil_their_own_samples_alone(client_of):
     outcome = asyncio.run(score())
     for verdict in outcome[::2]:
         assert isinstance(verdict, Verdict), verdict
-        assert (verdict.reward, verdict.right) == (1.25, True)  # 1 of the function, 0.25 for the format
+        # 1 of the function, 0.25 for the format
+        assert (verdict.reward, verdict.right) == (1.25, True)
     for function, failure in zip(functions, outcome[1::2], strict=True):
         assert isinstance(failure, DataFailure), failure
         assert HOSTILE[function] in failure.reason
@@ -98,7 +107,9 @@ def test_a_killed_actor_leaves_no_process_behind(client_of):
     pid, children = asyncio.run(pids())
     assert children
     os.kill(pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs([psutil.Process(child) for child in children if psutil.pid_exists(child)], timeout=10)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(child) for child in children if psutil.pid_exists(child)], timeout=10
+    )
     assert not alive
 
 
@@ -115,7 +126,10 @@ def test_scoring_goes_on_when_its_process_is_killed(client_of):
 
     before, after, outcome = asyncio.run(score())
     assert before != after
-    assert all(isinstance(verdict, Verdict) and verdict.right and verdict.reward == 1.25 for verdict in outcome)
+    assert all(
+        isinstance(verdict, Verdict) and verdict.right and verdict.reward == 1.25
+        for verdict in outcome
+    )
 
 
 def test_a_verifier_that_cannot_start_says_why(client_of):

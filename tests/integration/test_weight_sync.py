@@ -39,11 +39,15 @@ def directory():
     WeightOwner(weights_directory(RUN)).clear()
 
 
-def request(key: str = "a", seed: int = 7, samples: int = 3, prompt: tuple[int, ...] = PROMPT) -> GroupRequest:
+def request(
+    key: str = "a", seed: int = 7, samples: int = 3, prompt: tuple[int, ...] = PROMPT
+) -> GroupRequest:
     return GroupRequest(key, prompt, SamplingConfig(samples, TEMPERATURE, 1.0, 24), seed)
 
 
-def publish(state: dict[str, torch.Tensor], directory: Path, version: PolicyVersion, tied: bool) -> Path:
+def publish(
+    state: dict[str, torch.Tensor], directory: Path, version: PolicyVersion, tied: bool
+) -> Path:
     """As rank 0 of the learners does it."""
     path = directory / f"{version}.safetensors"
     save_weights(state, path, {"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
@@ -55,7 +59,9 @@ def model_config(path: Path) -> ModelConfig:
 
 
 def changed_state(model: LlamaForCausalLM, seed: int) -> dict[str, torch.Tensor]:
-    """Weights far from the model's, put into it too; without the tied head, as a learner's state dict has it."""
+    """Weights far from the model's, put into it too; without the tied head, as a learner's state
+    dict has it.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -79,7 +85,9 @@ def difference(model: LlamaForCausalLM, group: Group) -> float:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_engine_equals_transformers_after_each_sync_and_only_then(tied, ray_local, tiny_model, directory):
+def test_engine_equals_transformers_after_each_sync_and_only_then(
+    tied, ray_local, tiny_model, directory
+):
     path = tiny_model(tied)
     model = load_model(path).eval()
 
@@ -117,7 +125,9 @@ async def check_requests(worker: RayWorker, path: Path) -> None:
     assert together == alone
     # More prompt tokens at once than a step of the engine has room for.
     long = [
-        worker.generate(request(str(i), 100 + i, 1, tuple(6 + (i + j * 11) % 150 for j in range(250))))
+        worker.generate(
+            request(str(i), 100 + i, 1, tuple(6 + (i + j * 11) % 150 for j in range(250)))
+        )
         for i in range(60)
     ]
     assert (await asyncio.gather(*long, worker.generate(request())))[-1] == alone
@@ -129,7 +139,11 @@ async def check_requests(worker: RayWorker, path: Path) -> None:
     for sample in (*alone.samples, *(await worker.generate(request(seed=50, samples=16))).samples):
         ended = sample.tokens[-1] == tokenizer.eos_token_id
         assert sample.truncated == (not ended)
-        assert len(sample.tokens) == len(sample.logprobs) == (24 if sample.truncated else len(sample.tokens))
+        assert (
+            len(sample.tokens)
+            == len(sample.logprobs)
+            == (24 if sample.truncated else len(sample.tokens))
+        )
         assert sample.text == tokenizer.decode(sample.tokens[:-1] if ended else sample.tokens)
     with pytest.raises(RequestError, match="has 257 tokens"):
         await worker.generate(request(prompt=tuple([6] * 257)))
@@ -140,7 +154,9 @@ async def check_requests(worker: RayWorker, path: Path) -> None:
     assert (await worker.ping()).running == 0
 
 
-async def check_files(worker: RayWorker, model: LlamaForCausalLM, directory: Path, tied: bool) -> None:
+async def check_files(
+    worker: RayWorker, model: LlamaForCausalLM, directory: Path, tied: bool
+) -> None:
     """A tied head may be left out; any other gap is an error, not a line in a log."""
     state = changed_state(model, 3)
     if tied:
@@ -163,14 +179,23 @@ def test_old_files_are_released_and_crashed_runs_cleared(directory):
     files = RunWeightFiles(RUN, "here", 10)
     announcement = announce(PolicyVersion(1, 10), directory / "1.10.safetensors", node_id="here")
     asyncio.run(files.release(announcement))
-    assert sorted(file.name for file in directory.iterdir()) == ["1.10.safetensors", "2.3.safetensors", SPARE]
+    assert sorted(file.name for file in directory.iterdir()) == [
+        "1.10.safetensors",
+        "2.3.safetensors",
+        SPARE,
+    ]
     (directory / "held").hardlink_to(directory / "1.10.safetensors")
-    asyncio.run(files.release(announce(PolicyVersion(2, 3), directory / "2.3.safetensors", node_id="here")))
+    asyncio.run(
+        files.release(announce(PolicyVersion(2, 3), directory / "2.3.safetensors", node_id="here"))
+    )
     assert load_file(directory / "held").keys() == state.keys() | {"lm_head.weight"}
     assert (directory / "held").stat().st_nlink == 1  # not kept to be written over
     (directory / "held").unlink()
     assert sorted(file.name for file in directory.iterdir()) == ["2.3.safetensors", SPARE]
-    assert set(load_file(directory / "2.3.safetensors")) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert set(load_file(directory / "2.3.safetensors")) == {
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    }
     asyncio.run(files.clear())
     assert not directory.exists()
 
@@ -182,7 +207,9 @@ def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory,
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # the tests before may have started one by asking for this node's id
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     path = tiny_model(True)
     model = load_model(path).eval()
     version = PolicyVersion(1, 1)
@@ -199,7 +226,8 @@ def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory,
         await owner_on(here, directory).release.remote(PolicyVersion(1, 2))
         assert not file.exists()
         await worker.close()
-        # Both nodes have one shared memory here: with this process held back, only the other node's owner can do it.
+        # Both nodes have one shared memory here: with this process held back, only the other node's
+        # owner can do it.
         monkeypatch.setattr(weight_sync, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         await RunWeightFiles(RUN, here, 60).clear()
         assert not directory.exists()

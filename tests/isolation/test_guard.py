@@ -81,14 +81,17 @@ def dies_once(mark):
     return call
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there the process ends with the thread that started it")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only there the process ends with the thread that started it"
+)
 def test_a_process_that_ended_with_its_thread_is_replaced_and_no_death_is_counted(tmp_path):
     with Guard(partial(dies_once, tmp_path / "mark"), LIMITS) as guard:
         thread = threading.Thread(target=lambda: list(guard.run(["live"])))
         thread.start()
         thread.join()
         guard._process._process.wait(10)
-        assert list(guard.run(["die"])) == ["die"]  # its own death is the first of two that it may have
+        # its own death is the first of two that it may have
+        assert list(guard.run(["die"])) == ["die"]
 
 
 def test_a_plain_script_needs_no_main_guard_and_may_define_its_task(tmp_path):

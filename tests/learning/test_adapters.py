@@ -22,12 +22,23 @@ def train(policy, folder, start, stop, lora, options):
     assert directories.recover() == start
     learner = load_checkpoint(policy, directories, start, ModelConfig(), options, ADAMW, CPU)
     for step in range(start + 1, stop + 1):
-        learner.update(step, make_rows(6, seed=step), loss_of("sft", learner.policy), ADAMW.learning_rate)
+        learner.update(
+            step, make_rows(6, seed=step), loss_of("sft", learner.policy), ADAMW.learning_rate
+        )
     save_checkpoint(learner, policy, directories, stop)
 
 
 def run(ranks, policy, folder, start, stop, lora=LORA, **options):
-    on_ranks(ranks, train, policy, folder, start, stop, lora, LearnerConfig(microbatch_tokens=64, lora=lora, **options))
+    on_ranks(
+        ranks,
+        train,
+        policy,
+        folder,
+        start,
+        stop,
+        lora,
+        LearnerConfig(microbatch_tokens=64, lora=lora, **options),
+    )
     return load_file(folder / f"step_{stop}" / "policy" / "model.safetensors")
 
 
@@ -41,7 +52,9 @@ def test_published_weights_are_those_that_peft_merges(tmp_path, tiny_model, tied
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.merge()
-    wanted = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
+    wanted = {
+        name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()
+    }
     wanted = {name: tensor for name, tensor in wanted.items() if "lora_" not in name}
     assert distance(learned, wanted) <= 1e-6
     changed = {name for name in before if not torch.equal(before[name], learned[name])}
@@ -95,5 +108,7 @@ def one_update(policy, options):
 
 
 def test_all_linear_layers_in_bfloat16_with_checkpointing(tiny_model):
-    options = LearnerConfig(lora=LoRAConfig(rank=2, alpha=4), activation_checkpointing=True, cpu_offload=True)
+    options = LearnerConfig(
+        lora=LoRAConfig(rank=2, alpha=4), activation_checkpointing=True, cpu_offload=True
+    )
     on_ranks(1, one_update, tiny_model(tied=True), options)

@@ -1,4 +1,6 @@
-"""Every algorithm against formulas by hand, and against exact expectations over a policy of two tokens."""
+"""Every algorithm against formulas by hand, and against exact expectations over a policy of two
+tokens.
+"""
 
 import dataclasses
 import itertools
@@ -15,14 +17,21 @@ from bi_ray.learning.losses import policy_loss, token_weights
 
 
 def token_loss(config, ratios, advantages, sequences=None):
-    """Values, gradients for log pi and clip marks of tokens whose ratio is given; log pi_base is -1."""
+    """Values, gradients for log pi and clip marks of tokens whose ratio is given; log pi_base is
+    -1.
+    """
     base = torch.full((len(ratios),), -1.0, dtype=torch.float64)
     logprobs = (base + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_(True)
     sequences = torch.arange(len(ratios)) if sequences is None else torch.tensor(sequences)
     advantages = torch.tensor(advantages, dtype=torch.float64)
     result = load_algorithm(config)(LearnedTokens(logprobs, base, advantages, sequences), config)
     (gradient,) = torch.autograd.grad(result.values.sum(), logprobs)
-    return result.values.tolist(), gradient.tolist(), result.clipped_low.tolist(), result.clipped_high.tolist()
+    return (
+        result.values.tolist(),
+        gradient.tolist(),
+        result.clipped_low.tolist(),
+        result.clipped_high.tolist(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,13 +50,22 @@ def token_loss(config, ratios, advantages, sequences=None):
 @pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "dapo", "reinforce_pp"])
 def test_clip_edges(algorithm, ratio, advantage, loss, gradient, clipped):
     found = token_loss(RLConfig(algorithm=algorithm, clip_high=0.28), [ratio], [advantage])
-    assert found == ([pytest.approx(loss)], [pytest.approx(gradient)], [clipped == "low"], [clipped == "high"])
+    assert found == (
+        [pytest.approx(loss)],
+        [pytest.approx(gradient)],
+        [clipped == "low"],
+        [clipped == "high"],
+    )
 
 
 def test_cispo_clips_the_weight_and_keeps_the_gradient():
-    values, gradient, low, high = token_loss(RLConfig(algorithm="cispo"), [0.1, 4.0, 9.0], [1.0, -2.0, 3.0])
+    values, gradient, low, high = token_loss(
+        RLConfig(algorithm="cispo"), [0.1, 4.0, 9.0], [1.0, -2.0, 3.0]
+    )
     assert gradient == pytest.approx([-0.1, 8.0, -15.0])
-    assert values == pytest.approx([-0.1 * (math.log(0.1) - 1), 8 * (math.log(4) - 1), -15 * (math.log(9) - 1)])
+    assert values == pytest.approx(
+        [-0.1 * (math.log(0.1) - 1), 8 * (math.log(4) - 1), -15 * (math.log(9) - 1)]
+    )
     assert (low, high) == ([False] * 3, [False, False, True])
 
 
@@ -61,13 +79,16 @@ def test_gspo_clips_whole_responses_by_the_geometric_mean():
     values, gradient, _, high = token_loss(config, ratios, [2.0, 2.0, 2.0, 1.0], sequences)
     mean = (1.5 * 0.6) ** (1 / 3)
     assert values == pytest.approx([-2 * mean] * 3 + [-1.1])
-    assert gradient == pytest.approx([-2 * mean] * 3 + [0.0])  # three equal losses of one third each
+    # three equal losses of one third each
+    assert gradient == pytest.approx([-2 * mean] * 3 + [0.0])
     assert high == [False, False, False, True]
 
 
 def test_rloo_clips_whole_responses_by_the_product():
     ratios, sequences = [1.5, 0.6, 2.0], [0, 0, 1]
-    values, gradient, _, high = token_loss(RLConfig(algorithm="rloo"), ratios, [2.0, 2.0, 1.0], sequences)
+    values, gradient, _, high = token_loss(
+        RLConfig(algorithm="rloo"), ratios, [2.0, 2.0, 1.0], sequences
+    )
     assert values == pytest.approx([-1.8, -1.8, -1.2])
     assert gradient == pytest.approx([-3.6, -3.6, 0.0])  # the gradient of two equal losses
     assert high == [False, False, True]
@@ -79,7 +100,9 @@ def test_advantages_by_hand():
     leave = step_advantages(groups, "leave_one_out", "none", 0)
     for group, found in zip(groups, leave, strict=True):
         others = [(sum(group) - reward) / (len(group) - 1) for reward in group]
-        assert found == pytest.approx([reward - other for reward, other in zip(group, others, strict=True)])
+        assert found == pytest.approx(
+            [reward - other for reward, other in zip(group, others, strict=True)]
+        )
     mean = sum(flat) / len(flat)
     spread = math.sqrt(sum((reward - mean) ** 2 for reward in flat) / (len(flat) - 1)) + 0.1
     whitened = step_advantages(groups, "batch", "sample", 0.1)
@@ -93,8 +116,9 @@ def test_advantages_by_hand():
     assert step_advantages([], "batch", "population", 0) == []
 
 
-# --- a policy of two tokens: sigmoid(theta_t) is the probability of token 1 at place t; a response ends after its first
-# token 0, or after three tokens. All of what follows is summed over every response, or every pair of them.
+# --- a policy of two tokens: sigmoid(theta_t) is the probability of token 1 at place t; a response
+# ends after its first token 0, or after three tokens. All of what follows is summed over every
+# response, or every pair of them.
 
 LIMIT = 3
 THETA = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64)
@@ -107,7 +131,10 @@ def reward_of(response):
 
 def response_logprobs(theta, response):
     return torch.stack(
-        [torch.nn.functional.logsigmoid(theta[t] if token else -theta[t]) for t, token in enumerate(response)]
+        [
+            torch.nn.functional.logsigmoid(theta[t] if token else -theta[t])
+            for t, token in enumerate(response)
+        ]
     )
 
 
@@ -119,13 +146,18 @@ def step_gradient(config, responses, theta=THETA, sampler_theta=THETA):
     """Gradient of the step's loss for theta, of one group, through the library."""
     theta = theta.clone().requires_grad_(True)
     [advantages] = step_advantages(
-        [[reward_of(r) for r in responses]], config.advantage, config.advantage_std, config.advantage_epsilon
+        [[reward_of(r) for r in responses]],
+        config.advantage,
+        config.advantage_std,
+        config.advantage_epsilon,
     )
     lengths = [len(response) for response in responses]
     weights = token_weights(lengths, config.loss_scale, len(responses), budget_tokens=LIMIT)
 
     def per_token(values):
-        return torch.tensor([v for v, n in zip(values, lengths, strict=True) for _ in range(n)], dtype=torch.float64)
+        return torch.tensor(
+            [v for v, n in zip(values, lengths, strict=True) for _ in range(n)], dtype=torch.float64
+        )
 
     result = policy_loss(
         load_algorithm(config),
@@ -160,12 +192,22 @@ def value_gradient():
     ("options", "factor"),
     [
         ({"algorithm": "rloo"}, 1.0),  # leave-one-out is unbiased
-        ({"algorithm": "dr_grpo"}, (1 - 1 / 2) / LIMIT),  # its own reward is in the baseline; over the length limit
+        # its own reward is in the baseline; over the length limit
+        ({"algorithm": "dr_grpo"}, (1 - 1 / 2) / LIMIT),
         ({"algorithm": "gpg", "loss_scale": "sequence_sum"}, 1 - 1 / 2),
         ({"algorithm": "gpg", "loss_scale": "sequence_sum", "advantage": "leave_one_out"}, 1.0),
         ({"algorithm": "cispo", "loss_scale": "sequence_sum", "advantage_std": "none"}, 1 - 1 / 2),
-        ({"algorithm": "grpo", "loss_scale": "sequence_sum", "advantage": "leave_one_out", "advantage_std": "none"}, 1),
-        # with groups of two, the std is 1/2 wherever the rewards differ: population std doubles the gradient
+        (
+            {
+                "algorithm": "grpo",
+                "loss_scale": "sequence_sum",
+                "advantage": "leave_one_out",
+                "advantage_std": "none",
+            },
+            1,
+        ),
+        # with groups of two, the std is 1/2 wherever the rewards differ: population std doubles the
+        # gradient
         ({"algorithm": "grpo", "loss_scale": "sequence_sum"}, 2 * (1 - 1 / 2)),
         ({"algorithm": "dapo", "loss_scale": "sequence_sum"}, 2 * (1 - 1 / 2)),
         ({"algorithm": "reinforce_pp", "loss_scale": "sequence_sum"}, 2 * (1 - 1 / 2)),
@@ -181,12 +223,16 @@ def test_gspo_on_policy_is_the_mean_over_tokens():
     responses = [(1, 1, 0), (1, 0)]
     found = step_gradient(RLConfig(algorithm="gspo"), responses)
     theta = THETA.clone().requires_grad_(True)
-    value = (-1 * response_logprobs(theta, (1, 1, 0)).mean() + response_logprobs(theta, (1, 0)).mean()) / 2
+    value = (
+        -1 * response_logprobs(theta, (1, 1, 0)).mean() + response_logprobs(theta, (1, 0)).mean()
+    ) / 2
     assert torch.allclose(found, -torch.autograd.grad(value, theta)[0])
 
 
 def test_importance_weights_make_another_samplers_gradient_unbiased():
-    """Responses of another policy, leave-one-out advantages replaced by the reward: exact for weights of sequences."""
+    """Responses of another policy, leave-one-out advantages replaced by the reward: exact for
+    weights of sequences.
+    """
     sampler = torch.tensor([0.0, 0.2, 0.1], dtype=torch.float64)
     config = RLConfig(algorithm="gpg", importance={"level": "sequence", "treatment": "none"})
     total = torch.zeros_like(THETA)
@@ -195,7 +241,15 @@ def test_importance_weights_make_another_samplers_gradient_unbiased():
         logprobs, drawn = response_logprobs(theta, response), response_logprobs(sampler, response)
         one = torch.ones(len(response), dtype=torch.float64)
         sequences = torch.zeros(len(response), dtype=torch.int64)
-        result = policy_loss(load_algorithm(config), config, logprobs, drawn, one * reward_of(response), one, sequences)
+        result = policy_loss(
+            load_algorithm(config),
+            config,
+            logprobs,
+            drawn,
+            one * reward_of(response),
+            one,
+            sequences,
+        )
         total += probability(sampler, response) * torch.autograd.grad(result.loss, theta)[0]
     assert torch.allclose(total, -value_gradient())
 
@@ -218,7 +272,9 @@ def test_which_kl_the_gradient_of_an_estimator_is_of(estimator, with_ratio, of):
     config = RLConfig(kl=KLConfig(estimator=estimator, coefficient=1, with_ratio=with_ratio))
     sampled, chance = policy.detach(), policy.detach().exp()
     sequences = torch.arange(2)
-    result = policy_loss(load_algorithm(config), config, policy, sampled, 0 * chance, chance, sequences, reference)
+    result = policy_loss(
+        load_algorithm(config), config, policy, sampled, 0 * chance, chance, sequences, reference
+    )
     found = torch.autograd.grad(result.loss, theta, retain_graph=True)[0]
     exact = {
         None: 0 * policy.sum(),
@@ -233,7 +289,9 @@ def test_a_far_off_token_does_not_break_the_gradient():
         config = RLConfig(algorithm=algorithm)
         logprobs = torch.tensor([-0.1, -200.0], requires_grad=True)
         sampler, one = torch.tensor([-300.0, -0.1]), torch.ones(2)
-        loss = policy_loss(load_algorithm(config), config, logprobs, sampler, one, one, torch.tensor([0, 1])).loss
+        loss = policy_loss(
+            load_algorithm(config), config, logprobs, sampler, one, one, torch.tensor([0, 1])
+        ).loss
         loss.backward()
         assert torch.isfinite(logprobs.grad).all(), algorithm
 
@@ -250,5 +308,7 @@ def summed(tokens, config):
 
 def test_an_algorithm_that_sums_by_itself_is_told():
     config, one = RLConfig(algorithm=f"{__name__}:summed"), torch.ones(3)
-    with pytest.raises(ConfigError, match=r"gave losses of shape \[\] for 3 tokens; it must give one per token"):
+    with pytest.raises(
+        ConfigError, match=r"gave losses of shape \[\] for 3 tokens; it must give one per token"
+    ):
         policy_loss(load_algorithm(config), config, -one, -one, one, one, torch.arange(3))

@@ -1,4 +1,6 @@
-"""The sharded learner on real gloo processes, against one plain transformers model and its own twin on one process."""
+"""The sharded learner on real gloo processes, against one plain transformers model and its own twin
+on one process.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +12,14 @@ from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from bi_ray.config import ImportanceConfig, KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config import (
+    ImportanceConfig,
+    KLConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RLConfig,
+)
 from bi_ray.learning.learner import (
     Learner,
     TrainingError,
@@ -46,7 +55,9 @@ def make_rows(count: int, seed: int = 0) -> list[Row]:
         prompt, response = number(1, 12), number(1, 20)
         tokens = tuple(torch.randint(0, TOKENS, (prompt + response,), generator=generator).tolist())
         logprobs = tuple((-5 + torch.randn(response, generator=generator)).tolist())
-        rows.append(Row(tokens, prompt, 1 / (count * response), (-1.0) ** i * (1 + i / count), logprobs))
+        rows.append(
+            Row(tokens, prompt, 1 / (count * response), (-1.0) ** i * (1 + i / count), logprobs)
+        )
     return rows
 
 
@@ -74,7 +85,9 @@ def learn(policy: Path, out: Path, kind: str, rows: list[Row], limit: int) -> No
         out.mkdir(parents=True)
         save_file(gradient, out / "gradient")
         save_file({name: tensor.clone() for name, tensor in weights.items()}, out / "weights")
-        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
+        numbers = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()
+        }
         save_file(numbers, out / "metrics")
 
 
@@ -85,11 +98,15 @@ def policy(tiny_model) -> Path:
 
 @pytest.mark.parametrize(("kind", "tied"), [("sft", True), ("grpo", False)])
 def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind, tied):
-    """5 rows on 2 ranks in tiny micro-batches: uneven shares, so that one rank gets an empty micro-batch."""
+    """5 rows on 2 ranks in tiny micro-batches: uneven shares, so that one rank gets an empty
+    micro-batch.
+    """
     policy = tiny_model(tied=tied)
     rows = make_rows(5)
     shares = [pack(rows, 24, rank, 2) for rank in range(2)]
-    assert any(not len(batch.targets) for share in shares for batch in share), "the test wants an empty micro-batch"
+    assert any(not len(batch.targets) for share in shares for batch in share), (
+        "the test wants an empty micro-batch"
+    )
     on_ranks(2, learn, policy, tmp_path / "two", kind, rows, 24)
     model, reference = load_model(policy), load_model(policy)
     [batch] = pack(rows, 10**9, packing="padded")  # all rows in one pass of an unsharded model
@@ -99,13 +116,20 @@ def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind,
     assert distance(load_file(tmp_path / "two" / "gradient"), gradient) <= 1e-5
     torch.optim.SGD(model.parameters(), lr=SGD.learning_rate).step()
     learned = load_file(tmp_path / "two" / "weights")
-    assert distance(learned, {name: tensor.detach() for name, tensor in model.state_dict().items()}) <= 1e-5
+    assert (
+        distance(learned, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+        <= 1e-5
+    )
     assert distance(learned, dict(load_model(policy).state_dict())) > 1e-3  # the step was large
     norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
-    assert float(load_file(tmp_path / "two" / "metrics")["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    assert float(load_file(tmp_path / "two" / "metrics")["grad_norm"]) == pytest.approx(
+        norm, rel=1e-5
+    )
 
 
-def write_gradients(policy: Path, out: Path, rows: list[Row], cases: list[tuple[int, dict]]) -> None:
+def write_gradients(
+    policy: Path, out: Path, rows: list[Row], cases: list[tuple[int, dict]]
+) -> None:
     """The gradient of every case (micro-batch tokens, options), in one file each; rank 0 writes."""
     out.mkdir(parents=True, exist_ok=True)
     for number, (limit, options) in enumerate(cases):
@@ -121,10 +145,16 @@ def test_ranks_sizes_packing_and_options_give_one_gradient(tmp_path, tiny_model,
     policy = tiny_model(tied=False)
     prompts = [row.tokens[:10] for row in make_rows(20) if len(row.tokens) > 10][:4]
     rows = [
-        dataclasses.replace(row, tokens=prompts[i % 4] + row.tokens[row.first_learned :], first_learned=10)
+        dataclasses.replace(
+            row, tokens=prompts[i % 4] + row.tokens[row.first_learned :], first_learned=10
+        )
         for i, row in enumerate(make_rows(14, seed=1))
     ]
-    cases = [(limit, {"packing": packing}) for limit in (30, 10**6) for packing in ("shared", "flat", "padded")]
+    cases = [
+        (limit, {"packing": packing})
+        for limit in (30, 10**6)
+        for packing in ("shared", "flat", "padded")
+    ]
     cases += [(100, {"activation_checkpointing": True}), (100, {"cpu_offload": True})]
     cases += [(100, {"reshard_after_forward": False}), (30, {"gradient_sync": "step"})]
     on_ranks(ranks, write_gradients, policy, tmp_path, rows, cases)
@@ -142,7 +172,9 @@ def train_and_checkpoint(policy: Path, folder: Path, start: int, stop: int) -> N
     assert directories.recover() == start
     learner = load_checkpoint(policy, directories, start, ModelConfig(), options_of(64), ADAMW, CPU)
     for step in range(start + 1, stop + 1):
-        learner.update(step, make_rows(6, seed=step), loss_of("sft", learner.policy), ADAMW.learning_rate)
+        learner.update(
+            step, make_rows(6, seed=step), loss_of("sft", learner.policy), ADAMW.learning_rate
+        )
     save_checkpoint(learner, policy, directories, stop)
 
 
@@ -151,7 +183,10 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
     on_ranks(1, train_and_checkpoint, policy, tmp_path / "a", 2, 4)
     on_ranks(1, train_and_checkpoint, policy, tmp_path / "b", 0, 4)
     for name in ("policy/model.safetensors", "optimizer.safetensors"):
-        resumed, straight = load_file(tmp_path / "a/step_4" / name), load_file(tmp_path / "b/step_4" / name)
+        resumed, straight = (
+            load_file(tmp_path / "a/step_4" / name),
+            load_file(tmp_path / "b/step_4" / name),
+        )
         assert distance(resumed, straight) <= 1e-5, name
     state = load_file(tmp_path / "a/step_4/optimizer.safetensors")
     assert {float(value) for name, value in state.items() if name.endswith("|step")} == {4.0}
@@ -159,13 +194,17 @@ def test_a_checkpoint_of_two_ranks_goes_on_at_one(tmp_path, policy):
 
 
 def perturb_the_sampler(policy: Path) -> None:
-    """The gradient, to the last bit, with the learner's own log-probabilities for the sampler's, and with noise."""
+    """The gradient, to the last bit, with the learner's own log-probabilities for the sampler's,
+    and with noise.
+    """
     learner = Learner(policy, ModelConfig(), options_of(256), SGD, CPU)
     rows, model = make_rows(8), load_model(policy)
     for row_number, row in enumerate(rows):
         tokens = torch.tensor([row.tokens])
         with torch.no_grad():
-            every = model(tokens).logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+            every = (
+                model(tokens).logits[:, :-1].log_softmax(-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+            )
         own = tuple(every[row.first_learned - 1 :].tolist())
         rows[row_number] = dataclasses.replace(row, sampler_logprobs=own)
     gradients = {}
@@ -173,7 +212,9 @@ def perturb_the_sampler(policy: Path) -> None:
         config = RLConfig(importance=ImportanceConfig(tolerance=tolerance))
         for noise in (0.0, 1e-6, -3e-6):
             noisy = [
-                dataclasses.replace(row, sampler_logprobs=tuple(value + noise for value in row.sampler_logprobs))
+                dataclasses.replace(
+                    row, sampler_logprobs=tuple(value + noise for value in row.sampler_logprobs)
+                )
                 for row in rows
             ]
             learner.model.zero_grad()
@@ -203,18 +244,25 @@ def fill_the_disk(policy: Path, folder: Path) -> None:
         def write(self, step: int, fill: Callable[[Path], None]) -> None:
             def fill_up(folder: Path) -> None:
                 fill(folder)
-                with open("/dev/full", "w") as full:  # the kernel's own answer of a disk without space
+                # the kernel's own answer of a disk without space
+                with open("/dev/full", "w") as full:
                     full.write("w")
 
             super().write(step, fill_up)
 
-    with pytest.raises(TrainingError, match=r"no space left on the disk of .* while the checkpoint of step 4"):
-        save_checkpoint(learner, policy, FullDisk(folder), 4)  # on every rank: none waits for the other
+    with pytest.raises(
+        TrainingError, match=r"no space left on the disk of .* while the checkpoint of step 4"
+    ):
+        # on every rank: none waits for the other
+        save_checkpoint(learner, policy, FullDisk(folder), 4)
     distributed.barrier()
     assert directories.recover() == 2
     weights = learner.gather_weights()
     (folder / "1.4.safetensors").mkdir(exist_ok=True)  # cannot be replaced by a file
-    with pytest.raises(TrainingError, match=r"1\.4\.safetensors was not written: it is a directory"):  # as in a publish
+    # as in a publish
+    with pytest.raises(
+        TrainingError, match=r"1\.4\.safetensors was not written: it is a directory"
+    ):
         on_rank_0(lambda: save_weights(weights, folder / "1.4.safetensors", tied={}))
 
 
@@ -232,7 +280,8 @@ def refuse_nan(policy: Path) -> None:
     if learner.rank == 0:
         assert before
         assert all(torch.equal(before[name], after[name]) for name in before)
-    learner.update(8, make_rows(4), loss_of("sft", learner.policy), 0.1)  # no trace of the bad gradient is left
+    # no trace of the bad gradient is left
+    learner.update(8, make_rows(4), loss_of("sft", learner.policy), 0.1)
 
 
 def test_a_loss_that_is_not_a_number_changes_nothing(policy):
@@ -242,7 +291,10 @@ def test_a_loss_that_is_not_a_number_changes_nothing(policy):
 def losses_of_a_training(policy: Path, out: Path, model: ModelConfig, options: dict) -> None:
     learner = Learner(policy, model, options_of(64, **options), ADAMW, CPU)
     rows = make_rows(6)
-    found = [learner.update(step, rows, loss_of("sft", learner.policy), 3e-3)["loss"] for step in range(1, 21)]
+    found = [
+        learner.update(step, rows, loss_of("sft", learner.policy), 3e-3)["loss"]
+        for step in range(1, 21)
+    ]
     assert all(p.dtype == torch.float32 for p in learner.model.parameters())
     if learner.rank == 0:
         save_file({"losses": torch.tensor(found)}, out)
@@ -251,7 +303,9 @@ def losses_of_a_training(policy: Path, out: Path, model: ModelConfig, options: d
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_bfloat16_learns_as_float32_does(tmp_path, policy, ranks):
     for dtype in ("float32", "bfloat16"):
-        on_ranks(ranks, losses_of_a_training, policy, tmp_path / dtype, ModelConfig(dtype=dtype), {})
+        on_ranks(
+            ranks, losses_of_a_training, policy, tmp_path / dtype, ModelConfig(dtype=dtype), {}
+        )
     exact, rounded = (load_file(tmp_path / dtype)["losses"] for dtype in ("float32", "bfloat16"))
     assert float(exact[-1]) < 0.5 * float(exact[0])
     assert not torch.equal(exact, rounded)
@@ -270,5 +324,7 @@ def test_compiled_layers_learn_the_same(tmp_path, policy):
 def test_a_packing_that_the_attention_cannot_do_is_refused(policy):
     model = load_model(policy, attention="eager")
     assert choose_packing("auto", model) == "padded"
-    with pytest.raises(ValueError, match=r"learner.packing is shared, .* \(eager\) .* \['padded'\]"):
+    with pytest.raises(
+        ValueError, match=r"learner.packing is shared, .* \(eager\) .* \['padded'\]"
+    ):
         choose_packing("shared", model)

@@ -15,7 +15,9 @@ def test_rate_warms_up_stays_and_falls():
 
 
 def test_the_fall_may_be_half_a_cosine():
-    """As transformers' schedule, which counts from 0 and reaches 0 where ours would one step after the end."""
+    """As transformers' schedule, which counts from 0 and reaches 0 where ours would one step after
+    the end.
+    """
     config = OptimizerConfig(learning_rate=2.0, decay_share=1.0, decay="cosine")
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=2.0)
@@ -32,7 +34,9 @@ def test_the_fall_may_be_half_a_cosine():
 
 
 def test_rate_is_constant_by_default():
-    assert [learning_rate(OptimizerConfig(learning_rate=0.1), step, 5) for step in range(1, 6)] == [0.1] * 5
+    assert [learning_rate(OptimizerConfig(learning_rate=0.1), step, 5) for step in range(1, 6)] == [
+        0.1
+    ] * 5
 
 
 def test_kinds():

@@ -55,7 +55,11 @@ def test_every_rank_gets_the_step_and_the_incarnation_of_rank_0(ranks):
     ("error", "raised", "text"),
     [
         (TrainingError("no RL session is open"), TrainingError, "no RL session is open"),
-        (RuntimeError("no rollout worker took version 1.0"), JoinError, "no rollout worker took version 1.0"),
+        (
+            RuntimeError("no rollout worker took version 1.0"),
+            JoinError,
+            "no rollout worker took version 1.0",
+        ),
         (TimeoutError(), JoinError, "TimeoutError"),
     ],
 )

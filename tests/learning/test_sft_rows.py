@@ -32,7 +32,10 @@ def test_the_answer_is_learned_and_the_prompt_by_option(data):
 
 def test_every_epoch_shows_everything_once_in_an_order_of_its_own(data):
     count = 10
-    path = data(prompt_tokens=[[i] for i in range(count)], response_tokens=[[9] * (1 + i % 3) for i in range(count)])
+    path = data(
+        prompt_tokens=[[i] for i in range(count)],
+        response_tokens=[[9] * (1 + i % 3) for i in range(count)],
+    )
     rows = load_demonstrations(path, False)
     assert steps_per_epoch(count, CONFIG) == 3
     orders = []
@@ -54,27 +57,42 @@ def test_data_that_cannot_be_learned_is_refused(data):
         load_demonstrations(data(prompt_tokens=[[1], [2]], response_tokens=[[3], []]), False)
 
 
-def test_a_token_without_an_embedding_is_refused_before_the_model_is_loaded(data, tiny_model, tmp_path):
+def test_a_token_without_an_embedding_is_refused_before_the_model_is_loaded(
+    data, tiny_model, tmp_path
+):
     path = data(prompt_tokens=[[1, 2]], response_tokens=[[4, 10**6]])
-    job = SFTJob(tiny_model(tied=True), path, tmp_path, CONFIG, ModelConfig(), LearnerConfig(), seed=0)
+    job = SFTJob(
+        tiny_model(tied=True), path, tmp_path, CONFIG, ModelConfig(), LearnerConfig(), seed=0
+    )
     with pytest.raises(ChatError, match=r"token 1000000 .* beyond the model's vocabulary"):
         train(job, torch.device("cpu"))
 
 
-def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(data, tiny_model, tmp_path, monkeypatch):
+def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(
+    data, tiny_model, tmp_path, monkeypatch
+):
     metrics, on_disk, fsync = tmp_path / "out/metrics.jsonl", [], os.fsync
 
     def record(descriptor):
         if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
-            on_disk.append((len(metrics.read_text().splitlines()), (tmp_path / "out/checkpoints/step_2").exists()))
+            on_disk.append(
+                (
+                    len(metrics.read_text().splitlines()),
+                    (tmp_path / "out/checkpoints/step_2").exists(),
+                )
+            )
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)
     path = data(prompt_tokens=[[1, 2]], response_tokens=[[4, 5]])
     config = SFTConfig(epochs=3, batch_examples=1, checkpoint_every_steps=2)
     metrics.parent.mkdir()
-    job = SFTJob(tiny_model(tied=True), path, metrics.parent, config, ModelConfig(), LearnerConfig(), seed=0)
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    job = SFTJob(
+        tiny_model(tied=True), path, metrics.parent, config, ModelConfig(), LearnerConfig(), seed=0
+    )
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     try:
         train(job, torch.device("cpu"))
     finally:

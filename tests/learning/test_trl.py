@@ -1,7 +1,8 @@
-"""The losses against TRL's own trainers: the same model, tokens, log-probabilities and advantages through both.
+"""The losses against TRL's own trainers: the same model, tokens, log-probabilities and advantages
+through both.
 
-Nothing of TRL is copied: the trainers are built as a user builds them, and ``compute_loss`` is called with the inputs
-that they would have made themselves.
+Nothing of TRL is copied: the trainers are built as a user builds them, and ``compute_loss`` is
+called with the inputs that they would have made themselves.
 """
 
 import re
@@ -36,10 +37,14 @@ def policy(tiny_model):
 
 
 def make_batch(policy, config, noise):
-    """Two groups of four responses; the sampler's log-probabilities are those of the policy, and noise on them."""
+    """Two groups of four responses; the sampler's log-probabilities are those of the policy, and
+    noise on them.
+    """
     model = load_model(policy)
     generator = torch.Generator().manual_seed(3)
-    advantages = step_advantages(REWARDS, config.advantage, config.advantage_std, config.advantage_epsilon)
+    advantages = step_advantages(
+        REWARDS, config.advantage, config.advantage_std, config.advantage_epsilon
+    )
     samples = []
     for number, group in enumerate(advantages):
         prompt = torch.randint(0, TOKENS, (6,), generator=generator)
@@ -54,7 +59,9 @@ def make_batch(policy, config, noise):
 
 
 def padded(rows, dtype):
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row, dtype=dtype) for row in rows], batch_first=True
+    )
 
 
 def trl_inputs(batch):
@@ -78,7 +85,9 @@ def completion_logprobs(model, inputs):
     """[responses, length], by plain transformers."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     attended = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
-    logits = model(input_ids=ids, attention_mask=attended).logits[:, inputs["prompt_ids"].shape[1] - 1 : -1]
+    logits = model(input_ids=ids, attention_mask=attended).logits[
+        :, inputs["prompt_ids"].shape[1] - 1 : -1
+    ]
     return logits.log_softmax(-1).gather(2, inputs["completion_ids"][:, :, None])[:, :, 0]
 
 
@@ -146,14 +155,27 @@ TRL_GRPO = {"loss_scale": "sequence_mean", "importance": NO_TREATMENT}
             {"loss_type": "grpo", "epsilon": 0.05, "epsilon_high": 0.1},
         ),
         ({"algorithm": "dr_grpo", "importance": NO_TREATMENT}, {"loss_type": "dr_grpo"}),
-        ({"algorithm": "dapo", "importance": NO_TREATMENT}, {"loss_type": "dapo", "epsilon_high": 0.28}),
+        (
+            {"algorithm": "dapo", "importance": NO_TREATMENT},
+            {"loss_type": "dapo", "epsilon_high": 0.28},
+        ),
         (
             {"algorithm": "gspo"},
-            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+            {
+                "loss_type": "grpo",
+                "importance_sampling_level": "sequence",
+                "epsilon": 3e-4,
+                "epsilon_high": 4e-4,
+            },
         ),
         (
             {"algorithm": "gspo", "clip_low": 0.2, "clip_high": 0.05},
-            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.2, "epsilon_high": 0.05},
+            {
+                "loss_type": "grpo",
+                "importance_sampling_level": "sequence",
+                "epsilon": 0.2,
+                "epsilon_high": 0.05,
+            },
         ),
         ({"algorithm": "cispo"}, {"loss_type": "cispo", "epsilon_high": 5.0}),
         ({"algorithm": "cispo", "clip_high": 0.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
@@ -181,13 +203,17 @@ def test_rloo_is_that_of_trl(policy, tmp_path, noise):
 
 @pytest.mark.parametrize("with_ratio", [False, True])
 def test_the_kl_term_is_that_of_trl(policy, tmp_path, with_ratio):
-    config = RLConfig(**TRL_GRPO, kl={"estimator": "k3", "coefficient": BETA, "with_ratio": with_ratio})
+    config = RLConfig(
+        **TRL_GRPO, kl={"estimator": "k3", "coefficient": BETA, "with_ratio": with_ratio}
+    )
     batch = make_batch(policy, config, 0.1)
     reference = load_model(policy).requires_grad_(False)
     generator = torch.Generator().manual_seed(4)
     for parameter in reference.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    trainer = make_trainer("grpo", policy, tmp_path, loss_type="grpo", beta=BETA, use_bias_correction_kl=with_ratio)
+    trainer = make_trainer(
+        "grpo", policy, tmp_path, loss_type="grpo", beta=BETA, use_bias_correction_kl=with_ratio
+    )
     inputs = trl_inputs(batch)
     inputs["ref_per_token_logps"] = completion_logprobs(reference, inputs)
     theirs = trl_gradient(trainer, inputs)
@@ -199,7 +225,9 @@ def test_the_kl_term_is_that_of_trl(policy, tmp_path, with_ratio):
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("treatment", ["truncate", "mask"])
 def test_the_importance_correction_is_that_of_trl(policy, tmp_path, level, treatment):
-    """TRL's ratio is against the learner's own log-probabilities, and the weight is made where it generates."""
+    """TRL's ratio is against the learner's own log-probabilities, and the weight is made where it
+    generates.
+    """
     treated = {"base": "learner", "level": level, "treatment": treatment, "cap": 1.2}
     config = RLConfig(loss_scale="sequence_mean", importance=treated)
     batch = make_batch(policy, config, 0.3)
@@ -219,7 +247,9 @@ def test_the_importance_correction_is_that_of_trl(policy, tmp_path, level, treat
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_the_example_of_the_docs_is_trl_s_sapo(policy, tmp_path, monkeypatch, noise):
     page = (Path(__file__).parents[2] / "docs/algorithms.md").read_text()
-    (tmp_path / "sapo_of_docs.py").write_text(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0])
+    (tmp_path / "sapo_of_docs.py").write_text(
+        re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     options = {"tau_good": 1.0, "tau_bad": 1.05}
     config = RLConfig(algorithm="sapo_of_docs:sapo", algorithm_options=options, **TRL_GRPO)

@@ -8,7 +8,14 @@ import yaml
 from ranks import on_ranks
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
 
-from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, OptimizerConfig, RunConfig, load_config
+from bi_ray.config import (
+    ConfigError,
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    load_config,
+)
 from bi_ray.learning.learner import Learner
 from bi_ray.planning.hardware import HARDWARE, load_hardware, measure
 from bi_ray.planning.job import CHUNK_LOGITS, Job
@@ -22,7 +29,9 @@ from bi_ray.policy.packing import Row, pack
 ROOT = Path(__file__).parents[2]
 CONFIG = load_config(ROOT / "configs" / "plan_7b.yaml", RunConfig)
 SHAPE = Shape.read(ROOT / "configs" / "models" / "qwen2.5-7b")
-SMALL = Shape(hidden=64, intermediate=128, layers=2, query=64, key=64, head=32, vocabulary=100, tied=False)
+SMALL = Shape(
+    hidden=64, intermediate=128, layers=2, query=64, key=64, head=32, vocabulary=100, tied=False
+)
 
 
 def changed(config=CONFIG, **sections):
@@ -37,7 +46,9 @@ def job_of(config=CONFIG, shape=SHAPE, hardware="h100", prompt=300.0, response=1
     return Job(config, shape, HARDWARE[hardware], prompt, response, **options)
 
 
-def plan_of(config=CONFIG, shape=SHAPE, hardware=HARDWARE["h100"], prompt=300, response=1500, **more):
+def plan_of(
+    config=CONFIG, shape=SHAPE, hardware=HARDWARE["h100"], prompt=300, response=1500, **more
+):
     return make_plan(config, shape, hardware, prompt, response, **more)
 
 
@@ -56,13 +67,18 @@ def test_micro_batches_are_those_that_the_learners_make(packing, limit):
     rows = []
     for _ in range(groups):
         tokens = tuple(rng.randrange(100) for _ in range(prompt))
-        rows += [Row(tokens + tuple(rng.randrange(100) for _ in range(response)), prompt, 1.0) for _ in range(samples)]
+        rows += [
+            Row(tokens + tuple(rng.randrange(100) for _ in range(response)), prompt, 1.0)
+            for _ in range(samples)
+        ]
     rl = {"prompts_per_step": groups, "samples_per_prompt": samples}
     config = changed(learner={"packing": packing, "microbatch_tokens": limit, "workers": 2}, rl=rl)
     job = job_of(config, SMALL, prompt=prompt, response=response)
     batches = pack(rows, limit, 0, 2, packing)
     assert job.microbatches == pytest.approx(len(batches), abs=max(1, 0.15 * len(batches)))
-    assert job.learner_tokens == pytest.approx(sum(batch.tokens.numel() for batch in batches), rel=0.05)
+    assert job.learner_tokens == pytest.approx(
+        sum(batch.tokens.numel() for batch in batches), rel=0.05
+    )
 
 
 @pytest.mark.parametrize(("sequences", "limit"), [(7, 256), (40, 8), (64, 7)])
@@ -101,7 +117,10 @@ def test_constants_are_those_of_the_code_that_they_describe():
 def _count_traffic(folder, policy, options, file):
     """What rank 0's collectives of one update and its state hold."""
     moved = {"gathered": 0, "scattered": 0}
-    gather, scatter = collectives.DefaultAllGather.__call__, collectives.DefaultReduceScatter.__call__
+    gather, scatter = (
+        collectives.DefaultAllGather.__call__,
+        collectives.DefaultReduceScatter.__call__,
+    )
 
     def counted_gather(self, output_tensor, *rest, **more):
         moved["gathered"] += output_tensor.nbytes
@@ -113,14 +132,21 @@ def _count_traffic(folder, policy, options, file):
 
     collectives.DefaultAllGather.__call__ = counted_gather
     collectives.DefaultReduceScatter.__call__ = counted_scatter
-    learner = Learner(policy, ModelConfig(dtype="bfloat16"), options, OptimizerConfig(), torch.device("cpu"))
+    learner = Learner(
+        policy, ModelConfig(dtype="bfloat16"), options, OptimizerConfig(), torch.device("cpu")
+    )
     rows = [Row(tuple(range(1, 40)), 10, 1.0) for _ in range(8)]
     learner.update(1, rows, lambda batch, totals: learner.policy(batch)[0].sum(), 1e-6)
 
     def local(tensor):
         return getattr(tensor, "_local_tensor", tensor)
 
-    state = [value for entry in learner._optimizer.state.values() for value in entry.values() if value.dim()]
+    state = [
+        value
+        for entry in learner._optimizer.state.values()
+        for value in entry.values()
+        if value.dim()
+    ]
     moved["optimizer"] = sum(local(value).nbytes for value in state)
     moved["weights"] = sum(local(parameter).nbytes for parameter in learner.model.parameters())
     if torch.distributed.get_rank() == 0:
@@ -135,12 +161,24 @@ def _count_traffic(folder, policy, options, file):
 def test_traffic_and_state_are_those_of_two_real_learners(tmp_path, tiny_model, options):
     policy = tiny_model(tied=False)
     learner = {"workers": 2, "microbatch_tokens": 80, "packing": "padded"} | options
-    on_ranks(2, _count_traffic, tmp_path, policy, LearnerConfig.model_validate(learner), tmp_path / "moved.json")
+    on_ranks(
+        2,
+        _count_traffic,
+        tmp_path,
+        policy,
+        LearnerConfig.model_validate(learner),
+        tmp_path / "moved.json",
+    )
     real = json.loads((tmp_path / "moved.json").read_text())
-    config = changed(learner=learner | {"gpus_per_worker": 1}, rl={"prompts_per_step": 4, "samples_per_prompt": 2})
+    config = changed(
+        learner=learner | {"gpus_per_worker": 1},
+        rl={"prompts_per_step": 4, "samples_per_prompt": 2},
+    )
     job = job_of(config, Shape.read(policy), prompt=10, response=29)
     assert job.microbatches == 2
-    assert train(job).network_bytes == pytest.approx((real["gathered"] + real["scattered"]) / 2, rel=0.02)
+    assert train(job).network_bytes == pytest.approx(
+        (real["gathered"] + real["scattered"]) / 2, rel=0.02
+    )
     parts = learner_parts(job)
     assert parts["weights"] == pytest.approx(real["weights"], rel=0.01)
     assert parts["optimizer"] == pytest.approx(real["optimizer"], rel=0.01)
@@ -159,10 +197,19 @@ def test_the_shipped_plan_of_7_b_fits_on_8_gpus():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"learner": {"activation_checkpointing": False}}, "learner.activation_checkpointing: true"),
-        ({"learner": {"reshard_after_forward": False, "microbatch_tokens": 65_536}}, "learner.reshard_after_forward"),
+        (
+            {"learner": {"activation_checkpointing": False}},
+            "learner.activation_checkpointing: true",
+        ),
+        (
+            {"learner": {"reshard_after_forward": False, "microbatch_tokens": 65_536}},
+            "learner.reshard_after_forward",
+        ),
         ({"rollout": {"kv_cache_mib": 80_000}}, "rollout.kv_cache_mib: "),
-        ({"model": {"dtype": "float32"}, "rollout": {"kv_cache_mib": 45_000}}, "model.dtype: bfloat16"),
+        (
+            {"model": {"dtype": "float32"}, "rollout": {"kv_cache_mib": 45_000}},
+            "model.dtype: bfloat16",
+        ),
     ],
 )
 def test_what_does_not_fit_says_which_option_would_help_and_it_does(options, expected):
@@ -174,7 +221,9 @@ def test_what_does_not_fit_says_which_option_would_help_and_it_does(options, exp
         section, _, rest = text.partition(": then")[0].partition(".")
         option, _, value = rest.partition(": ")
         better = options | {section: options.get(section, {}) | {option: yaml.safe_load(value)}}
-        assert next(again for again in plan_of(changed(**better)).memory if again.name == use.name).fits
+        assert next(
+            again for again in plan_of(changed(**better)).memory if again.name == use.name
+        ).fits
 
 
 def test_problems_that_are_no_memory_are_told():
@@ -213,9 +262,14 @@ def test_options_cost_what_they_should():
     assert half["rollout: decode"] == plain["rollout: decode"]
 
 
-@pytest.mark.parametrize(("learners", "engines", "remote"), [(4, 4, 0), (8, 8, 1), (4, 12, 1), (32, 32, 4), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("learners", "engines", "remote"), [(4, 4, 0), (8, 8, 1), (4, 12, 1), (32, 32, 4), (1, 1, 0)]
+)
 def test_nodes_that_fetch_weights(learners, engines, remote):
-    assert remote_nodes(job_of(changed(learner={"workers": learners}, rollout={"workers": engines}))) == remote
+    assert (
+        remote_nodes(job_of(changed(learner={"workers": learners}, rollout={"workers": engines})))
+        == remote
+    )
 
 
 # Hardware

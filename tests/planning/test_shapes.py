@@ -44,26 +44,37 @@ def load(folder, device="cpu", **options):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
-@pytest.mark.parametrize("values", MODELS_OF_MANY_KINDS, ids=lambda values: "-".join(map(str, values.values())))
+@pytest.mark.parametrize(
+    "values", MODELS_OF_MANY_KINDS, ids=lambda values: "-".join(map(str, values.values()))
+)
 def test_parameters_are_those_that_transformers_makes(tmp_path, values):
     made = load(write(tmp_path, values), "meta")
-    assert Shape.read(tmp_path).parameters == sum(parameter.numel() for parameter in made.parameters())
+    assert Shape.read(tmp_path).parameters == sum(
+        parameter.numel() for parameter in made.parameters()
+    )
     layers = sum(parameter.numel() for parameter in made.model.layers[0].parameters())
     assert Shape.read(tmp_path / "config.json").layer_parameters == layers
 
 
-@pytest.mark.parametrize(("name", "published"), [("qwen2.5-7b", 7_615_616_512), ("llama-3-70b", 70_553_706_496)])
+@pytest.mark.parametrize(
+    ("name", "published"), [("qwen2.5-7b", 7_615_616_512), ("llama-3-70b", 70_553_706_496)]
+)
 def test_the_shipped_shapes_have_the_published_number_of_parameters(name, published):
     shape = Shape.read(MODELS / name)
     assert shape.parameters == published
-    assert published == sum(parameter.numel() for parameter in load(MODELS / name, "meta").parameters())
+    assert published == sum(
+        parameter.numel() for parameter in load(MODELS / name, "meta").parameters()
+    )
 
 
-@pytest.mark.parametrize("values", MODELS_OF_MANY_KINDS[:7], ids=lambda values: "-".join(map(str, values.values())))
+@pytest.mark.parametrize(
+    "values", MODELS_OF_MANY_KINDS[:7], ids=lambda values: "-".join(map(str, values.values()))
+)
 def test_operations_are_those_that_torch_counts(tmp_path, values):
     model, shape = load(write(tmp_path, values), attn_implementation="eager"), Shape.read(tmp_path)
     rows, length = 2, 40
-    tokens, pairs = rows * length, rows * length * length  # eager attention computes what it masks, too
+    # eager attention computes what it masks, too
+    tokens, pairs = rows * length, rows * length * length
     with FlopCounterMode(display=False) as counter:
         loss = model(input_ids=torch.zeros(rows, length, dtype=torch.int64)).logits.sum()
     forward = counter.get_total_flops()
@@ -72,7 +83,9 @@ def test_operations_are_those_that_torch_counts(tmp_path, values):
     assert shape.forward_flops(tokens, pairs, 0) == pytest.approx(shape.layer_flops(tokens, pairs))
     with FlopCounterMode(display=False) as counter:
         loss.backward()
-    assert counter.get_total_flops() == pytest.approx(2 * shape.forward_flops(tokens, pairs, tokens), rel=1e-3)
+    assert counter.get_total_flops() == pytest.approx(
+        2 * shape.forward_flops(tokens, pairs, tokens), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -84,7 +97,9 @@ def test_the_cache_has_the_bytes_of_a_real_one(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("values", [{"model_type": "llama"}, {"model_type": "llama", "num_key_value_heads": 6}])
+@pytest.mark.parametrize(
+    "values", [{"model_type": "llama"}, {"model_type": "llama", "num_key_value_heads": 6}]
+)
 def test_activations_are_what_autograd_keeps(tmp_path, dtype, values):
     model = load(write(tmp_path, values), attn_implementation="sdpa").to(dtype)
     rows, length = 2, 64
@@ -102,18 +117,25 @@ def test_activations_are_what_autograd_keeps(tmp_path, dtype, values):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            out = model.model(input_ids=torch.zeros(rows, length, dtype=torch.int64), use_cache=False)
+            out = model.model(
+                input_ids=torch.zeros(rows, length, dtype=torch.int64), use_cache=False
+            )
         model.model.layers = whole
         assert out is not None
         return sum(found.values())
 
     of_a_layer = (kept(3) - kept(2)) / (rows * length)
-    assert Shape.read(tmp_path).activation_bytes_per_token(dtype.itemsize) == pytest.approx(of_a_layer, rel=0.02)
+    assert Shape.read(tmp_path).activation_bytes_per_token(dtype.itemsize) == pytest.approx(
+        of_a_layer, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj"), ("down_proj",)])
 def test_adapters_have_the_parameters_that_peft_makes(tmp_path, targets):
-    model, lora = load(write(tmp_path, {"model_type": "llama"})), LoRAConfig(rank=4, targets=targets)
+    model, lora = (
+        load(write(tmp_path, {"model_type": "llama"})),
+        LoRAConfig(rank=4, targets=targets),
+    )
     model.config.tie_word_embeddings = False
     add_adapters(model, lora, None)
     made = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)

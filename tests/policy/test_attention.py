@@ -41,7 +41,9 @@ MODELS = {
 
 
 def make_rows(seed=0):
-    """Groups of one to five responses, prompts of one to twenty tokens; responses of one token are among them."""
+    """Groups of one to five responses, prompts of one to twenty tokens; responses of one token are
+    among them.
+    """
     rng = random.Random(seed)
     rows = []
     for _ in range(6):
@@ -60,7 +62,9 @@ def by_sequence(policy, batches, **options):
         loss = loss - (logprobs * batch.weights).sum()
         for number in batch.sequences.unique().tolist():
             own = batch.sequences == number
-            found.append((tuple(batch.targets[own].tolist()), float(batch.weights[own][0]), logprobs[own]))
+            found.append(
+                (tuple(batch.targets[own].tolist()), float(batch.weights[own][0]), logprobs[own])
+            )
     return found, loss
 
 
@@ -83,11 +87,16 @@ def test_every_packing_is_the_plain_forward_pass(kind, packing):
     model.set_attn_implementation(PACKED_ATTENTION)
     for limit in (10, 60, 10**6):
         model.zero_grad()
-        found, loss = by_sequence(TokenLogprobs(model), pack(rows, limit, packing=packing), temperature=0.9)
+        found, loss = by_sequence(
+            TokenLogprobs(model), pack(rows, limit, packing=packing), temperature=0.9
+        )
         loss.backward()
         assert len(found) == len(rows)
         assert (
-            max(float((values.detach() - plain[targets, weight]).abs().max()) for targets, weight, values in found)
+            max(
+                float((values.detach() - plain[targets, weight]).abs().max())
+                for targets, weight, values in found
+            )
             <= 1e-5
         )
         assert float((gradient(model) - wanted).norm() / wanted.norm()) <= 1e-5
@@ -102,11 +111,19 @@ def test_no_response_sees_another_or_another_prompt():
     assert len(rows) > len({row.prompt for row in rows}), "the test wants a shared prompt"
     # same length, and the same place in the order: only the last token but one is another
     last = rows[0].tokens[-2]
-    other = Row((*rows[0].tokens[:-2], (last + 1) % TOKENS, rows[0].tokens[-1]), rows[0].first_learned, rows[0].weight)
+    other = Row(
+        (*rows[0].tokens[:-2], (last + 1) % TOKENS, rows[0].tokens[-1]),
+        rows[0].first_learned,
+        rows[0].weight,
+    )
     with torch.no_grad():
         before, _ = by_sequence(TokenLogprobs(model), pack(rows, 10**6))
         after, _ = by_sequence(TokenLogprobs(model), pack([other, *rows[1:]], 10**6))
-    changed = [index for index, (old, new) in enumerate(zip(before, after, strict=True)) if old[0] != new[0]]
+    changed = [
+        index
+        for index, (old, new) in enumerate(zip(before, after, strict=True))
+        if old[0] != new[0]
+    ]
     assert len(changed) == 1
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         assert torch.equal(old[2], new[2]) == (index not in changed)
@@ -139,5 +156,7 @@ def test_what_packed_attention_cannot_do_is_known():
     sliding = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     assert not can_share_prompts(Qwen2ForCausalLM(sliding), CPU)
     assert not can_share_prompts(LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)), CPU)
-    assert not can_share_prompts(LlamaForCausalLM(LlamaConfig(**SIZES | {"attn_implementation": "eager"})), CPU)
+    assert not can_share_prompts(
+        LlamaForCausalLM(LlamaConfig(**SIZES | {"attn_implementation": "eager"})), CPU
+    )
     assert not can_share_prompts(MODELS["llama"](), torch.device("cuda"))

@@ -13,7 +13,14 @@ from bi_ray.cli import main as cli
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
-from bi_ray.policy.chat import ChatError, check_chat, check_tokens, encode_prompt, end_of_turn, end_tokens
+from bi_ray.policy.chat import (
+    ChatError,
+    check_chat,
+    check_tokens,
+    encode_prompt,
+    end_of_turn,
+    end_tokens,
+)
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.tasks.registry import build_task
 
@@ -64,7 +71,11 @@ def checkpoint(tiny_model, tmp_path):
 def test_the_system_prompt_reaches_the_model_whatever_the_template(checkpoint, template, folded):
     tokenizer = load_tokenizer(checkpoint(template))
     text = tokenizer.decode(encode_prompt(tokenizer, SYSTEM_TEXT, QUESTION))
-    roles = [token for token in encode_prompt(tokenizer, SYSTEM_TEXT, QUESTION) if token in (SYSTEM, USER, ASSISTANT)]
+    roles = [
+        token
+        for token in encode_prompt(tokenizer, SYSTEM_TEXT, QUESTION)
+        if token in (SYSTEM, USER, ASSISTANT)
+    ]
     assert roles == ([USER, ASSISTANT] if folded else [SYSTEM, USER, ASSISTANT])
     assert text.count(SYSTEM_TEXT) == text.count(QUESTION) == 1
     assert text.index(SYSTEM_TEXT) < text.index(QUESTION)
@@ -90,15 +101,27 @@ NO_EOS_IN_CONFIG = {"eos_token_id": None}
         ({}, END, (END,)),
         # Gemma 3, Llama 3, Phi 3.5: two ends, and the turn's is not the tokenizer's
         ({"tokenizer": UNK_IS_EOS, "generation": {"eos_token_id": [UNK, END]}}, END, (UNK, END)),
-        ({"template": GEMMA, "tokenizer": UNK_IS_EOS, "generation": {"eos_token_id": UNK}}, END, (UNK, END)),
+        (
+            {"template": GEMMA, "tokenizer": UNK_IS_EOS, "generation": {"eos_token_id": UNK}},
+            END,
+            (UNK, END),
+        ),
         # only the template knows
-        ({"tokenizer": UNK_IS_EOS, "config": {"eos_token_id": UNK}, "generation": {}}, END, (UNK, END)),
+        (
+            {"tokenizer": UNK_IS_EOS, "config": {"eos_token_id": UNK}, "generation": {}},
+            END,
+            (UNK, END),
+        ),
         ({"tokenizer": NO_EOS, "config": NO_EOS_IN_CONFIG, "generation": {}}, END, (END,)),
         # the template writes no special token: the tokenizer's
         ({"template": HEAD + TURN + "\n" + TAIL}, END, (END,)),
         # Phi 3.5 writes the text's end behind the turn's
         ({"template": HEAD + TURN + "<|end|>\n" + "{% endfor %}<|unk|>"}, END, (END,)),
-        ({"template": HEAD + TURN + " <|unk|>" + TAIL, "config": {"eos_token_id": [END]}}, UNK, (UNK, END)),
+        (
+            {"template": HEAD + TURN + " <|unk|>" + TAIL, "config": {"eos_token_id": [END]}},
+            UNK,
+            (UNK, END),
+        ),
         # padding by the end token
         ({"tokenizer": {"pad_token": "<|end|>"}}, END, (END,)),
     ],
@@ -138,7 +161,10 @@ def test_only_what_a_prompt_uses_counts(checkpoint):
 
 def test_a_context_that_is_too_short_is_said_with_both_limits(checkpoint):
     tokenizer = load_tokenizer(checkpoint(config={"max_position_embeddings": 100}))
-    with pytest.raises(ChatError, match=r"takes 100 tokens .* \(60\) and .* \(41\) add up to 101; lower one of them"):
+    with pytest.raises(
+        ChatError,
+        match=r"takes 100 tokens .* \(60\) and .* \(41\) add up to 101; lower one of them",
+    ):
         check_chat(tokenizer, ModelConfig(max_prompt_tokens=60, max_response_tokens=41))
     check_chat(tokenizer, ModelConfig(max_prompt_tokens=60, max_response_tokens=40))
 
@@ -148,14 +174,18 @@ def test_a_run_is_refused_before_it_has_a_directory(checkpoint, tmp_path):
     config = yaml.safe_load(quickstart.read_text())
     config.setdefault("model", {})["path"] = str(checkpoint(config={"vocab_size": 4}))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    result = CliRunner().invoke(cli.app, ["run", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")])
+    result = CliRunner().invoke(
+        cli.app, ["run", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")]
+    )
     assert isinstance(result.exception, ChatError)
     assert "beyond the model's vocabulary" in str(result.exception)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_demonstration_ends_as_the_template_ends_it(checkpoint):
-    tokenizer = load_tokenizer(checkpoint(tokenizer=UNK_IS_EOS, generation={"eos_token_id": [UNK, END]}))
+    tokenizer = load_tokenizer(
+        checkpoint(tokenizer=UNK_IS_EOS, generation={"eos_token_id": [UNK, END]})
+    )
     sets = {name: DifficultyConfig(depth=(1, 2)) for name in ("sft", "rl", "test_id", "test_ood")}
     run = RunConfig(name="ends", task=PromptBenchConfig(sets=sets), arms=["vanilla"])
     task = build_task(run.task, 0)

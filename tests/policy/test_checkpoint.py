@@ -35,7 +35,9 @@ def small_files():
 
 
 def test_weights_that_do_not_fit_are_one_clear_error_and_leave_nothing(tmp_path, small_files):
-    with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB.*are free") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB.*are free"
+    ) as caught:
         save_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors", tied={})
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -47,10 +49,16 @@ def test_a_saved_policy_is_what_transformers_loads(tiny_model, tmp_path, tied):
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False)
     with torch.no_grad():
         model.model.embed_tokens.weight += 1
-    state = {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
     save_policy(state, base, tmp_path / "policy")
     assert "lm_head.weight" in load_file(tmp_path / "policy" / WEIGHTS)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", trust_remote_code=False).state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "policy", trust_remote_code=False
+    ).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
     assert load_tokenizer(tmp_path / "policy").chat_template == load_tokenizer(base).chat_template
     assert digest(tmp_path / "policy") != digest(base)
@@ -80,15 +88,20 @@ def test_a_model_card_does_not_change_the_digest(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_copied_policy_is_the_checkpoint_in_one_file(tiny_model, tmp_path, tied):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model(tied), dtype=torch.bfloat16, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model(tied), dtype=torch.bfloat16, trust_remote_code=False
+    )
     model.save_pretrained(tmp_path / "base", max_shard_size="100KB")
     load_tokenizer(tiny_model(tied)).save_pretrained(tmp_path / "base")
     assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
     copy_policy(tmp_path / "base", tmp_path / "copy")
     assert [file.name for file in (tmp_path / "copy").glob("*.safetensors*")] == [WEIGHTS]
-    copy = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype="auto", trust_remote_code=False).state_dict()
+    copy = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "copy", dtype="auto", trust_remote_code=False
+    ).state_dict()
     assert all(
-        tensor.dtype == torch.bfloat16 and torch.equal(tensor, copy[n]) for n, tensor in model.state_dict().items()
+        tensor.dtype == torch.bfloat16 and torch.equal(tensor, copy[n])
+        for n, tensor in model.state_dict().items()
     )
     assert load_tokenizer(tmp_path / "copy").chat_template
 
@@ -108,12 +121,17 @@ def test_a_tied_head_is_left_out_of_published_weights_alone_and_a_head_of_its_ow
 def random_state(seed, rows):
     generator = torch.Generator().manual_seed(seed)
     state = {f"layer {i}": torch.randn(rows, 7, generator=generator) for i in range(3)}
-    state |= {dtype: state["layer 0"].to(getattr(torch, dtype)) for dtype in ("bfloat16", "float16", "float64")}
+    state |= {
+        dtype: state["layer 0"].to(getattr(torch, dtype))
+        for dtype in ("bfloat16", "float16", "float64")
+    }
     return state | {"scalar": torch.tensor(seed + 0.5), "turned": state["layer 1"].T}
 
 
 def same(found, state):
-    return found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    return found.keys() == state.keys() and all(
+        torch.equal(found[name], state[name]) for name in state
+    )
 
 
 def test_published_weights_are_written_over_a_spare_file_of_any_size(tmp_path):

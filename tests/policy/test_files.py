@@ -1,4 +1,6 @@
-"""Checkpoints as people have them: what is wrong is one line that names the file, before anything heavy starts."""
+"""Checkpoints as people have them: what is wrong is one line that names the file, before anything
+heavy starts.
+"""
 
 import ast
 import json
@@ -76,7 +78,9 @@ def test_whole_checkpoints_pass(checkpoint, shards):
     check_model(shards)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", [WEIGHTS, "tokenizer.json", "tokenizer_config.json", "config.json"]
+)
 def test_a_git_lfs_pointer_is_named(checkpoint, name):
     (checkpoint / name).write_text(POINTER)
     assert refused(checkpoint).startswith(
@@ -84,7 +88,9 @@ def test_a_git_lfs_pointer_is_named(checkpoint, name):
     )
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json"]
+)
 @pytest.mark.parametrize("size", [0, 1, 7, 100, 0.5, -3])
 def test_a_cut_file_is_named(checkpoint, name, size):
     whole = (checkpoint / name).stat().st_size
@@ -92,7 +98,9 @@ def test_a_cut_file_is_named(checkpoint, name, size):
     assert str(checkpoint / name) in refused(checkpoint)
 
 
-@pytest.mark.parametrize("content", [b"\0" * 2000, b"PK\3\4 a pickle", b"<html>404</html>", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "content", [b"\0" * 2000, b"PK\3\4 a pickle", b"<html>404</html>", b"\xff" * 100]
+)
 def test_weights_that_are_something_else_are_named(checkpoint, content):
     (checkpoint / WEIGHTS).write_bytes(content)
     assert f"{checkpoint / WEIGHTS} is cut short or damaged" in refused(checkpoint)
@@ -118,8 +126,14 @@ def test_a_missing_index_is_named(sharded):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda index: index["weight_map"].update(more="model-7.safetensors"), "model-7.safetensors is missing"),
-        (lambda index: index["weight_map"].update(more=index["weight_map"]["model.norm.weight"]), "not contain more"),
+        (
+            lambda index: index["weight_map"].update(more="model-7.safetensors"),
+            "model-7.safetensors is missing",
+        ),
+        (
+            lambda index: index["weight_map"].update(more=index["weight_map"]["model.norm.weight"]),
+            "not contain more",
+        ),
         (lambda index: index.pop("weight_map"), f"{INDEX} cannot be read"),
     ],
 )
@@ -132,7 +146,9 @@ def test_weights_that_are_not_in_the_files_are_not_drawn_at_random(checkpoint):
     state = load_file(checkpoint / WEIGHTS)
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, checkpoint / WEIGHTS, metadata={"format": "pt"})
-    assert "lacks 1 weights of the model, such as model.layers.1.mlp.up_proj.weight" in refused(checkpoint, load_model)
+    assert "lacks 1 weights of the model, such as model.layers.1.mlp.up_proj.weight" in refused(
+        checkpoint, load_model
+    )
 
 
 def test_weights_of_another_shape_are_one_line(checkpoint):
@@ -152,10 +168,16 @@ def own_head(checkpoint, change):
 def test_a_head_of_its_own_is_never_replaced_by_the_embedding(checkpoint, says, check):
     own_head(checkpoint, lambda embedding: embedding + 1)
     if says == "nothing":  # the default of these is true
-        edit(checkpoint / "config.json", lambda config: config.update(model_type="gemma", head_dim=32))
+        edit(
+            checkpoint / "config.json",
+            lambda config: config.update(model_type="gemma", head_dim=32),
+        )
         edit(checkpoint / "config.json", lambda config: config.pop("tie_word_embeddings"))
     message = refused(checkpoint, check)
-    assert "lm_head.weight that differs from model.embed_tokens.weight: set tie_word_embeddings to false" in message
+    assert (
+        "lm_head.weight that differs from model.embed_tokens.weight: set tie_word_embeddings to false"
+        in message
+    )
 
 
 def test_a_head_of_its_own_is_kept_where_the_config_says_so(checkpoint, tmp_path):
@@ -181,8 +203,14 @@ FAMILIES = {
         "model.decoder.embed_tokens.weight",
     ),
     "falcon": (FalconConfig(**SIZES), "transformer.word_embeddings.weight"),
-    "bloom": (BloomConfig(hidden_size=32, n_layer=1, n_head=2), "transformer.word_embeddings.weight"),
-    "llama": (LlamaConfig(**SIZES, intermediate_size=64, tie_word_embeddings=True), "model.embed_tokens.weight"),
+    "bloom": (
+        BloomConfig(hidden_size=32, n_layer=1, n_head=2),
+        "transformer.word_embeddings.weight",
+    ),
+    "llama": (
+        LlamaConfig(**SIZES, intermediate_size=64, tie_word_embeddings=True),
+        "model.embed_tokens.weight",
+    ),
     "neox": (GPTNeoXConfig(**SIZES, intermediate_size=64), None),
 }
 
@@ -222,7 +250,10 @@ def test_code_of_a_checkpoint_is_never_run(checkpoint, monkeypatch, known_type):
         check_model(checkpoint)  # by transformers' own code
     else:
         message = refused(checkpoint)
-        assert "needs Python code that comes with the checkpoint, and such code is never executed" in message
+        assert (
+            "needs Python code that comes with the checkpoint, and such code is never executed"
+            in message
+        )
         refused(checkpoint, load_model)
     assert "EVIL_CODE_RAN" not in os.environ
 
@@ -239,7 +270,10 @@ def test_every_call_that_could_run_code_of_a_checkpoint_says_no():
 
 
 def _is_auto_class(function):
-    if not isinstance(function, ast.Attribute) or function.attr not in ("from_pretrained", "from_config"):
+    if not isinstance(function, ast.Attribute) or function.attr not in (
+        "from_pretrained",
+        "from_config",
+    ):
         return False
     return isinstance(function.value, ast.Name) and function.value.id.startswith("Auto")
 

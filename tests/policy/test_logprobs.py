@@ -19,9 +19,14 @@ def model(tiny_model):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("chunk", [10**9, 7 * TOKENS])
 def test_against_one_row_at_a_time_without_padding(model, temperature, chunk):
-    """The learned tokens start at column 3 in one row and 1 in the other; the shorter row is padded."""
+    """The learned tokens start at column 3 in one row and 1 in the other; the shorter row is
+    padded.
+    """
     torch.manual_seed(0)
-    rows = [Row(tuple(torch.randint(0, TOKENS, (n,)).tolist()), first, 1.0) for n, first in ((6, 1), (11, 3))]
+    rows = [
+        Row(tuple(torch.randint(0, TOKENS, (n,)).tolist()), first, 1.0)
+        for n, first in ((6, 1), (11, 3))
+    ]
     wanted, entropies = [], []
     for row in rows:
         logits = model(input_ids=torch.tensor([row.tokens])).logits[0].detach()
@@ -40,7 +45,9 @@ def test_against_one_row_at_a_time_without_padding(model, temperature, chunk):
 @pytest.mark.parametrize("tied", [True, False])
 def test_chunks_change_no_gradient_and_hold_few_logits(tiny_model, tied):
     model = load_model(tiny_model(tied=tied)).double()
-    [batch] = pack([Row(tuple(i % TOKENS for i in range(s, s + 40)), 5, 0.1 * s) for s in range(1, 6)], 10**9)
+    [batch] = pack(
+        [Row(tuple(i % TOKENS for i in range(s, s + 40)), 5, 0.1 * s) for s in range(1, 6)], 10**9
+    )
     vocabulary = model.config.vocab_size
     rows, gradients = [], []
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: rows.append(len(out)))
@@ -79,7 +86,8 @@ def test_a_model_that_caps_its_logits_is_refused():
 
 
 def plain_nucleus(logits, top_p):
-    """Numbers of the kept tokens and their probabilities, in plain Python: from the largest on, until the sum is top_p.
+    """Numbers of the kept tokens and their probabilities, in plain Python: from the largest on,
+    until the sum is top_p.
 
     A token stays while those above it have less than ``top_p`` together.
     """
@@ -125,7 +133,8 @@ def test_top_p_renormalizes_over_what_the_sampler_drew_from(model, top_p, chunk)
 def test_a_target_among_equal_logits_at_the_edge_stays(target):
     logits = torch.tensor([[1.0, 1.0, 1.0, -3.0]], dtype=torch.float64)
     logprobs, _ = _nucleus_logprobs(logits, torch.tensor([target]), 0.5, False)
-    assert float(logprobs) == pytest.approx(-math.log(2))  # two of the three have the probability 0.5
+    # two of the three have the probability 0.5
+    assert float(logprobs) == pytest.approx(-math.log(2))
 
 
 def test_top_p_of_one_changes_nothing_to_the_last_bit(model):

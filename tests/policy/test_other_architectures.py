@@ -1,11 +1,18 @@
-"""Random small models of many kinds: what mixes their tokens decides how rows may be packed, and none has dropout."""
+"""Random small models of many kinds: what mixes their tokens decides how rows may be packed, and
+none has dropout.
+"""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bi_ray.learning.learner import choose_packing
-from bi_ray.policy.attention import PACKED_ATTENTION, attends_as_laid_out, can_pack, can_share_prompts
+from bi_ray.policy.attention import (
+    PACKED_ATTENTION,
+    attends_as_laid_out,
+    can_pack,
+    can_share_prompts,
+)
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.noise import switch_off_noise
 from bi_ray.policy.packing import Row, pack
@@ -25,7 +32,14 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-MAMBA = {"state_size": 8, "n_groups": 1, "expand": 2, "num_heads": 4, "head_dim": 16, "chunk_size": 8}
+MAMBA = {
+    "state_size": 8,
+    "n_groups": 1,
+    "expand": 2,
+    "num_heads": 4,
+    "head_dim": 16,
+    "chunk_size": 8,
+}
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_num_key_heads": 2,
@@ -33,7 +47,12 @@ LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 MLA = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -49,15 +68,26 @@ MLA = {
     "num_key_value_heads": 4,
 }
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-LEARNED = {"ffn_dim": 32, "word_embed_proj_dim": 32, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}
+LEARNED = {
+    "ffn_dim": 32,
+    "word_embed_proj_dim": 32,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+}
 
-# What the learner does with rows, by kind of model: (options, shares prompts on a CPU, can be packed at all).
+# What the learner does with rows, by kind of model: (options, shares prompts on a CPU, can be
+# packed at all).
 KINDS = {
     "llama": ({}, True, True),
     "gpt2": (GPT2, True, True),
     "qwen3_moe": ({**MOE, "decoder_sparse_step": 1}, True, True),
     "mistral": ({"sliding_window": 4}, False, True),
-    "gemma3_text": ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}, False, True),
+    "gemma3_text": (
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
+        False,
+        True,
+    ),
     "qwen3_next": ({**LINEAR, **MOE}, False, False),
     "qwen3_5_text": (LINEAR, False, False),
     "lfm2": ({"layer_types": ["conv", "full_attention"], "block_ff_dim": 32}, False, False),
@@ -98,7 +128,9 @@ def one_at_a_time(model, rows):
     """{learned tokens: their log-probabilities}, each sequence in a pass of its own."""
     found = {}
     for row in rows:
-        logprobs = model(input_ids=torch.tensor([row.tokens]), use_cache=False).logits[0].log_softmax(-1)
+        logprobs = (
+            model(input_ids=torch.tensor([row.tokens]), use_cache=False).logits[0].log_softmax(-1)
+        )
         learned = row.tokens[row.first_learned :]
         found[learned] = logprobs[range(row.first_learned - 1, len(row.tokens) - 1), learned]
     return found
@@ -140,7 +172,9 @@ def test_the_learner_s_packing_is_each_sequence_by_itself(kind):
     model.config._attn_implementation = "flash_attention_2"  # as on a GPU
     assert choose_packing("auto", model) == ("flat" if packs else "padded")
     if not packs:
-        with pytest.raises(ValueError, match=r"learner.packing is flat, which \w+ \(flash_attention_2\) cannot do"):
+        with pytest.raises(
+            ValueError, match=r"learner.packing is flat, which \w+ \(flash_attention_2\) cannot do"
+        ):
             choose_packing("flat", model)
 
 
@@ -177,7 +211,9 @@ def test_a_learner_has_no_dropout_and_stays_in_training_mode(kind):
     assert model.training
     wanted = one_at_a_time(model.eval(), rows)
     model.train()
-    assert largest_difference(one_at_a_time(model, rows), wanted) > 1e-3, "the test wants a model with dropout"
+    assert largest_difference(one_at_a_time(model, rows), wanted) > 1e-3, (
+        "the test wants a model with dropout"
+    )
     switch_off_noise(model)
     assert model.training
     assert largest_difference(one_at_a_time(model, rows), wanted) == 0

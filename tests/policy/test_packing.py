@@ -34,13 +34,22 @@ def unpack(batch):
         # what predicts a token is the token before it, and it stands one place further
         assert torch.equal(tokens[sources[1:]], batch.targets[own][:-1])
         assert torch.equal(positions[sources], positions[sources[0]] + torch.arange(len(sources)))
-        values = (getattr(batch, name)[own].tolist() for name in ("weights", "advantages", "sampler_logprobs"))
+        values = (
+            getattr(batch, name)[own].tolist()
+            for name in ("weights", "advantages", "sampler_logprobs")
+        )
         rows.append((tuple(batch.targets[own].tolist()), *map(tuple, values)))
     return rows
 
 
 @settings(deadline=None)
-@given(row_lists(), st.integers(1, 300), st.integers(1, 4), st.sampled_from(["shared", "flat", "padded"]), st.randoms())
+@given(
+    row_lists(),
+    st.integers(1, 300),
+    st.integers(1, 4),
+    st.sampled_from(["shared", "flat", "padded"]),
+    st.randoms(),
+)
 def test_everything_arrives_once_whatever_the_size_and_order(rows, limit, ranks, packing, rng):
     shares = [pack(rows, limit, rank, ranks, packing) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
@@ -88,7 +97,11 @@ def test_ranks_get_about_the_same_cost(packing):
     """Tokens and pairs of query and key; 24 prompts over 3 ranks."""
     rng = random.Random(0)
     prompts = [tuple(rng.randrange(9) for _ in range(rng.randint(50, 200))) for _ in range(24)]
-    rows = [Row((*prompt, *[1] * rng.randint(10, 200)), len(prompt), 1.0) for prompt in prompts for _ in range(8)]
+    rows = [
+        Row((*prompt, *[1] * rng.randint(10, 200)), len(prompt), 1.0)
+        for prompt in prompts
+        for _ in range(8)
+    ]
     pair = 1 / 300
 
     def cost(batch):

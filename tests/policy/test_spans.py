@@ -1,4 +1,6 @@
-"""Spans of tokens decoded back, on every behavior, in the project's tokenizer and in a byte-level one."""
+"""Spans of tokens decoded back, on every behavior, in the project's tokenizer and in a byte-level
+one.
+"""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,8 +14,13 @@ from bi_ray.policy.spans import encode_with_ends, token_spans
 from bi_ray.reasoning.trace import Span
 from bi_ray.tasks.registry import build_task
 
-TASK = build_task(PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(2, 6))}), seed=2)
-RECIPE = Recipe(RecipeConfig(behaviors=tuple(BehaviorConfig(name=name, probability=0.5) for name in BEHAVIORS)), 0)
+TASK = build_task(
+    PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(2, 6))}), seed=2
+)
+RECIPE = Recipe(
+    RecipeConfig(behaviors=tuple(BehaviorConfig(name=name, probability=0.5) for name in BEHAVIORS)),
+    0,
+)
 DEMONSTRATIONS = [RECIPE.demonstrate(TASK, TASK.problem("sft", i)) for i in range(25)]
 
 
@@ -22,9 +29,13 @@ def byte_level():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|end|>"]
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|end|>"],
     )
-    tokenizer.train_from_iterator([demonstration.response for demonstration in DEMONSTRATIONS], trainer)
+    tokenizer.train_from_iterator(
+        [demonstration.response for demonstration in DEMONSTRATIONS], trainer
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 
@@ -38,11 +49,19 @@ def check_cover(tokenizer, tokens, text, spans):
     found = token_spans(tokenizer, tokens, text, spans)
     assert [span.behavior for span in found] == [span.behavior for span in spans]
     for (first, end, _), (start, stop, _) in zip(found, spans, strict=True):
-        before = [len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)) for count in (first, first + 1)]
-        after = [len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True)) for count in (end - 1, end)]
+        before = [
+            len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True))
+            for count in (first, first + 1)
+        ]
+        after = [
+            len(tokenizer.decode(list(tokens[:count]), skip_special_tokens=True))
+            for count in (end - 1, end)
+        ]
         assert before[0] <= start < before[1]
         assert after[0] < stop <= after[1]
-        assert text[start:stop] in tokenizer.decode(list(tokens[first:end]), skip_special_tokens=True)
+        assert text[start:stop] in tokenizer.decode(
+            list(tokens[first:end]), skip_special_tokens=True
+        )
     return found
 
 
@@ -51,7 +70,12 @@ def test_spans_of_every_behavior_decode_back(tokenizer):
     for demonstration in DEMONSTRATIONS:
         tokens, ends = encode_with_ends(tokenizer, demonstration.response)
         assert ends[-1] == len(demonstration.response)
-        found = check_cover(tokenizer, [*tokens, tokenizer.eos_token_id], demonstration.response, demonstration.spans)
+        found = check_cover(
+            tokenizer,
+            [*tokens, tokenizer.eos_token_id],
+            demonstration.response,
+            demonstration.spans,
+        )
         seen |= {span.behavior for span in found}
     assert seen == set(BEHAVIORS)
 
@@ -60,7 +84,11 @@ def test_a_policy_may_write_the_same_text_in_other_tokens(tokenizer):
     """Character by character, as no tokenizer would: the spans are found by decoding."""
     for demonstration in DEMONSTRATIONS[:3]:
         text = demonstration.response
-        tokens = [token for character in text for token in tokenizer.encode(character, add_special_tokens=False)]
+        tokens = [
+            token
+            for character in text
+            for token in tokenizer.encode(character, add_special_tokens=False)
+        ]
         assert tokenizer.decode(tokens) == text
         found = check_cover(tokenizer, [*tokens, tokenizer.eos_token_id], text, demonstration.spans)
         assert [span[:2] for span in found] == [span[:2] for span in demonstration.spans]

@@ -18,7 +18,9 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 TASK = PromptBenchTask(
     PromptBenchConfig(
-        max_abs_value=100, name_pool=48, sets={"pretrain": DifficultyConfig(depth=(2, 4), redundant_nodes=(0, 8))}
+        max_abs_value=100,
+        name_pool=48,
+        sets={"pretrain": DifficultyConfig(depth=(2, 4), redundant_nodes=(0, 8))},
     ),
     seed=0,
 )
@@ -70,7 +72,10 @@ def test_recalled_values_are_those_given():
     reordered = 0
     for prompt, response, *_ in many(drills.recall):
         *premises, order = prompt.split("\n")
-        given = dict(re.fullmatch(r"The value of (\w+) is (-?\d+)\.", premise).groups() for premise in premises)
+        given = dict(
+            re.fullmatch(r"The value of (\w+) is (-?\d+)\.", premise).groups()
+            for premise in premises
+        )
         listed = re.findall(r"Let's solve (\w+), \1 is (-?\d+)(?:\n|$)", response)
         assert dict(listed) == given
         assert "".join(name for name, _ in listed) == order
@@ -86,7 +91,8 @@ def test_equations_over_given_values_are_true():
             step = parse_line(line)
             graph = graph_of(prompt, step.node)
             given = [
-                parse_line(f"Let's solve {p}, {p} is {graph.nodes[p].value}") for p in graph.nodes[step.node].parents
+                parse_line(f"Let's solve {p}, {p} is {graph.nodes[p].value}")
+                for p in graph.nodes[step.node].parents
             ]
             report = check_trace([*given, step], graph, TASK.notation)
             assert report.valid, report.reason
@@ -115,15 +121,21 @@ def test_bare_equations_are_true():
 def test_problems_are_right_and_of_the_pretraining_buckets():
     for prompt, response, *_ in many(drills.problems, 150):
         *premises, question = prompt.split("\n")
-        graph = graph_of("\n".join(premises), re.fullmatch(r"What is the value of (\w+)\?", question)[1])
+        graph = graph_of(
+            "\n".join(premises), re.fullmatch(r"What is the value of (\w+)\?", question)[1]
+        )
         assert in_split(graph.hash(), "pretrain")
         report = check_trace(TASK.parse_trace(response), graph, TASK.notation)
         assert report.valid, report.reason
-        assert not {name for step in TASK.parse_trace(response) for name in step.behaviors} - {"subgoal"}
+        assert not {name for step in TASK.parse_trace(response) for name in step.behaviors} - {
+            "subgoal"
+        }
         assert TASK.parse_answer(response) == str(graph.answer)
 
 
-IGSM = IGSMTask(IGSMConfig(max_abs_value=100, sets={"pretrain": {"ops": [1, 4], "redundant_nodes": [0, 3]}}), 0)
+IGSM = IGSMTask(
+    IGSMConfig(max_abs_value=100, sets={"pretrain": {"ops": [1, 4], "redundant_nodes": [0, 3]}}), 0
+)
 
 
 def test_sums_are_true_term_by_term():

@@ -11,7 +11,8 @@ def test_singular_values_come_near_one_and_the_singular_vectors_stay(shape):
     result = orthogonalize(matrices)
     assert result.shape == matrices.shape
     values = torch.linalg.svdvals(result)
-    assert values.min() > 0.4  # the quintic iteration trades precision for speed: it settles in about 0.7 to 1.2
+    # the quintic iteration trades precision for speed: it settles in about 0.7 to 1.2
+    assert values.min() > 0.4
     assert values.max() < 1.3
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     rotated = u.mT @ result @ vh.mT
@@ -28,7 +29,9 @@ def test_orthogonalize_knows_no_scale_and_no_company():
 
 
 def test_a_step_is_the_momentum_of_the_equations():
-    """Two steps against the formulas: average, Nesterov mix, orthogonalized, scaled by 0.2 sqrt(longer side)."""
+    """Two steps against the formulas: average, Nesterov mix, orthogonalized, scaled by 0.2
+    sqrt(longer side).
+    """
     torch.manual_seed(0)
     start, gradients = torch.randn(8, 12), [torch.randn(8, 12) for _ in range(2)]
     parameter = torch.nn.Parameter(start.clone())

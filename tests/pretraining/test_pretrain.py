@@ -60,7 +60,9 @@ def test_a_step_holds_the_same_wherever_one_resumes():
 
 
 def test_labels_cover_what_the_assistant_learns_with_its_end_and_nothing_else():
-    """Turn by turn, from the tokens alone: of a half-finished trace that is asked about only the answers count."""
+    """Turn by turn, from the tokens alone: of a half-finished trace that is asked about only the
+    answers count.
+    """
     config = config_of(steps=40)
     assistant, user = TOKENIZER.convert_tokens_to_ids(["<|assistant|>", "<|user|>"])
     conversations = 0
@@ -131,7 +133,9 @@ class Killed(Exception):
 
 @pytest.fixture
 def train(monkeypatch):
-    """``train(config, directory, until=None)`` in this process, killed at the start of step ``until`` (from 0)."""
+    """``train(config, directory, until=None)`` in this process, killed at the start of step
+    ``until`` (from 0).
+    """
     threads = torch.get_num_threads()
 
     def run(config: PretrainConfig, directory, until=None) -> list[dict]:
@@ -148,7 +152,11 @@ def train(monkeypatch):
         except Killed:
             torch.distributed.destroy_process_group()
         metrics = directory / "metrics.jsonl"
-        return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return (
+            [json.loads(line) for line in metrics.read_text().splitlines()]
+            if metrics.exists()
+            else []
+        )
 
     yield run
     torch.set_num_threads(threads)
@@ -156,18 +164,24 @@ def train(monkeypatch):
 
 def final_state(directory):
     checkpoint = directory / "checkpoints/step_12"
-    return load_file(checkpoint / "model" / "model.safetensors") | load_file(checkpoint / "optimizers.safetensors")
+    return load_file(checkpoint / "model" / "model.safetensors") | load_file(
+        checkpoint / "optimizers.safetensors"
+    )
 
 
 @pytest.mark.parametrize("until", [3, 7, 11])
 def test_resumed_in_the_middle_it_equals_an_undisturbed_run(tmp_path, train, until):
-    """Checkpoints are at 5 and 10, inside a pool of examples: what was done since the last one is done again."""
+    """Checkpoints are at 5 and 10, inside a pool of examples: what was done since the last one is
+    done again.
+    """
     config = config_of()
     rows = train(config, tmp_path / "whole")
     assert [row["step"] for row in rows] == list(range(1, 13))
     train(config, tmp_path / "stopped", until=until)
     resumed = train(config, tmp_path / "stopped")
-    assert [(row["step"], row["loss"]) for row in resumed] == [(row["step"], row["loss"]) for row in rows]
+    assert [(row["step"], row["loss"]) for row in resumed] == [
+        (row["step"], row["loss"]) for row in rows
+    ]
     whole, other = final_state(tmp_path / "whole"), final_state(tmp_path / "stopped")
     assert whole.keys() == other.keys()
     for name, tensor in whole.items():
@@ -183,7 +197,10 @@ def test_it_resumes_from_the_older_checkpoint_where_the_newest_is_damaged(tmp_pa
     rows = train(config, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert (tmp_path / "checkpoints/step_10" / damaged).read_bytes() == whole
-    newest, shown = final_state(tmp_path), load_file(tmp_path / "checkpoint/model/model.safetensors")
+    newest, shown = (
+        final_state(tmp_path),
+        load_file(tmp_path / "checkpoint/model/model.safetensors"),
+    )
     assert all(torch.equal(newest[name], shown[name]) for name in shown)
 
 
@@ -202,23 +219,30 @@ def test_two_processes_do_what_one_does(tmp_path, train):
 
 
 def test_scores_are_what_greedy_decoding_gets_right(tmp_path, train):
-    """Against transformers' own greedy generation, drill by drill; a drill that the model was fitted to counts."""
+    """Against transformers' own greedy generation, drill by drill; a drill that the model was
+    fitted to counts.
+    """
     config = config_of(steps=1, checkpoint_every_steps=1, scored_drills=3)
     train(config, tmp_path)
     path = tmp_path / "checkpoint" / "model"
     model = LlamaForCausalLM.from_pretrained(path)
     drill = Drill("aaa", "3")
-    tokens, learned = module.encode_drill(TOKENIZER, PromptBenchTask(config.task, config.seed).system_prompt, drill)
+    tokens, learned = module.encode_drill(
+        TOKENIZER, PromptBenchTask(config.task, config.seed).system_prompt, drill
+    )
     prompt = learned.index(True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(60):
         model(
-            input_ids=torch.tensor([tokens]), labels=torch.tensor([[-100] * prompt + tokens[prompt:]])
+            input_ids=torch.tensor([tokens]),
+            labels=torch.tensor([[-100] * prompt + tokens[prompt:]]),
         ).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(path)
-    made = model.generate(torch.tensor([tokens[:prompt]]), max_new_tokens=len(tokens) - prompt, do_sample=False)
+    made = model.generate(
+        torch.tensor([tokens[:prompt]]), max_new_tokens=len(tokens) - prompt, do_sample=False
+    )
     assert made[0].tolist() == tokens
     kinds = {"copying": lambda *_: drill, "recall": lambda *_: Drill("aaa", "4")}
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +261,8 @@ def test_the_first_heads_look_back():
     model.set_attn_implementation("eager")
     tokens = torch.randint(len(TOKENIZER), (2, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        attention = model(input_ids=tokens, output_attentions=True).attentions[0]  # [rows, heads, queries, keys]
+        # [rows, heads, queries, keys]
+        attention = model(input_ids=tokens, output_attentions=True).attentions[0]
     for head, distance in enumerate((1, 2, 3)):
         places = torch.arange(distance, 60)
         weights = attention[:, head, places, places - distance]
@@ -259,7 +284,9 @@ def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, train, m
 
     def record(descriptor):
         if os.readlink(f"/proc/self/fd/{descriptor}") == str(metrics):
-            on_disk.append((len(metrics.read_text().splitlines()), (tmp_path / "checkpoints/step_5").exists()))
+            on_disk.append(
+                (len(metrics.read_text().splitlines()), (tmp_path / "checkpoints/step_5").exists())
+            )
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", record)

@@ -45,7 +45,8 @@ def task_texts() -> list[str]:
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.text(alphabet=PRINTABLE, max_size=200).filter(lambda text: "<|" not in text))  # such are special tokens
+# such are special tokens
+@given(st.text(alphabet=PRINTABLE, max_size=200).filter(lambda text: "<|" not in text))
 def test_every_printable_text_survives(text):
     assert TOKENIZER.decode(encode(text)) == text
     assert TOKENIZER.unk_token_id not in encode(text)
@@ -83,9 +84,14 @@ def test_a_name_is_one_token_wherever_it_stands():
 
 
 def test_task_texts_are_short():
-    """Phrases are one token each: a premise of a constant takes its name, its digits and two phrases."""
+    """Phrases are one token each: a premise of a constant takes its name, its digits and two
+    phrases.
+    """
     assert len(encode("\nLet's solve aab, aab is 5")) == 6
-    assert len(encode("The value of aab is 5.\nThe value of aac is 7.\nWhat is the value of aac?")) == 11
+    assert (
+        len(encode("The value of aab is 5.\nThe value of aac is 7.\nWhat is the value of aac?"))
+        == 11
+    )
 
 
 def test_special_tokens_stand_where_the_template_puts_them():
@@ -119,6 +125,11 @@ def loaded(tmp_path_factory):
 def test_saved_and_loaded_it_gives_the_same_ids(loaded):
     for text in task_texts():
         assert loaded.encode(text, add_special_tokens=False) == encode(text)
-        assert encode_prompt(loaded, SYSTEM_PROMPT, text) == encode_prompt(TOKENIZER, SYSTEM_PROMPT, text)
-    assert (loaded.eos_token_id, loaded.pad_token_id) == (TOKENIZER.eos_token_id, TOKENIZER.pad_token_id)
+        assert encode_prompt(loaded, SYSTEM_PROMPT, text) == encode_prompt(
+            TOKENIZER, SYSTEM_PROMPT, text
+        )
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (
+        TOKENIZER.eos_token_id,
+        TOKENIZER.pad_token_id,
+    )
     assert loaded.decode(encode(PRINTABLE)) == PRINTABLE

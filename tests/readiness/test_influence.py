@@ -21,7 +21,8 @@ from bi_ray.readiness.influence import (
 )
 from bi_ray.readiness.rollouts import Rollout, ScoredGroup
 
-torch.set_num_threads(1)  # tiny tensors: on a busy machine a second thread is what everything waits for
+# tiny tensors: on a busy machine a second thread is what everything waits for
+torch.set_num_threads(1)
 TOKENS = 40
 TEMPERATURE = 0.8
 
@@ -47,7 +48,10 @@ def group(rng, name, right, of, prompt=6):
     draw = lambda count: tuple(rng.randrange(TOKENS) for _ in range(count))  # noqa: E731
     rollouts = tuple(
         Rollout(
-            tokens := draw(rng.randint(1, 9)), float(i < right), i < right, tuple(rng.choices("abc", k=len(tokens)))
+            tokens := draw(rng.randint(1, 9)),
+            float(i < right),
+            i < right,
+            tuple(rng.choices("abc", k=len(tokens))),
         )
         for i in range(of)
     )
@@ -63,14 +67,20 @@ def queries():
 @pytest.fixture(scope="module")
 def target():
     rng = random.Random(2)
-    return [group(rng, f"t{number}", right, 3, prompt=5) for number, right in enumerate((1, 2, 0, 3))]
+    return [
+        group(rng, f"t{number}", right, 3, prompt=5) for number, right in enumerate((1, 2, 0, 3))
+    ]
 
 
 def gradient_of(model, group, rollout, token_scale="sum"):
     """grad log pi(o|q) as one vector, by plain autograd over the one sequence."""
-    logprobs = logprobs_of(model, (*group.prompt_tokens, *rollout.tokens), len(group.prompt_tokens), TEMPERATURE)
+    logprobs = logprobs_of(
+        model, (*group.prompt_tokens, *rollout.tokens), len(group.prompt_tokens), TEMPERATURE
+    )
     value = logprobs.sum() if token_scale == "sum" else logprobs.mean()
-    return torch.cat([part.flatten() for part in torch.autograd.grad(value, list(model.parameters()))]).double()
+    return torch.cat(
+        [part.flatten() for part in torch.autograd.grad(value, list(model.parameters()))]
+    ).double()
 
 
 def differentiator(model, **options):
@@ -84,7 +94,9 @@ def test_influence_is_equation_5_computed_the_long_way(model, queries, target, t
     measured = measure_influence(tool, queries, direction, token_scale)
 
     def K(one, other):
-        return float(gradient_of(model, *one, token_scale) @ gradient_of(model, *other, token_scale))
+        return float(
+            gradient_of(model, *one, token_scale) @ gradient_of(model, *other, token_scale)
+        )
 
     rollouts = [(g, o, a) for g in target for o, a in zip(g.rollouts, g.advantages(), strict=True)]
     for query, found in zip(queries, measured, strict=True):
@@ -92,11 +104,17 @@ def test_influence_is_equation_5_computed_the_long_way(model, queries, target, t
         for own in query.rollouts:
             side = [a * K((g, o), (query, own)) for g, o, a in rollouts]
             sides[own.right].append(sum(side) / len(side))
-        plus, minus = (sum(side) / len(side) if side else None for side in (sides[True], sides[False]))
+        plus, minus = (
+            sum(side) / len(side) if side else None for side in (sides[True], sides[False])
+        )
         assert found.k_plus == (plus and pytest.approx(plus, rel=1e-4))
         assert found.k_minus == (minus and pytest.approx(minus, rel=1e-4))
         alpha = query.right / 4
-        expected = (alpha * (1 - alpha)) ** 0.5 * ((plus or 0) - (minus or 0)) if query.informative else 0.0
+        expected = (
+            (alpha * (1 - alpha)) ** 0.5 * ((plus or 0) - (minus or 0))
+            if query.informative
+            else 0.0
+        )
         assert found.dj == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
@@ -121,10 +139,16 @@ def test_the_size_of_micro_batches_changes_nothing(model, queries, target):
 def test_behaviors_share_out_the_whole_influence(model, queries, target):
     tool = differentiator(model)
     for query, found in zip(
-        queries, measure_influence(tool, queries, objective_direction(tool, target, "sum"), "sum"), strict=True
+        queries,
+        measure_influence(tool, queries, objective_direction(tool, target, "sum"), "sum"),
+        strict=True,
     ):
-        assert sum(part for _, part in found.behaviors.values()) == pytest.approx(found.dj, rel=1e-6, abs=1e-12)
-        assert sum(count for count, _ in found.behaviors.values()) == sum(len(o.tokens) for o in query.rollouts)
+        assert sum(part for _, part in found.behaviors.values()) == pytest.approx(
+            found.dj, rel=1e-6, abs=1e-12
+        )
+        assert sum(count for count, _ in found.behaviors.values()) == sum(
+            len(o.tokens) for o in query.rollouts
+        )
 
 
 def test_a_behavior_gets_the_derivative_of_its_own_tokens(model, queries, target):
@@ -135,7 +159,9 @@ def test_a_behavior_gets_the_derivative_of_its_own_tokens(model, queries, target
     derivatives = tool.along(query.rows([1.0] * 4), direction)
     expected = sum(
         advantage / 4 * float(value)
-        for rollout, advantage, values in zip(query.rollouts, query.advantages(), derivatives, strict=True)
+        for rollout, advantage, values in zip(
+            query.rollouts, query.advantages(), derivatives, strict=True
+        )
         for behavior, value in zip(rollout.behaviors, values, strict=True)
         if behavior == "b"
     )
@@ -154,17 +180,24 @@ def test_halves_make_up_the_whole_direction_and_their_cosine_tells_signal_from_n
 
 
 @pytest.mark.parametrize("token_scale", ["sum", "mean"])
-def test_all_against_all_agrees_with_the_directional_way_and_keeps_the_self_term_apart(model, queries, token_scale):
+def test_all_against_all_agrees_with_the_directional_way_and_keeps_the_self_term_apart(
+    model, queries, token_scale
+):
     tool = differentiator(model)
     matrix = pairwise_influence(tool, queries, token_scale)
     direction = objective_direction(tool, queries, token_scale)
     measured = measure_influence(tool, queries, direction, token_scale)
-    assert matrix.mean(dim=0).tolist() == pytest.approx([q.dj for q in measured], rel=1e-4, abs=1e-9)
+    assert matrix.mean(dim=0).tolist() == pytest.approx(
+        [q.dj for q in measured], rel=1e-4, abs=1e-9
+    )
     assert torch.equal(matrix, matrix.T)
     assert bool((matrix.diagonal() >= 0).all())
     for i, j in itertools.product((1, 2, 3), repeat=2):
         gradients = [
-            sum(a / 4 * gradient_of(model, g, o, token_scale) for o, a in zip(g.rollouts, g.advantages(), strict=True))
+            sum(
+                a / 4 * gradient_of(model, g, o, token_scale)
+                for o, a in zip(g.rollouts, g.advantages(), strict=True)
+            )
             for g in (queries[i], queries[j])
         ]
         assert float(matrix[i, j]) == pytest.approx(float(gradients[0] @ gradients[1]), rel=1e-4)
@@ -199,12 +232,18 @@ def test_the_reward_direction_predicts_what_a_small_step_does_to_expected_reward
         return logprobs_of(model, (0, *response), 1).sum().exp()
 
     expected = sum(probability(response) * reward[response] for response in responses)
-    exact = torch.cat([p.flatten() for p in torch.autograd.grad(expected, list(model.parameters()))])
+    exact = torch.cat(
+        [p.flatten() for p in torch.autograd.grad(expected, list(model.parameters()))]
+    )
     chances = [probability(response).item() for response in responses]
     rng = random.Random(0)
     groups = [
         ScoredGroup(
-            str(i), (0,), tuple(Rollout(o, reward[o], bool(reward[o])) for o in rng.choices(responses, chances, k=4))
+            str(i),
+            (0,),
+            tuple(
+                Rollout(o, reward[o], bool(reward[o])) for o in rng.choices(responses, chances, k=4)
+            ),
         )
         for i in range(4000)
     ]

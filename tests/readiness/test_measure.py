@@ -1,4 +1,6 @@
-"""What is measured of a policy, its averages over seeds, and what single steps were predicted to do."""
+"""What is measured of a policy, its averages over seeds, and what single steps were predicted to
+do.
+"""
 
 import json
 import math
@@ -11,8 +13,19 @@ import torch
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import Differentiator, flatten, norm, reward_direction
-from bi_ray.readiness.measure import held_out_perplexity, measure_queries, pairs_by_right, scored_group
-from bi_ray.readiness.realized import Forecast, correlation, mean_and_error, realized_change, step_along
+from bi_ray.readiness.measure import (
+    held_out_perplexity,
+    measure_queries,
+    pairs_by_right,
+    scored_group,
+)
+from bi_ray.readiness.realized import (
+    Forecast,
+    correlation,
+    mean_and_error,
+    realized_change,
+    step_along,
+)
 from bi_ray.readiness.summary import bootstrap_ratio, summarize
 from bi_ray.report.readiness import read_readiness, render_readiness
 
@@ -38,11 +51,20 @@ def rows_of(seed, count, tokenizer):
         for index in range(SAMPLES):
             tokens = [rng.randrange(5, 100) for _ in range(rng.randint(3, 8))]
             right = index < number % (SAMPLES + 1)
-            verdict = {"reward": float(right), "right": right, "truncated": False, "format_right": right}
+            verdict = {
+                "reward": float(right),
+                "right": right,
+                "truncated": False,
+                "format_right": right,
+            }
             verdict |= {"trace_valid": False, "reflections": index, "analyses": 0, "subgoals": 1}
             samples.append({"tokens": tokens, "response": tokenizer.decode(tokens)} | verdict)
         rows.append(
-            {"id": f"{seed}-{number}", "prompt_tokens": [rng.randrange(5, 100) for _ in range(5)], "samples": samples}
+            {
+                "id": f"{seed}-{number}",
+                "prompt_tokens": [rng.randrange(5, 100) for _ in range(5)],
+                "samples": samples,
+            }
         )
     return rows
 
@@ -53,9 +75,17 @@ def measured(tool, policy):
 
     def measure(seed, pairwise_mib=100):
         queries, target = rows_of(seed, 10, tokenizer), rows_of(100 + seed, 5, tokenizer)
-        groups = [[scored_group(row, tokenizer, lambda text: []) for row in rows] for rows in (queries, target)]
+        groups = [
+            [scored_group(row, tokenizer, lambda text: []) for row in rows]
+            for rows in (queries, target)
+        ]
         rows, whole = measure_queries(
-            tool, groups[0], [row["samples"] for row in queries], groups[1], ("sum", "mean"), pairwise_mib
+            tool,
+            groups[0],
+            [row["samples"] for row in queries],
+            groups[1],
+            ("sum", "mean"),
+            pairwise_mib,
         )
         demonstrations = {"own demonstrations": [([5, 6], [7, 8, 9]), ([5], [6, 7])]}
         return rows, whole | {"perplexity": held_out_perplexity(tool, demonstrations)}
@@ -68,7 +98,9 @@ def test_entropy_and_perplexity_are_those_of_the_models_own_distribution(tool):
     logits = tool.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, 1:-1].double()
     logs = logits.log_softmax(-1)
     expected = math.exp(-logs[range(3), response].mean().item())
-    assert perplexities(tool.model, [(prompt, response), ([5], [6])], 64)[0] == pytest.approx(expected, rel=1e-5)
+    assert perplexities(tool.model, [(prompt, response), ([5], [6])], 64)[0] == pytest.approx(
+        expected, rel=1e-5
+    )
     row = {"tokens": response, "response": "", "reward": 1.0, "right": True}
     group = scored_group({"id": "q", "prompt_tokens": prompt, "samples": [row, row]}, None, None)
     hotter = (logits / 2).log_softmax(-1)
@@ -78,31 +110,48 @@ def test_entropy_and_perplexity_are_those_of_the_models_own_distribution(tool):
 
 def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
     seeds = [measured(0), measured(1)]
-    summary = json.loads(json.dumps(summarize([rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200)))
+    summary = json.loads(
+        json.dumps(summarize([rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200))
+    )
     rows = [row for rows, _ in seeds for row in rows]
     accuracy = summary["accuracy"]
     assert accuracy["histogram"] == [4, 4, 4, 4, 4]
     assert accuracy["informative"]["value"] == pytest.approx(0.6)
-    assert accuracy["signal"]["value"] == pytest.approx(np.mean([math.sqrt(a * (4 - a)) / 4 for a in range(5)]))
-    assert accuracy["pass_at"] == {"1": pytest.approx(0.5), "2": pytest.approx(np.mean([0, 0.5, 5 / 6, 1, 1]))}
+    assert accuracy["signal"]["value"] == pytest.approx(
+        np.mean([math.sqrt(a * (4 - a)) / 4 for a in range(5)])
+    )
+    assert accuracy["pass_at"] == {
+        "1": pytest.approx(0.5),
+        "2": pytest.approx(np.mean([0, 0.5, 5 / 6, 1, 1])),
+    }
     none = dict.fromkeys(("analysis", "correction", "verification", "planning"), 0.0)
     assert accuracy["behaviors"] == {"reflection": 1.5, "subgoal": 1.0} | none
     for scale in ("sum", "mean"):
         influence = summary["influence"][scale]
-        assert influence["all"]["dj"]["value"] == pytest.approx(np.mean([r["influence"][scale]["dj"] for r in rows]))
+        assert influence["all"]["dj"]["value"] == pytest.approx(
+            np.mean([r["influence"][scale]["dj"] for r in rows])
+        )
         groups = {group["right"]: group for group in influence["groups"]}
         assert groups[0]["k_plus"] is None
         assert groups[4]["k_minus"] is None
         chosen = [r["influence"][scale]["k_plus"] for r in rows if r["right"] == 2]
         assert groups[2]["k_plus"]["value"] == pytest.approx(np.mean(chosen))
-        assert groups[2]["k_plus"]["low"] <= groups[2]["k_plus"]["value"] <= groups[2]["k_plus"]["high"]
+        assert (
+            groups[2]["k_plus"]["low"]
+            <= groups[2]["k_plus"]["value"]
+            <= groups[2]["k_plus"]["high"]
+        )
         plain = influence["behaviors"][0]
         assert plain["behavior"] == "plain"
         assert plain["dj"]["value"] == pytest.approx(influence["all"]["dj"]["value"])
-        assert plain["dj_per_token"]["value"] * plain["tokens"] == pytest.approx(20 * plain["dj"]["value"])
+        assert plain["dj_per_token"]["value"] * plain["tokens"] == pytest.approx(
+            20 * plain["dj"]["value"]
+        )
     every = summary["all_against_all"]["groups"]
     for group in every:
-        assert group["dj"]["value"] == pytest.approx(group["self_term"]["value"] + group["without_self"]["value"])
+        assert group["dj"]["value"] == pytest.approx(
+            group["self_term"]["value"] + group["without_self"]["value"]
+        )
         assert group["self_term"]["value"] >= 0
     table = render_readiness({"vanilla": summary})
     assert table.row_count == 1
@@ -110,7 +159,14 @@ def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
 
 
 def test_samples_without_a_graph_say_nothing_of_traces_and_behaviors(measured):
-    shown = {"tokens": [1, 2], "truncated": False, "format_right": True, "reflections": 0, "analyses": 0, "subgoals": 0}
+    shown = {
+        "tokens": [1, 2],
+        "truncated": False,
+        "format_right": True,
+        "reflections": 0,
+        "analyses": 0,
+        "subgoals": 0,
+    }
     found = describe_samples([shown | {"trace_valid": None}] * 2)
     assert (found["trace_valid"], found["behaviors"], found["format_right"]) == (None, {}, 1)
     rows, whole = measured(0)
@@ -128,7 +184,9 @@ def test_gradients_that_do_not_fit_are_left_out(measured):
 
 def test_pairs_leave_self_pairs_out():
     matrix = torch.tensor([[9.0, 1.0, 2.0], [1.0, 9.0, 3.0], [2.0, 3.0, 9.0]], dtype=torch.float64)
-    found = {(p["row"], p["column"]): (p["sum"], p["count"]) for p in pairs_by_right(matrix, [1, 1, 2])}
+    found = {
+        (p["row"], p["column"]): (p["sum"], p["count"]) for p in pairs_by_right(matrix, [1, 1, 2])
+    }
     assert found == {(1, 1): (2.0, 2), (1, 2): (5.0, 2), (2, 1): (5.0, 2)}
 
 
@@ -143,7 +201,9 @@ def test_a_ratio_has_the_interval_of_its_sums():
 
 
 def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy):
-    """The surrogate sum of centered reward times log pi, on fixed samples, moves as its gradient says."""
+    """The surrogate sum of centered reward times log pi, on fixed samples, moves as its gradient
+    says.
+    """
     tokenizer = load_tokenizer(policy)
     query, *target = [scored_group(row, tokenizer, None) for row in rows_of(7, 6, tokenizer)[1:]]
     goal = reward_direction(tool, target)
@@ -159,7 +219,8 @@ def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy)
 
         with torch.no_grad():
             return sum(
-                float((other._logprobs(parameters, b) * b.weights).double().sum()) for _, b in in_batches(rows, 512)
+                float((other._logprobs(parameters, b) * b.weights).double().sum())
+                for _, b in in_batches(rows, 512)
             )
 
     total = sum(len(g.rollouts) for g in target)
@@ -176,8 +237,12 @@ def test_a_step_needs_a_gradient(tool):
 
 
 def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
-    before = Forecast(10, torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]), {"a": 0.0, "b": 0.5, "c": 1.0})
-    after = Forecast(20, torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.1]), {"a": 0.5, "b": 0.5, "d": 0.0})
+    before = Forecast(
+        10, torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]), {"a": 0.0, "b": 0.5, "c": 1.0}
+    )
+    after = Forecast(
+        20, torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.1]), {"a": 0.5, "b": 0.5, "d": 0.0}
+    )
     row = after.against(before)
     assert row["predicted"] == pytest.approx(0.3)
     assert row["realized"] == pytest.approx(0.25)
@@ -188,7 +253,9 @@ def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
 
 
 def test_a_change_is_paired_by_problem():
-    change = realized_change({"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.0}, {"a": 0.0, "b": 0.5, "c": 1.0})
+    change = realized_change(
+        {"a": 0.0, "b": 1.0}, {"a": 0.5, "b": 1.0}, {"a": 0.0, "b": 0.5, "c": 1.0}
+    )
     assert change["realized"] == 0.25
     assert change["odd"] == 0.25
     assert change["odd_low"] == change["odd_high"] == 0.25
@@ -199,7 +266,10 @@ def test_a_change_is_paired_by_problem():
 def test_correlation_tells_a_trend_from_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=40)
-    trend = [{"predicted": a, "realized": a + b} for a, b in zip(x, 0.3 * rng.normal(size=40), strict=True)]
+    trend = [
+        {"predicted": a, "realized": a + b}
+        for a, b in zip(x, 0.3 * rng.normal(size=40), strict=True)
+    ]
     noise = [{"predicted": a, "realized": b} for a, b in zip(x, rng.normal(size=40), strict=True)]
     strong, weak = correlation(trend, "realized", 1000), correlation(noise, "realized", 1000)
     assert strong["low"] > 0.8
@@ -214,13 +284,37 @@ def test_results_are_read_from_run_directories(measured, tmp_path):
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "readiness.json").write_text(json.dumps(whole))
     (tmp_path / "realized" / "bridge").mkdir(parents=True)
-    points = [{"query": "q", "right": 1, "of": 4, "predicted": 0.1, "realized": 0.2, "low": 0.0, "high": 0.4}]
+    points = [
+        {
+            "query": "q",
+            "right": 1,
+            "of": 4,
+            "predicted": 0.1,
+            "realized": 0.2,
+            "low": 0.0,
+            "high": 0.4,
+        }
+    ]
     points[0] |= {"odd": 0.15, "odd_low": 0.1, "odd_high": 0.2}
-    result = {"points": points, "control": points[0], "unchanged_policy": {"noise_floor": 0.03}, "step_norm": 0.4}
+    result = {
+        "points": points,
+        "control": points[0],
+        "unchanged_policy": {"noise_floor": 0.03},
+        "step_norm": 0.4,
+    }
     (tmp_path / "realized" / "bridge" / "realized.json").write_text(json.dumps(result))
     (tmp_path / "rl" / "bridge").mkdir(parents=True)
-    watched = {"step": 0, "queries": [{"right": 1, "of": 4, "k_plus": 1.0, "k_minus": 0.5, "dj": 0.2}]}
-    watched |= {"target_reward": 0.5, "target_se": 0.1, "predicted": None, "realized": None, "noise": None}
+    watched = {
+        "step": 0,
+        "queries": [{"right": 1, "of": 4, "k_plus": 1.0, "k_minus": 0.5, "dj": 0.2}],
+    }
+    watched |= {
+        "target_reward": 0.5,
+        "target_se": 0.1,
+        "predicted": None,
+        "realized": None,
+        "noise": None,
+    }
     (tmp_path / "rl" / "bridge" / "influence.jsonl").write_text(json.dumps(watched) + "\n")
     found = read_readiness(["vanilla", "bridge"], [tmp_path], draws=50)
     assert list(found["readiness"]) == ["bridge"]

@@ -19,7 +19,11 @@ def task():
 
 def demonstrations(task, count):
     recipe = Recipe(
-        BRIDGE.model_copy(update={"behaviors": [b.model_copy(update={"probability": 0.5}) for b in BRIDGE.behaviors]}),
+        BRIDGE.model_copy(
+            update={
+                "behaviors": [b.model_copy(update={"probability": 0.5}) for b in BRIDGE.behaviors]
+            }
+        ),
         0,
     )
     return [recipe.demonstrate(task, task.problem("sft", i)) for i in range(count)]
@@ -42,14 +46,21 @@ def test_every_character_of_a_span_is_in_a_token_of_its_behavior(task):
     for demonstration in demonstrations(task, 20):
         tokens = tokenizer.encode(demonstration.response, add_special_tokens=False)
         behaviors = token_behaviors(
-            tokenizer, [*tokens, tokenizer.eos_token_id], demonstration.response, demonstration.spans
+            tokenizer,
+            [*tokens, tokenizer.eos_token_id],
+            demonstration.response,
+            demonstration.spans,
         )
         assert len(behaviors) == len(tokens) + 1
         assert behaviors[-1] == PLAIN
         ends = [len(tokenizer.decode(tokens[: i + 1])) for i in range(len(tokens))]
         for index, end in enumerate(ends):
             inside = [span.behavior for span in demonstration.spans if span.start < end <= span.end]
-            begun = [s.behavior for s in demonstration.spans if (ends[index - 1] if index else 0) < s.end < end]
+            begun = [
+                s.behavior
+                for s in demonstration.spans
+                if (ends[index - 1] if index else 0) < s.end < end
+            ]
             assert behaviors[index] == (inside or begun or [PLAIN])[0]
 
 
@@ -58,7 +69,9 @@ def group(*rewards):
 
 
 def test_centered_rewards_leave_the_rollout_itself_out():
-    assert group(1.0, 0.0, 0.0, 1.0).centered_rewards() == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+    assert group(1.0, 0.0, 0.0, 1.0).centered_rewards() == pytest.approx(
+        [2 / 3, -2 / 3, -2 / 3, 2 / 3]
+    )
 
 
 def test_advantages_are_those_of_equation_6():
@@ -78,13 +91,24 @@ def test_what_only_format_or_rounding_tells_apart_is_not_informative():
     }
     informative = {}
     for name, verdicts in answers.items():
-        samples = [{"tokens": [2], "reward": r, "right": right, "outcome": o} for r, right, o in verdicts]
+        samples = [
+            {"tokens": [2], "reward": r, "right": right, "outcome": o} for r, right, o in verdicts
+        ]
         made = scored_group(row | {"samples": samples})
         informative[name] = made.informative
         assert any(made.advantages()) == made.informative
         assert made.rewards == [reward for reward, _, _ in verdicts]
         if name == "format":
             assert scored_group(row | {"samples": samples}, by_outcome=False).informative
-    almost = [{"tokens": [2], "reward": 0.45 + added, "right": False, "outcome": 0.45} for added in (0.0, 0.1)]
-    assert scored_group(row | {"samples": almost}).right == 0  # a reward for the format makes no answer right
-    assert informative == {"format": False, "rounding": False, "one right": True, "partial credit": True}
+    almost = [
+        {"tokens": [2], "reward": 0.45 + added, "right": False, "outcome": 0.45}
+        for added in (0.0, 0.1)
+    ]
+    # a reward for the format makes no answer right
+    assert scored_group(row | {"samples": almost}).right == 0
+    assert informative == {
+        "format": False,
+        "rounding": False,
+        "one right": True,
+        "partial credit": True,
+    }

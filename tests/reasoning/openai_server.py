@@ -1,4 +1,6 @@
-"""A server that speaks OpenAI's protocol and answers as a test scripts it; run as a program it counts on disk."""
+"""A server that speaks OpenAI's protocol and answers as a test scripts it; run as a program it
+counts on disk.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,20 @@ def row(a: int, b: int) -> dict[str, str]:
 def extraction(a: int, b: int) -> str:
     given = {"step": "", "parents": []}
     nodes = [
-        {**given, "name": "first", "description": "pears at first", "expression": str(a), "value": str(a)},
-        {**given, "name": "bought", "description": "pears bought", "expression": str(b), "value": str(b)},
+        {
+            **given,
+            "name": "first",
+            "description": "pears at first",
+            "expression": str(a),
+            "value": str(a),
+        },
+        {
+            **given,
+            "name": "bought",
+            "description": "pears bought",
+            "expression": str(b),
+            "value": str(b),
+        },
         {
             "step": f"He has {a} + {b} = {a + b} pears.",
             "name": "total",
@@ -45,7 +59,9 @@ def extraction(a: int, b: int) -> str:
 
 
 class Endpoint:
-    """``faults``: what happens to the first requests about a row, by its first number; then it is answered right."""
+    """``faults``: what happens to the first requests about a row, by its first number; then it is
+    answered right.
+    """
 
     def __init__(self, faults: dict[int, list[str]] | None = None, seconds: float = 0.0) -> None:
         self.faults = {number: list(names) for number, names in (faults or {}).items()}
@@ -76,12 +92,16 @@ class Endpoint:
         self.times.setdefault(a, []).append(time.monotonic())
         await asyncio.sleep(self.seconds)
         faults = self.faults.get(a) or self.faults.get(-1) or []
-        fault = faults.pop(0) if faults and faults[0] != "for ever" else faults[-1] if faults else ""
+        fault = (
+            faults.pop(0) if faults and faults[0] != "for ever" else faults[-1] if faults else ""
+        )
         content = extraction(a, b)
         match fault:
             case "429" | "500" | "503" | "401" | "404" | "400":
                 error = {"error": {"message": f"scripted {fault}", "type": "scripted"}}
-                return JSONResponse(error, int(fault), {"Retry-After": "1"} if fault == "429" else None)
+                return JSONResponse(
+                    error, int(fault), {"Retry-After": "1"} if fault == "429" else None
+                )
             case "hang":
                 await asyncio.sleep(6)
             case "broken body":
@@ -104,7 +124,13 @@ class Endpoint:
 def completion(content: str, finish_reason: str = "stop") -> dict:
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
-    return {"id": "c", "object": "chat.completion", "created": 0, "model": "scripted", "choices": [choice]}
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "scripted",
+        "choices": [choice],
+    }
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""The checker against traces that are wrong on purpose, each refused at the right line for the right reason."""
+"""The checker against traces that are wrong on purpose, each refused at the right line for the
+right reason.
+"""
 
 from collections import Counter
 
@@ -59,10 +61,19 @@ PLAN = "Plan: aaf needs aad and aae, aad needs aac, aae needs aab, aac needs aaa
         RIGHT,
         [PLAN, *RIGHT],
         [*RIGHT[:3], check("aac", "aac + aab", "8 + (-3)", 5, "aaa"), *RIGHT[3:]],
-        [*RIGHT[:3], check("aac", "aac - aaa + aab + aaa", "8 - 5 + (-3) + 5", 5, "aaa"), *RIGHT[3:]],  # it follows
+        # it follows
+        [
+            *RIGHT[:3],
+            check("aac", "aac - aaa + aab + aaa", "8 - 5 + (-3) + 5", 5, "aaa"),
+            *RIGHT[3:],
+        ],
         [*RIGHT[:4], check("aad", "aac * aac", "8 * 8", 64, "aad"), *RIGHT[4:]],
         [*RIGHT, check("aaf", "aaf - aae", "73 - 9", 64, "aad")],
-        [*RIGHT[:2], "Let's solve aac, aac = aaa - aab = 2, wait, that is wrong, aac = 8", *RIGHT[3:]],
+        [
+            *RIGHT[:2],
+            "Let's solve aac, aac = aaa - aab = 2, wait, that is wrong, aac = 8",
+            *RIGHT[3:],
+        ],
         [RIGHT[0], "so let us go on ...", *RIGHT[1:]],
         [RIGHT[0], attempt("aac", "aab"), *RIGHT[1:]],
         [attempt("aaf", "aad", "aae"), *RIGHT],
@@ -70,7 +81,11 @@ PLAN = "Plan: aaf needs aad and aae, aad needs aac, aae needs aab, aac needs aaa
         [RIGHT[0], attempt("aah", "aag"), *RIGHT[1:]],  # a redundant node
         [RIGHT[1], RIGHT[4], RIGHT[0], *RIGHT[2:4], RIGHT[5]],  # another topological order
         [*RIGHT, "Let's solve aag, aag is 2"],  # more than was asked
-        [*RIGHT[:2], "Let's solve aac, since aaa is 5 and aab is -3, aac = aaa - aab = 8", *RIGHT[3:]],
+        [
+            *RIGHT[:2],
+            "Let's solve aac, since aaa is 5 and aab is -3, aac = aaa - aab = 8",
+            *RIGHT[3:],
+        ],
     ],
 )
 def test_right_traces_are_valid(lines):
@@ -113,10 +128,18 @@ WRONG = [
     # reflections
     ([attempt("aaa", "aab"), *RIGHT], 0, "turns back from aaa, which was not locked"),
     (change(2, attempt("aac", "aaa"), RIGHT[2]), 2, "turns back from aac, which was not locked"),
-    ([*RIGHT[:2], attempt("aac", "aaa", "aab"), *RIGHT[2:]], 2, "turns back from aac, which was not locked"),
+    (
+        [*RIGHT[:2], attempt("aac", "aaa", "aab"), *RIGHT[2:]],
+        2,
+        "turns back from aac, which was not locked",
+    ),
     ([attempt("aac", "aab"), *RIGHT], 0, "says that aab are missing for aac; missing are aaa, aab"),
     ([RIGHT[0], attempt("aac", "aaa", "aab"), *RIGHT[1:]], 1, "missing for aac; missing are aab"),
-    ([RIGHT[0], attempt("aac", "aag"), *RIGHT[1:]], 1, "says that aag are missing for aac; missing are aab"),
+    (
+        [RIGHT[0], attempt("aac", "aag"), *RIGHT[1:]],
+        1,
+        "says that aag are missing for aac; missing are aab",
+    ),
     ([attempt("aaf", "aac"), *RIGHT], 0, "says that aac are missing for aaf; missing are aad, aae"),
     ([RIGHT[0], attempt("aaa", "aab"), *RIGHT[1:]], 1, "aaa is already solved"),
     ([attempt("zzz", "aaa"), *RIGHT], 0, "zzz is no quantity of the problem"),
@@ -133,40 +156,120 @@ WRONG = [
     (change(3, "Let's solve aad, aad = aac^2 = 9^2 = 64"), 3, "aad: 9^2 is not"),
     (change(5, "Let's solve aaf, aaf = aae + aad = 73"), 5, "aaf: aae + aad is not"),
     (change(2, "Let's solve aac, aac is 8"), 2, "aac needs an equation"),
-    (change(0, RIGHT[0], "Let's solve aag, aag = aaa^2 = 2"), 1, "aag is given, yet an equation is written for it"),
-    (change(0, "Let's solve aaa, aaa = aag^2 = 5"), 0, "aaa is given, yet an equation is written for it"),
+    (
+        change(0, RIGHT[0], "Let's solve aag, aag = aaa^2 = 2"),
+        1,
+        "aag is given, yet an equation is written for it",
+    ),
+    (
+        change(0, "Let's solve aaa, aaa = aag^2 = 5"),
+        0,
+        "aaa is given, yet an equation is written for it",
+    ),
     # wrong restatements
     (change(4, "Let's solve aae, since aab is 3, aae = aab^2 = 9"), 4, "aae: restates aab as 3"),
     (change(4, "Let's solve aae, since aaa is 5, aae = aab^2 = 9"), 4, "aae: restates aaa as 5"),
-    (change(2, f"Let's solve aac, since aaa is 5 and aab is -4, {AAC[17:]}aaa - aab = 8"), 2, "restates aab as -4"),
+    (
+        change(2, f"Let's solve aac, since aaa is 5 and aab is -4, {AAC[17:]}aaa - aab = 8"),
+        2,
+        "restates aab as -4",
+    ),
     # corrections
-    (change(2, f"{AAC}aaa - aab = 8, wait, that is wrong, aac = 8"), 2, "aac: takes back 8, which was right"),
+    (
+        change(2, f"{AAC}aaa - aab = 8, wait, that is wrong, aac = 8"),
+        2,
+        "aac: takes back 8, which was right",
+    ),
     (change(2, f"{AAC}aaa - aab = 2, wait, that is wrong, aac = 3"), 2, "aac is 8, not 3"),
-    (change(2, f"{AAC}aab - aaa = -8, wait, that is wrong, aac = 8"), 2, "aac: aab - aaa is not what"),
+    (
+        change(2, f"{AAC}aab - aaa = -8, wait, that is wrong, aac = 8"),
+        2,
+        "aac: aab - aaa is not what",
+    ),
     (change(2, f"{AAC}aaa - aab = 2, wait, that is wrong, aad = 8"), 2, "no line of a known form"),
     (change(2, f"{AAC}aaa - aab = 2, wait, that is wrong"), 2, "no line of a known form"),
     # verifications
-    (change(2, RIGHT[2], check("aac", "aac + aab", "8 + (-3)", 6, "aaa")), 3, "aac: aac + aab is 5, not 6"),
-    (change(2, RIGHT[2], check("aac", "aac - aab", "8 - (-3)", 5, "aaa")), 3, "aac - aab, which says nothing about it"),
-    (change(2, RIGHT[2], check("aac", "aac + aab", "8 + 3", 5, "aaa")), 3, "8 + 3 is not aac + aab with its numbers"),
-    (change(2, RIGHT[2], check("aac", "aaa - aab", "5 - (-3)", 8, "aac")), 3, "with the equation that gave it"),
-    (change(2, RIGHT[2], check("aac", "aac + 0", "8 + 0", 8, "aac")), 3, "aac + 0, which says nothing about it"),
-    (change(2, RIGHT[2], check("aac", "aaa + 0", "5 + 0", 5, "aaa")), 3, "aaa + 0, which says nothing about it"),
-    (change(2, RIGHT[2], check("aac", "4 + 4", "4 + 4", 8, "aac")), 3, "4 + 4, which says nothing about it"),
-    (change(3, RIGHT[3], check("aad", "aac * 8", "8 * 8", 64, "aad")), 4, "aac * 8, which says nothing about it"),
-    (change(3, RIGHT[3], check("aad", "aad - aab", "64 + 3", 67, "aac")), 4, "aad - aab, which says nothing about it"),
-    (change(2, check("aac", "aac + aab", "8 + (-3)", 5, "aaa"), RIGHT[2]), 2, "checks aac before it is solved"),
+    (
+        change(2, RIGHT[2], check("aac", "aac + aab", "8 + (-3)", 6, "aaa")),
+        3,
+        "aac: aac + aab is 5, not 6",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "aac - aab", "8 - (-3)", 5, "aaa")),
+        3,
+        "aac - aab, which says nothing about it",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "aac + aab", "8 + 3", 5, "aaa")),
+        3,
+        "8 + 3 is not aac + aab with its numbers",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "aaa - aab", "5 - (-3)", 8, "aac")),
+        3,
+        "with the equation that gave it",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "aac + 0", "8 + 0", 8, "aac")),
+        3,
+        "aac + 0, which says nothing about it",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "aaa + 0", "5 + 0", 5, "aaa")),
+        3,
+        "aaa + 0, which says nothing about it",
+    ),
+    (
+        change(2, RIGHT[2], check("aac", "4 + 4", "4 + 4", 8, "aac")),
+        3,
+        "4 + 4, which says nothing about it",
+    ),
+    (
+        change(3, RIGHT[3], check("aad", "aac * 8", "8 * 8", 64, "aad")),
+        4,
+        "aac * 8, which says nothing about it",
+    ),
+    (
+        change(3, RIGHT[3], check("aad", "aad - aab", "64 + 3", 67, "aac")),
+        4,
+        "aad - aab, which says nothing about it",
+    ),
+    (
+        change(2, check("aac", "aac + aab", "8 + (-3)", 5, "aaa"), RIGHT[2]),
+        2,
+        "checks aac before it is solved",
+    ),
     (change(2, RIGHT[2], check("zzz", "aac + aab", "8 + (-3)", 5, "aaa")), 3, "zzz is no quantity"),
-    (change(2, RIGHT[2], check("aac", "aac + ", "8 + (-3)", 5, "aaa")), 3, "no line of a known form"),
+    (
+        change(2, RIGHT[2], check("aac", "aac + ", "8 + (-3)", 5, "aaa")),
+        3,
+        "no line of a known form",
+    ),
     # plans
     (["Plan: aaf needs aad and aae", *RIGHT], 0, "plans without aac, aad, aae"),
     ([PLAN.replace("aad needs aac", "aad needs aaa"), *RIGHT], 0, "says that aad needs aaa"),
-    ([PLAN.replace("aaf needs aad and aae", "aaf needs aad"), *RIGHT], 0, "says that aaf needs aad"),
+    (
+        [PLAN.replace("aaf needs aad and aae", "aaf needs aad"), *RIGHT],
+        0,
+        "says that aaf needs aad",
+    ),
     ([PLAN + ", aah needs aaa and aag", *RIGHT], 0, "plans aah, which nothing before it needs"),
     ([PLAN + ", aad needs aac", *RIGHT], 0, "plans aad twice"),
-    ([PLAN.replace("aac needs aaa and aab", "aac needs aaf and aab"), *RIGHT], 0, "says that aac needs aaf, aab"),
-    ([PLAN.replace("Plan: aaf", "Plan: aac"), *RIGHT], 0, "plans aac, which nothing before it needs"),
-    ([PLAN.replace("aad needs aac", "zzz needs aac"), *RIGHT], 0, "plans zzz, which nothing before it needs"),
+    (
+        [PLAN.replace("aac needs aaa and aab", "aac needs aaf and aab"), *RIGHT],
+        0,
+        "says that aac needs aaf, aab",
+    ),
+    (
+        [PLAN.replace("Plan: aaf", "Plan: aac"), *RIGHT],
+        0,
+        "plans aac, which nothing before it needs",
+    ),
+    (
+        [PLAN.replace("aad needs aac", "zzz needs aac"), *RIGHT],
+        0,
+        "plans zzz, which nothing before it needs",
+    ),
     ([RIGHT[0], PLAN, *RIGHT[1:]], 1, "plans after it has begun"),
     (["Plan: ", *RIGHT], 0, "no line of a known form"),
     # names, repeats, endings
@@ -187,12 +290,19 @@ WRONG = [
     (change(2, f"{AAC}aaa - aab"), 2, "no line of a known form"),
     (change(2, f"{AAC}aaa - aab = 5 - (-3 = 8"), 2, "no line of a known form"),
     (change(2, f"{AAC}aaa - aab = 5 - (-3) = 8 = 8"), 2, "aac: repeats its result, 8"),
-    (change(4, "Let's solve aae, aae = aab^2 = -3^2 = 9"), 4, "no line of a known form"),  # the sign is not squared
-    (change(2, attempt("aac", "aab").replace("wait, aac", "wait, aad")), 2, "no line of a known form"),
+    # the sign is not squared
+    (change(4, "Let's solve aae, aae = aab^2 = -3^2 = 9"), 4, "no line of a known form"),
+    (
+        change(2, attempt("aac", "aab").replace("wait, aac", "wait, aad")),
+        2,
+        "no line of a known form",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("lines", "position", "reason"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+@pytest.mark.parametrize(
+    ("lines", "position", "reason"), WRONG, ids=[f"{i}" for i in range(len(WRONG))]
+)
 def test_wrong_traces_are_refused_where_they_go_wrong(lines, position, reason):
     report = report_of(lines)
     assert not report.valid

@@ -27,11 +27,15 @@ from tests.reasoning.wrong_traces import MUTATIONS, Trace, wrong_traces
 
 TASKS = {
     "small": PromptBenchConfig(sets={"sft": DifficultyConfig(depth=3, redundant_nodes=(2, 6))}),
-    "large": PromptBenchConfig(sets={"sft": DifficultyConfig(depth=5, redundant_nodes=(0, 8))}, max_abs_value=100),
+    "large": PromptBenchConfig(
+        sets={"sft": DifficultyConfig(depth=5, redundant_nodes=(0, 8))}, max_abs_value=100
+    ),
     "sums": PromptBenchConfig(
         sets={"sft": DifficultyConfig(depth=4)}, operators=("add", "subtract"), constants=(-9, 9)
     ),
-    "truths": PromptBenchConfig(sets={"sft": DifficultyConfig(depth=5, redundant_nodes=(2, 6))}, logic="boolean"),
+    "truths": PromptBenchConfig(
+        sets={"sft": DifficultyConfig(depth=5, redundant_nodes=(2, 6))}, logic="boolean"
+    ),
     "igsm": IGSMConfig(sets={"sft": IGSMDifficultyConfig(ops=(8, 14))}),
 }
 PROBLEMS = 6
@@ -188,8 +192,12 @@ def test_numbers_that_explode_are_refused_in_time():
     node = graph.nodes[step.node]
     from bi_ray.reasoning.expression import substitute
 
-    first = trace.notation.text(substitute(node.formula, {n: graph.nodes[n].value for n in node.parents}))
+    first = trace.notation.text(
+        substitute(node.formula, {n: graph.nodes[n].value for n in node.parents})
+    )
     tower = "(" * 60 + "9^2" + ")^2" * 60
-    bad = ParsedStep(text="", node=node.name, value=node.value, symbols=step.symbols, numbers=(first, tower))
+    bad = ParsedStep(
+        text="", node=node.name, value=node.value, symbols=step.symbols, numbers=(first, tower)
+    )
     report = check_trace(trace.changed(place, bad), graph, trace.notation)
     assert report.first_bad_step == place

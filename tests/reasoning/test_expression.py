@@ -1,4 +1,6 @@
-"""Expressions against Python's own reading of them, Kleene's tables and what must not be read at all."""
+"""Expressions against Python's own reading of them, Kleene's tables and what must not be read at
+all.
+"""
 
 import re
 from fractions import Fraction
@@ -29,7 +31,9 @@ LOGIC = Notation({O.AND: "and", O.OR: "or", O.NOT: "not"})
 VALUES = {"a": 7, "b": -3, "c": Fraction(5, 2), "d": 0}
 TRUTHS = {"p": T, "q": F, "r": U}
 
-numbers = st.one_of(st.integers(-40, 40), st.fractions(min_value=-5, max_value=5, max_denominator=6))
+numbers = st.one_of(
+    st.integers(-40, 40), st.fractions(min_value=-5, max_value=5, max_denominator=6)
+)
 
 
 def trees(leaves, unary, binary, variadic):
@@ -38,7 +42,9 @@ def trees(leaves, unary, binary, variadic):
             st.tuples(st.sampled_from(unary), inner),
             st.tuples(st.sampled_from(binary), inner, inner),
             st.lists(inner, min_size=2, max_size=4).flatmap(
-                lambda operands: st.sampled_from(variadic).map(lambda operator: (operator, *operands))
+                lambda operands: st.sampled_from(variadic).map(
+                    lambda operator: (operator, *operands)
+                )
             ),
         )
 
@@ -83,7 +89,10 @@ def test_the_text_means_to_python_what_it_means_here(expression):
     value = worth(expression, VALUES)
     text = re.sub(r"\d+", r"Fraction(\g<0>)", ARITHMETIC.text(expression).replace("^2", "**two"))
     try:
-        theirs = eval(text, {"Fraction": Fraction, "two": 2, **{name: Fraction(v) for name, v in VALUES.items()}})
+        theirs = eval(
+            text,
+            {"Fraction": Fraction, "two": 2, **{name: Fraction(v) for name, v in VALUES.items()}},
+        )
     except ZeroDivisionError:
         theirs = None
     assert theirs == value
@@ -184,7 +193,23 @@ def test_precedence_of_logic(text, expected):
 @pytest.mark.parametrize(
     "text",
     [
-        *["", " ", "a b", "a +", "+ a", "a + + b", "(a", "a)", "()", "a ** b", "-3^2", "a^2^2", "a = b", "5 5", "a, b"],
+        *[
+            "",
+            " ",
+            "a b",
+            "a +",
+            "+ a",
+            "a + + b",
+            "(a",
+            "a)",
+            "()",
+            "a ** b",
+            "-3^2",
+            "a^2^2",
+            "a = b",
+            "5 5",
+            "a, b",
+        ],
         *["33a4 +", "é + ?", "(" * 5000, "(" * 3000 + "a" + ")" * 3000, "1 + " * 9000 + "1"],
     ],
 )
@@ -225,7 +250,15 @@ def test_deduction_and_abduction():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("12", 12), ("-7", -7), ("6/4", Fraction(3, 2)), ("8/4", 2), ("2.50", Fraction(5, 2)), ("N/A", U), ("True", T)],
+    [
+        ("12", 12),
+        ("-7", -7),
+        ("6/4", Fraction(3, 2)),
+        ("8/4", 2),
+        ("2.50", Fraction(5, 2)),
+        ("N/A", U),
+        ("True", T),
+    ],
 )
 def test_values_as_text(text, value):
     assert value_of(text) == value

@@ -80,7 +80,8 @@ def test_the_example_of_the_prompt_is_right():
 
 def test_a_given_number_keeps_its_own_sentence_and_a_wrong_one_is_left_out():
     extraction = json.loads(PROMPT[PROMPT.index('{"nodes"') :])
-    extraction["nodes"][2]["step"] = "Natalia sold 48/2 = 24 clips in May."  # hers, but it does not say 72
+    # hers, but it does not say 72
+    extraction["nodes"][2]["step"] = "Natalia sold 48/2 = 24 clips in May."
     row = prove(source_row(0, NATALIA), json.dumps(extraction))
     assert [bool(step.text) for step in row.steps] == [False, True, False]
 
@@ -91,7 +92,9 @@ def test_constants_stand_alone_without_the_question():
         word = words.partition("|")[0].replace(r"\b", "").replace("(?:er", "er").replace("?", "")
         for called in (True, False):
             question = f"He has 7 of them. {word if called else ''} What is it times {'' if called else 'xyz'}?"
-            row = source_row(0, {"question": question, "chain_of_thought": ".", "answer": str(7 * value)})
+            row = source_row(
+                0, {"question": question, "chain_of_thought": ".", "answer": str(7 * value)}
+            )
             node = {"step": "", "description": "", "parents": []}
             nodes = [{**node, "name": "it", "expression": f"7 * {value}", "value": str(7 * value)}]
             content = json.dumps({"nodes": nodes, "answer": "it"})

@@ -21,7 +21,13 @@ ROWS = [row(a, 5) for a in range(10, 22)]
 
 
 def options(endpoint: Endpoint, **more) -> ExtractConfig:
-    base = {"endpoint": endpoint.url, "model": "scripted", "api_key_env": "", "concurrency": 4, "timeout_s": 30}
+    base = {
+        "endpoint": endpoint.url,
+        "model": "scripted",
+        "api_key_env": "",
+        "concurrency": 4,
+        "timeout_s": 30,
+    }
     return ExtractConfig.model_validate({**base, "retries": 2, **more})
 
 
@@ -35,7 +41,9 @@ ALL = [(number, number + 15) for number in range(len(ROWS))]
 def test_every_row_is_asked_once_by_schema_and_within_the_limit(tmp_path):
     with serving(Endpoint(seconds=0.05)) as endpoint:
         seen = []
-        result = extract(ROWS, options(endpoint), tmp_path, lambda done, total: seen.append((done, total)))
+        result = extract(
+            ROWS, options(endpoint), tmp_path, lambda done, total: seen.append((done, total))
+        )
     assert answers(result) == ALL
     assert result.rejects == []
     assert seen == [(done, 12) for done in range(1, 13)]
@@ -49,12 +57,18 @@ def test_every_row_is_asked_once_by_schema_and_within_the_limit(tmp_path):
 
 def test_a_model_that_wants_other_fields(tmp_path):
     with serving(Endpoint()) as endpoint:
-        extract(ROWS[:1], options(endpoint, token_limit_field="max_completion_tokens", temperature=None), tmp_path)
+        extract(
+            ROWS[:1],
+            options(endpoint, token_limit_field="max_completion_tokens", temperature=None),
+            tmp_path,
+        )
     assert endpoint.requests[0]["max_completion_tokens"] == 4096
     assert not {"max_tokens", "temperature"} & set(endpoint.requests[0])
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "hang", "broken body", "web page", "no choices", "truncated"])
+@pytest.mark.parametrize(
+    "fault", ["429", "500", "503", "hang", "broken body", "web page", "no choices", "truncated"]
+)
 def test_what_passes_is_asked_again(tmp_path, fault):
     with serving(Endpoint({12: [fault]})) as endpoint:
         result = extract(ROWS, options(endpoint, timeout_s=2 if fault == "hang" else 30), tmp_path)
@@ -69,7 +83,8 @@ def test_retries_wait_longer_each_time(tmp_path):
     with serving(Endpoint({12: ["500"] * 3})) as endpoint:
         assert answers(extract(ROWS[2:3], options(endpoint, retries=3), tmp_path)) == [(0, 17)]
     first, second, third, fourth = endpoint.times[12]
-    assert fourth - third > second - first  # 0.5 s, 1 s, 2 s, each shortened at random by a quarter at the most
+    # 0.5 s, 1 s, 2 s, each shortened at random by a quarter at the most
+    assert fourth - third > second - first
 
 
 @pytest.mark.parametrize(
@@ -83,7 +98,9 @@ def test_retries_wait_longer_each_time(tmp_path):
         ("hang", 3, "the endpoint failed 3 times: Request timed out"),
     ],
 )
-def test_what_stays_is_a_reject_with_its_reason_and_the_others_go_on(tmp_path, fault, asked, reason):
+def test_what_stays_is_a_reject_with_its_reason_and_the_others_go_on(
+    tmp_path, fault, asked, reason
+):
     with serving(Endpoint({12: [fault] * 3})) as endpoint:
         result = extract(ROWS, options(endpoint, timeout_s=2 if fault == "hang" else 30), tmp_path)
     assert answers(result) == [pair for pair in ALL if pair[0] != 2]
@@ -94,7 +111,9 @@ def test_what_stays_is_a_reject_with_its_reason_and_the_others_go_on(tmp_path, f
 
 
 def test_what_was_answered_is_never_asked_again_and_what_was_not_is(tmp_path):
-    with serving(Endpoint({12: ["wrong"], 13: ["500"] * 3, 14: ["truncated"] * 3, 15: ["length"]})) as endpoint:
+    with serving(
+        Endpoint({12: ["wrong"], 13: ["500"] * 3, 14: ["truncated"] * 3, 15: ["length"]})
+    ) as endpoint:
         first = extract(ROWS, options(endpoint), tmp_path)
         asked = dict(endpoint.asked)
         second = extract(ROWS, options(endpoint), tmp_path)
@@ -106,7 +125,13 @@ def test_what_was_answered_is_never_asked_again_and_what_was_not_is(tmp_path):
 
 def test_the_cache_knows_model_row_and_limits(tmp_path):
     with serving(Endpoint()) as endpoint:
-        for more, asked in (({}, 1), ({}, 1), ({"model": "other"}, 2), ({"max_tokens": 9}, 3), ({"retries": 1}, 3)):
+        for more, asked in (
+            ({}, 1),
+            ({}, 1),
+            ({"model": "other"}, 2),
+            ({"max_tokens": 9}, 3),
+            ({"retries": 1}, 3),
+        ):
             extract(ROWS[:1], options(endpoint, **more), tmp_path)
             assert len(endpoint.requests) == asked
         extract([{**ROWS[0], "answer": "15.0"}], options(endpoint), tmp_path)
@@ -128,7 +153,9 @@ def test_a_damaged_cache_is_asked_again(tmp_path):
 def test_a_refused_key_or_model_ends_it_and_names_the_option(tmp_path):
     for fault in ("401", "404"):
         with serving(Endpoint({-1: [fault] * 100})) as endpoint:
-            with pytest.raises(ExtractError, match=rf"refuses model 'scripted'.*scripted {fault}.*api_key_env"):
+            with pytest.raises(
+                ExtractError, match=rf"refuses model 'scripted'.*scripted {fault}.*api_key_env"
+            ):
                 extract(ROWS, options(endpoint), tmp_path)
             assert len(endpoint.requests) <= 4
 
@@ -136,7 +163,9 @@ def test_a_refused_key_or_model_ends_it_and_names_the_option(tmp_path):
 def test_an_endpoint_that_fails_for_good_ends_it_and_the_same_call_goes_on(tmp_path):
     faults = {a: ["for ever"] for a in range(14, 22)}
     with serving(Endpoint(faults)) as endpoint:
-        with pytest.raises(ExtractError, match=r"failed for 2 rows in a row, each tried 1 times.*scripted outage"):
+        with pytest.raises(
+            ExtractError, match=r"failed for 2 rows in a row, each tried 1 times.*scripted outage"
+        ):
             extract(ROWS, options(endpoint, concurrency=1, retries=0), tmp_path)
         asked = len(endpoint.requests)
         assert asked < len(ROWS)
@@ -146,7 +175,9 @@ def test_an_endpoint_that_fails_for_good_ends_it_and_the_same_call_goes_on(tmp_p
 
 
 def test_nobody_at_the_address(tmp_path):
-    nobody = ExtractConfig(endpoint="http://127.0.0.1:9/v1", model="m", api_key_env="", retries=0, concurrency=2)
+    nobody = ExtractConfig(
+        endpoint="http://127.0.0.1:9/v1", model="m", api_key_env="", retries=0, concurrency=2
+    )
     with pytest.raises(ExtractError, match="Connection error"):
         extract(ROWS, nobody, tmp_path)
 
@@ -164,7 +195,12 @@ def test_the_key_comes_from_the_environment(tmp_path, monkeypatch):
 
 
 def test_bad_rows_are_rejects_and_cost_no_request(tmp_path):
-    rows = [{"question": "", "answer": "1"}, ROWS[0], {"question": "What?", "answer": "1"}, {"answer": "1"}]
+    rows = [
+        {"question": "", "answer": "1"},
+        ROWS[0],
+        {"question": "What?", "answer": "1"},
+        {"answer": "1"},
+    ]
     with serving(Endpoint()) as endpoint:
         result = extract(rows, options(endpoint), tmp_path)
     assert answers(result) == [(1, 15)]
@@ -204,7 +240,9 @@ print([row.graph.answer for row in found.rows])
 
 def program(rows, options: ExtractConfig, cache: Path) -> subprocess.Popen:
     arguments = json.dumps([rows, options.model_dump(), str(cache)])
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
@@ -220,15 +258,20 @@ def test_a_killed_process_goes_on_where_it_stopped(tmp_path):
         time.sleep(0.3)  # for requests that are still on their way
         asked = len(endpoint.requests)
         assert 10 <= asked < 40
-        assert answers(extract(rows, options(endpoint), tmp_path)) == [(n, n + 15) for n in range(40)]
-        assert 40 - asked <= len(endpoint.requests) - asked <= 40 - asked + 3  # those in flight were lost
+        assert answers(extract(rows, options(endpoint), tmp_path)) == [
+            (n, n + 15) for n in range(40)
+        ]
+        # those in flight were lost
+        assert 40 - asked <= len(endpoint.requests) - asked <= 40 - asked + 3
 
 
 def test_two_processes_share_a_cache(tmp_path):
     with serving(Endpoint(seconds=0.02)) as endpoint:
         both = [program(ROWS, options(endpoint), tmp_path) for _ in range(2)]
         outputs: list[str] = []
-        readers = [threading.Thread(target=lambda p=p: outputs.append(p.communicate()[0])) for p in both]
+        readers = [
+            threading.Thread(target=lambda p=p: outputs.append(p.communicate()[0])) for p in both
+        ]
         for reader in readers:
             reader.start()
         for reader in readers:

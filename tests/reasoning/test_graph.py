@@ -74,7 +74,11 @@ def test_a_parent_used_twice_is_missing_once():
         ([Node("q", 1, Operator.SQUARE, ("q",))], "q", "not a topological order"),
         ([Node("a", 1), Node("q", 1, Operator.ADD, ("a",))], "q", "does not take 1 parents"),
         ([Node("a", 1), Node("q", 1, None, ("a",))], "q", "does not take 1 parents"),
-        ([Node("a", 3), Node("q", 8, Operator.SQUARE, ("a",))], "q", "given as 8, but its parents give 9"),
+        (
+            [Node("a", 3), Node("q", 8, Operator.SQUARE, ("a",))],
+            "q",
+            "given as 8, but its parents give 9",
+        ),
         ([Node("a", 1)], "q", "no node of the graph"),
     ],
 )
@@ -85,7 +89,10 @@ def test_wrong_graphs_are_refused(nodes, question, words):
 
 def test_hash_ignores_names_and_operand_order_where_it_is_of_no_consequence():
     graph = diamond()
-    assert rebuilt(graph, names={name: f"x{i}" for i, name in enumerate(graph.nodes)}).hash() == graph.hash()
+    assert (
+        rebuilt(graph, names={name: f"x{i}" for i, name in enumerate(graph.nodes)}).hash()
+        == graph.hash()
+    )
     assert rebuilt(graph, parents={"q": ("s", "d")}).hash() == graph.hash()
 
 
@@ -158,9 +165,21 @@ def nested(expression: str, times: int) -> str:
 
 
 NO_GRAPHS = [
-    *("[" * 100_000, '{"a":' * 100_000, "[", "7", "[]", "{}", '{"nodes": 7, "question": "a"}', '"\\ud83c"'),
+    *(
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[",
+        "7",
+        "[]",
+        "{}",
+        '{"nodes": 7, "question": "a"}',
+        '"\\ud83c"',
+    ),
     *('{"nodes": ["a"], "question": "a"}', '{"nodes": [{"name": "a"}], "question": "a"}'),
-    *(json_of_node(value=value) for value in ("NaN", "Infinity", "true", '"5"', "null", "2.5", '{"value": "x"}')),
+    *(
+        json_of_node(value=value)
+        for value in ("NaN", "Infinity", "true", '"5"', "null", "2.5", '{"value": "x"}')
+    ),
     *(json_of_node(value=value) for value in ("[]", "[[]]", "9" * 5000)),
     *(json_of_node(name='["a"]'), json_of_node(operator='["add"]'), json_of_node(parents="7")),
     *(nested('["square", ', 400), nested('["add", 1, ', 900), nested("[", 900)),

@@ -79,21 +79,36 @@ def test_a_trace_shows_its_graph_whatever_else_it_does():
 
 
 def test_letters_are_read_as_the_quantities_that_they_stand_for():
-    """As iGSM writes: a letter for each quantity, given when it is first named, also where that leads nowhere."""
+    """As iGSM writes: a letter for each quantity, given when it is first named, also where that
+    leads nowhere.
+    """
     notation = Notation({ADD: "+", SUBTRACT: "-", Operator.MULTIPLY: "*"})
     school, room, desks = "each School's Room", "each Room's Desk", "each School's Desk"
     steps = [
         ParsedStep("", desks, kind=StepKind.ATTEMPT, symbol="y", missing=(room,)),
         ParsedStep("", school, symbol="S", value=4),
         ParsedStep("", room, symbol="q", symbols="2 + S", numbers=("2 + 4",), value=6),
-        ParsedStep("", desks, symbol="y", symbols="S * (q + S)", numbers=("4 * (6 + 4)", "4 * 10"), value=40),
+        ParsedStep(
+            "",
+            desks,
+            symbol="y",
+            symbols="S * (q + S)",
+            numbers=("4 * (6 + 4)", "4 * 10"),
+            value=40,
+        ),
         ParsedStep("", "all", symbol="k", symbols="y + q + S", value=50),
         ParsedStep("", "the same", symbol="m", symbols="k", value=50),
     ]
     assert list(graph_from_trace(steps, notation).nodes.values()) == [
         Node(school, 4),
         Node(room, 6, ADD, (school,), (ADD, 2, school)),
-        Node(desks, 40, Operator.MULTIPLY, (school, room), (Operator.MULTIPLY, school, (ADD, room, school))),
+        Node(
+            desks,
+            40,
+            Operator.MULTIPLY,
+            (school, room),
+            (Operator.MULTIPLY, school, (ADD, room, school)),
+        ),
         Node("all", 50, ADD, (desks, room, school)),
         Node("the same", 50, Operator.SAME, ("all",)),
     ]
@@ -108,7 +123,10 @@ def test_letters_are_read_as_the_quantities_that_they_stand_for():
         (LINES[3:4], "aab is computed before aaa is known"),
         ([LINES[2], "Let's solve aab, aab = aaa^2 = 26"], "aab would be 25, not 26"),
         ([LINES[2], LINES[2]], "'aaa' is defined twice"),
-        ([LINES[2], "Let's solve aab, aab = aaa AND aaa = 5"], "aab (would be True, not 5|has no value)"),
+        (
+            [LINES[2], "Let's solve aab, aab = aaa AND aaa = 5"],
+            "aab (would be True, not 5|has no value)",
+        ),
     ],
 )
 def test_a_trace_that_does_not_fit_together_is_refused(lines, reason):
@@ -122,7 +140,9 @@ def test_an_equation_of_no_known_form_is_refused():
         graph_from_trace(steps, NOTATION)
 
 
-@pytest.mark.parametrize("response", ["<think>\nk\nthink\n\nk\n</think>", "k\r\nthink\r\nk", "<think> k \n think\n k"])
+@pytest.mark.parametrize(
+    "response", ["<think>\nk\nthink\n\nk\n</think>", "k\r\nthink\r\nk", "<think> k \n think\n k"]
+)
 def test_the_place_of_a_line_is_not_that_of_another_with_its_letters(response):
     steps = [ParsedStep(text) for text in ("k", "think", "k")]
     places = [place_of(response, steps, position) for position in range(3)]

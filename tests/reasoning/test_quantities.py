@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from bi_ray.reasoning.expression import Notation, Operator, evaluate, value_of
 from bi_ray.reasoning.quantities import decimal_text, numbers_in, plain_expression, value_in
 
-NOTATION = Notation({Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*", Operator.DIVIDE: "/"})
+NOTATION = Notation(
+    {Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*", Operator.DIVIDE: "/"}
+)
 
 
 @pytest.mark.parametrize(

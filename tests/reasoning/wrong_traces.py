@@ -1,6 +1,7 @@
 """Ways to break a right chain of thought, each with the line at which it breaks and why.
 
-A mutation works on parsed lines, so it fits every task; it knows the graph and nothing of the checker.
+A mutation works on parsed lines, so it fits every task; it knows the graph and nothing of the
+checker.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def wrong_order(trace, rng):
 def missing_parent(trace, rng):
     place = rng.randrange(len(trace.steps) - 1)
     name = trace.steps[place].node
-    user = next(i for i, step in enumerate(trace.steps) if name in trace.graph.nodes[step.node].parents)
+    user = next(
+        i for i, step in enumerate(trace.steps) if name in trace.graph.nodes[step.node].parents
+    )
     return Wrong(trace.changed(place), user - 1, f"solves {trace.steps[user].node} before {name}")
 
 
@@ -123,7 +126,11 @@ def _locked(trace, rng):
 
 def reflects_on_too_little(trace, rng):
     place, node, missing = _locked(trace, rng)
-    return Wrong(trace.with_line(place, attempt(node.name, missing[:-1])), place, f"missing are {', '.join(missing)}")
+    return Wrong(
+        trace.with_line(place, attempt(node.name, missing[:-1])),
+        place,
+        f"missing are {', '.join(missing)}",
+    )
 
 
 def reflects_on_too_much(trace, rng):
@@ -145,7 +152,11 @@ def swapped_operands(trace, rng):
     step = trace.steps[place]
     operator, *operands = trace.graph.nodes[step.node].formula
     symbols = trace.text((operator, *reversed(operands)))
-    return Wrong(trace.changed(place, replace(step, symbols=symbols)), place, f"{symbols} is not what the problem")
+    return Wrong(
+        trace.changed(place, replace(step, symbols=symbols)),
+        place,
+        f"{symbols} is not what the problem",
+    )
 
 
 def another_operator(trace, rng):
@@ -157,14 +168,22 @@ def another_operator(trace, rng):
     step = trace.steps[place]
     operator, *operands = trace.graph.nodes[step.node].formula
     symbols = trace.text((confused[operator], *operands))
-    return Wrong(trace.changed(place, replace(step, symbols=symbols)), place, f"{symbols} is not what the problem")
+    return Wrong(
+        trace.changed(place, replace(step, symbols=symbols)),
+        place,
+        f"{symbols} is not what the problem",
+    )
 
 
 def cycle(trace, rng):
     place = trace.computed(rng)
     step = trace.steps[place]
     symbols = step.symbol or step.node
-    return Wrong(trace.changed(place, replace(step, symbols=symbols)), place, f"{symbols} is not what the problem")
+    return Wrong(
+        trace.changed(place, replace(step, symbols=symbols)),
+        place,
+        f"{symbols} is not what the problem",
+    )
 
 
 def no_equation(trace, rng):
@@ -198,16 +217,24 @@ def wrong_side(trace, rng):
         return None
     step = trace.steps[place]
     node = trace.graph.nodes[step.node]
-    right = trace.notation.text(substitute(node.formula, {n: trace.graph.nodes[n].value for n in node.parents}))
+    right = trace.notation.text(
+        substitute(node.formula, {n: trace.graph.nodes[n].value for n in node.parents})
+    )
     bad = trace.notation.text((Operator.ADD, node.value, 1))
-    return Wrong(trace.changed(place, replace(step, numbers=(right, bad))), place, f"{bad} is not {node.value}")
+    return Wrong(
+        trace.changed(place, replace(step, numbers=(right, bad))),
+        place,
+        f"{bad} is not {node.value}",
+    )
 
 
 def repeats_its_result(trace, rng):
     place = trace.computed(rng)
     step = trace.steps[place]
     text = trace.notation.text(step.value)
-    return Wrong(trace.changed(place, replace(step, numbers=(text,))), place, f"repeats its result, {text}")
+    return Wrong(
+        trace.changed(place, replace(step, numbers=(text,))), place, f"repeats its result, {text}"
+    )
 
 
 def wrong_restatement(trace, rng):
@@ -215,12 +242,18 @@ def wrong_restatement(trace, rng):
     step = trace.steps[place]
     name = trace.graph.nodes[step.node].parents[0]
     bad = other(trace.graph.nodes[name].value)
-    return Wrong(trace.changed(place, replace(step, restated=((name, bad),))), place, f"restates {name} as {bad}")
+    return Wrong(
+        trace.changed(place, replace(step, restated=((name, bad),))),
+        place,
+        f"restates {name} as {bad}",
+    )
 
 
 def restates_what_is_no_parent(trace, rng):
     place = trace.computed(rng)
-    step = replace(trace.steps[place], restated=((trace.steps[place].node, trace.steps[place].value),))
+    step = replace(
+        trace.steps[place], restated=((trace.steps[place].node, trace.steps[place].value),)
+    )
     return Wrong(trace.changed(place, step), place, f"restates {step.node} as ")
 
 
@@ -228,13 +261,19 @@ def wrong_relation(trace, rng):
     place = trace.computed(rng)
     step = trace.steps[place]
     relation = (Operator.ADD, step.node, trace.graph.question)
-    return Wrong(trace.changed(place, replace(step, relation=relation)), place, "restates a relation")
+    return Wrong(
+        trace.changed(place, replace(step, relation=relation)), place, "restates a relation"
+    )
 
 
 def corrects_what_was_right(trace, rng):
     place = trace.computed(rng)
     step = trace.steps[place]
-    return Wrong(trace.changed(place, replace(step, mistake=step.value)), place, f"takes back {step.value}, which was")
+    return Wrong(
+        trace.changed(place, replace(step, mistake=step.value)),
+        place,
+        f"takes back {step.value}, which was",
+    )
 
 
 def corrects_to_the_wrong_value(trace, rng):
@@ -242,7 +281,9 @@ def corrects_to_the_wrong_value(trace, rng):
     step = trace.steps[place]
     bad = other(step.value)
     return Wrong(
-        trace.changed(place, replace(step, mistake=other(bad) if other(bad) != step.value else bad, value=bad)),
+        trace.changed(
+            place, replace(step, mistake=other(bad) if other(bad) != step.value else bad, value=bad)
+        ),
         place,
         f"{step.node} is {step.value}, not {bad}",
     )
@@ -280,7 +321,11 @@ def verification(change: Callable[[Trace, ParsedStep], tuple[dict, str]]) -> Mut
 
 verifies_nothing = verification(
     lambda trace, step: (
-        {"symbols": trace.text(step.node), "target": step.node, "value": trace.graph.nodes[step.node].value},
+        {
+            "symbols": trace.text(step.node),
+            "target": step.node,
+            "value": trace.graph.nodes[step.node].value,
+        },
         "says nothing about it",
     )
 )
@@ -310,13 +355,17 @@ def verifies_too_early(trace, rng):
     if found is None:
         return None
     place, step = found
-    return Wrong(trace.with_line(place - 1, step), place - 1, f"checks {step.node} before it is solved")
+    return Wrong(
+        trace.with_line(place - 1, step), place - 1, f"checks {step.node} before it is solved"
+    )
 
 
 def plan(change: Callable[[Trace, list], tuple[list, str]], place: int = 0) -> Mutation:
     def mutate(trace, rng):
         needs, reason = change(trace, outline(trace.graph))
-        step = ParsedStep(text="", node=trace.graph.question, kind=StepKind.OUTLINE, needs=tuple(needs))
+        step = ParsedStep(
+            text="", node=trace.graph.question, kind=StepKind.OUTLINE, needs=tuple(needs)
+        )
         return Wrong(trace.with_line(place, step), place, reason)
 
     return mutate
@@ -324,7 +373,9 @@ def plan(change: Callable[[Trace, list], tuple[list, str]], place: int = 0) -> M
 
 plans_late = plan(lambda trace, needs: (needs, "plans after it has begun"), place=1)
 plans_nothing = plan(lambda trace, needs: ([], "plans nothing"))
-plans_too_little = plan(lambda trace, needs: (needs[:-1], f"plans without {needs[-1][0]}" if needs[1:] else "nothing"))
+plans_too_little = plan(
+    lambda trace, needs: (needs[:-1], f"plans without {needs[-1][0]}" if needs[1:] else "nothing")
+)
 plans_in_a_cycle = plan(
     lambda trace, needs: (
         [needs[0], *needs[1:-1], (needs[-1][0], (needs[0][0],))],
@@ -332,7 +383,10 @@ plans_in_a_cycle = plan(
     )
 )
 plans_with_too_few_parents = plan(
-    lambda trace, needs: ([(needs[0][0], needs[0][1][:-1]), *needs[1:]], f"says that {needs[0][0]} needs ")
+    lambda trace, needs: (
+        [(needs[0][0], needs[0][1][:-1]), *needs[1:]],
+        f"says that {needs[0][0]} needs ",
+    )
 )
 plans_forwards = plan(
     lambda trace, needs: (needs[::-1], f"plans {needs[-1][0]}, which nothing before it needs")
@@ -364,7 +418,11 @@ def unknown_node(trace, rng):
 
 def babble(trace, rng):
     place = rng.randrange(len(trace.steps))
-    return Wrong(trace.with_line(place, ParsedStep(text="so now it is clear")), place, "no line of a known form")
+    return Wrong(
+        trace.with_line(place, ParsedStep(text="so now it is clear")),
+        place,
+        "no line of a known form",
+    )
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -373,7 +431,17 @@ MUTATIONS: dict[str, Mutation] = {
     if callable(value)
     and name.islower()
     and not name.startswith("_")
-    and name not in {"other", "attempt", "verification", "plan", "outline", "another_way", "substitute", "replace"}
+    and name
+    not in {
+        "other",
+        "attempt",
+        "verification",
+        "plan",
+        "outline",
+        "another_way",
+        "substitute",
+        "replace",
+    }
 }
 
 

@@ -1,4 +1,6 @@
-"""What the page carries: the chosen samples, the charts, and a text that nothing in the data can break out of."""
+"""What the page carries: the chosen samples, the charts, and a text that nothing in the data can
+break out of.
+"""
 
 import base64
 import hashlib
@@ -36,16 +38,21 @@ def samples_of(book):
 
 
 def page_data(text):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
+    )
 
 
 def test_samples_are_whole_problems_of_every_seed_and_within_the_quota(study):
     book = collect_samples(all_series([study]))
     cells = Counter((s["arm"], s["stage"], s["set"], s["mode"]) for s in samples_of(book))
     assert len(cells) == 2 * 2 * 2 * 2
-    assert {key[-1]: count for key, count in cells.items()} == {"greedy": 80, "sampled": 160}  # all there are
+    # all there are
+    assert {key[-1]: count for key, count in cells.items()} == {"greedy": 80, "sampled": 160}
     groups = Counter(
-        (s["arm"], s["stage"], s["set"], s["seed"], s["problem"]) for s in samples_of(book) if s["mode"] == "sampled"
+        (s["arm"], s["stage"], s["set"], s["seed"], s["problem"])
+        for s in samples_of(book)
+        if s["mode"] == "sampled"
     )
     assert set(groups.values()) == {8}
     assert book == collect_samples(all_series([study]))
@@ -54,18 +61,24 @@ def test_samples_are_whole_problems_of_every_seed_and_within_the_quota(study):
 def test_quota_and_room_are_kept(study, monkeypatch):
     monkeypatch.setattr(samples, "QUOTAS", {"greedy": 5, "sampled": 20})
     book = collect_samples(all_series([study]))
-    counts = Counter((s["arm"], s["stage"], s["set"], s["mode"], s["seed"]) for s in samples_of(book))
+    counts = Counter(
+        (s["arm"], s["stage"], s["set"], s["mode"], s["seed"]) for s in samples_of(book)
+    )
     assert {(key[3], key[4]): count for key, count in counts.items()} == {
         ("greedy", 0): 3, ("greedy", 1): 2, ("sampled", 0): 8, ("sampled", 1): 8,
     }  # fmt: skip
     monkeypatch.setattr(samples, "ROOM", 50_000)
     small = collect_samples(all_series([study]))["samples"]
-    assert 20_000 < len(json.dumps(small, separators=(",", ":"))) < 55_000  # the pointers into the book come on top
+    # the pointers into the book come on top
+    assert 20_000 < len(json.dumps(small, separators=(",", ":"))) < 55_000
 
 
 def test_parts_join_to_the_response_and_carry_its_marks(study):
     book = collect_samples(all_series([study]))
-    rows = [json.loads(line) for line in (study.runs[0] / "eval_sft/bridge/test_id.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (study.runs[0] / "eval_sft/bridge/test_id.jsonl").read_text().splitlines()
+    ]
     shown = [
         s
         for s in samples_of(book)
@@ -87,7 +100,9 @@ def test_parts_join_to_the_response_and_carry_its_marks(study):
     assert wrong_lines > 5
 
 
-@pytest.mark.parametrize("build", [charts.gains, influence.by_group, influence.by_behavior, influence.during_rl])
+@pytest.mark.parametrize(
+    "build", [charts.gains, influence.by_group, influence.by_behavior, influence.during_rl]
+)
 def test_charts_are_valid_for_plotly(study, build):
     chart = build(all_series([study]))
     for variant in chart["variants"].values():
@@ -96,14 +111,22 @@ def test_charts_are_valid_for_plotly(study, build):
 
 @pytest.mark.parametrize(
     "build",
-    [charts.histograms, influence.all_against_all, influence.heat_maps, influence.predicted_realized],
+    [
+        charts.histograms,
+        influence.all_against_all,
+        influence.heat_maps,
+        influence.predicted_realized,
+    ],
 )
 def test_panels_are_valid_for_plotly_and_there_is_one_per_arm(study, build):
     panels = build(all_series([study]))
     assert [one.arm for one in panels] == ["vanilla", "bridge"]
     vanilla, bridge = (panel["variants"] for panel in panels.values())
     for name in vanilla:  # panels are compared by eye
-        ranges = [[one[name]["layout"][axis].get("range") for axis in ("xaxis", "yaxis")] for one in (vanilla, bridge)]
+        ranges = [
+            [one[name]["layout"][axis].get("range") for axis in ("xaxis", "yaxis")]
+            for one in (vanilla, bridge)
+        ]
         assert ranges[0] == ranges[1]
     for panel in panels.values():
         for variant in panel["variants"].values():
@@ -154,7 +177,11 @@ def test_one_estimator_alone_is_enough(study):
     for found in summary["readiness"].values():
         del found["influence"]["sum"], found["all_against_all"]
     text = render_page([replace(study, summary=summary)])
-    assert set(page_data(text)["charts"]["groups"]["variants"]) == {"mean/dj", "mean/k_plus", "mean/k_minus"}
+    assert set(page_data(text)["charts"]["groups"]["variants"]) == {
+        "mean/dj",
+        "mean/k_plus",
+        "mean/k_minus",
+    }
     assert 'value="sum"' not in text
     assert text.count("Nothing to show.") == 1
     forecast = answer(replace(study, summary=summary))[3]
@@ -167,7 +194,9 @@ def test_curves_are_means_over_the_seeds_that_got_so_far(study, tmp_path):
     for seed, rewards in enumerate([[0.2, 0.4, 0.6], [0.4]]):
         file = tmp_path / str(seed) / ("work/rl" if seed else "rl") / "vanilla/metrics.jsonl"
         file.parent.mkdir(parents=True)
-        file.write_text("".join(json.dumps({"step": i + 1, "reward": r}) + "\n" for i, r in enumerate(rewards)))
+        file.write_text(
+            "".join(json.dumps({"step": i + 1, "reward": r}) + "\n" for i, r in enumerate(rewards))
+        )
     source = Source("run", config, (tmp_path / "0", tmp_path / "1"), study.summary)
     chart, offered = charts.curves(all_series([source]))
     assert list(offered) == ["rl"]
@@ -189,9 +218,14 @@ def test_validations_are_a_line_per_arm_and_set_and_a_variant_per_figure(study, 
         f"{arm}, {name}" for arm in ("vanilla", "bridge") for name in ("val", "val_ood")
     ]
     runs = study.metrics("rl", "bridge")
-    expected = [[row["validation/val_ood/greedy"] for row in run if row["step"] in (0, 10, 20, 30)] for run in runs]
+    expected = [
+        [row["validation/val_ood/greedy"] for row in run if row["step"] in (0, 10, 20, 30)]
+        for run in runs
+    ]
     assert lines[3]["x"] == [0, 10, 20, 30]
-    assert lines[3]["y"] == pytest.approx([100 * sum(values) / len(runs) for values in zip(*expected, strict=True)])
+    assert lines[3]["y"] == pytest.approx(
+        [100 * sum(values) / len(runs) for values in zip(*expected, strict=True)]
+    )
     assert lines[0]["line"]["dash"] != lines[1]["line"]["dash"]
     assert lines[0]["line"]["color"] == lines[1]["line"]["color"] != lines[2]["line"]["color"]
     file = tmp_path / "rl/bridge/metrics.jsonl"
@@ -217,9 +251,14 @@ def test_nothing_in_the_data_becomes_markup_and_nothing_is_loaded(study):
     text = render_page([replace(study, label=NASTY, summary=summary)])
     elements = Elements(text)
     assert "img" not in [tag for tag, _ in elements.found]
-    assert any(NASTY in part[0] for sample in page_data(text)["samples"] for part in sample["parts"])
+    assert any(
+        NASTY in part[0] for sample in page_data(text)["samples"] for part in sample["parts"]
+    )
     loaded = [
-        value for _, attributes in elements.found for name, value in attributes.items() if name in ("src", "href")
+        value
+        for _, attributes in elements.found
+        for name, value in attributes.items()
+        if name in ("src", "href")
     ]
     assert all(value.startswith(("#", "data:,")) for value in loaded)
     assert not [tag for tag, _ in elements.found if tag in ("iframe", "object", "embed", "base")]
@@ -227,9 +266,15 @@ def test_nothing_in_the_data_becomes_markup_and_nothing_is_loaded(study):
 
 def test_only_the_scripts_that_the_policy_names_can_run(study):
     text = render_page([study])
-    policy = next(a["content"] for t, a in Elements(text).found if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"]
+        for t, a in Elements(text).found
+        if a.get("http-equiv") == "Content-Security-Policy"
+    )
     scripts = re.findall(r"<script>(.*?)</script>", text, re.S)
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    hashes = [
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    ]
     assert re.findall(r"'sha256-(.*?)'", policy) == hashes.copy() != []
     assert "default-src 'none'" in policy
     assert "http" not in policy
@@ -239,7 +284,9 @@ def test_only_the_scripts_that_the_policy_names_can_run(study):
 def test_a_run_without_any_measurement_says_so_in_every_section(tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    text = render_page([Source("young", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])])
+    text = render_page(
+        [Source("young", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])]
+    )
     assert "No answer yet" in text
     assert "Not there yet: eval_sft/vanilla, rl/vanilla, eval_rl/vanilla" in text
     assert text.count("Nothing to show.") == 9

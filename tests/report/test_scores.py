@@ -48,7 +48,9 @@ def test_wilson_covers():
     """95 % of the intervals of simulated accuracies hold the truth."""
     for truth in (0.1, 0.4):
         draws = RNG.binomial(200, truth, size=4000)
-        covered = np.mean([(interval := wilson(int(n), 200)).low <= truth <= interval.high for n in draws])
+        covered = np.mean(
+            [(interval := wilson(int(n), 200)).low <= truth <= interval.high for n in draws]
+        )
         assert 0.93 < covered < 0.97
 
 
@@ -129,7 +131,9 @@ def test_bootstrap_of_a_proportion_is_as_wide_as_its_standard_error():
 
 
 def test_several_seeds_that_differ_widen_the_interval():
-    """Between seeds 0.2, 0.5 and 0.8, with problems too many to matter, all draws of seeds can be counted."""
+    """Between seeds 0.2, 0.5 and 0.8, with problems too many to matter, all draws of seeds can be
+    counted.
+    """
     values = [np.repeat([0.0, 1.0], [2 * 10**5 - n, n]) for n in (40_000, 100_000, 160_000)]
     interval = bootstrap_mean(values, 10_000, seed=0)
     draws = [np.mean(draw) for draw in itertools.product((0.2, 0.5, 0.8), repeat=3)]
@@ -166,13 +170,22 @@ def test_nothing_to_draw_from_is_refused(values):
 
 def row(problem: str, right: bool | None, mode: str = "greedy", **fields) -> dict:
     """A sample; ``right`` None: it failed."""
-    base = {"mode": mode, "id": problem, "answer": "1", "failure": None if right is not None else "data: hung"}
+    base = {
+        "mode": mode,
+        "id": problem,
+        "answer": "1",
+        "failure": None if right is not None else "data: hung",
+    }
     verdict = {"right": right, "truncated": False, "format_right": True, "trace_valid": bool(right)}
     return base | (verdict if right is not None else {}) | fields
 
 
-def score(arm: str, stage: str, rights: list[int], seed: int = 0, set_name: str = "test_id") -> SetScore:
-    return score_set(arm, stage, set_name, seed, [row(str(i), bool(right)) for i, right in enumerate(rights)])
+def score(
+    arm: str, stage: str, rights: list[int], seed: int = 0, set_name: str = "test_id"
+) -> SetScore:
+    return score_set(
+        arm, stage, set_name, seed, [row(str(i), bool(right)) for i, right in enumerate(rights)]
+    )
 
 
 def test_traces_are_graded_beside_accuracy():
@@ -187,7 +200,8 @@ def test_traces_are_graded_beside_accuracy():
     assert (result.progress, result.right_reflections) == (0.5, 0.75)
     table = make_table([result, score("bridge", "RL", [1, 1, 0])], draws=100)[0]
     assert (table.sft.progress, table.sft.right_reflections) == (0.5, 0.75)
-    assert (table.rl.progress, table.rl.right_reflections) == (None, None)  # an evaluation older than these
+    # an evaluation older than these
+    assert (table.rl.progress, table.rl.right_reflections) == (None, None)
     plain = [row("0", True, progress=1.0, reflections=0, right_reflections=0)]
     assert score_set("vanilla", "SFT", "test_id", 0, plain).right_reflections is None
 
@@ -206,7 +220,12 @@ def test_rows_become_a_score():
     result = score_set("bridge", "SFT", "test_id", 7, rows)
     assert result.greedy == {"a": True, "b": False, "d": False, "e": True}
     assert result.sampled == {"a": (3, 4), "b": (0, 4), "d": (3, 3)}
-    assert (result.truncated, result.format_right, result.trace_valid, result.failures) == (0.25, 0.75, 0.25, 2)
+    assert (result.truncated, result.format_right, result.trace_valid, result.failures) == (
+        0.25,
+        0.75,
+        0.25,
+        2,
+    )
     assert result.informative == pytest.approx(1 / 3)
     assert result.pass_at(1) == pytest.approx((3 / 4 + 0 + 1) / 3)
     assert result.pass_at(2) == pytest.approx((1 + 0) / 2)  # d has too few samples for it
@@ -227,12 +246,15 @@ def test_a_set_where_everything_failed_has_no_score():
 
 def test_the_table_holds_accuracies_gains_and_their_pairing():
     before, after = [1] * 30 + [0] * 70, [1] * 20 + [0] * 10 + [1] * 40 + [0] * 30
-    (line,) = make_table([score("bridge", "SFT", before), score("bridge", "RL", after)], draws=10_000)
+    (line,) = make_table(
+        [score("bridge", "SFT", before), score("bridge", "RL", after)], draws=10_000
+    )
     assert (line.arm, line.set, line.seeds, line.problems) == ("bridge", "test_id", 1, 100)
     assert line.sft.accuracy == wilson(30, 100)
     assert line.rl.accuracy == wilson(60, 100)
     assert line.gain.value == pytest.approx(0.3)
-    half = 1.96 * math.sqrt((0.5 - 0.3**2) / 100)  # 40 gained, 10 lost: the variance of paired differences
+    # 40 gained, 10 lost: the variance of paired differences
+    half = 1.96 * math.sqrt((0.5 - 0.3**2) / 100)
     assert line.gain.low == pytest.approx(0.3 - half, abs=0.015)
     assert line.gain.high == pytest.approx(0.3 + half, abs=0.015)
     assert line.gain.above_zero
@@ -267,7 +289,11 @@ def test_seeds_are_paired_with_themselves():
 
 
 def test_arms_and_sets_stay_in_order():
-    scores = [score(arm, "SFT", [0, 1], set_name=name) for arm in ("vanilla", "bridge") for name in ("id", "ood")]
+    scores = [
+        score(arm, "SFT", [0, 1], set_name=name)
+        for arm in ("vanilla", "bridge")
+        for name in ("id", "ood")
+    ]
     assert [(line.arm, line.set) for line in make_table(scores, draws=10)] == [
         ("vanilla", "id"),
         ("vanilla", "ood"),
@@ -279,7 +305,11 @@ def test_arms_and_sets_stay_in_order():
 def test_the_difference_of_two_gains_is_paired():
     """Arms that gain on the very same problems differ by 0 exactly, however noisy each gain is."""
     before, after = list(RNG.integers(2, size=50)), list(RNG.integers(2, size=50))
-    same = [score(arm, stage, rights) for arm in ("a", "b") for stage, rights in (("SFT", before), ("RL", after))]
+    same = [
+        score(arm, stage, rights)
+        for arm in ("a", "b")
+        for stage, rights in (("SFT", before), ("RL", after))
+    ]
     assert gain_difference(same, "a", "b", "test_id", draws=1000) == Interval(0, 0, 0)
     better = [*same[:2], score("b", "SFT", before), score("b", "RL", [1] * 50)]
     difference = gain_difference(better, "b", "a", "test_id", draws=4000)
@@ -289,6 +319,8 @@ def test_the_difference_of_two_gains_is_paired():
 
 
 def test_arms_without_a_common_seed_have_no_difference():
-    scores = [score(arm, stage, [0, 1], seed) for seed, arm in enumerate("ab") for stage in ("SFT", "RL")]
+    scores = [
+        score(arm, stage, [0, 1], seed) for seed, arm in enumerate("ab") for stage in ("SFT", "RL")
+    ]
     with pytest.raises(ValueError, match="nothing to draw from"):
         gain_difference(scores, "a", "b", "test_id", draws=10)

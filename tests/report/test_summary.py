@@ -17,7 +17,9 @@ def finished(tmp_path_factory):
     return run
 
 
-def test_write_summary_writes_the_whole_folder_and_ends_with_the_path_of_the_report(finished, tmp_path):
+def test_write_summary_writes_the_whole_folder_and_ends_with_the_path_of_the_report(
+    finished, tmp_path
+):
     summary = write_summary(config_of(), [finished], tmp_path)
     names = {"report.html", "result.md", "result.svg", "summary.json"}
     assert {file.name for file in (tmp_path / "report").iterdir()} == names
@@ -83,7 +85,11 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
 
 
 def test_labels_are_told_apart(tmp_path):
-    assert distinct_labels([tmp_path / "a/run", tmp_path / "b/run", tmp_path / "c"]) == ["a/run", "b/run", "c"]
+    assert distinct_labels([tmp_path / "a/run", tmp_path / "b/run", tmp_path / "c"]) == [
+        "a/run",
+        "b/run",
+        "c",
+    ]
 
 
 def test_the_configuration_of_a_run_is_kept_and_replaced_only_when_asked(tmp_path):

@@ -15,9 +15,23 @@ def stage(*accuracy: float) -> StageSummary:
 
 TABLE = [
     TableRow(
-        "vanilla", "test_id", 1, 500, stage(0.38, 0.34, 0.42), stage(0.4, 0.36, 0.44), Interval(0.02, -0.03, 0.07)
+        "vanilla",
+        "test_id",
+        1,
+        500,
+        stage(0.38, 0.34, 0.42),
+        stage(0.4, 0.36, 0.44),
+        Interval(0.02, -0.03, 0.07),
     ),
-    TableRow("bridge", "test_id", 1, 500, stage(0.36, 0.32, 0.4), stage(0.6, 0.56, 0.64), Interval(0.24, 0.19, 0.29)),
+    TableRow(
+        "bridge",
+        "test_id",
+        1,
+        500,
+        stage(0.36, 0.32, 0.4),
+        stage(0.6, 0.56, 0.64),
+        Interval(0.24, 0.19, 0.29),
+    ),
     TableRow("bridge", "test_ood", 1, 500, stage(0.2, 0.17, 0.23), None, None),
 ]
 
@@ -36,19 +50,34 @@ def test_the_table_for_the_terminal():
 
 def test_the_table_of_samples_fits_a_terminal():
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    before = StageSummary(Interval(0.3, 0.2, 0.4), {1: 0.231, 2: 0.3, 4: 0.494}, 0.63, 0.0, 0.996, 0.48, 0)
-    after = StageSummary(Interval(0.4, 0.3, 0.5), {1: 0.387, 2: 0.5, 4: 0.6}, 0.58, 0.0, 1.0, 0.5, 0)
-    console.print(render_samples([TableRow("bridge", "test_ood", 1, 500, before, after, None), TABLE[2]]))
+    before = StageSummary(
+        Interval(0.3, 0.2, 0.4), {1: 0.231, 2: 0.3, 4: 0.494}, 0.63, 0.0, 0.996, 0.48, 0
+    )
+    after = StageSummary(
+        Interval(0.4, 0.3, 0.5), {1: 0.387, 2: 0.5, 4: 0.6}, 0.58, 0.0, 1.0, 0.5, 0
+    )
+    console.print(
+        render_samples([TableRow("bridge", "test_ood", 1, 500, before, after, None), TABLE[2]])
+    )
     first, second = (line for line in console.export_text().splitlines() if "test_ood" in line)
     cells = [cell.strip() for cell in first.split("│")[3:-1]]
     assert cells == ["23 → 39", "49 → 60", "63 → 58", "48 → 50", "100 → 100"]
-    assert [cell.strip() for cell in second.split("│")[3:-1]] == ["30 → -", "- → -", "50 → -", "90 → -", "100 → -"]
+    assert [cell.strip() for cell in second.split("│")[3:-1]] == [
+        "30 → -",
+        "- → -",
+        "50 → -",
+        "90 → -",
+        "100 → -",
+    ]
 
 
 def test_the_table_as_markdown():
     lines = markdown_table(TABLE).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert "| bridge | test_id | 36.0 (32.0 to 40.0) | 60.0 (56.0 to 64.0) | +24.0 (+19.0 to +29.0) |" in lines[3]
+    assert (
+        "| bridge | test_id | 36.0 (32.0 to 40.0) | 60.0 (56.0 to 64.0) | +24.0 (+19.0 to +29.0) |"
+        in lines[3]
+    )
     assert "| 20.0 (17.0 to 23.0) | - | - | 30 → - |" in lines[4]
 
 

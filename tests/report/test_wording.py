@@ -5,7 +5,16 @@ from report_run import config_of, iv, measured
 
 from bi_ray.report.influence import correlation_text
 from bi_ray.report.source import Source
-from bi_ray.report.wording import answer, before_after, named, percent_range, points, sign, small, triple
+from bi_ray.report.wording import (
+    answer,
+    before_after,
+    named,
+    percent_range,
+    points,
+    sign,
+    small,
+    triple,
+)
 
 
 def source(difference, seeds=3, **more):
@@ -27,7 +36,9 @@ def test_numbers_in_words():
     assert named(["a"]) == "a"
 
 
-@pytest.mark.parametrize(("interval", "expected"), [(iv(1, 0.5), 1), (iv(-1, 0.5), -1), (iv(0.1, 0.5), 0)])
+@pytest.mark.parametrize(
+    ("interval", "expected"), [(iv(1, 0.5), 1), (iv(-1, 0.5), -1), (iv(0.1, 0.5), 0)]
+)
 def test_an_interval_is_beyond_chance_where_it_leaves_zero_out(interval, expected):
     assert sign(interval) == expected
 
@@ -58,7 +69,11 @@ def test_the_answer_of_one_arm_and_of_none():
 
 @pytest.mark.parametrize(
     ("difference", "expected"),
-    [(iv(0.03, 0.01), "it named bridge, rightly."), (iv(-0.03, 0.01), "wrongly."), (iv(0, 0.01), "do not differ")],
+    [
+        (iv(0.03, 0.01), "it named bridge, rightly."),
+        (iv(-0.03, 0.01), "wrongly."),
+        (iv(0, 0.01), "do not differ"),
+    ],
 )
 def test_the_forecast_is_held_against_the_outcome(difference, expected):
     found = answer(source(difference, **measured(config_of())))
@@ -83,12 +98,18 @@ def test_a_forecast_along_noise_says_so():
     assert "noise" not in answer(source(iv(0.03, 0.01), **parts))[2]
     parts["readiness"]["bridge"]["halves_cosine"]["sum"] = -0.04
     assert (
-        "mostly sampling noise, its halves have cosines −0.04 and 0.123" in answer(source(iv(0.03, 0.01), **parts))[2]
+        "mostly sampling noise, its halves have cosines −0.04 and 0.123"
+        in answer(source(iv(0.03, 0.01), **parts))[2]
     )
 
 
 def test_a_correlation_is_given_only_where_there_is_one():
-    found = {"noise_floor": 0.004, "step_norm": 0.1, "correlation": iv(0.72, 0.14), "correlation_odd": iv(0.1, 0.2)}
+    found = {
+        "noise_floor": 0.004,
+        "step_norm": 0.1,
+        "correlation": iv(0.72, 0.14),
+        "correlation_odd": iv(0.1, 0.2),
+    }
     found["controls"] = [{"predicted": 0.05, "odd": 0.04, "odd_low": 0.03, "odd_high": 0.05}]
     assert correlation_text(found).split("; ") == [
         "first order: correlation 0.1 (\N{MINUS SIGN}0.1 to 0.3), no more than chance",
@@ -97,4 +118,6 @@ def test_a_correlation_is_given_only_where_there_is_one():
         "control, along the target's own gradient: predicted 0.05, realized to first order 0.04",
     ]
     for nothing in (None, iv(float("nan"), 0)):
-        assert "step ahead: no correlation can be given" in correlation_text(found | {"correlation": nothing})
+        assert "step ahead: no correlation can be given" in correlation_text(
+            found | {"correlation": nothing}
+        )

@@ -32,12 +32,36 @@ from bi_ray.tasks.userdata import UserDataTask
             (1e23, "1" + "0" * 23),
             (1e-7, "0.0000001"),
         ],
-        *[(1e300, "1e+300"), (True, "True"), (False, "False"), (7, "7"), ("452.0", "452.0"), (" a ", " a "), ("", "")],
-        *[(Decimal("2.00"), "2"), (Decimal("2.50"), "2.5"), (Decimal("1E+3"), "1000"), (Fraction(1, 3), "1/3")],
+        *[
+            (1e300, "1e+300"),
+            (True, "True"),
+            (False, "False"),
+            (7, "7"),
+            ("452.0", "452.0"),
+            (" a ", " a "),
+            ("", ""),
+        ],
+        *[
+            (Decimal("2.00"), "2"),
+            (Decimal("2.50"), "2.5"),
+            (Decimal("1E+3"), "1000"),
+            (Fraction(1, 3), "1/3"),
+        ],
         *[(b"2", "2"), (bytearray("é".encode()), "é"), (np.str_("x"), "x"), (np.bytes_(b"x"), "x")],
-        *[(np.int64(7), "7"), (np.float64(452.0), "452"), (np.float32(0.1), "0.1"), (np.bool_(True), "True")],
+        *[
+            (np.int64(7), "7"),
+            (np.float64(452.0), "452"),
+            (np.float32(0.1), "0.1"),
+            (np.bool_(True), "True"),
+        ],
         *[(np.array(7), "7"), (np.array("x"), "x"), (torch.tensor(7), "7")],
-        *[(None, None), (float("nan"), None), (np.nan, None), (np.float32("nan"), None), (Decimal("NaN"), None)],
+        *[
+            (None, None),
+            (float("nan"), None),
+            (np.nan, None),
+            (np.float32("nan"), None),
+            (Decimal("NaN"), None),
+        ],
         *[(pd.NA, None), (pd.NaT, None), (np.datetime64("NaT"), None)],
     ],
 )
@@ -48,7 +72,11 @@ def test_a_cell_as_text(value, text):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        *[(float("inf"), "finite"), (Decimal("-Infinity"), "finite"), (np.float32("inf"), "finite")],
+        *[
+            (float("inf"), "finite"),
+            (Decimal("-Infinity"), "finite"),
+            (np.float32("inf"), "finite"),
+        ],
         *[
             ([1, [2]], "found a list"),
             ((1,), "found a list"),
@@ -59,7 +87,10 @@ def test_a_cell_as_text(value, text):
             (b"\xff", "not UTF-8"),
             (1 + 2j, "complex"),
         ],
-        *[(pd.Timestamp("2024-01-02"), "write it as text"), (datetime.date(2024, 1, 2), "write it as text")],
+        *[
+            (pd.Timestamp("2024-01-02"), "write it as text"),
+            (datetime.date(2024, 1, 2), "write it as text"),
+        ],
         *[
             (np.datetime64("2024-01-02T00:00:00.000000001"), "a date or time"),
             (np.timedelta64(5, "ns"), "a date or time"),
@@ -78,14 +109,22 @@ def test_a_number_of_more_digits_than_python_writes_is_refused(nested):
 
 
 def test_a_cell_of_text_is_text_or_empty():
-    assert [text_cell(value, "response") for value in ("a", b"a", None, np.nan, pd.NA)] == ["a", "a", None, None, None]
+    assert [text_cell(value, "response") for value in ("a", b"a", None, np.nan, pd.NA)] == [
+        "a",
+        "a",
+        None,
+        None,
+        None,
+    ]
     with pytest.raises(RowError, match="response has to be text, found a number: 5"):
         text_cell(5, "response")
 
 
 def test_arrays_become_lists_at_every_depth():
     messages = np.array([{"role": "user", "content": "?", "tags": np.array([1, 2])}], dtype=object)
-    assert plain_row({"messages": messages}) == {"messages": [{"role": "user", "content": "?", "tags": [1, 2]}]}
+    assert plain_row({"messages": messages}) == {
+        "messages": [{"role": "user", "content": "?", "tags": [1, 2]}]
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,14 +143,18 @@ ROWS = [
 
 
 def sources(tmp_path):
-    """The same rows as people have them: JSON lines with NaN, Parquet, pandas' Parquet, and a `datasets` directory."""
+    """The same rows as people have them: JSON lines with NaN, Parquet, pandas' Parquet, and a
+    `datasets` directory.
+    """
     frame = pd.DataFrame(ROWS)  # its floats and NaN are pandas' own doing
     lines = [json.dumps(row).replace("null", "NaN") for row in ROWS]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines))
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "arrow.parquet")
     frame.to_parquet(tmp_path / "pandas.parquet")
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    return frame, [tmp_path / name for name in ("lines.jsonl", "arrow.parquet", "pandas.parquet", "saved")]
+    return frame, [
+        tmp_path / name for name in ("lines.jsonl", "arrow.parquet", "pandas.parquet", "saved")
+    ]
 
 
 def test_a_column_of_floats_and_its_gaps_are_the_same_from_every_source(tmp_path):
@@ -123,12 +166,16 @@ def test_a_column_of_floats_and_its_gaps_are_the_same_from_every_source(tmp_path
         assert found[2].response is None
         reader = UserDataTask(UserDataConfig(kind="jsonl", sets={"rl": {"path": str(path)}}), 0)
         problems = [reader.problem("rl", index) for index in range(3)]
-        assert sorted(problem.answer for problem in problems) == ["2", "3", "4"]  # 3: what its response gives
+        # 3: what its response gives
+        assert sorted(problem.answer for problem in problems) == ["2", "3", "4"]
     for data in (frame, Dataset.from_pandas(frame), ROWS, *paths):
         rejects = Rejects()
         graded = bi_ray.check(data, task=task, rejects=rejects)
         assert graded["right"] == [True]
-        assert [(reject.line, reject.reason[:9]) for reject in rejects.rows] == [(2, "no answer"), (3, "no respon")]
+        assert [(reject.line, reject.reason[:9]) for reject in rejects.rows] == [
+            (2, "no answer"),
+            (3, "no respon"),
+        ]
 
 
 def test_no_answer_and_nan_are_told_with_file_and_line(tmp_path):
@@ -181,13 +228,21 @@ def test_rows_that_nothing_could_write_again_are_rejects_with_their_line(tmp_pat
     task = UserDataTask(UserDataConfig(kind="jsonl", sets={"rl": {"path": str(path)}}), 0)
     assert task.available("rl") == 1
     task.rejects.write(tmp_path / "rejects.jsonl")
-    kept = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    kept = [
+        json.loads(line)
+        for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").split("\n")
+        if line
+    ]
     assert [(row["line"], row["reason"][:40]) for row in kept] == [
         (2, "'question' is not valid Unicode: half a "),
         (3, "no answer (field 'answer'): the row has "),
     ]
     rejects = Rejects()
-    rows = [{"question": "\ud83c", "answer": 1}, {"question": "b", "answer": [10**5000]}, {("a", "b"): 1}]
+    rows = [
+        {"question": "\ud83c", "answer": 1},
+        {"question": "b", "answer": [10**5000]},
+        {("a", "b"): 1},
+    ]
     bi_ray.check(rows, task=task, rejects=rejects)
     assert [reject.line for reject in rejects.rows] == [1, 2, 3]
     rejects.write(tmp_path / "more.jsonl")
@@ -197,7 +252,13 @@ def test_a_reject_of_any_row_can_be_written(tmp_path):
     rejects = Rejects()
     circle: list = []
     circle.append(circle)
-    for row in ("\ud83c" * 300, {"a": circle}, {"a": 10**5000}, {("a",): 1}, {"a": pd.NaT, "b": np.array([1])}):
+    for row in (
+        "\ud83c" * 300,
+        {"a": circle},
+        {"a": 10**5000},
+        {("a",): 1},
+        {"a": pd.NaT, "b": np.array([1])},
+    ):
         rejects.add(Place("a.jsonl", 1), "\ud83c", row)
     rejects.write(tmp_path / "rejects.jsonl")
     assert len((tmp_path / "rejects.jsonl").read_text(encoding="utf-8").split("\n")) == 6

@@ -39,7 +39,10 @@ def test_fields_of_every_format(row, answer, response):
         ({"question": 5}, "question has to be text, found a number: 5"),
         ({"question": ["a"]}, "question has to be text, found a list"),
         ({"question": "?", "answer": ["5"]}, "answer has to be text or a number, found a list"),
-        ({"question": "?", "answer": {"value": 5}}, "answer has to be text or a number, found an object"),
+        (
+            {"question": "?", "answer": {"value": 5}},
+            "answer has to be text or a number, found an object",
+        ),
         ({"messages": [ASSISTANT]}, "no question"),
         ({"prompt": ["a"]}, "have to be text, or lists of role and content"),
         ({"question": "?", "response": 3}, "response has to be text, found a number"),
@@ -55,7 +58,10 @@ def test_bad_lines_are_told_with_their_place_and_good_ones_go_on(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_bytes(b'{"question": "a"}\n\n{"question": \n[1]\n\xff\xfe\n{"question": "b"}\n')
     rejects = Rejects()
-    assert [(place.line, row["question"]) for place, row in rows_of(file, rejects)] == [(1, "a"), (6, "b")]
+    assert [(place.line, row["question"]) for place, row in rows_of(file, rejects)] == [
+        (1, "a"),
+        (6, "b"),
+    ]
     assert [reject.line for reject in rejects.rows] == [3, 4, 5]
     with pytest.raises(DataError, match=r"mine.jsonl, line 3: no valid JSON"):
         list(rows_of(file, Rejects(strict=True)))

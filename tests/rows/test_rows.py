@@ -20,7 +20,9 @@ def question_of(values, place):
 
 def written(tmp_path, lines):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines))
+    path.write_bytes(
+        b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
+    )
     return path
 
 
@@ -44,8 +46,20 @@ def test_every_kind_of_file_gives_the_same_rows(kind, tmp_path):
 
 
 def test_bad_lines_are_kept_with_line_and_reason_and_the_good_ones_go_on(tmp_path):
-    lines = ['{"question": "a"}', '{"question": ', "", "[1, 2]", '{"answer": 3}', b'{"question": "\xff"}\n']
-    lines += ['{"question": "b"}', '{"question": ' + "9" * 5000 + "}", '{"question": ' * 100_000, '{"question": "c"}']
+    lines = [
+        '{"question": "a"}',
+        '{"question": ',
+        "",
+        "[1, 2]",
+        '{"answer": 3}',
+        b'{"question": "\xff"}\n',
+    ]
+    lines += [
+        '{"question": "b"}',
+        '{"question": ' + "9" * 5000 + "}",
+        '{"question": ' * 100_000,
+        '{"question": "c"}',
+    ]
     path = written(tmp_path, lines)
     rejects = Rejects()
     assert list(read_rows(path, question_of, rejects)) == [("a", 1), ("b", 7), ("c", 10)]
@@ -97,7 +111,9 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
     with pytest.raises(DataError, match="is a directory, but no data set"):
         read(tmp_path / "empty")
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(DataError, match=r"several splits \(train\): name one, as in .*splits/train"):
+    with pytest.raises(
+        DataError, match=r"several splits \(train\): name one, as in .*splits/train"
+    ):
         read(tmp_path / "splits")
     assert len(read(tmp_path / "splits" / "train")) == 5
     with pytest.raises(DataError, match="No such file"):

@@ -24,8 +24,10 @@ def test_newest_steps_stay_and_leftovers_of_a_kill_go(tmp_path):
     state = json.loads((directories.path(10) / "state.json").read_text())
     record = {"bytes": 1, "xxh3_128": xxhash.xxh3_128_hexdigest(b"w")}
     assert state == {"step": 10, "files": {"weights": record}}
-    (directories.directory / ".bi-ray-tmp-step_12.77.tmp").mkdir()  # killed while it was being filled
-    directories.path(10).rename(directories.directory / ".bi-ray-old-step_10")  # killed between the two renames
+    # killed while it was being filled
+    (directories.directory / ".bi-ray-tmp-step_12.77.tmp").mkdir()
+    # killed between the two renames
+    directories.path(10).rename(directories.directory / ".bi-ray-old-step_10")
     assert directories.recover() == 10
     assert {path.name for path in directories.directory.iterdir()} == {"step_4", "step_10"}
 
@@ -71,7 +73,10 @@ def test_a_full_disk_is_said_and_older_steps_stay(tmp_path):
         with open("/dev/full", "w") as full:  # the kernel's own answer of a disk without space
             full.write("w")
 
-    with pytest.raises(DiskFull, match=r"no space left on the disk of .* while the checkpoint of step 4 was written"):
+    with pytest.raises(
+        DiskFull,
+        match=r"no space left on the disk of .* while the checkpoint of step 4 was written",
+    ):
         directories.write(4, fill_up)
     assert directories.recover() == 2
 
@@ -207,7 +212,9 @@ def whole(tmp_path_factory):
 
 
 def files_below(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -260,7 +267,18 @@ def test_a_step_beyond_the_training_is_left_out(tmp_path, whole, state_fits):
 
 
 def test_names_that_are_not_of_steps_are_left_alone(tmp_path, whole):
-    names = ["step_", "step_x", "step_07", "step_-3", "step_1e3", "step_٣", "step_0", "Step_11", "step_11.bak", "x"]
+    names = [
+        "step_",
+        "step_x",
+        "step_07",
+        "step_-3",
+        "step_1e3",
+        "step_٣",
+        "step_0",
+        "Step_11",
+        "step_11.bak",
+        "x",
+    ]
     directories = StepDirectories(tmp_path / "steps")
     shutil.copytree(whole, directories.directory)
     for name in names:

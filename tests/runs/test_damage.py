@@ -1,4 +1,6 @@
-"""Damaged files of a finished run: every command says in one line which file it is, or is right without it."""
+"""Damaged files of a finished run: every command says in one line which file it is, or is right
+without it.
+"""
 
 import json
 import random
@@ -17,7 +19,9 @@ from bi_ray.runs.directory import RunDirectory, key_of
 
 ARM = "bridge"
 KEY = key_of({"rl": {"steps": 4}}, {"data": "1a"})
-STEP = {name: 0.1 for name in ("predicted", "realized", "low", "high", "odd", "odd_low", "odd_high")}
+STEP = {
+    name: 0.1 for name in ("predicted", "realized", "low", "high", "odd", "odd_low", "odd_high")
+}
 REALISED = {
     "points": [STEP | {"query": f"q{number}", "right": 1, "of": 4} for number in range(5)],
     "control": STEP,
@@ -53,7 +57,9 @@ DAMAGES = {
     "garbage": lambda content: random.Random(0).randbytes(len(content)),
     "zeros": lambda content: bytes(len(content)),
     "words": lambda content: content.replace(b"0.", b'"x"').replace(b"1", b'"y"'),
-    "nulls": lambda content: b"".join(_with_nulls(line) for line in content.splitlines(keepends=True)),
+    "nulls": lambda content: b"".join(
+        _with_nulls(line) for line in content.splitlines(keepends=True)
+    ),
     "missing": lambda content: None,
 }
 
@@ -68,8 +74,20 @@ def _with_nulls(line: bytes) -> bytes:
 
 def query(number):
     influence = {"k_plus": 1.0, "k_minus": 0.5, "dj": 0.25, "behaviors": {"plain": [10, 0.25]}}
-    row = {"id": f"q{number}", "right": number, "of": 4, "entropy": 0.5, "response_tokens": 20.0, "truncated": 0.0}
-    row |= {"format_right": 1.0, "trace_valid": 0.5, "behaviors": {"reflection": 0.5}, "influence": {"sum": influence}}
+    row = {
+        "id": f"q{number}",
+        "right": number,
+        "of": 4,
+        "entropy": 0.5,
+        "response_tokens": 20.0,
+        "truncated": 0.0,
+    }
+    row |= {
+        "format_right": 1.0,
+        "trace_valid": 0.5,
+        "behaviors": {"reflection": 0.5},
+        "influence": {"sum": influence},
+    }
     return row | {"all_against_all": {"dj": 0.2, "self_term": 0.1}}
 
 
@@ -93,19 +111,26 @@ def finished(tmp_path_factory):
     (raw / "rl" / ARM / "influence.jsonl").write_text(lines([WATCHED]))
     for stage in ("readiness", "realized"):
         (raw / stage / ARM).mkdir(parents=True)
-    (raw / "readiness" / ARM / "queries.jsonl").write_text(lines(query(number) for number in range(5)))
+    (raw / "readiness" / ARM / "queries.jsonl").write_text(
+        lines(query(number) for number in range(5))
+    )
     (raw / "readiness" / ARM / "readiness.json").write_text(json.dumps(POLICY))
     (raw / "realized" / ARM / "realized.json").write_text(json.dumps(REALISED))
     with RunDirectory(parent / "run") as run:
         save_config(config, run.path / "config.yaml")
         for stage in (
             "data",
-            *(f"{name}/{ARM}" for name in ("sft", "eval_sft", "readiness", "realized", "rl", "eval_rl")),
+            *(
+                f"{name}/{ARM}"
+                for name in ("sft", "eval_sft", "readiness", "realized", "rl", "eval_rl")
+            ),
         ):
             with run.commit(stage, KEY) as folder:
                 shutil.copytree(raw / stage, folder, dirs_exist_ok=True)
         work = run.work("rl/other", KEY)
-        (work / "metrics.jsonl").write_text(lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]))
+        (work / "metrics.jsonl").write_text(
+            lines([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}])
+        )
     return parent / "run"
 
 
@@ -209,7 +234,8 @@ QUICK = ("data/stage.json", f"rl/{ARM}/metrics.jsonl")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES],
 )
 @pytest.mark.parametrize("older", [False, True], ids=["with sizes", "without sizes"])
 def test_a_damaged_file_is_one_line(finished, tmp_path, command, monkeypatch, name, older):

@@ -104,7 +104,9 @@ def test_a_key_is_the_same_in_another_process():
         "print(key_of({'sft': SFTConfig(epochs=5)}, {'data': '1a'}).digest)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert said.stdout.strip() == KEY.digest
 
 
@@ -114,8 +116,18 @@ def test_what_is_no_number_makes_no_key():
 
 
 def test_differences_leaf_by_leaf():
-    old = {"sft": {"epochs": 5, "rate": 0.1}, "arms": {"a": [{"p": 0.1}]}, "sets": ["x", "y"], "gone": 1}
-    new = {"sft": {"epochs": 10, "rate": 0.1}, "arms": {"a": [{"p": 0.2}, {"p": 1}]}, "sets": ["x"], "come": None}
+    old = {
+        "sft": {"epochs": 5, "rate": 0.1},
+        "arms": {"a": [{"p": 0.1}]},
+        "sets": ["x", "y"],
+        "gone": 1,
+    }
+    new = {
+        "sft": {"epochs": 10, "rate": 0.1},
+        "arms": {"a": [{"p": 0.2}, {"p": 1}]},
+        "sets": ["x"],
+        "come": None,
+    }
     assert differences(old, new) == [
         "sft.epochs: 5 -> 10",
         "arms.a[0].p: 0.1 -> 0.2",
@@ -214,8 +226,14 @@ def test_a_stage_of_which_no_files_are_recorded_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda stage: flip_a_bit(stage / "policy/weights"), "policy/weights has changed since it was written"),
-        (lambda stage: os.truncate(stage / "policy/weights", 3), "policy/weights has 3 bytes, not 4,000"),
+        (
+            lambda stage: flip_a_bit(stage / "policy/weights"),
+            "policy/weights has changed since it was written",
+        ),
+        (
+            lambda stage: os.truncate(stage / "policy/weights", 3),
+            "policy/weights has 3 bytes, not 4,000",
+        ),
         (lambda stage: (stage / "policy/weights").unlink(), "policy/weights is missing"),
         (lambda stage: os.truncate(stage / "stage.json", 30), "stage.json is damaged"),
         (lambda stage: (stage / "stage.json").write_text("[]"), "stage.json is damaged"),
@@ -265,7 +283,9 @@ def test_from_a_stage_on_everything_is_forgotten(tmp_path):
         for stage in ("sft/vanilla", "sft/bridge", "rl/vanilla"):
             assert not run.is_done(stage, OTHER)  # gone, so nothing to be refused
         run.work("rl/bridge", OTHER)
-        with pytest.raises(RunError, match="no stage is called 'stf'; the stages are data, sft, rl, eval"):
+        with pytest.raises(
+            RunError, match="no stage is called 'stf'; the stages are data, sft, rl, eval"
+        ):
             run.forget_from(ORDER, "stf")
 
 
@@ -282,7 +302,10 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
     holder = child(HOLD.format(str(tmp_path)))
     try:
         assert wait_for_line(holder) == "in"
-        with pytest.raises(RunLocked, match=f"{tmp_path} is in use by process {holder.pid}"), RunDirectory(tmp_path):
+        with (
+            pytest.raises(RunLocked, match=f"{tmp_path} is in use by process {holder.pid}"),
+            RunDirectory(tmp_path),
+        ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -297,7 +320,8 @@ def test_a_second_use_in_this_process_is_refused_too(tmp_path):
     with RunDirectory(tmp_path):
         with pytest.raises(RunLocked, match=f"process {os.getpid()}"), RunDirectory(tmp_path):
             pass
-        with pytest.raises(RunLocked), RunDirectory(tmp_path):  # a refused one did not break the lock
+        # a refused one did not break the lock
+        with pytest.raises(RunLocked), RunDirectory(tmp_path):
             pass
     with RunDirectory(tmp_path):
         pass
@@ -342,7 +366,9 @@ def test_the_path_is_absolute(tmp_path, monkeypatch):
 def test_a_full_disk_is_one_clear_error(tmp_path):
     with RunDirectory(tmp_path) as run:
         with (
-            pytest.raises(DiskFull, match=f"no space left on the disk of {tmp_path} while stage data"),
+            pytest.raises(
+                DiskFull, match=f"no space left on the disk of {tmp_path} while stage data"
+            ),
             run.commit("data", KEY) as folder,
         ):
             (folder / "part").write_text("x")
@@ -355,14 +381,19 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 200 KiB."""
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path]).returncode
+    ):
         pytest.skip("may not mount here")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_disk_that_fills_under_safetensors(small_disk):
-    """Its errors are of a type of its own; torch.save's do not even say why, but weights are never pickled here."""
+    """Its errors are of a type of its own; torch.save's do not even say why, but weights are never
+    pickled here.
+    """
     with RunDirectory(small_disk / "run") as run:
         finish(run, "data")
         with pytest.raises(DiskFull), run.commit("sft/vanilla", KEY) as folder:
@@ -379,9 +410,16 @@ def test_other_errors_stay_what_they_are(tmp_path):
 
 def test_a_whole_config_makes_a_key():
     run = RunConfig.model_validate(
-        {"name": "r", "task": {"sets": {n: {} for n in ("sft", "rl", "test_id", "test_ood")}}, "arms": ["bridge"]}
+        {
+            "name": "r",
+            "task": {"sets": {n: {} for n in ("sft", "rl", "test_id", "test_ood")}},
+            "arms": ["bridge"],
+        }
     )
-    assert key_of({"run": run}, {}).config["run"]["arms"]["bridge"]["behaviors"][0]["name"] == "reflection"
+    assert (
+        key_of({"run": run}, {}).config["run"]["arms"]["bridge"]["behaviors"][0]["name"]
+        == "reflection"
+    )
 
 
 # --- on the disk before it has its name
@@ -424,7 +462,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
     append_metrics(tmp_path / "metrics.jsonl", {"step": 1})
     synced.clear()
     cut_metrics(tmp_path / "metrics.jsonl", 0)
-    assert synced == [inode(tmp_path / "metrics.jsonl"), ("rename", "metrics.jsonl"), inode(tmp_path)]
+    assert synced == [
+        inode(tmp_path / "metrics.jsonl"),
+        ("rename", "metrics.jsonl"),
+        inode(tmp_path),
+    ]
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, synced):
@@ -476,7 +518,9 @@ def test_a_lock_file_of_any_content_is_shown_in_one_line(tmp_path):
     assert lock_holder(tmp_path) is None
     (tmp_path / ".lock").unlink()
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(RunError, match=r"\.lock is not a readable lock file: it is a directory; remove it"):
+    with pytest.raises(
+        RunError, match=r"\.lock is not a readable lock file: it is a directory; remove it"
+    ):
         lock_holder(tmp_path)
     with pytest.raises(OSError, match=r"\.lock"), RunDirectory(tmp_path):
         pass
@@ -491,7 +535,9 @@ def test_a_metrics_row_begins_a_line_of_its_own(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
-@pytest.mark.parametrize("line", ["garbage", "[1]", "{}", "null", '{"step": "x"}', "", '{"step": 1}{"step": 2}'])
+@pytest.mark.parametrize(
+    "line", ["garbage", "[1]", "{}", "null", '{"step": "x"}', "", '{"step": 1}{"step": 2}']
+)
 def test_a_bad_row_is_named_by_its_line(tmp_path, line):
     begin_directory(tmp_path)
     file = tmp_path / "rl/bridge/metrics.jsonl"
@@ -516,7 +562,9 @@ def test_weights_that_were_removed_to_make_room_are_missed_by_readers_alone(tmp_
     (tmp_path / "sft/bridge/artifact").unlink()
     with RunDirectory(tmp_path) as run:
         assert run.is_done("sft/bridge", KEY)
-        with pytest.raises(RunError, match="artifact is missing; make the stage again with --from sft"):
+        with pytest.raises(
+            RunError, match="artifact is missing; make the stage again with --from sft"
+        ):
             run.require_whole("sft/bridge")
     assert describe_status(RunPlace(tmp_path))[1].startswith("  done     sft/bridge")
     (tmp_path / "sft/bridge/artifact").write_text("longer than it was")

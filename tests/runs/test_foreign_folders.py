@@ -27,16 +27,27 @@ KEY = key_of({"a": 1}, {})
 def snapshot(folder):
     """Every file below a folder: its content and when it was written."""
     return {
-        file.relative_to(folder): (file.read_bytes(), file.stat().st_mtime_ns) if file.is_file() else None
+        file.relative_to(folder): (file.read_bytes(), file.stat().st_mtime_ns)
+        if file.is_file()
+        else None
         for file in folder.rglob("*")
     }
 
 
 @pytest.fixture
 def thesis(tmp_path):
-    """A folder of somebody who has never heard of runs; nearly every name in it is one that runs use too."""
+    """A folder of somebody who has never heard of runs; nearly every name in it is one that runs
+    use too.
+    """
     folder = tmp_path / "thesis"
-    for name in ("data/thesis.txt", "draft.tmp", "sub/cache.tmp", "config.yaml", "report/report.html", "data.old/x"):
+    for name in (
+        "data/thesis.txt",
+        "draft.tmp",
+        "sub/cache.tmp",
+        "config.yaml",
+        "report/report.html",
+        "data.old/x",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"mine: {name}")
     (folder / ".lock").write_text("of another program")
@@ -104,7 +115,9 @@ def test_a_report_replaces_nothing_but_a_report(name, thesis, capsys, monkeypatc
 
 def test_check_replaces_nothing_but_verdicts(tmp_path, thesis, capsys, monkeypatch):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"question": "?", "response": "<answer>1</answer>", "answer": "1"}) + "\n")
+    rows.write_text(
+        json.dumps({"question": "?", "response": "<answer>1</answer>", "answer": "1"}) + "\n"
+    )
     arguments = ["check", rows, "--config", QUICKSTART, "--out"]
     monkeypatch.chdir(ROOT)
     output = assert_refused([*arguments, thesis / "draft.tmp"], thesis, capsys, monkeypatch)
@@ -205,7 +218,11 @@ def finish(run, stage):
 def test_only_our_own_leftovers_go(tmp_path):
     begun(tmp_path / "run")
     kept = ["draft.tmp", "sub/cache.tmp", "work/sub/x.tmp", "data.old", "bi-ray-tmp-x"]
-    for name in [*kept, ".bi-ray-tmp-data.0a1b.tmp", "work/rl/bridge/.bi-ray-tmp-metrics.jsonl.0a.tmp"]:
+    for name in [
+        *kept,
+        ".bi-ray-tmp-data.0a1b.tmp",
+        "work/rl/bridge/.bi-ray-tmp-metrics.jsonl.0a.tmp",
+    ]:
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_text("x")
     begun(tmp_path / "run")
@@ -239,7 +256,9 @@ def test_starting_again_removes_what_stages_made_and_nothing_else(tmp_path):
         finish(run, "rl/bridge")
         (run.path / "rl/bridge/notes.txt").write_text("mine")
         finish(run, "sft/bridge")
-        with pytest.raises(RunError, match=r"rl/bridge/notes\.txt was not made by the stage .*; move it away"):
+        with pytest.raises(
+            RunError, match=r"rl/bridge/notes\.txt was not made by the stage .*; move it away"
+        ):
             run.forget_from(order, "sft")
         assert run.is_done("sft/bridge", KEY)  # refused before anything was removed
         (run.path / "rl/bridge/notes.txt").rename(run.path / "notes.txt")
@@ -265,18 +284,37 @@ def test_a_stage_on_another_disk_is_replaced_by_its_link_alone(tmp_path):
 
 
 BASE = load_config(QUICKSTART, RunConfig).model_dump(mode="json")
-BAD = ["..", ".", "", "a/b", "../../escape", "x.tmp", ".hidden", "-x", "a b", "a\nb", "ü", "a" * 65, "a\\b", "a:b"]
+BAD = [
+    "..",
+    ".",
+    "",
+    "a/b",
+    "../../escape",
+    "x.tmp",
+    ".hidden",
+    "-x",
+    "a b",
+    "a\nb",
+    "ü",
+    "a" * 65,
+    "a\\b",
+    "a:b",
+]
 
 
 @pytest.mark.parametrize("arm", BAD)
 def test_an_arm_that_cannot_name_a_folder_is_refused(arm):
-    with pytest.raises(ValueError, match="cannot name an arm: use 1 to 64 letters, digits, - and _"):
+    with pytest.raises(
+        ValueError, match="cannot name an arm: use 1 to 64 letters, digits, - and _"
+    ):
         RunConfig.model_validate(BASE | {"arms": {arm: "bridge"}})
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../../escape", "a\nb", "a" * 201, "a\\b"])
 def test_a_run_has_a_name_that_a_folder_can_have(name):
-    with pytest.raises(ValueError, match="cannot name a folder: use 1 to 200 characters, none of them / or"):
+    with pytest.raises(
+        ValueError, match="cannot name a folder: use 1 to 200 characters, none of them / or"
+    ):
         RunConfig.model_validate(BASE | {"name": name})
     assert RunConfig.model_validate(BASE | {"name": "RL of a 7B, v1.2"}).name == "RL of a 7B, v1.2"
 

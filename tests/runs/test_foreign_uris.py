@@ -1,4 +1,6 @@
-"""A URI that is not ours is never touched either: behind file://, and on a real S3 server on loopback."""
+"""A URI that is not ours is never touched either: behind file://, and on a real S3 server on
+loopback.
+"""
 
 import os
 import time
@@ -43,10 +45,19 @@ def snapshot(remote):
 
 @pytest.mark.parametrize(
     "name",
-    ["report/thesis.txt", "config.yaml", "data/stage.json", "runs/old/data/stage.json", "notes/lock.json", "x"],
+    [
+        "report/thesis.txt",
+        "config.yaml",
+        "data/stage.json",
+        "runs/old/data/stage.json",
+        "notes/lock.json",
+        "x",
+    ],
 )
 @pytest.mark.parametrize(
-    "enter", [lambda place: place.directory().__enter__(), lambda place: place.begin()], ids=["run", "study"]
+    "enter",
+    [lambda place: place.directory().__enter__(), lambda place: place.begin()],
+    ids=["run", "study"],
 )
 def test_a_uri_with_files_of_somebody_else_is_refused(place, name, enter):
     theirs = Remote(place.uri)
@@ -55,7 +66,9 @@ def test_a_uri_with_files_of_somebody_else_is_refused(place, name, enter):
     else:
         theirs.write(name, '{"mine": 1}')
     before = snapshot(theirs)
-    with pytest.raises(RunError, match="has files and is not a run directory, so nothing was written there") as caught:
+    with pytest.raises(
+        RunError, match="has files and is not a run directory, so nothing was written there"
+    ) as caught:
         enter(place)
     assert len(str(caught.value).splitlines()) == 1
     assert snapshot(theirs) == before
@@ -116,7 +129,9 @@ def test_a_report_at_the_uri_replaces_a_report_alone(place):
     assert remote.read("report/summary.json") == "new"
     remote.write("report/thesis.txt", "mine")
     before = snapshot(remote)
-    with pytest.raises(RunError, match=r"report/thesis\.txt at .*run is not part of a report; move it away"):
+    with pytest.raises(
+        RunError, match=r"report/thesis\.txt at .*run is not part of a report; move it away"
+    ):
         place.publish_report()
     assert snapshot(remote) == before
 

@@ -71,7 +71,11 @@ def test_what_is_finished_here_is_there_elsewhere(place, elsewhere):
         assert not run.is_done("rl/bridge", KEY)
         assert content(run, "data") == LONG
         assert (run.artifact("sft/bridge") / "empty").exists()
-        assert sorted(file.name for file in run.artifact("data").iterdir()) == ["deep", "empty", "stage.json"]
+        assert sorted(file.name for file in run.artifact("data").iterdir()) == [
+            "deep",
+            "empty",
+            "stage.json",
+        ]
         assert run.run_id == place.directory().run_id != RunDirectory(place.path).run_id
 
 
@@ -120,12 +124,17 @@ def test_a_replaced_stage_keeps_nothing_of_the_old_one(place, elsewhere):
         with run.commit("data", KEY) as folder:
             (folder / "other").touch()
     with elsewhere.directory() as run:
-        assert sorted(file.name for file in run.artifact("data").rglob("*")) == ["other", "stage.json"]
+        assert sorted(file.name for file in run.artifact("data").rglob("*")) == [
+            "other",
+            "stage.json",
+        ]
 
 
 def test_a_second_machine_is_refused_while_the_lock_is_fresh(place, elsewhere, monkeypatch):
     with place.directory():
-        with pytest.raises(RunLocked, match=rf"process {os.getpid()} on {socket.gethostname()}:{place.path}"):
+        with pytest.raises(
+            RunLocked, match=rf"process {os.getpid()} on {socket.gethostname()}:{place.path}"
+        ):
             elsewhere.directory().__enter__()
         with RunDirectory(elsewhere.path):
             pass  # the refused one holds nothing
@@ -172,7 +181,11 @@ def wait_until(condition):
 
 def test_checkpoints_of_an_unfinished_stage_are_there_elsewhere(place, elsewhere, monkeypatch):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
-    with place.directory() as run, suppress(KeyboardInterrupt), run.keeping_work("rl/bridge", print):
+    with (
+        place.directory() as run,
+        suppress(KeyboardInterrupt),
+        run.keeping_work("rl/bridge", print),
+    ):
         work = run.work("rl/bridge", KEY)
         for step in (2, 4):
             checkpoint(work, step, f"of {step}")
@@ -189,7 +202,11 @@ def test_checkpoints_of_an_unfinished_stage_are_there_elsewhere(place, elsewhere
     with elsewhere.directory() as run:
         assert not run.is_done("rl/bridge", KEY)
         work = run.work("rl/bridge", KEY)
-        assert sorted(path.name for path in (work / "checkpoints").iterdir()) == ["step_4", "step_6", "step_8"]
+        assert sorted(path.name for path in (work / "checkpoints").iterdir()) == [
+            "step_4",
+            "step_6",
+            "step_8",
+        ]
         assert (work / "checkpoints/step_6/policy/model").read_text() == LONG
         assert (work / "checkpoints/step_8/reference").read_text() == "of 8"
         assert (work / "metrics.jsonl").read_text().count("step") == 4
@@ -220,7 +237,10 @@ def test_the_newer_checkpoint_is_taken(place, elsewhere, monkeypatch):
         assert (run.path / "work/rl/bridge/checkpoints/step_5").exists()
     train(elsewhere, 7, "there")
     with place.directory() as run:
-        assert sorted(path.name for path in (run.path / "work/rl/bridge/checkpoints").iterdir())[-1] == "step_7"
+        assert (
+            sorted(path.name for path in (run.path / "work/rl/bridge/checkpoints").iterdir())[-1]
+            == "step_7"
+        )
         run.forget_from(ORDER, "rl")
     assert steps_at(place) == []
     with elsewhere.directory() as run:
@@ -253,7 +273,8 @@ def test_who_lost_the_lock_sends_nothing(place, elsewhere, monkeypatch):
             finish(first, "data", "of the first")
         finish(second, "data", "of the second")
     with place.directory() as run:
-        assert content(run, "data") == "of the first"  # whole, and sent now that the lock is held again
+        # whole, and sent now that the lock is held again
+        assert content(run, "data") == "of the first"
 
 
 def test_a_lock_is_renewed(place, elsewhere, monkeypatch):
@@ -298,7 +319,12 @@ def test_a_lock_that_cannot_be_read_holds_until_it_is_old(tmp_path, monkeypatch,
 def test_the_clock_of_a_holder_does_not_matter(tmp_path, clock_error_s):
     """What counts is when the store wrote the lock."""
     place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
-    holder = {"owner": "elsewhere:/run", "process": "7", "token": "t", "time": time.time() + clock_error_s}
+    holder = {
+        "owner": "elsewhere:/run",
+        "process": "7",
+        "token": "t",
+        "time": time.time() + clock_error_s,
+    }
     Remote(place.uri).write(LOCK, json.dumps(holder))
     with pytest.raises(RunLocked, match="in use by process 7 on elsewhere:/run"), place.directory():
         pass
@@ -308,7 +334,9 @@ def test_the_clock_of_a_holder_does_not_matter(tmp_path, clock_error_s):
         pass
 
 
-@pytest.mark.parametrize("error", [OSError("odd"), KeyError("token"), ValueError("odd"), RuntimeError("odd")])
+@pytest.mark.parametrize(
+    "error", [OSError("odd"), KeyError("token"), ValueError("odd"), RuntimeError("odd")]
+)
 def test_a_lock_is_renewed_whatever_goes_wrong_in_between(tmp_path, monkeypatch, error):
     monkeypatch.setattr(mirror, "RENEW_S", 0.02)
     place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
@@ -352,15 +380,22 @@ def test_status_reads_the_uri(place, elsewhere, tmp_path):
 
 
 def test_no_bucket_and_no_such_kind_are_one_error(s3, tmp_path):
-    with pytest.raises(RunError, match=r"s3://nowhere/run: .*bucket"), MirroredRun(f"s3://nowhere/run{s3}", tmp_path):
+    with (
+        pytest.raises(RunError, match=r"s3://nowhere/run: .*bucket"),
+        MirroredRun(f"s3://nowhere/run{s3}", tmp_path),
+    ):
         pass
     with pytest.raises(RunError, match="cannot open ftp://x/y"):
         RunPlace.of("ftp://x/y", tmp_path).directory()
 
 
 @pytest.mark.parametrize("held_up_at", ["1_first", "2_second", "3_third", "stage.json"])
-def test_a_stage_is_never_a_mixture_of_two_runs(place, elsewhere, tmp_path, uri, monkeypatch, held_up_at):
-    """A run is held up while it sends, for so long that another one takes over, sends the same stage, and ends."""
+def test_a_stage_is_never_a_mixture_of_two_runs(
+    place, elsewhere, tmp_path, uri, monkeypatch, held_up_at
+):
+    """A run is held up while it sends, for so long that another one takes over, sends the same
+    stage, and ends.
+    """
     monkeypatch.setattr(mirror, "RENEW_S", 1000)
     held_up, gate = threading.Event(), threading.Event()
     names = ("1_first", "2_second", "3_third")
@@ -396,13 +431,16 @@ def test_a_stage_is_never_a_mixture_of_two_runs(place, elsewhere, tmp_path, uri,
     with RunPlace.of(uri, tmp_path / "third").directory() as run:
         assert run.is_done("data", KEY)
         texts = {(run.artifact("data") / name).read_text() for name in names}
-    assert texts == {"A" if held_up_at == "stage.json" else "B"}  # whole; the mark of A came after that of B
+    # whole; the mark of A came after that of B
+    assert texts == {"A" if held_up_at == "stage.json" else "B"}
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "no mark", "mark without files"])
 def test_a_stage_that_is_not_whole_at_the_uri_is_sent_or_made_again(tmp_path, caplog, damage):
     home = tmp_path / "home/run"
-    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    place, elsewhere = (
+        RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there")
+    )
     with place.directory() as run:
         finish(run, "data")
     [file] = (home / "data").glob("*/deep/er/artifact")
@@ -412,7 +450,9 @@ def test_a_stage_that_is_not_whole_at_the_uri_is_sent_or_made_again(tmp_path, ca
         file.unlink()
     else:
         (home / "data/stage.json").write_text(
-            '{"gen' if damage == "no mark" else '{"generation": "sent-0123456789abcdef", "content": {}}'
+            '{"gen'
+            if damage == "no mark"
+            else '{"generation": "sent-0123456789abcdef", "content": {}}'
         )
     with elsewhere.directory() as run:
         assert not run.is_done("data", KEY)
@@ -446,7 +486,9 @@ def test_a_damaged_checkpoint_in_the_copy_comes_again_from_the_uri(place, monkey
 def test_a_damaged_checkpoint_at_the_uri_is_left_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
     home = tmp_path / "home/run"
-    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    place, elsewhere = (
+        RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there")
+    )
     with place.directory() as run, run.keeping_work("rl/bridge", print):
         for step in (2, 4):
             checkpoint(run.work("rl/bridge", KEY), step)
@@ -464,11 +506,16 @@ def test_a_damaged_checkpoint_at_the_uri_is_left_out(tmp_path, monkeypatch, capl
 def test_odd_names_of_checkpoints_end_nothing(tmp_path, monkeypatch, name):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
     home = tmp_path / "home/run"
-    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there"))
+    place, elsewhere = (
+        RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there")
+    )
     with place.directory() as run, run.keeping_work("rl/bridge", print):
         checkpoint(run.work("rl/bridge", KEY), 4)
         wait_until(lambda: steps_at(place) == [4])
-    for checkpoints in (home / "work/rl/bridge/checkpoints", place.path / "work/rl/bridge/checkpoints"):
+    for checkpoints in (
+        home / "work/rl/bridge/checkpoints",
+        place.path / "work/rl/bridge/checkpoints",
+    ):
         shutil.copytree(checkpoints / "step_4", checkpoints / name)
     for at in (elsewhere, place):
         with at.directory() as run:
@@ -477,7 +524,9 @@ def test_odd_names_of_checkpoints_end_nothing(tmp_path, monkeypatch, name):
 
 def test_what_a_bucket_of_somebody_else_names_stays_inside_the_copy(tmp_path):
     home = tmp_path / "home/run"
-    place, elsewhere = (RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there/deep"))
+    place, elsewhere = (
+        RunPlace.of(f"file://{home}", tmp_path / where) for where in ("here", "there/deep")
+    )
     with place.directory() as run:
         finish(run, "data")
     mark = json.loads((home / "data/stage.json").read_text())
@@ -509,12 +558,17 @@ def test_half_sent_files_are_removed_when_nobody_can_be_sending_them(tmp_path):
     with place.directory():
         pass
     folders = {path.name for path in (home / "data").iterdir()} - {"stage.json"}
-    assert (home / "sft/sent-2222222222222222/file").exists()  # whoever repairs the mark finds its files
+    # whoever repairs the mark finds its files
+    assert (home / "sft/sent-2222222222222222/file").exists()
     assert folders == {old.parent.name, "sent-" + "1" * 16}
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), OSError("x"), PermissionError("x"), MemoryError()])
-def test_whatever_fails_is_reported_once_and_checkpoints_are_sent_later(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), ValueError("x"), OSError("x"), PermissionError("x"), MemoryError()]
+)
+def test_whatever_fails_is_reported_once_and_checkpoints_are_sent_later(
+    tmp_path, monkeypatch, error
+):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.01)
     place, notes, calls = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here"), [], []
 
@@ -577,14 +631,18 @@ def test_where_the_working_copy_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make", [RunDirectory, RunPlace.of])
 def test_a_job_refuses_a_relative_directory(make, monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "mine"}}))
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "mine"}})
+    )
     with pytest.raises(RunError, match="runs/x, is relative: a job runs in a copy"):
         make("runs/x")
     with RunDirectory(tmp_path):
         assert "job mine on" in (tmp_path / ".lock").read_text()
 
 
-@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 1), os.unlink], ids=["cut", "missing"])
+@pytest.mark.parametrize(
+    "damage", [lambda file: os.truncate(file, 1), os.unlink], ids=["cut", "missing"]
+)
 def test_a_stage_that_is_damaged_in_the_copy_comes_again_from_the_uri(place, damage):
     with place.directory() as run:
         finish(run, "data")

@@ -31,7 +31,16 @@ def status(headers, access=OPEN):
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LocalHost:8000", "127.0.0.1:8000", "127.8.8.8", "[::1]", "[::1]:8000", "[::ffff:127.0.0.1]"]
+    "host",
+    [
+        "localhost",
+        "LocalHost:8000",
+        "127.0.0.1:8000",
+        "127.8.8.8",
+        "[::1]",
+        "[::1]:8000",
+        "[::ffff:127.0.0.1]",
+    ],
 )
 def test_without_keys_loopback_names_are_accepted(host):
     assert status({"host": host}) == 200
@@ -76,15 +85,29 @@ def test_browsers_may_ask_for_no_other_origin(access):
         return status({"host": "localhost:8000", "origin": origin}, access)
 
     assert answered("http://localhost:8000") == 200
-    for origin in ("https://evil.example.org", "null", "http://localhost:3000", "http://localhost", "", "file://"):
+    for origin in (
+        "https://evil.example.org",
+        "null",
+        "http://localhost:3000",
+        "http://localhost",
+        "",
+        "file://",
+    ):
         assert answered(origin) == 403
-    for site, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+    for site, expected in (
+        ("cross-site", 403),
+        ("same-site", 403),
+        ("same-origin", 200),
+        ("none", 200),
+    ):
         assert status({"host": "localhost", "sec-fetch-site": site}, access) == expected
 
 
 def test_an_allowed_origin_is_accepted():
     access = Access(allowed_origins=("https://app.example.org",))
-    assert status({"origin": "https://app.example.org", "sec-fetch-site": "cross-site"}, access) == 200
+    assert (
+        status({"origin": "https://app.example.org", "sec-fetch-site": "cross-site"}, access) == 200
+    )
     assert status({"origin": "https://app.example.org.evil.org"}, access) == 403
     assert status({"origin": "http://app.example.org"}, access) == 403
 
@@ -176,7 +199,10 @@ def test_an_unusable_key_is_refused_and_not_shown(key):
 
 
 def test_hosts_and_origins_of_the_command_line_are_checked():
-    check_allowed(["gpu7.example.org", "GPU7", "::1", "[::1]"], ["https://app.example.org", "http://localhost:3000"])
+    check_allowed(
+        ["gpu7.example.org", "GPU7", "::1", "[::1]"],
+        ["https://app.example.org", "http://localhost:3000"],
+    )
     for host in ("https://gpu7", "gpu7:8000", "*", "", "gpu7/"):
         with pytest.raises(ServeError, match="--allowed-host"):
             check_allowed([host], [])

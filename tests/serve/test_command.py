@@ -62,8 +62,20 @@ def test_mistakes_are_one_line_before_anything_starts(run, monkeypatch, capsys):
     ("named", "address", "environment", "joined", "note"),
     [
         (None, None, None, None, None),
-        ("10.6.6.6:1", None, None, None, "10.6.6.6:1 is not joined: give --address 10.6.6.6:1 to serve there"),
-        ("10.6.6.6:1", None, "10.7.7.7:1", None, "10.6.6.6:1 is not joined: give --address 10.6.6.6:1"),
+        (
+            "10.6.6.6:1",
+            None,
+            None,
+            None,
+            "10.6.6.6:1 is not joined: give --address 10.6.6.6:1 to serve there",
+        ),
+        (
+            "10.6.6.6:1",
+            None,
+            "10.7.7.7:1",
+            None,
+            "10.6.6.6:1 is not joined: give --address 10.6.6.6:1",
+        ),
         ("10.6.6.6:1", None, "10.6.6.6:1", "10.6.6.6:1", None),
         ("10.6.6.6:1", "10.6.6.6:1", None, "10.6.6.6:1", None),
         ("10.6.6.6:1", "10.7.7.7:1", None, "10.7.7.7:1", None),
@@ -90,7 +102,9 @@ def test_a_job_serves_on_its_own_cluster_and_says_so(monkeypatch):
     assert text == "the run's cluster 10.6.6.6:1 is not joined: a Ray job serves on its own"
 
 
-def test_the_command_joins_the_clusters_that_the_user_named_and_no_other(run, problems, monkeypatch, capsys):
+def test_the_command_joins_the_clusters_that_the_user_named_and_no_other(
+    run, problems, monkeypatch, capsys
+):
     joined = []
 
     def connect(config, source):
@@ -104,7 +118,9 @@ def test_the_command_joins_the_clusters_that_the_user_named_and_no_other(run, pr
     save_config(config.model_copy(update={"ray": cluster}), run / "config.yaml")
     output = error_of(monkeypatch, capsys, run, "--port", free_port())
     assert "the run's cluster 10.6.6.6:6379 is not joined: give --address 10.6.6.6:6379" in output
-    assert "not joined" not in error_of(monkeypatch, capsys, run, "--port", free_port(), "--address", "10.7.7.7:1")
+    assert "not joined" not in error_of(
+        monkeypatch, capsys, run, "--port", free_port(), "--address", "10.7.7.7:1"
+    )
     assert joined == [(None, "RAY_ADDRESS"), ("10.7.7.7:1", "--address")]
 
 
@@ -112,7 +128,10 @@ def test_a_damaged_policy_is_one_line_before_anything_starts(run, problems, monk
     make(run / "work/rl/bridge/step_10", "ten")
     flip_a_bit(run / "work/rl/bridge/step_10/policy/model.safetensors")
     error = error_of(monkeypatch, capsys, run, "--port", free_port())
-    assert "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since it was written" in error
+    assert (
+        "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since it was written"
+        in error
+    )
 
 
 def test_unusable_keys_are_one_line_that_shows_no_key(run, monkeypatch, capsys):
@@ -160,9 +179,14 @@ def test_why_an_engine_did_not_start_is_the_end_of_what_serve_says():
     traceback = "A replica failed to start.\nTraceback:\n  File x\nCheckpointError: no weights\n\n"
     healthy = DeploymentStatusOverview("HEALTHY", "CONFIG_UPDATE_COMPLETED", {}, "")
     failed = DeploymentStatusOverview("DEPLOY_FAILED", "REPLICA_STARTUP_FAILED", {}, traceback)
-    overview = ApplicationStatusOverview("DEPLOY_FAILED", "", 0, {"door": healthy, "bridge-rl": failed})
+    overview = ApplicationStatusOverview(
+        "DEPLOY_FAILED", "", 0, {"door": healthy, "bridge-rl": failed}
+    )
     assert reason_of(overview) == "CheckpointError: no weights"
-    assert reason_of(ApplicationStatusOverview("DEPLOY_FAILED", "it cannot be built", 0, {})) == "it cannot be built"
+    assert (
+        reason_of(ApplicationStatusOverview("DEPLOY_FAILED", "it cannot be built", 0, {}))
+        == "it cannot be built"
+    )
 
 
 def test_the_deployed_run_is_named_absolutely(run):
@@ -171,7 +195,9 @@ def test_the_deployed_run_is_named_absolutely(run):
 
 
 def test_the_arguments_of_the_shipped_file_build_an_application(run):
-    shipped = yaml.safe_load((QUICKSTART.parents[1] / "serve/config.yaml").read_text())["applications"][0]
+    shipped = yaml.safe_load((QUICKSTART.parents[1] / "serve/config.yaml").read_text())[
+        "applications"
+    ][0]
     module, _, name = shipped["import_path"].partition(":")
     assert getattr(importlib.import_module(module), name) is build
     assert isinstance(build(shipped["args"] | {"run": str(run)}), ray_serve.Application)
@@ -185,13 +211,19 @@ def problems(tmp_path):
     quickstart = load_config(QUICKSTART, RunConfig)
     folder = tmp_path / "data" / quickstart.evaluation.sets[0]
     task = build_task(quickstart.task, 0)
-    write_problems(task, "test_id", 1, load_tokenizer(quickstart.model.path), quickstart.model, folder)
+    write_problems(
+        task, "test_id", 1, load_tokenizer(quickstart.model.path), quickstart.model, folder
+    )
     return folder
 
 
 def test_the_first_problem_is_read_and_a_damaged_set_is_one_line_that_names_it(problems, tmp_path):
     assert first_problem(tmp_path, load_config(QUICKSTART, RunConfig)).answer
-    for file in [*problems.rglob("*.arrow"), problems / "dataset_info.json", problems / "state.json"]:
+    for file in [
+        *problems.rglob("*.arrow"),
+        problems / "dataset_info.json",
+        problems / "state.json",
+    ]:
         whole = file.read_bytes()
         for content in (b"", whole[:50], b"\xff\x00"):
             file.write_bytes(content)

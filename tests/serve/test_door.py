@@ -33,14 +33,22 @@ class Servers:
     async def answer(self, name, path, body):
         if self.fails:
             raise self.fails
-        yield Head(200, {"content-type": "text/event-stream" if self.stream else "application/json", "x-seen": "1"})
+        yield Head(
+            200,
+            {
+                "content-type": "text/event-stream" if self.stream else "application/json",
+                "x-seen": "1",
+            },
+        )
         yield json.dumps({"name": name, "path": path, "body": json.loads(body)}).encode()
 
 
 def client(servers=None, keys=(), address=HERE, raises=True, stop=(), **allowed):
     access = Access(tuple(map(key_digest, keys)), **allowed)
     app = make_app(servers or Servers(), access, stop)
-    return TestClient(app, base_url="http://127.0.0.1:8000", client=address, raise_server_exceptions=raises)
+    return TestClient(
+        app, base_url="http://127.0.0.1:8000", client=address, raise_server_exceptions=raises
+    )
 
 
 def error_of(answer, status):
@@ -87,8 +95,12 @@ def test_models_are_listed_one_by_one_and_together():
     assert error_of(client().get("/v1/models/other"), 404)["code"] == "model_not_found"
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/bridge-rl", "/v1/completions", "/v1/chat/completions"])
-@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "Basic right", "right", "Bearer right2"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/models/bridge-rl", "/v1/completions", "/v1/chat/completions"]
+)
+@pytest.mark.parametrize(
+    "header", [None, "Bearer wrong", "Bearer ", "Basic right", "right", "Bearer right2"]
+)
 def test_without_a_known_key_the_door_is_shut(path, header):
     method = "GET" if "models" in path else "POST"
     headers = {"authorization": header} if header else {}
@@ -108,11 +120,16 @@ def test_any_known_key_opens_it_from_anywhere(key):
 
 def test_without_keys_only_this_machine_is_answered():
     assert client().get("/v1/models").status_code == 200
-    assert "start it with --api-key" in error_of(client(address=ELSEWHERE).get("/v1/models"), 403)["message"]
+    assert (
+        "start it with --api-key"
+        in error_of(client(address=ELSEWHERE).get("/v1/models"), 403)["message"]
+    )
     assert error_of(client(address=ELSEWHERE).post("/v1/completions", json=REQUEST), 403)
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto"])
+@pytest.mark.parametrize(
+    "name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Proto"]
+)
 def test_without_keys_a_proxy_is_refused_where_it_shows(name):
     headers = {name: "203.0.113.7"}
     error = error_of(client().get("/v1/models", headers=headers), 403)
@@ -124,18 +141,31 @@ def test_without_keys_a_proxy_is_refused_where_it_shows(name):
 
 def test_a_page_that_points_its_name_to_this_machine_is_refused():
     rebound = {"host": "evil.example.org:8000", "origin": "http://evil.example.org:8000"}
-    assert "--allowed-host evil.example.org" in error_of(client().get("/v1/models", headers=rebound), 403)["message"]
+    assert (
+        "--allowed-host evil.example.org"
+        in error_of(client().get("/v1/models", headers=rebound), 403)["message"]
+    )
     error_of(client().post("/v1/completions", json=REQUEST, headers=rebound), 403)
     error_of(client().get("/health", headers=rebound), 403)
-    assert client(allowed_hosts=("evil.example.org",)).get("/v1/models", headers=rebound).status_code == 200
+    assert (
+        client(allowed_hosts=("evil.example.org",)).get("/v1/models", headers=rebound).status_code
+        == 200
+    )
 
 
 def test_a_browser_of_an_allowed_origin_may_ask_and_read():
     page = "https://app.example.org"
-    asks = {"origin": page, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    asks = {
+        "origin": page,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
     error_of(client(keys=["right"]).options("/v1/completions", headers=asks), 403)
     allowed = client(keys=["right"], allowed_origins=(page,))
-    assert allowed.options("/v1/completions", headers=asks).headers["access-control-allow-origin"] == page
+    assert (
+        allowed.options("/v1/completions", headers=asks).headers["access-control-allow-origin"]
+        == page
+    )
     headers = {"origin": page, "authorization": "Bearer right"}
     answer = allowed.post("/v1/completions", json=REQUEST, headers=headers)
     assert answer.status_code == 200
@@ -155,7 +185,9 @@ def test_a_body_that_a_web_page_may_send_unasked_is_refused(media_type):
 
 @pytest.mark.parametrize("media_type", ["application/json", "Application/JSON ; charset=utf-8"])
 def test_json_is_json_with_and_without_parameters(media_type):
-    answer = client().post("/v1/completions", content=json.dumps(REQUEST), headers={"content-type": media_type})
+    answer = client().post(
+        "/v1/completions", content=json.dumps(REQUEST), headers={"content-type": media_type}
+    )
     assert answer.status_code == 200
 
 
@@ -193,7 +225,10 @@ def test_half_a_character_is_refused_by_name(body):
 
 def test_half_a_character_is_refused_in_every_place():
     for body in ('{"model": "\\ud800"}', '{"model": "bridge-rl", "\\ud800": 1}'):
-        assert client().post("/v1/completions", content=body, headers=JSON).status_code in (400, 404)
+        assert client().post("/v1/completions", content=body, headers=JSON).status_code in (
+            400,
+            404,
+        )
     whole = '{"model": "bridge-rl", "prompt": "\\ud83d\\ude42"}'
     answer = client().post("/v1/completions", content=whole, headers=JSON)
     assert answer.json()["body"]["prompt"] == "\U0001f642"
@@ -205,10 +240,14 @@ def test_a_body_of_a_million_requests_is_refused(monkeypatch):
         error = error_of(client().post("/v1/completions", json=REQUEST | {"prompt": prompt}), 400)
         assert error["param"] == "prompt"
     for prompt in (["a"] * 3, [1] * 4, [], "aaaa"):
-        assert client().post("/v1/completions", json=REQUEST | {"prompt": prompt}).status_code == 200
+        assert (
+            client().post("/v1/completions", json=REQUEST | {"prompt": prompt}).status_code == 200
+        )
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "[1e999]", '{"a": -1e999}'])
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "[1e999]", '{"a": -1e999}']
+)
 def test_numbers_that_are_not_json_are_refused(number):
     body = f'{{"model": "bridge-rl", "temperature": {number}}}'
     error_of(client().post("/v1/completions", content=body, headers=JSON), 400)
@@ -233,7 +272,9 @@ def test_nesting_is_answered_or_refused(depth, opening, closing):
     ],
 )
 def test_a_bad_request_is_told_what_to_change(body, status, words):
-    answer = client().post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    answer = client().post(
+        "/v1/completions", content=body, headers={"content-type": "application/json"}
+    )
     assert words in error_of(answer, status)["message"]
 
 
@@ -257,7 +298,10 @@ def test_a_request_that_is_too_large_is_refused(monkeypatch):
     ],
 )
 def test_nothing_else_is_served(path, method, status):
-    assert "is not served; there is GET /v1/models" in error_of(client().request(method, path), status)["message"]
+    assert (
+        "is not served; there is GET /v1/models"
+        in error_of(client().request(method, path), status)["message"]
+    )
 
 
 def test_the_list_leaves_out_a_model_that_is_being_replaced():
@@ -266,11 +310,16 @@ def test_the_list_leaves_out_a_model_that_is_being_replaced():
 
 
 def test_a_lost_server_is_a_503_and_a_busy_one_a_429():
-    lost = error_of(client(Servers(ServerLost("secret detail"))).post("/v1/completions", json=REQUEST), 503)
+    lost = error_of(
+        client(Servers(ServerLost("secret detail"))).post("/v1/completions", json=REQUEST), 503
+    )
     assert "try again" in lost["message"]
     assert "secret" not in lost["message"]
     assert error_of(client(Servers(ServerLost())).get("/v1/models"), 503)
-    assert error_of(client(Servers(ServerBusy())).post("/v1/completions", json=REQUEST), 429)["code"] == "server_busy"
+    assert (
+        error_of(client(Servers(ServerBusy())).post("/v1/completions", json=REQUEST), 429)["code"]
+        == "server_busy"
+    )
 
 
 def test_an_error_of_the_program_is_a_500_with_its_traceback_in_the_log(caplog):

@@ -38,7 +38,9 @@ def raising(error, status=None):
     async def app(scope, receive, send):
         await receive()
         if status:
-            await JSONResponse({"error": {"message": "secret detail"}}, status)(scope, receive, send)
+            await JSONResponse({"error": {"message": "secret detail"}}, status)(
+                scope, receive, send
+            )
         raise error
 
     return app
@@ -93,9 +95,12 @@ def calling(function, *arguments):
 
 @pytest.mark.parametrize(
     ("function", "argument"),
-    [(faults._status_of, None), (file_keys, Path("/absent/file"))],  # one in a frame of ours, one below it
+    # one in a frame of ours, one below it
+    [(faults._status_of, None), (file_keys, Path("/absent/file"))],
 )
-def test_an_error_of_our_own_code_is_a_500_whatever_a_plain_request_gets(function, argument, caplog):
+def test_an_error_of_our_own_code_is_a_500_whatever_a_plain_request_gets(
+    function, argument, caplog
+):
     code, body = answer_of(calling(function, argument), fault=RequestFault("it would be blamed"))
     assert code == 500
     assert b"blamed" not in body
@@ -124,14 +129,18 @@ def made_into(answer):
     "answer",
     [
         JSONResponse({"error": {"message": "'NoneType' object", "code": 400}}, 400),
-        StreamingResponse(iter([b'data: {"error": {"code": 400}}\n\n']), media_type="text/event-stream"),
+        StreamingResponse(
+            iter([b'data: {"error": {"code": 400}}\n\n']), media_type="text/event-stream"
+        ),
     ],
 )
 def test_an_error_of_our_own_code_that_vllm_made_a_400_of_is_a_500(answer, caplog):
     code, body = answer_of(made_into(answer), fault=RequestFault("it would be blamed"))
     assert code == 500
     assert b"NoneType" not in body
-    assert any(record.exc_info and record.exc_info[0] is AttributeError for record in caplog.records)
+    assert any(
+        record.exc_info and record.exc_info[0] is AttributeError for record in caplog.records
+    )
 
 
 def test_a_refusal_by_our_own_code_stays_the_answer_that_vllm_makes_of_it():
@@ -145,7 +154,12 @@ def test_a_refusal_by_our_own_code_stays_the_answer_that_vllm_makes_of_it():
 
 
 def test_mixed_versions_are_never_the_requests_fault():
-    assert answer_of(raising(MixedVersions("of 1 and 2"), 500), fault=RequestFault("it would be blamed"))[0] == 500
+    assert (
+        answer_of(
+            raising(MixedVersions("of 1 and 2"), 500), fault=RequestFault("it would be blamed")
+        )[0]
+        == 500
+    )
 
 
 def test_a_client_that_left_gets_nothing():
@@ -153,12 +167,19 @@ def test_a_client_that_left_gets_nothing():
         await receive()
 
     async def ask():
-        return [piece async for piece in post(FaultMiddleware(app, lambda: False, None), "/v1/completions", BODY)]
+        return [
+            piece
+            async for piece in post(
+                FaultMiddleware(app, lambda: False, None), "/v1/completions", BODY
+            )
+        ]
 
     assert asyncio.run(ask()) == []
 
 
-@pytest.mark.parametrize("app", [raising(KeyError(), 500), raising(KeyError()), stream('{"error": {"code": 500}}')])
+@pytest.mark.parametrize(
+    "app", [raising(KeyError(), 500), raising(KeyError()), stream('{"error": {"code": 500}}')]
+)
 def test_an_answer_of_a_dead_engine_tells_the_gateway(app):
     with pytest.raises(EngineBroken):
         answer_of(app, dead=True, fault=RequestFault("not asked for"))
@@ -172,16 +193,27 @@ def test_what_is_not_implemented_is_the_requests_fault():
 
 
 def test_a_stream_that_begins_with_an_error_is_an_error():
-    error = {"error": {"message": "no such grammar", "type": "BadRequestError", "param": "structured_outputs"}}
+    error = {
+        "error": {
+            "message": "no such grammar",
+            "type": "BadRequestError",
+            "param": "structured_outputs",
+        }
+    }
     error["error"]["code"] = 400
     code, body = answer_of(stream(json.dumps(error)))
     assert code == 400
     assert json.loads(body) == error
     assert answer_of(stream('{"error": {"message": "x", "code": 500}}'))[0] == 500
-    assert answer_of(stream('{"error": {"message": "x", "code": 500}}'), fault=RequestFault("x"))[0] == 400
+    assert (
+        answer_of(stream('{"error": {"message": "x", "code": 500}}'), fault=RequestFault("x"))[0]
+        == 400
+    )
 
 
-@pytest.mark.parametrize("events", [['{"choices": []}', '{"error": {"code": 500}}'], [], ['{"error": null}']])
+@pytest.mark.parametrize(
+    "events", [['{"choices": []}', '{"error": {"code": 500}}'], [], ['{"error": null}']]
+)
 def test_other_streams_pass_as_they_are(events):
     code, body = answer_of(stream(*events))
     assert code == 200

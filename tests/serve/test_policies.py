@@ -40,7 +40,9 @@ def make(stage, weights, steps=None):
     if (step := step_of(stage.name)) is not None:
         record_checkpoint(stage, step)
     if steps:
-        record = StageRecord("key", {"rl": {"steps": steps}}, {}, "0", 1.0, _plain(record_files(stage)))
+        record = StageRecord(
+            "key", {"rl": {"steps": steps}}, {}, "0", 1.0, _plain(record_files(stage))
+        )
         (stage / "stage.json").write_text(json.dumps(asdict(record)))
     return policy
 
@@ -118,14 +120,23 @@ def test_a_policy_that_is_not_complete_is_refused_before_anything_starts(run):
 def test_the_base_is_served_where_nothing_is_trained_and_where_it_is_named(run, tmp_path_factory):
     fresh = tmp_path_factory.mktemp("fresh")
     (base,) = choose_policies(fresh, config())
-    assert (base.name, base.label, base.directory) == ("base", "base", Path("models/tiny-base").absolute())
+    assert (base.name, base.label, base.directory) == (
+        "base",
+        "base",
+        Path("models/tiny-base").absolute(),
+    )
     assert version_of(base).startswith("base-")
-    assert [policy.name for policy in choose_policies(run, config(), ["base", "bridge-sft"])] == ["base", "bridge-sft"]
+    assert [policy.name for policy in choose_policies(run, config(), ["base", "bridge-sft"])] == [
+        "base",
+        "bridge-sft",
+    ]
 
 
 def test_a_run_without_any_policy_is_refused(tmp_path):
     moved = config().model_copy(update={"model": ModelConfig(path=str(tmp_path / "elsewhere"))})
-    with pytest.raises(ServeError, match=r"no trained policy yet, and no base at .*elsewhere \(model.path\)"):
+    with pytest.raises(
+        ServeError, match=r"no trained policy yet, and no base at .*elsewhere \(model.path\)"
+    ):
         choose_policies(tmp_path, moved)
 
 
@@ -160,14 +171,18 @@ def test_a_flipped_bit_is_seen_before_a_version_is_named(run):
         policy = newest_policy(run, name)
         assert version_of(policy)
         flip_a_bit(policy.weights)
-        with pytest.raises(CheckpointError, match=rf"{folder} is damaged: policy/{WEIGHTS} has changed.*bi-ray run"):
+        with pytest.raises(
+            CheckpointError, match=rf"{folder} is damaged: policy/{WEIGHTS} has changed.*bi-ray run"
+        ):
             version_of(policy)
 
 
 def test_a_damaged_newer_version_is_logged_once_and_the_old_one_stays(run, monkeypatch, caplog):
     work = run / "work/rl/bridge"
     make(work / "step_10", "ten")
-    server = PolicyServer(run, "bridge-rl", ModelConfig(path=str(run / "base")), config().rollout, follow_s=0.01)
+    server = PolicyServer(
+        run, "bridge-rl", ModelConfig(path=str(run / "base")), config().rollout, follow_s=0.01
+    )
     server._policy = newest_policy(run, "bridge-rl")
     server._gate = VersionGate(version_of(server._policy))
     taken = []
@@ -192,6 +207,10 @@ def test_a_damaged_newer_version_is_logged_once_and_the_old_one_stays(run, monke
     with caplog.at_level(logging.WARNING):
         asyncio.run(follow())
     assert [version[:6] for version in taken] == ["rl-30-"]
-    damaged = [record.getMessage() for record in caplog.records if "step_20 is damaged" in record.getMessage()]
+    damaged = [
+        record.getMessage()
+        for record in caplog.records
+        if "step_20 is damaged" in record.getMessage()
+    ]
     assert len(damaged) == 1
     assert "stays at version rl-10-" in damaged[0]

@@ -20,7 +20,13 @@ async def echo(scope, receive, send):
     """Answers with the headers that it got, without a look at the body."""
     headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
     body = json.dumps(headers).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", b"%d" % len(body))],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -33,7 +39,9 @@ def port():
         app = echo
         for middleware in proxy.middlewares():
             app = middleware.cls(app, *middleware.args, **middleware.kwargs)
-        config = uvicorn.Config(app, port=0, lifespan="off", log_level="critical", timeout_keep_alive=1)
+        config = uvicorn.Config(
+            app, port=0, lifespan="off", log_level="critical", timeout_keep_alive=1
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -91,7 +99,9 @@ def test_a_connection_that_sends_nothing_is_closed(port):
         assert TIMEOUT_S / 2 < closed_after(connection) < 3
 
 
-@pytest.mark.parametrize("before", [b"", REQUEST + b"\r\n"], ids=["the first request", "a second one"])
+@pytest.mark.parametrize(
+    "before", [b"", REQUEST + b"\r\n"], ids=["the first request", "a second one"]
+)
 def test_headers_that_trickle_are_closed(port, before):
     with connected(port) as connection:
         connection.sendall(before)
@@ -118,12 +128,20 @@ def test_requests_that_come_in_time_share_a_connection(port):
 
 def test_headers_without_end_are_refused(port):
     for headers in (b"x: " + b"a" * 2**20, b"x: a\r\n" * 100_000):
-        assert not ask(port, REQUEST, headers, b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 2")
+        assert not ask(port, REQUEST, headers, b"Connection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 2"
+        )
 
 
 def test_the_list_of_routes_is_hidden(port):
-    assert ask(port, b"GET /-/routes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12] == b"404"
-    assert ask(port, b"GET /%2d/routes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12] == b"404"
+    assert (
+        ask(port, b"GET /-/routes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12]
+        == b"404"
+    )
+    assert (
+        ask(port, b"GET /%2d/routes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[9:12]
+        == b"404"
+    )
 
 
 def test_headers_that_steer_ray_serve_do_not_reach_it(port):

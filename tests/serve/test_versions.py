@@ -40,7 +40,8 @@ def test_answers_share_the_gate_and_an_update_waits_for_all_of_them():
         await settle()
         ends[0].set()
         await settle()
-        assert order == ["begin 0 a", "begin 1 a", "end 0 a"]  # the late one waits, and so does the update
+        # the late one waits, and so does the update
+        assert order == ["begin 0 a", "begin 1 a", "end 0 a"]
         ends[1].set()
         ends[2].set()
         await asyncio.gather(*first, updating, late)
@@ -136,7 +137,9 @@ async def events(_):
 @pytest.fixture
 def client():
     gate = VersionGate('rl-20-"x"')
-    app = Starlette(routes=[Route("/plain", plain), Route("/error", error), Route("/events", events)])
+    app = Starlette(
+        routes=[Route("/plain", plain), Route("/error", error), Route("/events", events)]
+    )
     return TestClient(VersionMiddleware(app, gate))
 
 
@@ -157,7 +160,9 @@ def test_every_event_of_a_stream_says_it_and_no_other_text_is_touched(client):
     *pieces, last = [event.removeprefix("data: ") for event in answer.text.strip().split("\n\n")]
     assert last == "[DONE]"
     version = {"policy_version": 'rl-20-"x"'}
-    assert [json.loads(piece) for piece in pieces] == [version | e for e in ({"text": "data: {"}, {"n": 1}, {"n": 2})]
+    assert [json.loads(piece) for piece in pieces] == [
+        version | e for e in ({"text": "data: {"}, {"n": 1}, {"n": 2})
+    ]
 
 
 def test_an_error_keeps_its_form(client):

@@ -1,4 +1,6 @@
-"""Traces over extracted graphs: written, read back and proven, in plain words and in the user's own."""
+"""Traces over extracted graphs: written, read back and proven, in plain words and in the user's
+own.
+"""
 
 import json
 import random
@@ -23,10 +25,15 @@ from bi_ray.tasks.base import in_split
 from bi_ray.tasks.freetext import NOTATION, FreeTextTask, parse_line
 
 CASES = json.loads((Path(__file__).parents[1] / "reasoning/extractions/good.json").read_text())
-ROWS = [prove(source_row(i, case["row"]), json.dumps(case["extraction"])) for i, case in enumerate(CASES)]
+ROWS = [
+    prove(source_row(i, case["row"]), json.dumps(case["extraction"]))
+    for i, case in enumerate(CASES)
+]
 OWN, PLAIN = FreeTextTask(ROWS), FreeTextTask(ROWS, own_words=False)
 ALWAYS = RecipeConfig(
-    behaviors=tuple(BehaviorConfig(name=name, probability=0.8) for name in ("reflection", "analysis", "subgoal"))
+    behaviors=tuple(
+        BehaviorConfig(name=name, probability=0.8) for name in ("reflection", "analysis", "subgoal")
+    )
 )
 
 
@@ -104,7 +111,9 @@ def test_rows_with_one_graph_do_not_lend_each_other_their_words():
     other = replace(row, number=99, steps=steps)
     plan = vanilla_plan(row.graph)
     assert FreeTextTask([row, other]).render(plan, row.graph) == PLAIN.render(plan, row.graph)
-    assert FreeTextTask([row, row]).render(plan, row.graph) == FreeTextTask([row]).render(plan, row.graph)
+    assert FreeTextTask([row, row]).render(plan, row.graph) == FreeTextTask([row]).render(
+        plan, row.graph
+    )
 
 
 def test_a_graph_that_went_through_json_keeps_its_words():
@@ -112,7 +121,9 @@ def test_a_graph_that_went_through_json_keeps_its_words():
         again = Graph.from_json(row.graph.to_json())
         assert again.hash() == row.graph.hash()
         plan = full_plan(again, random.Random(0))
-        assert FreeTextTask([row]).render(plan, again) == FreeTextTask([row]).render(plan, row.graph)
+        assert FreeTextTask([row]).render(plan, again) == FreeTextTask([row]).render(
+            plan, row.graph
+        )
         words = [step.text for step in row.steps if step.text and step.node in row.graph.needed]
         text = join(FreeTextTask([row]).render(plan, again))[0]
         assert all(sentence in text for sentence in words)
@@ -120,7 +131,10 @@ def test_a_graph_that_went_through_json_keeps_its_words():
 
 def test_numbers_are_written_as_the_user_has_them():
     for case, line in (
-        ("a percent sign in an expression", "So discount = 25 / 100 * price = 25 / 100 * 80 = 0.25 * 80 = 20."),
+        (
+            "a percent sign in an expression",
+            "So discount = 25 / 100 * price = 25 / 100 * 80 = 0.25 * 80 = 20.",
+        ),
         ("money and thousands separators", "The question says price of the insurance = 1250.5."),
         ("a share as a decimal", "So voters who stayed home = 0.125 * voters = 0.125 * 640 = 80."),
         ("a value that is no whole number", "So pizzas of each friend = 7 / 3 = 7/3."),
@@ -142,12 +156,18 @@ def test_each_behavior_reads_as_a_sentence():
         Step(both, StepKind.VERIFY),
     ]
     lines = join(PLAIN.render(plan, graph))[0].splitlines()
-    assert lines[1] == f"Plan: to find {both}: first {friday}, {saturday}; to find {saturday}: first {friday}."
+    assert (
+        lines[1]
+        == f"Plan: to find {both}: first {friday}, {saturday}; to find {saturday}: first {friday}."
+    )
     assert lines[3] == f"Let's find {both}. That needs {saturday}, not known yet. Let's go back."
     assert lines[4] == (
         f"We know that {friday} = 18. So {saturday} = {friday} / 2 = 18 / 2 = 8? No, that is wrong: {saturday} = 9."
     )
-    assert lines[6] == f"Let's check {both}: {both} - {saturday} = 27 - 9 = 18, and {friday} = 18. Right."
+    assert (
+        lines[6]
+        == f"Let's check {both}: {both} - {saturday} = 27 - 9 = 18, and {friday} = 18. Right."
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,14 +178,34 @@ def test_each_behavior_reads_as_a_sentence():
         ("Friday / 2 ", "Friday * 2 ", "is not what the problem states"),
         ("Friday / 2 ", "Friday / 3 ", "is not what the problem states"),
         ("= 18 / 2 =", "= 18 / 3 =", "is not muffins baked on Friday / 2 with its numbers"),
-        ("We know that muffins baked on Friday = 18", "We know that muffins baked on Friday = 17", "restates"),
-        ("That needs muffins baked on Saturday,", "That needs muffins baked on Friday,", "missing are"),
-        ("Let's find muffins baked on both days", "Let's find muffins baked on Saturday", "was not locked"),
-        ("Let's find muffins baked on both days", "Let's find muffins baked on Sunday", "is no quantity"),
+        (
+            "We know that muffins baked on Friday = 18",
+            "We know that muffins baked on Friday = 17",
+            "restates",
+        ),
+        (
+            "That needs muffins baked on Saturday,",
+            "That needs muffins baked on Friday,",
+            "missing are",
+        ),
+        (
+            "Let's find muffins baked on both days",
+            "Let's find muffins baked on Saturday",
+            "was not locked",
+        ),
+        (
+            "Let's find muffins baked on both days",
+            "Let's find muffins baked on Sunday",
+            "is no quantity",
+        ),
         ("= 8? No", "= 9? No", "takes back 9, which was right"),
         ("27 - 9 = 18, and", "27 - 9 = 19, and", "no line of a known form"),
         ("27 - 9 = 18", "27 - 8 = 18", "with its numbers"),
-        (" - muffins baked on Saturday = 27", " - muffins baked on Saturdays = 27", "says nothing about it"),
+        (
+            " - muffins baked on Saturday = 27",
+            " - muffins baked on Saturdays = 27",
+            "says nothing about it",
+        ),
         ("first muffins baked on Friday.", "first muffins baked on both days.", "says that"),
         ("= 9.\n", "= 9/0.\n", "no line of a known form"),
         (
@@ -197,15 +237,33 @@ def test_a_wrong_line_is_refused_with_the_reason(old, new, reason):
 
 
 WORD = st.sampled_from(
-    ["we", "need", "first", "So", "Let's", "total", "of", "buy-one", "3", "x1", "and", "is", "known"]
+    [
+        "we",
+        "need",
+        "first",
+        "So",
+        "Let's",
+        "total",
+        "of",
+        "buy-one",
+        "3",
+        "x1",
+        "and",
+        "is",
+        "known",
+    ]
 )
-PHRASES = st.lists(WORD, min_size=1, max_size=5).map(" ".join).filter(lambda name: name[0].isalpha())
+PHRASES = (
+    st.lists(WORD, min_size=1, max_size=5).map(" ".join).filter(lambda name: name[0].isalpha())
+)
 OPERATORS = [Operator.ADD, Operator.SUBTRACT, Operator.MULTIPLY, Operator.DIVIDE]
 
 
 @st.composite
 def graphs(draw):
-    """Any expressions over any names: nested, with numbers of their own, whole, decimal and negative."""
+    """Any expressions over any names: nested, with numbers of their own, whole, decimal and
+    negative.
+    """
     names = draw(st.lists(PHRASES, min_size=2, max_size=7, unique=True))
     values, nodes = {}, []
     for name in names:
@@ -215,7 +273,9 @@ def graphs(draw):
             *map(st.just, values),
         )
         pairs = st.tuples(st.sampled_from(OPERATORS), leaf, leaf)
-        expression = draw(st.one_of(leaf, pairs, st.tuples(st.sampled_from(OPERATORS), pairs, pairs)))
+        expression = draw(
+            st.one_of(leaf, pairs, st.tuples(st.sampled_from(OPERATORS), pairs, pairs))
+        )
         try:
             nodes.append(Node.of(name, expression, values))
         except ZeroDivisionError:
@@ -242,7 +302,10 @@ def test_any_graph_is_written_read_and_proven(graph, seed):
     [
         ("clips in May / 2", (Operator.DIVIDE, "clips in May", 2)),
         ("buy-one offers - 3", (Operator.SUBTRACT, "buy-one offers", 3)),
-        ("(price of 2 pens + 1.5) * 4", (Operator.MULTIPLY, (Operator.ADD, "price of 2 pens", Fraction(3, 2)), 4)),
+        (
+            "(price of 2 pens + 1.5) * 4",
+            (Operator.MULTIPLY, (Operator.ADD, "price of 2 pens", Fraction(3, 2)), 4),
+        ),
         ("2 pens + 1", None),
         ("pens  of Ann", None),
         ("pens +", None),
@@ -292,7 +355,17 @@ def test_a_question_is_known_by_its_row():
 
 def test_sets_share_no_row_and_say_when_they_are_empty():
     rows = {
-        split: [] for split in ("pretrain", "sft", "rl", "val", "val_ood", "test_id", "test_ood", "influence_target")
+        split: []
+        for split in (
+            "pretrain",
+            "sft",
+            "rl",
+            "val",
+            "val_ood",
+            "test_id",
+            "test_ood",
+            "influence_target",
+        )
     }
     for split, found in rows.items():
         count = sum(in_split(row.graph.hash(), split) for row in ROWS)

@@ -12,8 +12,14 @@ reasoning_gym = pytest.importorskip("reasoning_gym")
 
 
 def config_of(task="spell_backward", **options):
-    sets = {"rl": {}, "test_ood": {"options": {"min_word_len": 8}}} if task == "spell_backward" else {"rl": {}}
-    return ReasoningGymConfig.model_validate({"kind": "reasoning_gym", "task": task, "sets": sets} | options)
+    sets = (
+        {"rl": {}, "test_ood": {"options": {"min_word_len": 8}}}
+        if task == "spell_backward"
+        else {"rl": {}}
+    )
+    return ReasoningGymConfig.model_validate(
+        {"kind": "reasoning_gym", "task": task, "sets": sets} | options
+    )
 
 
 def tagged(answer):
@@ -36,7 +42,15 @@ def test_options_of_a_set_make_it_harder():
 
 
 # countdown, n_queens and graph_color take any answer that solves the problem
-TASKS = ["spell_backward", "basic_arithmetic", "countdown", "n_queens", "knights_knaves", "graph_color", "gsm_symbolic"]
+TASKS = [
+    "spell_backward",
+    "basic_arithmetic",
+    "countdown",
+    "n_queens",
+    "knights_knaves",
+    "graph_color",
+    "gsm_symbolic",
+]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -63,7 +77,9 @@ def test_an_answer_other_than_the_one_it_gives_can_be_right():
     swapped = f"0 * 0 + ({problem.answer})"
     same = f"({problem.answer})"
     assert task.answer_is_right(tagged(same), problem.question, problem.answer, problem.reference)
-    assert not task.answer_is_right(tagged(swapped), problem.question, problem.answer, problem.reference)
+    assert not task.answer_is_right(
+        tagged(swapped), problem.question, problem.answer, problem.reference
+    )
 
 
 def test_the_target_is_as_hard_as_rl_or_as_it_is_told():

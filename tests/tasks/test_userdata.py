@@ -20,13 +20,19 @@ SETS = ("sft", "rl", "val", "val_ood", "test_id", "test_ood", "influence_target"
 
 def sums(count, first=0):
     return [
-        {"question": f"What is {i} + {i + 1}?", "answer": 2 * i + 1, "chain_of_thought": f"{i} + {i + 1} = {2 * i + 1}"}
+        {
+            "question": f"What is {i} + {i + 1}?",
+            "answer": 2 * i + 1,
+            "chain_of_thought": f"{i} + {i + 1} = {2 * i + 1}",
+        }
         for i in range(first, first + count)
     ]
 
 
 def jsonl(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return str(path)
 
 
@@ -53,13 +59,17 @@ def test_a_file_of_every_kind_becomes_problems(kind, tmp_path):
     assert isinstance(task, FiniteTask)
     assert isinstance(task, ChecksAnswers)
     problems = [task.problem("rl", i) for i in range(task.available("rl"))]
-    assert sorted((p.question, p.answer) for p in problems) == sorted((r["question"], str(r["answer"])) for r in rows)
+    assert sorted((p.question, p.answer) for p in problems) == sorted(
+        (r["question"], str(r["answer"])) for r in rows
+    )
     assert {p.id for p in problems} == {f"rl-{line}" for line in range(1, 21)}
     for problem in problems:
         assert problem.graph is None
         assert problem.id == f"rl-{problem.place.line}"
         assert rows[problem.place.line - 1]["question"] == problem.question
-        assert task.answer_is_right(problem.response, problem.question, problem.answer, problem.reference)
+        assert task.answer_is_right(
+            problem.response, problem.question, problem.answer, problem.reference
+        )
     with pytest.raises(DataError, match="20 problems"):
         task.problem("rl", 20)
 
@@ -67,7 +77,9 @@ def test_a_file_of_every_kind_becomes_problems(kind, tmp_path):
 def test_one_file_is_split_by_its_questions_and_by_nothing_else(tmp_path):
     rows = sums(1000)
     task = task_of(path=jsonl(tmp_path / "a.jsonl", rows), sets={name: {} for name in SETS})
-    questions = {name: [task.problem(name, i).question for i in range(task.available(name))] for name in SETS}
+    questions = {
+        name: [task.problem(name, i).question for i in range(task.available(name))] for name in SETS
+    }
     assert sum(map(len, questions.values())) == 1000
     assert len({question for found in questions.values() for question in found}) == 1000
     assert not task.rejects.rows
@@ -96,14 +108,23 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
         ('"text"', "no JSON object: found str"),
         ({"answer": 3}, "no question (field 'question'): the row has 'answer'"),
         ({"question": " ", "answer": 3}, "no question"),
-        ({"question": ["a"], "answer": 3}, "field 'question' has to be text or a number, found a list"),
+        (
+            {"question": ["a"], "answer": 3},
+            "field 'question' has to be text or a number, found a list",
+        ),
         ({"question": "q"}, "no answer (field 'answer')"),
         ({"question": "q", "answer": None}, "no answer"),
         ({"question": "q", "answer": ""}, "no answer"),
-        ({"question": "q", "answer": {"value": 3}}, "field 'answer' has to be text or a number, found an object"),
+        (
+            {"question": "q", "answer": {"value": 3}},
+            "field 'answer' has to be text or a number, found an object",
+        ),
         ({"question": "What is 0 + 1?", "answer": 1}, "duplicate question: the same as in line 1"),
         ({"question": "WHAT IS  0 + 1?", "answer": 1}, "duplicate question: the same as in line 1"),
-        ({"question": "q", "answer": "three"}, "the answer is no number, which checker numeric needs: 'three'"),
+        (
+            {"question": "q", "answer": "three"},
+            "the answer is no number, which checker numeric needs: 'three'",
+        ),
         (
             {"question": "q", "answer": 3, "response": "<answer>4</answer>"},
             "its response is not right: the answer is '3'",
@@ -114,14 +135,21 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
             "spans are no list of start, end and behavior",
         ),
         (
-            {"question": "q", "response": "<answer>3</answer>", "spans": [{"start": 0, "end": 99, "behavior": "x"}]},
+            {
+                "question": "q",
+                "response": "<answer>3</answer>",
+                "spans": [{"start": 0, "end": 99, "behavior": "x"}],
+            },
             "spans overlap, are empty or lie outside",
         ),
         (
             {
                 "question": "q",
                 "response": "<answer>3</answer>",
-                "spans": [{"start": 0, "end": 5, "behavior": "x"}, {"start": 4, "end": 9, "behavior": "y"}],
+                "spans": [
+                    {"start": 0, "end": 5, "behavior": "x"},
+                    {"start": 4, "end": 9, "behavior": "y"},
+                ],
             },
             "spans overlap",
         ),
@@ -146,13 +174,20 @@ def test_sft_needs_demonstrations_and_other_sets_do_not(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", rows)
     task = task_of(sets={"sft": {"path": path}, "rl": {"path": path}})
     assert (task.available("rl"), task.available("sft")) == (4, 3)
-    assert [(reject.line, reject.reason[:19]) for reject in task.rejects.rows] == [(2, "no chain of thought")]
+    assert [(reject.line, reject.reason[:19]) for reject in task.rejects.rows] == [
+        (2, "no chain of thought")
+    ]
     problem = next(p for p in (task.problem("sft", i) for i in range(3)) if p.id == "sft-1")
-    assert problem.response == "<think>\n0 + 1 = 1\n</think>\n<answer> The final answer is 1 </answer>"
+    assert (
+        problem.response == "<think>\n0 + 1 = 1\n</think>\n<answer> The final answer is 1 </answer>"
+    )
 
 
 def test_nothing_is_trained_on_that_is_tested_with(tmp_path):
-    train, test = jsonl(tmp_path / "train.jsonl", sums(10)), jsonl(tmp_path / "test.jsonl", sums(10, first=8))
+    train, test = (
+        jsonl(tmp_path / "train.jsonl", sums(10)),
+        jsonl(tmp_path / "test.jsonl", sums(10, first=8)),
+    )
     sets = {"sft": {"path": train}, "rl": {"path": train}, "test_id": {"path": test}}
     task = task_of(sets=sets)
     assert [task.available(name) for name in ("sft", "rl", "test_id")] == [8, 8, 10]
@@ -161,7 +196,10 @@ def test_nothing_is_trained_on_that_is_tested_with(tmp_path):
 
 
 def test_the_answer_may_stand_in_the_response_alone(tmp_path):
-    rows = [{"question": "How many?", "answer": "2 + 3 = 5\n#### 5"}, {"question": "And now?", "answer": "no idea"}]
+    rows = [
+        {"question": "How many?", "answer": "2 + 3 = 5\n#### 5"},
+        {"question": "And now?", "answer": "no idea"},
+    ]
     task = one_set(
         jsonl(tmp_path / "rows.jsonl", rows),
         name="sft",
@@ -186,8 +224,13 @@ def test_fields_have_the_names_that_they_have(tmp_path):
 
 def test_spans_of_an_injected_response_are_kept(tmp_path):
     response = "<think>\nwait, no\n2 + 3 = 5\n</think>\n<answer> The final answer is 5 </answer>"
-    spans = [{"start": 17, "end": 26, "behavior": "subgoal"}, {"start": 8, "end": 16, "behavior": "reflection"}]
-    path = jsonl(tmp_path / "injected.jsonl", [{"question": "q", "response": response, "spans": spans}])
+    spans = [
+        {"start": 17, "end": 26, "behavior": "subgoal"},
+        {"start": 8, "end": 16, "behavior": "reflection"},
+    ]
+    path = jsonl(
+        tmp_path / "injected.jsonl", [{"question": "q", "response": response, "spans": spans}]
+    )
     rejects = Rejects()
     (row,) = one_set(path).read_demonstrations(path, rejects)
     assert row.spans == (Span(8, 16, "reflection"), Span(17, 26, "subgoal"))
@@ -195,17 +238,24 @@ def test_spans_of_an_injected_response_are_kept(tmp_path):
     assert not rejects.rows
 
 
-def test_a_function_that_fails_over_a_row_is_a_bad_row_and_one_that_is_not_there_stops(tmp_path, monkeypatch):
+def test_a_function_that_fails_over_a_row_is_a_bad_row_and_one_that_is_not_there_stops(
+    tmp_path, monkeypatch
+):
     (tmp_path / "checks_of_rows.py").write_text(
         "def check(question, answer, response):\n    return 1 / int(answer) > 0\n"
     )
     monkeypatch.chdir(tmp_path)
-    path = jsonl(tmp_path / "rows.jsonl", [{"question": f"q{i}", "answer": i, "response": "x"} for i in (0, 1)])
+    path = jsonl(
+        tmp_path / "rows.jsonl",
+        [{"question": f"q{i}", "answer": i, "response": "x"} for i in (0, 1)],
+    )
     task = one_set(path, answer={"checker": "function", "function": "checks_of_rows:check"})
     assert task.available("rl") == 1
     assert "ZeroDivisionError" in task.rejects.rows[0].reason
     with pytest.raises(ConfigError, match="does not import"):
-        one_set(path, answer={"checker": "function", "function": "no_such_module:check"}).available("rl")
+        one_set(path, answer={"checker": "function", "function": "no_such_module:check"}).available(
+            "rl"
+        )
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -216,11 +266,16 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_the_target_of_influence_is_a_set_or_a_part_of_the_one_file(tmp_path):
-    path, other = jsonl(tmp_path / "a.jsonl", sums(1000)), jsonl(tmp_path / "b.jsonl", sums(7, first=5000))
+    path, other = (
+        jsonl(tmp_path / "a.jsonl", sums(1000)),
+        jsonl(tmp_path / "b.jsonl", sums(7, first=5000)),
+    )
     config = UserDataConfig(kind="jsonl", path=path, sets={"rl": {}})
     task = build_task(target_config(config, None, 5), 0)
     assert 20 < task.available("influence_target") < 90
-    own = UserDataConfig(kind="jsonl", sets={"rl": {"path": path}, "influence_target": {"path": other}})
+    own = UserDataConfig(
+        kind="jsonl", sets={"rl": {"path": path}, "influence_target": {"path": other}}
+    )
     assert build_task(target_config(own, None, 5), 0).available("influence_target") == 7
     assert data_files(own).keys() == {path, other}
     assert len(set(data_files(own).values())) == 2
@@ -250,7 +305,9 @@ def test_wrong_options(options, words):
 
 def test_the_examples_of_the_documentation_are_good():
     text = (Path(__file__).parents[2] / "docs/data.md").read_text()
-    first, *more = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    first, *more = [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ]
     config = RunConfig.model_validate(first)
     assert config.task.answer.checker == "math"
     assert len(more) == 3
@@ -285,7 +342,9 @@ def test_several_demonstrations_of_one_question_are_all_kept_and_asked_once(tmp_
     for name in ("rl", "test_id", "val"):
         task = one_set(path, name)
         assert task.available(name) == 5
-        assert [reject.reason for reject in task.rejects.rows[:3]] == ["duplicate question: the same as in line 1"] * 3
+        assert [reject.reason for reject in task.rejects.rows[:3]] == [
+            "duplicate question: the same as in line 1"
+        ] * 3
 
 
 def test_rows_of_one_question_are_all_in_the_same_set(tmp_path):
@@ -295,8 +354,12 @@ def test_rows_of_one_question_are_all_in_the_same_set(tmp_path):
         for way, question in enumerate((f"Compute {i}².", f"compute  {i}²."))
     ]
     task = task_of(path=jsonl(tmp_path / "a.jsonl", rows), sets={name: {} for name in SETS})
-    asked = {name: [task.problem(name, i).question for i in range(task.available(name))] for name in SETS}
-    hashes = {name: {text_hash(question) for question in questions} for name, questions in asked.items()}
+    asked = {
+        name: [task.problem(name, i).question for i in range(task.available(name))] for name in SETS
+    }
+    hashes = {
+        name: {text_hash(question) for question in questions} for name, questions in asked.items()
+    }
     assert sum(map(len, hashes.values())) == len(set().union(*hashes.values())) == 100
     assert len(asked["sft"]) == 2 * len(hashes["sft"])
     assert all(len(asked[name]) == len(hashes[name]) for name in SETS if name != "sft")

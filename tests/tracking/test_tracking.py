@@ -14,30 +14,49 @@ from bi_ray.tracking.base import Tracked
 from bi_ray.tracking.following import Tracking, make_trackers
 
 SET = {"problems": 4, "depth": 2, "redundant_nodes": [1, 2]}
-ROWS = [{"step": 0, "validation/val/greedy": 0.25}, {"step": 1, "reward": 0.5, "loss": -1.0, "note": "text"}]
+ROWS = [
+    {"step": 0, "validation/val/greedy": 0.25},
+    {"step": 1, "reward": 0.5, "loss": -1.0, "note": "text"},
+]
 ROWS += [{"step": 2, "reward": 0.75, "loss": float("nan"), "validation/val/greedy": 0.5}]
-EXPECTED = {"validation/val/greedy": [(0, 0.25), (2, 0.5)], "reward": [(1, 0.5), (2, 0.75)], "loss": [(1, -1.0)]}
+EXPECTED = {
+    "validation/val/greedy": [(0, 0.25), (2, 0.5)],
+    "reward": [(1, 0.5), (2, 0.75)],
+    "loss": [(1, -1.0)],
+}
 
 
 def config(trackers):
     task = {"kind": "promptbench", "sets": {"rl": SET, "test_id": SET}}
     evaluation = {"sets": ["test_id"]}
     return RunConfig.model_validate(
-        {"name": "tracked", "task": task, "arms": ["base"], "evaluation": evaluation, "trackers": trackers}
+        {
+            "name": "tracked",
+            "task": task,
+            "arms": ["base"],
+            "evaluation": evaluation,
+            "trackers": trackers,
+        }
     )
 
 
 def training(folder):
     run = config([])
-    return Tracked("tracked", "0a1b", "rl", "base", folder / "trackers", run.model_dump(mode="json"))
+    return Tracked(
+        "tracked", "0a1b", "rl", "base", folder / "trackers", run.model_dump(mode="json")
+    )
 
 
 def follow(folder, trackers, rows=ROWS):
-    """A training that logs, is killed after step 1, and logs step 1 again and step 2: two processes of the command."""
+    """A training that logs, is killed after step 1, and logs step 1 again and step 2: two processes
+    of the command.
+    """
     notes = []
     metrics = folder / "metrics.jsonl"
     for part in (rows[:2], rows[1:]):
-        with Tracking(make_trackers(config(trackers), notes.append), training(folder), metrics, notes.append):
+        with Tracking(
+            make_trackers(config(trackers), notes.append), training(folder), metrics, notes.append
+        ):
             if metrics.exists():
                 cut_metrics(metrics, 0)
             for row in part:
@@ -51,12 +70,16 @@ def test_tensorboard(tmp_path):
     assert follow(tmp_path, ["tensorboard"]) == []
     found = EventAccumulator(str(tmp_path / "trackers/tensorboard/rl/base"))
     found.Reload()
-    read = {name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]}
+    read = {
+        name: [(e.step, e.value) for e in found.Scalars(name)] for name in found.Tags()["scalars"]
+    }
     assert read == EXPECTED
 
 
 def wandb_records(file):
-    """The messages of a .wandb file: LevelDB's log format behind 7 bytes; the library's reader of it is its Go core."""
+    """The messages of a .wandb file: LevelDB's log format behind 7 bytes; the library's reader of
+    it is its Go core.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, place, parts = file.read_bytes(), 7, b""
@@ -77,7 +100,8 @@ def test_wandb_offline(tmp_path):
     assert follow(tmp_path, {"wandb": {"mode": "offline", "project": "mine"}}) == []
     read, ids = {}, set()
     for file in sorted((tmp_path / "trackers/wandb").glob("offline-run-*/*.wandb")):
-        deadline = time.monotonic() + 30  # wandb's service may still be writing when the run has been finished
+        # wandb's service may still be writing when the run has been finished
+        deadline = time.monotonic() + 30
         while not any(record.HasField("exit") for record in wandb_records(file)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -85,12 +109,14 @@ def test_wandb_offline(tmp_path):
             if record.WhichOneof("record_type") == "run":
                 ids.add((record.run.project, record.run.display_name, record.run.run_id))
             values = {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
             }
             for name in values.keys() & EXPECTED.keys():
                 read.setdefault(name, []).append((record.history.step.num, values[name]))
     assert read == EXPECTED
-    assert ids == {("mine", "tracked/rl/base", "0a1b-rl-base")}  # both processes, one run: `wandb sync` joins them
+    # both processes, one run: `wandb sync` joins them
+    assert ids == {("mine", "tracked/rl/base", "0a1b-rl-base")}
 
 
 def test_mlflow(tmp_path):
@@ -103,7 +129,10 @@ def test_mlflow(tmp_path):
     assert run.info.run_name == "tracked/rl/base"
     assert run.info.status == "FINISHED"
     assert run.data.tags["arm"] == "base"
-    read = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in EXPECTED}
+    read = {
+        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+        for name in EXPECTED
+    }
     assert read == EXPECTED
 
 
@@ -111,7 +140,8 @@ def test_trackio(tmp_path, monkeypatch):
     import trackio.sqlite_storage
     import trackio.utils
 
-    for module in (trackio.utils, trackio.sqlite_storage):  # read at import; a user sets TRACKIO_DIR before that
+    # read at import; a user sets TRACKIO_DIR before that
+    for module in (trackio.utils, trackio.sqlite_storage):
         monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
     assert follow(tmp_path, ["trackio"]) == []
     (name,) = trackio.sqlite_storage.SQLiteStorage.get_runs("bi_ray")
@@ -156,13 +186,17 @@ def test_a_tracker_of_ones_own_gets_every_step_once(tmp_path):
 
 def test_a_tracker_that_fails_is_said_once_and_the_others_go_on(tmp_path):
     notes = follow(tmp_path, {f"{__name__}:Kept": {"fail_at": 1}, "tensorboard": {}})
-    assert notes == [f"tracker {__name__}:Kept is left out from here on: OSError: its server is gone"]
+    assert notes == [
+        f"tracker {__name__}:Kept is left out from here on: OSError: its server is gone"
+    ]
     assert [entry[0] for entry in Kept.logs] == ["begin", 0, "begin", 2, "end"]
     assert list((tmp_path / "trackers/tensorboard/rl/base").iterdir())
 
 
 def test_a_tracker_that_cannot_be_made_is_said(tmp_path, monkeypatch):
-    notes = follow(tmp_path, {"no.such:Tracker": {}, f"{__name__}:Absent": {}, "tensorboard": {"color": 1}})
+    notes = follow(
+        tmp_path, {"no.such:Tracker": {}, f"{__name__}:Absent": {}, "tensorboard": {"color": 1}}
+    )
     assert len(notes) == 6  # three, in each of two processes
     assert notes[0].startswith(
         "tracker no.such:Tracker is left out: ConfigError: trackers.no.such:Tracker: no.such does"
@@ -182,11 +216,15 @@ def test_a_slow_tracker_holds_nobody_up(tmp_path, monkeypatch):
     with Tracking(made, training(tmp_path), tmp_path / "metrics.jsonl", notes.append):
         pass
     assert time.monotonic() - began < 3
-    assert notes == ["trackers did not take the last figures within 0.2 s; the run goes on without them"]
+    assert notes == [
+        "trackers did not take the last figures within 0.2 s; the run goes on without them"
+    ]
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValidationError, match=r"no tracker is called 'wandbb'; known: tensorboard, wandb, mlflow"):
+    with pytest.raises(
+        ValidationError, match=r"no tracker is called 'wandbb'; known: tensorboard, wandb, mlflow"
+    ):
         config(["wandbb"])
 
 
@@ -197,7 +235,9 @@ def test_a_damaged_mark_costs_nothing_but_figures_twice(tmp_path, mark):
     (tmp_path / "tracked").write_text(mark)
     notes = follow(tmp_path, [f"{__name__}:Kept"])
     assert [entry[0] for entry in Kept.logs] == ["begin", 0, 1, "end", "begin", 2, "end"]
-    assert notes == [f"{tmp_path}/tracked is damaged: trackers get every step of tracked/rl/base again"]
+    assert notes == [
+        f"{tmp_path}/tracked is damaged: trackers get every step of tracked/rl/base again"
+    ]
     assert (tmp_path / "tracked").read_text() == "2"
 
 

@@ -10,7 +10,9 @@ from bi_ray.tasks.base import Problem
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.grading import Tally, grade, grade_rows
 
-TASK = build_task(PromptBenchConfig(name_pool=48, sets={"sft": {"depth": 3, "redundant_nodes": [2, 4]}}), 0)
+TASK = build_task(
+    PromptBenchConfig(name_pool=48, sets={"sft": {"depth": 3, "redundant_nodes": [2, 4]}}), 0
+)
 PLACE = Place("mine.jsonl", 1)
 
 
@@ -41,7 +43,12 @@ def test_demonstrations_are_right(demonstrations):
         tally.add(one)
     spans = [span.behavior for made in demonstrations for span in made.spans]
     assert tally.behaviors == {name: spans.count(name) for name in set(spans)}
-    assert (tally.rows, tally.right, tally.trace_valid, tally.right_by_wrong_trace) == (60, 60, 60, 0)
+    assert (tally.rows, tally.right, tally.trace_valid, tally.right_by_wrong_trace) == (
+        60,
+        60,
+        60,
+        0,
+    )
     assert tally.right_reflections == spans.count("reflection") > 5
 
 
@@ -65,7 +72,9 @@ def test_the_first_bad_line_is_told(demonstrations):
 
 def test_an_end_that_comes_too_early_has_no_bad_line(demonstrations):
     made = demonstrations[0]
-    one = grade(TASK, fields_of(row_of(made.problem, "\n".join(made.response.splitlines()[:2]))), PLACE)
+    one = grade(
+        TASK, fields_of(row_of(made.problem, "\n".join(made.response.splitlines()[:2]))), PLACE
+    )
     assert (one.right, one.format_right, one.trace_valid) == (False, False, False)
     assert (one.first_bad_step, one.bad_line, one.bad_response_line) == (one.steps, None, None)
     assert "ends before" in one.reason
@@ -73,7 +82,12 @@ def test_an_end_that_comes_too_early_has_no_bad_line(demonstrations):
 
 def test_a_row_without_a_response_is_no_wrong_answer(demonstrations):
     rejects = Rejects()
-    rows = [row_of(demonstrations[0].problem, demonstrations[0].response), row_of(demonstrations[1].problem, None)]
-    graded = list(grade_rows([(Place("mine.jsonl", i), row) for i, row in enumerate(rows, 1)], TASK, rejects))
+    rows = [
+        row_of(demonstrations[0].problem, demonstrations[0].response),
+        row_of(demonstrations[1].problem, None),
+    ]
+    graded = list(
+        grade_rows([(Place("mine.jsonl", i), row) for i, row in enumerate(rows, 1)], TASK, rejects)
+    )
     assert len(graded) == 1
     assert [(reject.line, reject.reason[:11]) for reject in rejects.rows] == [(2, "no response")]

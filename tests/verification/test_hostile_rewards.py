@@ -1,4 +1,6 @@
-"""Reward functions of all characters, through the verifier's own process: each spoils its own response alone."""
+"""Reward functions of all characters, through the verifier's own process: each spoils its own
+response alone.
+"""
 
 import pytest
 import torch
@@ -12,11 +14,17 @@ from tests.integration import reward_functions
 from tests.integration.reward_functions import BAD_VALUES, HOSTILE, SELFISH, VALUES
 
 LIMITS = {"sample_timeout_s": 0.5, "memory_mib": 320}
-FEW = [reward_functions.raises, reward_functions.exits_at_once, reward_functions.swallows_everything]
+FEW = [
+    reward_functions.raises,
+    reward_functions.exits_at_once,
+    reward_functions.swallows_everything,
+]
 
 
 def task_of(**answer):
-    return UserDataTask(UserDataConfig(kind="jsonl", answer=answer, path="unread.jsonl", sets={"rl": {}}), seed=0)
+    return UserDataTask(
+        UserDataConfig(kind="jsonl", answer=answer, path="unread.jsonl", sets={"rl": {}}), seed=0
+    )
 
 
 def item_of(response):
@@ -33,13 +41,19 @@ def score(function, responses, **limits):
 
 
 def assert_right(verdicts):
-    assert all(isinstance(verdict, Verdict) and verdict.reward == 1.0 for verdict in verdicts), verdicts
+    assert all(isinstance(verdict, Verdict) and verdict.reward == 1.0 for verdict in verdicts), (
+        verdicts
+    )
 
 
-@pytest.mark.parametrize("functions", [FEW, pytest.param(list(HOSTILE), marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.parametrize(
+    "functions", [FEW, pytest.param(list(HOSTILE), marks=pytest.mark.slow)], ids=["few", "all"]
+)
 def test_a_hostile_function_spoils_its_own_response_alone(functions):
     pairs = [text for function in functions for text in (f"guilty {function.__name__}", "fine")]
-    first, *verdicts = score("hostile", ["fine", *pairs], sample_timeout_s=4.0 if len(functions) > 5 else 0.5)
+    first, *verdicts = score(
+        "hostile", ["fine", *pairs], sample_timeout_s=4.0 if len(functions) > 5 else 0.5
+    )
     assert_right([first, *verdicts[1::2]])
     for function, guilty in zip(functions, verdicts[::2], strict=True):
         assert isinstance(guilty, DataFailure), function
@@ -50,7 +64,9 @@ def test_a_hostile_function_spoils_its_own_response_alone(functions):
 
 def test_functions_that_leave_things_behind_spoil_nothing():
     responses = [f"guilty {function.__name__}" for function in SELFISH]
-    assert_right(score("hostile", [text for response in responses for text in (response, "fine", "fine")]))
+    assert_right(
+        score("hostile", [text for response in responses for text in (response, "fine", "fine")])
+    )
 
 
 def test_the_place_that_raised_is_named():
@@ -76,8 +92,12 @@ def test_anything_else_is_a_data_failure_with_its_reason():
 
 
 def test_a_first_call_may_load_for_longer_than_a_call_may_take():
-    """In every new process: the one that takes the place of a killed one is warm before a limit counts."""
-    *right, guilty, after, last = score("loads_first", ["fine", "fine", "guilty sleeps", "fine", "fine"])
+    """In every new process: the one that takes the place of a killed one is warm before a limit
+    counts.
+    """
+    *right, guilty, after, last = score(
+        "loads_first", ["fine", "fine", "guilty sleeps", "fine", "fine"]
+    )
     assert_right([*right, after, last])
     assert "took longer than 0.5 s" in guilty.reason
 
@@ -92,7 +112,9 @@ def test_a_call_that_imports_may_load_wherever_it_comes(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     verifier = Verifier(task_of(), VerifierConfig(**LIMITS, reward_function="lazy_rewards:reward"))
-    verdicts = verifier.score([item_of(response) for response in ("none", "answer", "answer", "none")])
+    verdicts = verifier.score(
+        [item_of(response) for response in ("none", "answer", "answer", "none")]
+    )
     verifier.close()
     assert [verdict.reward for verdict in verdicts] == [0.0, 1.0, 1.0, 0.0]
 
@@ -101,13 +123,22 @@ def test_a_call_that_imports_may_load_wherever_it_comes(tmp_path, monkeypatch):
 def test_a_function_that_always_hangs_costs_its_loading_time_twice_and_no_more():
     responses = ["guilty sleeps"] * 5
     failures = score("hostile", responses, start_timeout_s=3.0)
-    words = ["took longer than 3 s, loading included (verifier.start_timeout_s)"] * 2 + ["took longer than 0.5 s"] * 3
+    words = ["took longer than 3 s, loading included (verifier.start_timeout_s)"] * 2 + [
+        "took longer than 0.5 s"
+    ] * 3
     assert all(text in failure.reason for text, failure in zip(words, failures, strict=True))
 
 
 def test_a_checker_of_answers_is_guarded_in_the_same_way_by_check():
     task = task_of(checker="function", function=f"{reward_functions.__name__}:hostile")
-    responses = ["fine", "guilty raises", "fine", "guilty has_its_own_alarm", "guilty leaves_an_alarm", "fine"]
+    responses = [
+        "fine",
+        "guilty raises",
+        "fine",
+        "guilty has_its_own_alarm",
+        "guilty leaves_an_alarm",
+        "fine",
+    ]
     rows = [{"question": "?", "answer": "1", "response": response} for response in responses]
     rejects = Rejects()
     graded = bi_ray.check(rows, task=task, rejects=rejects, verifier=VerifierConfig(**LIMITS))

@@ -4,16 +4,33 @@ import time
 import numpy as np
 import pytest
 
-from bi_ray.config import BRIDGE, ConfigError, DifficultyConfig, PromptBenchConfig, UserDataConfig, VerifierConfig
+from bi_ray.config import (
+    BRIDGE,
+    ConfigError,
+    DifficultyConfig,
+    PromptBenchConfig,
+    UserDataConfig,
+    VerifierConfig,
+)
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.trace import StepKind
 from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.userdata import UserDataTask
-from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem, Verifier, load_reward_function, verify
+from bi_ray.verification.verdicts import (
+    DataFailure,
+    Verdict,
+    VerificationItem,
+    Verifier,
+    load_reward_function,
+    verify,
+)
 
 TASK = PromptBenchTask(
-    PromptBenchConfig(sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(2, 6))}, max_abs_value=100), seed=0
+    PromptBenchConfig(
+        sets={"sft": DifficultyConfig(depth=4, redundant_nodes=(2, 6))}, max_abs_value=100
+    ),
+    seed=0,
 )
 PROBLEM = TASK.problem("sft", 0)
 GOOD = Recipe(BRIDGE, seed=0).demonstrate(TASK, PROBLEM).response
@@ -24,7 +41,9 @@ def verdict_of(response: str, truncated: bool = False, **options) -> Verdict:
 
 
 def item_of(response: str, truncated: bool = False) -> VerificationItem:
-    return VerificationItem(PROBLEM.question, PROBLEM.graph.to_json(), PROBLEM.answer, response, truncated)
+    return VerificationItem(
+        PROBLEM.question, PROBLEM.graph.to_json(), PROBLEM.answer, response, truncated
+    )
 
 
 def test_every_demonstration_is_right_valid_and_counted():
@@ -32,7 +51,9 @@ def test_every_demonstration_is_right_valid_and_counted():
     for i in range(60):
         problem = TASK.problem("sft", i)
         demonstration = Recipe(BRIDGE, seed=0).demonstrate(TASK, problem)
-        verdict = verify(TASK, problem.graph, problem.answer, demonstration.response, truncated=False)
+        verdict = verify(
+            TASK, problem.graph, problem.answer, demonstration.response, truncated=False
+        )
         spans = [span.behavior for span in demonstration.spans]
         assert verdict == Verdict(
             reward=1.0,
@@ -53,9 +74,16 @@ def test_every_demonstration_is_right_valid_and_counted():
 
 
 def test_a_wrong_answer_under_a_valid_trace():
-    response = GOOD.replace(f"answer is {PROBLEM.answer} <", f"answer is {int(PROBLEM.answer) + 1} <")
+    response = GOOD.replace(
+        f"answer is {PROBLEM.answer} <", f"answer is {int(PROBLEM.answer) + 1} <"
+    )
     verdict = verdict_of(response)
-    assert (verdict.reward, verdict.right, verdict.format_right, verdict.trace_valid) == (0.0, False, True, True)
+    assert (verdict.reward, verdict.right, verdict.format_right, verdict.trace_valid) == (
+        0.0,
+        False,
+        True,
+        True,
+    )
 
 
 def test_a_right_answer_under_an_invalid_trace():
@@ -67,7 +95,12 @@ def test_a_right_answer_under_an_invalid_trace():
 
 def test_a_truncated_output_is_wrong_whatever_it_says():
     verdict = verdict_of(GOOD, truncated=True, format_reward=0.05)
-    assert (verdict.reward, verdict.right, verdict.format_right, verdict.truncated) == (0.0, False, False, True)
+    assert (verdict.reward, verdict.right, verdict.format_right, verdict.truncated) == (
+        0.0,
+        False,
+        False,
+        True,
+    )
     assert verdict.trace_valid
 
 
@@ -100,12 +133,19 @@ def test_the_trace_is_rewarded_where_the_configuration_says_so():
     assert verdict_of(early, trace_reward=0.2).reward == 1.0
     assert verdict_of(GOOD, truncated=True, trace_reward=0.2).reward == 0.0
     config = VerifierConfig(trace_reward=0.25, trace_reward_of="valid")
-    assert [v.reward for v in Verifier(TASK, config).score([item_of(GOOD), item_of(broken)])] == [1.25, 1.0]
+    assert [v.reward for v in Verifier(TASK, config).score([item_of(GOOD), item_of(broken)])] == [
+        1.25,
+        1.0,
+    ]
 
 
-@pytest.mark.parametrize("text", ["", "\n", "9" * 20_000, "<think>" * 5000, "Let's solve aaa, " * 3000, "\x00 é ٣"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "9" * 20_000, "<think>" * 5000, "Let's solve aaa, " * 3000, "\x00 é ٣"]
+)
 def test_no_text_breaks_the_verifier(text):
-    verdict = verdict_of(f"<think>\n{text}\n</think>\n<answer> The final answer is {text} </answer>")
+    verdict = verdict_of(
+        f"<think>\n{text}\n</think>\n<answer> The final answer is {text} </answer>"
+    )
     assert not verdict.right
     assert not verdict.trace_valid
 
@@ -135,7 +175,9 @@ def verifier_of(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     made: list[Verifier] = []
 
-    def make(function: str | None, format_reward: float = 0.0, timeout: float = 0.3, task=TASK) -> Verifier:
+    def make(
+        function: str | None, format_reward: float = 0.0, timeout: float = 0.3, task=TASK
+    ) -> Verifier:
         path = function and f"user_rewards:{function}"
         config = VerifierConfig(reward_function=path, sample_timeout_s=timeout)
         made.append(Verifier(task, config, format_reward))
@@ -216,7 +258,9 @@ def test_verdicts_are_plain_numbers():
 
 
 def text_task(**answer):
-    return UserDataTask(UserDataConfig(kind="jsonl", answer=answer, path="unread.jsonl", sets={"rl": {}}), seed=0)
+    return UserDataTask(
+        UserDataConfig(kind="jsonl", answer=answer, path="unread.jsonl", sets={"rl": {}}), seed=0
+    )
 
 
 def text_item(response, answer="1/2", truncated=False):
@@ -232,13 +276,20 @@ def test_without_a_graph_the_answer_is_checked_and_the_trace_is_not():
     assert (right.reward, right.right, right.format_right, right.trace_valid, right.trace_fault) == (
         1.25, True, True, None, None,
     )  # fmt: skip
-    assert (wrong.reward, wrong.right, wrong.format_right, wrong.trace_valid) == (0.0, False, False, None)
+    assert (wrong.reward, wrong.right, wrong.format_right, wrong.trace_valid) == (
+        0.0,
+        False,
+        False,
+        None,
+    )
     assert (cut.reward, cut.right) == (0.0, False)
 
 
 def test_a_reward_function_and_the_check_of_the_answer_are_two_things(verifier_of):
     verifier = verifier_of("half", task=text_task(checker="numeric"))
-    right, wrong = verifier.score([text_item("<answer>0.5</answer>"), text_item("<answer>0.6</answer>")])
+    right, wrong = verifier.score(
+        [text_item("<answer>0.5</answer>"), text_item("<answer>0.6</answer>")]
+    )
     assert (right.reward, right.right) == (0.5, True)
     assert (wrong.reward, wrong.right) == (0.5, False)
 
@@ -253,9 +304,14 @@ def test_a_verdict_keeps_what_the_answer_alone_is_worth(verifier_of):
 
 
 def test_mathematics_that_never_ends_is_a_data_failure_and_spoils_no_other():
-    verifier = Verifier(text_task(checker="math", extract="boxed"), VerifierConfig(sample_timeout_s=3))
+    verifier = Verifier(
+        text_task(checker="math", extract="boxed"), VerifierConfig(sample_timeout_s=3)
+    )
     endless, right, wrong = verifier.score(
-        [text_item(rf"\boxed{{{text}}}") for text in (r"9^{9^{9^{9}}}", r"\frac{2}{4}", r"\frac{2}{5}")]
+        [
+            text_item(rf"\boxed{{{text}}}")
+            for text in (r"9^{9^{9^{9}}}", r"\frac{2}{4}", r"\frac{2}{5}")
+        ]
     )
     assert endless == DataFailure("the check of the answer took longer than 3 s")
     assert (right.right, wrong.right) == (True, False)
@@ -266,8 +322,12 @@ def test_a_check_that_fails_is_a_data_failure_and_never_a_wrong_answer(tmp_path,
         "def check(question, answer, response):\n    return {'yes': True, 'no': False, 'half': 0.5}[response]\n"
     )
     monkeypatch.chdir(tmp_path)
-    verifier = Verifier(text_task(checker="function", function="failing_checks:check"), VerifierConfig())
-    yes, no, half, odd = verifier.score([text_item(response) for response in ("yes", "no", "half", "odd")])
+    verifier = Verifier(
+        text_task(checker="function", function="failing_checks:check"), VerifierConfig()
+    )
+    yes, no, half, odd = verifier.score(
+        [text_item(response) for response in ("yes", "no", "half", "odd")]
+    )
     assert (yes.right, no.right) == (True, False)
     assert half == DataFailure(
         "the check of the answer raised AnswerError: failing_checks:check returned 0.5; return True or False "

@@ -1,6 +1,8 @@
-"""One module per loss of RL: a pure function from the learned tokens of a micro-batch to their losses.
+"""One module per loss of RL: a pure function from the learned tokens of a micro-batch to their
+losses.
 
-DAPO, Dr.GRPO and REINFORCE++ use GRPO's loss; what sets them apart are their options (``config.algorithms``).
+DAPO, Dr.GRPO and REINFORCE++ use GRPO's loss; what sets them apart are their options
+(``config.algorithms``).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bi_ray.config import RLConfig
 
-LARGEST_LOG_RATIO = 20.0  # beyond it a ratio says no more than "far off", and its gradient would not be finite
+# beyond it a ratio says no more than "far off", and its gradient would not be finite
+LARGEST_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class LearnedTokens:
 
     Attributes:
         logprobs: [n], of the policy that learns, with gradient.
-        base_logprobs: [n], what the ratio is against: the sampler's, or the learner's own (``rl.importance.base``).
+        base_logprobs: [n], what the ratio is against: the sampler's, or the learner's own
+            (``rl.importance.base``).
         advantages: [n].
         sequences: [n], int64: number of the token's sequence within the micro-batch.
     """
@@ -37,7 +39,8 @@ class LearnedTokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """What an algorithm makes of them. The caller weighs the values and sums them; an algorithm does neither.
+    """What an algorithm makes of them. The caller weighs the values and sums them; an algorithm
+    does neither.
 
     Attributes:
         values: [n], with gradient.
@@ -69,7 +72,9 @@ def sequence_mean(values: Tensor, sequences: Tensor) -> Tensor:
     return sequence_sum(values, sequences) / sequence_sum(torch.ones_like(values), sequences)
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> TokenLoss:
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> TokenLoss:
     """PPO's: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) (Eq. 7 of arXiv:1707.06347).
 
     Args:
@@ -81,4 +86,6 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float, clip_h
     free = ratio * advantages
     clamped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     clipped = clamped.detach() < free.detach()
-    return TokenLoss(-torch.minimum(free, clamped), clipped & (advantages < 0), clipped & (advantages > 0))
+    return TokenLoss(
+        -torch.minimum(free, clamped), clipped & (advantages < 0), clipped & (advantages > 0)
+    )

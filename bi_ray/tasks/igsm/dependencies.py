@@ -1,9 +1,11 @@
-"""Which quantity of an iGSM problem is computed from which, grown in stages to an exact number of operations.
+"""Which quantity of an iGSM problem is computed from which, grown in stages to an exact number of
+operations.
 
-A quantity takes ``max(1, k - 1)`` operations, where k <= 4 counts its operands, a number of its own among them. The
-stages are those of arXiv:2407.20311: abstract quantities with all that they stand on, up to a first budget of
-operations; instance ones, up to a second; an order from the question backwards in which each is needed; more operands
-until the operations are exact; then what the question does not need. Nothing here has a value or a name yet.
+A quantity takes ``max(1, k - 1)`` operations, where k <= 4 counts its operands, a number of its own
+among them. The stages are those of arXiv:2407.20311: abstract quantities with all that they stand
+on, up to a first budget of operations; instance ones, up to a second; an order from the question
+backwards in which each is needed; more operands until the operations are exact; then what the
+question does not need. Nothing here has a value or a name yet.
 """
 
 from __future__ import annotations
@@ -12,22 +14,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bi_ray.tasks.igsm.structure import MAX_EDGES, MAX_IN_DEGREE, MAX_LAYERS, Structure, draw_structure
+from bi_ray.tasks.igsm.structure import (
+    MAX_EDGES,
+    MAX_IN_DEGREE,
+    MAX_LAYERS,
+    Structure,
+    draw_structure,
+)
 
 
 class Shape(NamedTuple):
     """The free parameters of the generator. All shares are of 1."""
 
     instances_per_op: float = 0.56  # edges wanted of the structure, per operation
-    abstract_low: float = 0.47  # share of the operations that the first stage may use: from here ...
+    # share of the operations that the first stage may use: from here ...
+    abstract_low: float = 0.47
     abstract_high: float = 0.92  # ... to here
     instance_low: float = 0.63  # share that the first two stages use together: from here ...
     instance_high: float = 0.92  # ... to here
-    late: float = 0.9  # operands that are the latest quantity there can be, which makes long chains; others are any
+    # operands that are the latest quantity there can be, which makes long chains; others are any
+    late: float = 0.9
     leaf: float = 0.3  # quantities with no operands so far that stay given by a number alone
     same: float = 0.1  # quantities with one operand that stay equal to it
     number: float = 0.7  # free operands that are a number
-    redundant_leaf: float = 0.03  # quantities that the question needs not and that are given by a number alone
+    # quantities that the question needs not and that are given by a number alone
+    redundant_leaf: float = 0.03
 
 
 @dataclass(slots=True)
@@ -36,8 +47,8 @@ class Draft:
 
     Attributes:
         structure: the items and edges that the quantities are about.
-        quantities: number of an edge (an instance quantity), or ``len(edges) + 3 * item + depth`` for an abstract one
-            (what the item holds in the layer ``depth + 1`` below it).
+        quantities: number of an edge (an instance quantity), or ``len(edges) + 3 * item + depth``
+            for an abstract one (what the item holds in the layer ``depth + 1`` below it).
         operands: of each quantity the places of those before it that it is computed from.
         numbers: whether each takes a number of its own, too.
         question: place of the quantity that is asked for.
@@ -52,8 +63,11 @@ class Draft:
     needed: int
 
 
-def draw_draft(uniform: Callable[[], float], ops: int, redundant: int, shape: Shape) -> Draft | None:
-    """A random draft of exactly ``ops`` operations and at most ``redundant`` quantities that the question needs not.
+def draw_draft(
+    uniform: Callable[[], float], ops: int, redundant: int, shape: Shape
+) -> Draft | None:
+    """A random draft of exactly ``ops`` operations and at most ``redundant`` quantities that the
+    question needs not.
 
     Returns:
         None where the stages met a dead end: draw again.
@@ -94,7 +108,9 @@ def draw_draft(uniform: Callable[[], float], ops: int, redundant: int, shape: Sh
 
 
 def _budget(uniform: Callable[[], float], ops: int, low: float, high: float) -> int:
-    """A share of the operations between ``low`` and ``high``, rounded at random so that none is out of reach."""
+    """A share of the operations between ``low`` and ``high``, rounded at random so that none is out
+    of reach.
+    """
     return int(ops * (low + uniform() * (high - low)) + uniform())
 
 
@@ -108,9 +124,11 @@ def _take(uniform: Callable[[], float], pool: list[int]) -> int:
 
 
 def _abstract_operands(structure: Structure) -> dict[int, list[int]]:
-    """What each abstract quantity is computed from: edges, or pairs of an edge and an abstract quantity one layer on.
+    """What each abstract quantity is computed from: edges, or pairs of an edge and an abstract
+    quantity one layer on.
 
-    Those that would have more operands than a quantity may have are left out, and what stands on them.
+    Those that would have more operands than a quantity may have are left out, and what stands on
+    them.
     """
     edges = len(structure.edges)
     found: dict[int, list[int]] = {}
@@ -126,7 +144,9 @@ def _abstract_operands(structure: Structure) -> dict[int, list[int]]:
                 if not all([first + depth in found for first in inner]):
                     break
                 found[quantity + depth + 1] = [
-                    operand for edge, first in zip(below, inner, strict=True) for operand in (edge, first + depth)
+                    operand
+                    for edge, first in zip(below, inner, strict=True)
+                    for operand in (edge, first + depth)
                 ]
     return found
 
@@ -134,7 +154,9 @@ def _abstract_operands(structure: Structure) -> dict[int, list[int]]:
 def _abstract_stage(
     uniform: Callable[[], float], structure: Structure, budget: int
 ) -> tuple[dict[int, list[int]], int]:
-    """Abstract quantities with all that they stand on, within a budget of operations; and the operations used."""
+    """Abstract quantities with all that they stand on, within a budget of operations; and the
+    operations used.
+    """
     abstract = _abstract_operands(structure)
     candidates = list(abstract)
     chosen: dict[int, list[int]] = {}
@@ -167,7 +189,8 @@ def _abstract_stage(
 def _backwards(
     uniform: Callable[[], float], chosen: dict[int, list[int]], edges: int, extra: int, shape: Shape
 ) -> tuple[list[int], int]:
-    """Order the quantities from the question backwards, making each an operand of one that comes later.
+    """Order the quantities from the question backwards, making each an operand of one that comes
+    later.
 
     Args:
         uniform: a number from [0, 1).
@@ -177,15 +200,18 @@ def _backwards(
         shape: the free parameters.
 
     Returns:
-        The order, the question last, and the operations still left; no order where it met a dead end.
+        The order, the question last, and the operations still left; no order where it met a dead
+        end.
     """
-    waiting = dict.fromkeys(chosen, 0)  # for each quantity how many abstract ones that need it are not placed yet
+    # for each quantity how many abstract ones that need it are not placed yet
+    waiting = dict.fromkeys(chosen, 0)
     for quantity, operands in chosen.items():
         if quantity >= edges:
             for operand in operands:
                 waiting[operand] += 1
     needed: list[int] = []  # can be placed; something placed needs them
-    loose = [quantity for quantity, count in waiting.items() if not count]  # can be placed; nothing needs them yet
+    # can be placed; nothing needs them yet
+    loose = [quantity for quantity, count in waiting.items() if not count]
     placed: list[int] = []
     open_: list[int] = []  # placed instance quantities that can take another operand
     while needed or loose:
@@ -200,7 +226,9 @@ def _backwards(
             quantity = _take(uniform, loose)
             if placed:
                 while True:
-                    place = len(open_) - 1 if uniform() < shape.late else int(uniform() * len(open_))
+                    place = (
+                        len(open_) - 1 if uniform() < shape.late else int(uniform() * len(open_))
+                    )
                     operands = chosen[open_[place]]
                     if len(operands) < 2:
                         break
@@ -232,10 +260,13 @@ def _exact_stage(
     extra: int,
     shape: Shape,
 ) -> dict[int, bool] | None:
-    """Raise in-degrees until ``extra`` operations more are there; who takes a number of its own, None at a dead end."""
+    """Raise in-degrees until ``extra`` operations more are there; who takes a number of its own,
+    None at a dead end.
+    """
     places = [place for place, quantity in enumerate(order) if quantity < edges]
     counts: dict[int, int] = {}
-    room = [place for place in places if place >= 2]  # three operands, a number among them, need two before it
+    # three operands, a number among them, need two before it
+    room = [place for place in places if place >= 2]
     while extra:
         if not room:
             return None
@@ -257,7 +288,9 @@ def _exact_stage(
 
 
 def _operand_count(uniform: Callable[[], float], have: int, before: int, shape: Shape) -> int:
-    """How many operands a quantity of one operation gets that has ``have`` so far, and ``before`` ones before it."""
+    """How many operands a quantity of one operation gets that has ``have`` so far, and ``before``
+    ones before it.
+    """
     if have >= 2:
         return have
     if before and uniform() >= (shape.same if have else shape.leaf):
@@ -274,7 +307,9 @@ def _fill(
     count: int,
     shape: Shape,
 ) -> bool:
-    """Give a quantity ``count`` operands, of the first ``before`` ones; whether one of them is a number."""
+    """Give a quantity ``count`` operands, of the first ``before`` ones; whether one of them is a
+    number.
+    """
     operands = chosen.setdefault(quantity, [])
     missing = count - len(operands)
     if not missing:

@@ -1,8 +1,10 @@
-"""From the texts of iGSM back to graphs and steps. The sentence forms are those of ``wording``; names may be any.
+"""From the texts of iGSM back to graphs and steps. The sentence forms are those of ``wording``;
+names may be any.
 
-What a text does not state are its abstract quantities: "each A's Cabin" is implied by the world, as the sum over the
-things of this category that A is said to hold. Our own worlds are known; for other names a world can be handed over,
-and without one a category is read as what its holder holds directly, where that is the only possible reading.
+What a text does not state are its abstract quantities: "each A's Cabin" is implied by the world, as
+the sum over the things of this category that A is said to hold. Our own worlds are known; for other
+names a world can be handed over, and without one a category is read as what its holder holds
+directly, where that is the only possible reading.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _JOINT = re.compile(r",? and each |, each ")
 
 @lru_cache(maxsize=4096)
 def parse_relation(text: str) -> Expression | None:
-    """What a relation in words says; a bare name where it is the same as another quantity; None where it says nothing.
+    """What a relation in words says; a bare name where it is the same as another quantity; None
+    where it says nothing.
 
     It is the inverse of ``wording.relation``, for any names of the form "A's B".
     """
@@ -45,7 +48,10 @@ def parse_relation(text: str) -> Expression | None:
 
 
 def _group(text: str) -> Expression | None:
-    for start, operator in (("the sum of each ", Operator.ADD), ("the difference of each ", Operator.SUBTRACT)):
+    for start, operator in (
+        ("the sum of each ", Operator.ADD),
+        ("the difference of each ", Operator.SUBTRACT),
+    ):
         if text.startswith(start):
             operands = [_operand(part) for part in _JOINT.split(text[len(start) :])]
             fits = len(operands) == 2 or (len(operands) > 2 and operator.takes_more)
@@ -68,8 +74,8 @@ def parse_question(text: str, world: World | None = None) -> Graph:
         world: what the names belong to, where they are not of ``vocabulary.WORLDS``.
 
     Raises:
-        ParseError: a sentence has no known form, a quantity is stated twice or cannot be known, or quantities
-            depend on one another in a circle.
+        ParseError: a sentence has no known form, a quantity is stated twice or cannot be known, or
+            quantities depend on one another in a circle.
     """
     stated: dict[str, Expression] = {}
     asked: list[str] = []
@@ -87,12 +93,16 @@ def parse_question(text: str, world: World | None = None) -> Graph:
         elif sentence.endswith((".", "?")):  # words behind the last sentence are no sentence
             raise ParseError(f"no sentence of a known form: {sentence!r}")
     if len(asked) != 1:
-        raise ParseError(f"{len(asked)} questions; a problem has one, 'How many ... does each ... have?'")
+        raise ParseError(
+            f"{len(asked)} questions; a problem has one, 'How many ... does each ... have?'"
+        )
     return graph_from_definitions(_with_abstract(stated, asked[0], world), asked[0])
 
 
 def _between(sentence: str, start: str, middle: str, end: str) -> tuple[str, str] | None:
-    """What stands before and behind the last ``middle`` of a sentence with this start and end; neither is empty."""
+    """What stands before and behind the last ``middle`` of a sentence with this start and end;
+    neither is empty.
+    """
     if not (sentence.startswith(start) and sentence.endswith(end)):
         return None
     first, _, second = sentence[len(start) : -len(end)].rpartition(middle)
@@ -102,7 +112,9 @@ def _between(sentence: str, start: str, middle: str, end: str) -> tuple[str, str
 def _with_abstract(
     stated: Mapping[str, Expression], asked: str, world: World | None
 ) -> list[list[tuple[str, Expression]]]:
-    """The definitions of every sentence, with those of the abstract quantities that it is the first to use."""
+    """The definitions of every sentence, with those of the abstract quantities that it is the first
+    to use.
+    """
     held: dict[str, list[str]] = {}
     for name in sorted(stated):
         holder, _, thing = name.partition("'s ")
@@ -117,23 +129,35 @@ def _with_abstract(
                 yield from definitions(names_in(formula))
                 yield name, formula
 
-    sentences = [[*definitions(names_in(formula)), (name, formula)] for name, formula in stated.items()]
+    sentences = [
+        [*definitions(names_in(formula)), (name, formula)] for name, formula in stated.items()
+    ]
     return [*sentences, list(definitions((asked,)))]
 
 
 def _abstract(name: str, held: Mapping[str, list[str]], world: World | None) -> Expression:
-    """The formula of a quantity that no premise states: sums over what its holder holds, layer by layer."""
+    """The formula of a quantity that no premise states: sums over what its holder holds, layer by
+    layer.
+    """
     holder, _, category = name.partition("'s ")
     things = held.get(holder)
     if not things:
         raise ParseError(f"{name!r} is used, but it is not stated, nor what each {holder} holds")
-    worlds = [world] if world else [one for one in WORLDS if category in one.layers and holder in one.layer_of]
+    worlds = (
+        [world]
+        if world
+        else [one for one in WORLDS if category in one.layers and holder in one.layer_of]
+    )
     if not worlds:
         if any(thing in held for thing in things):
-            raise ParseError(f"{name!r} is not stated, and {category!r} is no category of a known world: pass world")
+            raise ParseError(
+                f"{name!r} is not stated, and {category!r} is no category of a known world: pass world"
+            )
         depth = 1
     elif category not in worlds[0].layers or holder not in worlds[0].layer_of:
-        raise ParseError(f"{name!r} is not stated, and {holder!r} or {category!r} does not belong to the world")
+        raise ParseError(
+            f"{name!r} is not stated, and {holder!r} or {category!r} does not belong to the world"
+        )
     else:
         depth = worlds[0].categories.index(category) - worlds[0].layer_of[holder]
     if depth < 1:
@@ -141,18 +165,23 @@ def _abstract(name: str, held: Mapping[str, list[str]], world: World | None) -> 
     direct = [f"{holder}'s {thing}" for thing in things]
     if depth == 1:
         return (Operator.ADD, *direct) if len(direct) > 1 else direct[0]
-    products = [(Operator.MULTIPLY, f"{holder}'s {thing}", f"{thing}'s {category}") for thing in things]
+    products = [
+        (Operator.MULTIPLY, f"{holder}'s {thing}", f"{thing}'s {category}") for thing in things
+    ]
     return (Operator.ADD, *products) if len(products) > 1 else products[0]
 
 
 def parse_trace(response: str) -> list[ParsedStep]:
-    """The lines between <think> and </think> as steps; a line of no known form becomes a step without a node.
+    """The lines between <think> and </think> as steps; a line of no known form becomes a step
+    without a node.
 
     The conclusion, where it comes last and says what the last solved step says, is no step.
     """
     start = response.find("<think>")
     end = response.find("</think>")
-    inside = response[start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)]
+    inside = response[
+        start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)
+    ]
     lines = [line for line in inside.split("\n") if line.strip()]
     names: dict[str, str] = {}
     steps = [parse_line(line.strip(), names) for line in lines]
@@ -211,7 +240,9 @@ def _solution(line: str, head: str, rest: str) -> ParsedStep | None:
         if not missing[0].startswith(wording.NUMBER_OF):
             return None
         missing[0] = missing[0][len(wording.NUMBER_OF) :]
-        return ParsedStep(text=line, node=name, kind=StepKind.ATTEMPT, symbol=letter, missing=tuple(missing))
+        return ParsedStep(
+            text=line, node=name, kind=StepKind.ATTEMPT, symbol=letter, missing=tuple(missing)
+        )
     return _equation(line, name, letter, given, relation, tail)
 
 
@@ -272,18 +303,26 @@ def _verification(line: str, names: Mapping[str, str]) -> ParsedStep | None:
 def _outline(line: str) -> ParsedStep | None:
     needs: list[tuple[str, tuple[str, ...]]] = []
     for clause in line.removeprefix("- Plan: ").removesuffix(".").split("; "):
-        name, joint, parents = clause.removeprefix(wording.TO_GET).partition(f"{wording.WE_NEED}each ")
+        name, joint, parents = clause.removeprefix(wording.TO_GET).partition(
+            f"{wording.WE_NEED}each "
+        )
         if not joint or not clause.startswith(wording.TO_GET):
             return None
         needs.append((name, tuple(parents.split(" and each "))))
     return ParsedStep(text=line, node=needs[0][0], kind=StepKind.OUTLINE, needs=tuple(needs))
 
 
-_WHOLE_LINE = {StepKind.ATTEMPT: "reflection", StepKind.VERIFY: "verification", StepKind.OUTLINE: "planning"}
+_WHOLE_LINE = {
+    StepKind.ATTEMPT: "reflection",
+    StepKind.VERIFY: "verification",
+    StepKind.OUTLINE: "planning",
+}
 
 
 def behavior_spans(response: str) -> list[Span]:
-    """What ``wording.render`` marks: whole lines of reflection, verification and planning, and parts of others."""
+    """What ``wording.render`` marks: whole lines of reflection, verification and planning, and
+    parts of others.
+    """
     spans: list[Span] = []
     names: dict[str, str] = {}
     start = 0

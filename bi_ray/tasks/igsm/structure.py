@@ -1,4 +1,5 @@
-"""What holds what in an iGSM problem: layers of items, and which item of a layer has some of which of the next.
+"""What holds what in an iGSM problem: layers of items, and which item of a layer has some of which
+of the next.
 
 Written for speed, on integers: a problem's names come later, and only for the draws that are kept.
 """
@@ -35,10 +36,11 @@ class Structure(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _shapes(wanted: int) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Every shape (items per layer) with room for ``wanted`` edges, and the cumulated weights of a softmax over them.
+    """Every shape (items per layer) with room for ``wanted`` edges, and the cumulated weights of a
+    softmax over them.
 
-    The nearer the middle of what a shape can have to what is wanted, the likelier it is: harder problems get more
-    layers and more items.
+    The nearer the middle of what a shape can have to what is wanted, the likelier it is: harder
+    problems get more layers and more items.
     """
     shapes: list[tuple[int, ...]] = []
     weights: list[float] = []
@@ -55,7 +57,8 @@ MAX_EDGES = (MAX_LAYERS - 1) * MAX_WIDTH**2
 
 
 def draw_structure(uniform: Callable[[], float], wanted: int) -> Structure:
-    """A random structure of at least ``wanted`` edges (at most ``MAX_EDGES``); every item below the first is held.
+    """A random structure of at least ``wanted`` edges (at most ``MAX_EDGES``); every item below the
+    first is held.
 
     Args:
         uniform: a number from [0, 1), as ``random.Random.random`` gives it.

@@ -1,4 +1,6 @@
-"""The iGSM task: problems of an exact number of operations, and the wording of their chains of thought."""
+"""The iGSM task: problems of an exact number of operations, and the wording of their chains of
+thought.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,25 @@ from bi_ray.tasks.igsm.vocabulary import CATEGORIES
 SYSTEM_PROMPT = "Think step by step inside <think> and </think>, then write <answer> The final answer is ... </answer>."
 SHAPE = Shape()
 _MAX_DRAFTS = 2000
-_TRIES = 8  # of the values of one draft in mode clean, before it is given up: some sums of sums are always too large
+# of the values of one draft in mode clean, before it is given up: some sums of sums are always too
+# large
+_TRIES = 8
 _MAX_VALUE_DRAWS = 100  # for one draft; the smallest ones have no values at all for some sets
 _INTEGER = r"-?[0-9]{1,30}"
-_RESPONSE = re.compile(rf"\s*<think>.*?</think>\s*<answer> The final answer is {_INTEGER} </answer>\s*", re.DOTALL)
+_RESPONSE = re.compile(
+    rf"\s*<think>.*?</think>\s*<answer> The final answer is {_INTEGER} </answer>\s*", re.DOTALL
+)
 _ANSWER_TAG = re.compile(rf"<answer> The final answer is ({_INTEGER}) </answer>")
 
 
 class IGSMTask:
     """Problems of iGSM, and the wording of their traces.
 
-    In mode ``paper`` a problem whose answer is too large is drawn again whole, as the authors do, so that problems with
-    small answers are likelier; operations are the lesser of two uniform draws. In mode ``clean`` operations are uniform
-    and only relations and numbers are drawn again, so that a limit changes no structure. To fall into its set a problem
-    gets other relations and numbers in both modes: the hash knows nothing of what a problem is like, so that the
+    In mode ``paper`` a problem whose answer is too large is drawn again whole, as the authors do,
+    so that problems with small answers are likelier; operations are the lesser of two uniform
+    draws. In mode ``clean`` operations are uniform and only relations and numbers are drawn again,
+    so that a limit changes no structure. To fall into its set a problem gets other relations and
+    numbers in both modes: the hash knows nothing of what a problem is like, so that the
     distribution stays what it was.
     """
 
@@ -49,7 +56,8 @@ class IGSMTask:
         self.tries = 1 if config.mode == "paper" else _TRIES
 
     def problem(self, split: SetName, index: int) -> Problem:
-        """Problem ``index`` of ``split``: drawn from its own stream until its graph hash falls in the set.
+        """Problem ``index`` of ``split``: drawn from its own stream until its graph hash falls in
+        the set.
 
         Raises:
             ValueError: the configured difficulty yields no problem of this set.
@@ -64,8 +72,12 @@ class IGSMTask:
             )
         return Problem(f"{split}-{index}", self.describe(graph, rng), graph)
 
-    def draw(self, rng: random.Random, difficulty: IGSMDifficultyConfig, split: SetName | None = None) -> Graph | None:
-        """One random graph of the given difficulty, of a set or (None) of any; None where there is none to be found."""
+    def draw(
+        self, rng: random.Random, difficulty: IGSMDifficultyConfig, split: SetName | None = None
+    ) -> Graph | None:
+        """One random graph of the given difficulty, of a set or (None) of any; None where there is
+        none to be found.
+        """
         uniform, paper = rng.random, self.config.mode == "paper"
         ops = _draw_ops(uniform, difficulty.ops, paper)
         least, most = difficulty.redundant_nodes
@@ -79,8 +91,12 @@ class IGSMTask:
                     ops = _draw_ops(uniform, difficulty.ops, paper)
         return None
 
-    def _complete(self, uniform: Callable[[], float], draft: Draft, split: SetName | None) -> Graph | None:
-        """The draft with names, relations and numbers that are within the limit and put it into its set."""
+    def _complete(
+        self, uniform: Callable[[], float], draft: Draft, split: SetName | None
+    ) -> Graph | None:
+        """The draft with names, relations and numbers that are within the limit and put it into its
+        set.
+        """
         names: list[str] = []
         beyond = 0
         for _ in range(_MAX_VALUE_DRAWS):
@@ -97,20 +113,31 @@ class IGSMTask:
                 for relation, places in zip(relations, draft.operands, strict=True)
             ]
             asked = names[draft.question]
-            if split is None or in_split(formula_hash(dict(zip(names, formulas, strict=True)), asked), split):
+            if split is None or in_split(
+                formula_hash(dict(zip(names, formulas, strict=True)), asked), split
+            ):
                 return Graph(map(_node, names, formulas, values), asked)
         return None
 
     def describe(self, graph: Graph, rng: random.Random) -> str:
-        """The premises, in the configured order, and the question. Abstract quantities are left to the world."""
-        texts = [wording.premise(name, node.formula) for name, node in graph.nodes.items() if not is_abstract(name)]
+        """The premises, in the configured order, and the question. Abstract quantities are left to
+        the world.
+        """
+        texts = [
+            wording.premise(name, node.formula)
+            for name, node in graph.nodes.items()
+            if not is_abstract(name)
+        ]
         if self.config.premises == "shuffled":
             rng.shuffle(texts)
-        texts.insert(0 if self.config.question == "first" else len(texts), wording.question(graph.question))
+        texts.insert(
+            0 if self.config.question == "first" else len(texts), wording.question(graph.question)
+        )
         return " ".join(texts)
 
     def parse_question(self, text: str) -> Graph:
-        """The graph behind a question, redundant nodes included; its premises may come in any order.
+        """The graph behind a question, redundant nodes included; its premises may come in any
+        order.
 
         Raises:
             ParseError: a sentence has no known form, or what they say makes no graph.
@@ -122,11 +149,15 @@ class IGSMTask:
         return wording.render(plan, graph)
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
-        """The lines between <think> and </think>; a line of no known form becomes a step without a node."""
+        """The lines between <think> and </think>; a line of no known form becomes a step without a
+        node.
+        """
         return parse.parse_trace(response)
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
+        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of
+        solving ones.
+        """
         return parse.behavior_spans(response)
 
     def parse_answer(self, response: str) -> str | None:

@@ -14,7 +14,8 @@ ADD, SUBTRACT, MULTIPLY, SAME = Operator.ADD, Operator.SUBTRACT, Operator.MULTIP
 
 
 class Numbers(NamedTuple):
-    """Which numbers and relations occur. Ranges are a least number and how many there are; shares are of 1.
+    """Which numbers and relations occur. Ranges are a least number and how many there are; shares
+    are of 1.
 
     Attributes:
         given: values of quantities that are given.
@@ -37,14 +38,19 @@ class Numbers(NamedTuple):
     tries: int
 
 
-PAPER = Numbers((0, 10), (0, 10), (0, 10), times=0.9, difference=0.5, equal=True, every=False, tries=1)
-CLEAN = Numbers((1, 20), (1, 20), (2, 8), times=0.3, difference=0.5, equal=False, every=True, tries=8)
+PAPER = Numbers(
+    (0, 10), (0, 10), (0, 10), times=0.9, difference=0.5, equal=True, every=False, tries=1
+)
+CLEAN = Numbers(
+    (1, 20), (1, 20), (2, 8), times=0.3, difference=0.5, equal=False, every=True, tries=8
+)
 
 
 def draw_names(uniform: Callable[[], float], draft: Draft) -> list[str]:
     """A name for every quantity of a draft, "A's B", from one world.
 
-    The items of a layer come in alphabetical order: sums over them are written in that order, and read back so.
+    The items of a layer come in alphabetical order: sums over them are written in that order, and
+    read back so.
     """
     world = WORLDS[int(uniform() * len(WORLDS))]
     layers = draft.structure.layer
@@ -64,7 +70,9 @@ def draw_names(uniform: Callable[[], float], draft: Draft) -> list[str]:
             found.append(f"{items[holder]}'s {items[held]}")
         else:
             holder, depth = divmod(quantity - len(edges), MAX_LAYERS - 1)
-            found.append(f"{items[holder]}'s {world.categories[outermost + layers[holder] + depth + 1]}")
+            found.append(
+                f"{items[holder]}'s {world.categories[outermost + layers[holder] + depth + 1]}"
+            )
     return found
 
 
@@ -82,13 +90,15 @@ class Relation(NamedTuple):
     number: int = 0
 
 
-PLAIN_SUM, EQUAL, PRODUCTS = Relation(ADD), Relation(SAME), Relation(MULTIPLY)  # the last: a sum of products of pairs
+# the last: a sum of products of pairs
+PLAIN_SUM, EQUAL, PRODUCTS = Relation(ADD), Relation(SAME), Relation(MULTIPLY)
 
 
 def draw_values(
     uniform: Callable[[], float], draft: Draft, numbers: Numbers, limit: int
 ) -> tuple[list[Relation], list[int]] | None:
-    """A relation and a value for every quantity, in the order of the draft; None where one is beyond the limit.
+    """A relation and a value for every quantity, in the order of the draft; None where one is
+    beyond the limit.
 
     Args:
         uniform: a number from [0, 1).
@@ -100,7 +110,9 @@ def draw_values(
     every, tries = numbers.every, range(numbers.tries)
     relations: list[Relation] = []
     values: list[int] = []
-    for quantity, places, with_number in zip(draft.quantities, draft.operands, draft.numbers, strict=True):
+    for quantity, places, with_number in zip(
+        draft.quantities, draft.operands, draft.numbers, strict=True
+    ):
         operands = [values[place] for place in places]
         if quantity < edges:
             for _ in tries:
@@ -123,12 +135,18 @@ def draw_values(
 def _draw_relation(
     uniform: Callable[[], float], operands: list[int], with_number: bool, numbers: Numbers
 ) -> tuple[Relation, int]:
-    """A random relation of an instance quantity to its operands, with a number of its own or without; and its value."""
+    """A random relation of an instance quantity to its operands, with a number of its own or
+    without; and its value.
+    """
     count = len(operands)
     if not count:
         given = numbers.given[0] + int(uniform() * numbers.given[1])
         return Relation(None, None, given), given
-    if count == 2 and uniform() < numbers.difference and (numbers.equal or operands[0] != operands[1]):
+    if (
+        count == 2
+        and uniform() < numbers.difference
+        and (numbers.equal or operands[0] != operands[1])
+    ):
         inner, value = SUBTRACT, operands[0] - operands[1]
     else:
         inner, value = ADD if count > 1 else SAME, sum(operands)

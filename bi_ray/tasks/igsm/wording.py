@@ -1,8 +1,9 @@
-"""The sentences of iGSM: relations, premises, questions, and the lines of a chain of thought (arXiv:2505.18917).
+"""The sentences of iGSM: relations, premises, questions, and the lines of a chain of thought
+(arXiv:2505.18917).
 
-A quantity is called "A's B": how many B each A has. In a chain of thought it is denoted by a letter, the same whenever
-it comes again; letters and the words at a line's beginning are drawn from the graph alone, so that all plans for a
-problem use the same ones.
+A quantity is called "A's B": how many B each A has. In a chain of thought it is denoted by a
+letter, the same whenever it comes again; letters and the words at a line's beginning are drawn from
+the graph alone, so that all plans for a problem use the same ones.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def phrases() -> list[str]:
 
 
 def relation(formula: Expression) -> str:
-    """A formula over quantities in words, as premises state it and as information analysis restates it.
+    """A formula over quantities in words, as premises state it and as information analysis restates
+    it.
 
     Numbers come first: ``(ADD, 9, "a", "b")`` is "9 more than the sum of each a and each b".
     """
@@ -100,7 +102,9 @@ def relation(formula: Expression) -> str:
         operator, first = formula[0], formula[1]
         if isinstance(first, int):
             inner = formula[2] if len(formula) == 3 else (Operator.ADD, *formula[2:])
-            return f"{first} {'more than' if operator is Operator.ADD else 'times'} {relation(inner)}"
+            return (
+                f"{first} {'more than' if operator is Operator.ADD else 'times'} {relation(inner)}"
+            )
         if operator is Operator.ADD:
             words = [relation(operand) for operand in formula[1:]]
             return f"the sum of {', '.join(words[:-1])} and {words[-1]}"
@@ -130,7 +134,11 @@ def render(plan: Plan, graph: Graph) -> list[Piece]:
     for step in plan:
         writer.line(step, pieces)
         pieces.append(Piece("\n"))
-    pieces.append(Piece(CONCLUSION.format(answer=graph.answer) + THINK_END + ANSWER.format(answer=graph.answer)))
+    pieces.append(
+        Piece(
+            CONCLUSION.format(answer=graph.answer) + THINK_END + ANSWER.format(answer=graph.answer)
+        )
+    )
     return pieces
 
 
@@ -159,14 +167,19 @@ class _Writer:
 
     def _new_letter(self, name: str) -> str:
         if not self.unused:
-            raise ValueError(f"a chain of thought with more than {len(LETTERS)} quantities: lower ops")
+            raise ValueError(
+                f"a chain of thought with more than {len(LETTERS)} quantities: lower ops"
+            )
         letter = self.letters[name] = self.unused.pop(int(self.uniform() * len(self.unused)))
         return letter
 
     def _denote(self, name: str) -> tuple[str, str]:
         """The letter of a quantity, and the sentence that brings it up."""
         if letter := self.letters.get(name):
-            return letter, f"- {self._intro()}, let's come back to {NUMBER_OF}{name}. {REMEMBER}{letter}. "
+            return (
+                letter,
+                f"- {self._intro()}, let's come back to {NUMBER_OF}{name}. {REMEMBER}{letter}. ",
+            )
         letter = self._new_letter(name)
         if self.uniform() < 0.5:
             return letter, f"- {self._intro()}, let {letter} represent {NUMBER_OF}{name}. "
@@ -179,7 +192,9 @@ class _Writer:
             intro = self._intro(GIVEN_INTROS)
             letter = self._new_letter(name)
             pieces.append(
-                Piece(f"- {intro}, {NUMBER_OF}{name} is {value}. Let's denote it as {letter}. So {letter} = {value}.")
+                Piece(
+                    f"- {intro}, {NUMBER_OF}{name} is {value}. Let's denote it as {letter}. So {letter} = {value}."
+                )
             )
             return
         letter, start = self._denote(name)
@@ -194,7 +209,9 @@ class _Writer:
             text = f"{text} = {NOTATION.text(numbers)}"
             if step.subgoal and len(sides := reductions(numbers)) > 1:
                 pieces.append(Piece(text))
-                pieces.append(Piece("".join([f" = {NOTATION.text(side)}" for side in sides[1:]]), "subgoal"))
+                pieces.append(
+                    Piece("".join([f" = {NOTATION.text(side)}" for side in sides[1:]]), "subgoal")
+                )
                 text = ""
         if step.mistake is not None:
             if text:

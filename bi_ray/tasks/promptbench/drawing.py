@@ -1,6 +1,7 @@
 """Random problems: drafts of trees over positions, which become graphs once they are wanted.
 
-Most drafts fall into another set than the one that is being made, and a draft is all that its hash needs.
+Most drafts fall into another set than the one that is being made, and a draft is all that its hash
+needs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bi_ray.reasoning.expression import Operator, Truth, Value, compute
 from bi_ray.reasoning.graph import Graph, Node, digest, digest_operation
 from bi_ray.tasks.promptbench.wording import CAUSES, node_names
 
-# A node: its value, and the operator on earlier entries, by their positions, that gives it. A plain tuple for speed.
+# A node: its value, and the operator on earlier entries, by their positions, that gives it. A plain
+# tuple for speed.
 Entry: TypeAlias = "tuple[Value, Operator | None, tuple[int, ...]]"
 Wish: TypeAlias = "tuple[int, Value | None]"  # depth and answer, None: any
 _WORDS = ("and", "not")  # of the rules: no names of facts
@@ -54,7 +56,9 @@ class Draft:
             digests.append(digest(Operator.IF, one) if self.implied else one)
             used.update(parents)
         used.add(self.question)
-        return digest(digests[self.question], *sorted(d for i, d in enumerate(digests) if i not in used))
+        return digest(
+            digests[self.question], *sorted(d for i, d in enumerate(digests) if i not in used)
+        )
 
     def graph(self) -> Graph:
         """The problem that was drawn."""
@@ -64,7 +68,13 @@ class Draft:
         value, operator, positions = self.entries[position]
         parents = tuple([self.names[parent] for parent in positions])
         if operator is not None and self.implied:
-            return Node(self.names[position], value, Operator.IF, parents, (Operator.IF, (operator, *parents)))
+            return Node(
+                self.names[position],
+                value,
+                Operator.IF,
+                parents,
+                (Operator.IF, (operator, *parents)),
+            )
         return Node(self.names[position], value, operator, parents)
 
 
@@ -80,12 +90,17 @@ class Trees(ABC):
 
     @abstractmethod
     def wish(self, rng: random.Random, difficulty: DifficultyConfig) -> Wish:
-        """Depth and answer of a problem; where answers are wished, those that the depth can have are as likely."""
+        """Depth and answer of a problem; where answers are wished, those that the depth can have
+        are as likely.
+        """
 
-    def draft(self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None) -> Draft:
+    def draft(
+        self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None
+    ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to.
 
-        Redundant nodes are further small trees, each as a block at a random place between the others.
+        Redundant nodes are further small trees, each as a block at a random place between the
+        others.
         """
         depth, wished = wish or self.wish(rng, difficulty)
         entries: list[Entry] = []
@@ -143,7 +158,9 @@ class Arithmetic(Trees):
         b, right = self._grow(rng, depth - 1, entries), len(entries) - 1
         value = None if operator is Operator.SQUARE else compute(operator, (a, b))
         if value is None or abs(value) > self.limit:
-            allowed = [o for o in self.operators if o.arity == 2 and abs(compute(o, (a, b))) <= self.limit]
+            allowed = [
+                o for o in self.operators if o.arity == 2 and abs(compute(o, (a, b))) <= self.limit
+            ]
             if not allowed:  # both sides at the limit and no operator brings them together
                 del entries[start:]
                 return self._grow(rng, depth, entries)
@@ -172,12 +189,20 @@ class Logic(Trees):
         """The values that the root of a tree of this depth can have."""
         values = {Truth.TRUE, Truth.FALSE}
         for _ in range(depth - 1):
-            values = {self._gate(o, operands) for o in self.operators for operands in product(values, repeat=o.arity)}
+            values = {
+                self._gate(o, operands)
+                for o in self.operators
+                for operands in product(values, repeat=o.arity)
+            }
         return sorted(values)
 
-    def draft(self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None) -> Draft:
+    def draft(
+        self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None
+    ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to."""
-        return replace(super().draft(rng, difficulty, wish), implied=self.config.logic == "deductive")
+        return replace(
+            super().draft(rng, difficulty, wish), implied=self.config.logic == "deductive"
+        )
 
     def _gate(self, operator: Operator, operands: Iterable[Truth]) -> Truth:
         value = compute(operator, operands)
@@ -199,28 +224,39 @@ class Logic(Trees):
 
 
 class Abduction(Logic):
-    """Rules as in deduction, with the root's value given: values follow downwards, and a leaf is asked for.
+    """Rules as in deduction, with the root's value given: values follow downwards, and a leaf is
+    asked for.
 
-    Whatever the question does not need is redundant, so a tree's other branches are, too; ``redundant_nodes`` are
-    further ones, below leaves.
+    Whatever the question does not need is redundant, so a tree's other branches are, too;
+    ``redundant_nodes`` are further ones, below leaves.
     """
 
     def reachable(self, depth: int) -> list[Truth]:
         """The values that a leaf this deep can have."""
         values = {Truth.TRUE, Truth.FALSE}
         for _ in range(depth - 1):
-            values = {compute(CAUSES[operator], (value,)) for operator in self.operators for value in values}
+            values = {
+                compute(CAUSES[operator], (value,))
+                for operator in self.operators
+                for value in values
+            }
         return sorted(values)
 
-    def draft(self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None) -> Draft:
+    def draft(
+        self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None
+    ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to."""
         depth, wished = wish or self.wish(rng, difficulty)
         asked: list[int] = []
         while not asked:
-            entries: list[Entry] = [(Truth.TRUE if rng.random() < _TRUE_ROOTS else Truth.FALSE, None, ())]
+            entries: list[Entry] = [
+                (Truth.TRUE if rng.random() < _TRUE_ROOTS else Truth.FALSE, None, ())
+            ]
             rules, level = [[0]], [0]  # the root; then what each rule has as premises, by levels
             for _ in range(depth - 1):
-                rules.extend(self._premises(rng.choice(self.operators), parent, entries) for parent in level)
+                rules.extend(
+                    self._premises(rng.choice(self.operators), parent, entries) for parent in level
+                )
                 level = [position for rule in rules[-len(level) :] for position in rule]
             asked = [position for position in level if entries[position][0] is wished]
         question, leaves = rng.choice(asked), level

@@ -1,4 +1,6 @@
-"""The lines of PromptBench's chains of thought, written from steps and read back (section 3 of arXiv:2505.18917)."""
+"""The lines of PromptBench's chains of thought, written from steps and read back (section 3 of
+arXiv:2505.18917).
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,16 @@ _VERIFY = re.compile(
 _OUTLINE = re.compile(r"Plan: (?P<needs>\w+ needs [^=\n]+)")
 _OPERAND = r"(?:[a-z]+|[0-9]{1,30}|\(-[0-9]{1,30}\)|True|False|N/A)"
 _PLAIN_SIDE = rf"(?:{_OPERAND} (?:[-+*]|AND|OR) {_OPERAND}|{_OPERAND}\^2)"
-_PLAIN = re.compile(rf"{_PLAIN_SIDE}(?: = {_PLAIN_SIDE})*")  # most equations: parsing finds no fault in their sides
+# most equations: parsing finds no fault in their sides
+_PLAIN = re.compile(rf"{_PLAIN_SIDE}(?: = {_PLAIN_SIDE})*")
 _RESTATED = re.compile(rf"(\w+) is ({_VALUE})")
-_FORMS = {"Let's solve ": (_SOLVE, ""), "Let's check ": (_VERIFY, "verification"), "Plan: ": (_OUTLINE, "planning")}
-_BEGIN = re.compile("|".join(_FORMS))  # each is read from there to the next one, so that no text is read often
+_FORMS = {
+    "Let's solve ": (_SOLVE, ""),
+    "Let's check ": (_VERIFY, "verification"),
+    "Plan: ": (_OUTLINE, "planning"),
+}
+# each is read from there to the next one, so that no text is read often
+_BEGIN = re.compile("|".join(_FORMS))
 _SOLVES = StepKind.SOLVE
 
 
@@ -43,7 +51,8 @@ def write_line(step: Step, graph: Graph, solved: Set[str], before: str, pieces: 
         step: what the line is about.
         graph: the problem.
         solved: the nodes of the solving lines so far.
-        before: plain text that comes before the line and is not in ``pieces`` yet. Few long pieces are soon joined.
+        before: plain text that comes before the line and is not in ``pieces`` yet. Few long pieces
+            are soon joined.
         pieces: gets more.
 
     Returns:
@@ -56,7 +65,10 @@ def write_line(step: Step, graph: Graph, solved: Set[str], before: str, pieces: 
     elif step.kind is StepKind.VERIFY:
         whole = Piece(_verification(step.node, graph), "verification")
     else:
-        needs = [f"{name} needs {' and '.join(dict.fromkeys(parents))}" for name, parents in outline(graph)]
+        needs = [
+            f"{name} needs {' and '.join(dict.fromkeys(parents))}"
+            for name, parents in outline(graph)
+        ]
         whole = Piece(f"Plan: {', '.join(needs)}", "planning")
     pieces += (Piece(before), whole)
     return ""
@@ -69,7 +81,9 @@ def _write_solution(step: Step, graph: Graph, before: str, pieces: list[Piece]) 
         return f"{before}Let's solve {name}, {name} is {value}"
     text = f"{before}Let's solve {name}, "
     if step.analysis:
-        known = " and ".join([f"{parent} is {graph.values[parent]}" for parent in dict.fromkeys(node.parents)])
+        known = " and ".join(
+            [f"{parent} is {graph.values[parent]}" for parent in dict.fromkeys(node.parents)]
+        )
         pieces += (Piece(text), Piece(f"since {known}, ", "analysis"))
         text = ""
     formula = node.formula
@@ -80,7 +94,10 @@ def _write_solution(step: Step, graph: Graph, before: str, pieces: list[Piece]) 
         pieces += (Piece(text), Piece(sides, "subgoal"))
         text = ""
     if step.mistake is not None:
-        pieces += (Piece(text), Piece(f" = {step.mistake}, wait, that is wrong, {name}", "correction"))
+        pieces += (
+            Piece(text),
+            Piece(f" = {step.mistake}, wait, that is wrong, {name}", "correction"),
+        )
         text = ""
     return f"{text} = {value}"
 
@@ -100,9 +117,7 @@ def _verification(name: str, graph: Graph) -> str:
         raise ValueError(f"{name} cannot be verified: there is no other equation for it")
     numbers = NOTATION.text(substitute(check.expression, graph.values))
     value = graph.values[check.target]
-    return (
-        f"Let's check {name}, {NOTATION.text(check.expression)} = {numbers} = {value}, {check.target} is {value}, right"
-    )
+    return f"Let's check {name}, {NOTATION.text(check.expression)} = {numbers} = {value}, {check.target} is {value}, right"
 
 
 def parse_line(line: str) -> ParsedStep:
@@ -132,7 +147,10 @@ def _parse_attempt(line: str, match: re.Match[str]) -> ParsedStep:
     if match["again"] != match["node"]:
         return ParsedStep(text=line)
     return ParsedStep(
-        text=line, node=match["node"], kind=StepKind.ATTEMPT, missing=tuple(match["missing"].split(" and "))
+        text=line,
+        node=match["node"],
+        kind=StepKind.ATTEMPT,
+        missing=tuple(match["missing"].split(" and ")),
     )
 
 
@@ -149,7 +167,9 @@ def _parse_solution(line: str, match: re.Match[str]) -> ParsedStep:
     if not equation:
         return ParsedStep(text=line, node=node, value=_value(given), restated=facts)
     symbols, *numbers = equation.split(" = ")
-    if not _PLAIN.fullmatch(equation) and any(NOTATION.parse(side) is None for side in (symbols, *numbers)):
+    if not _PLAIN.fullmatch(equation) and any(
+        NOTATION.parse(side) is None for side in (symbols, *numbers)
+    ):
         return ParsedStep(text=line)
     return ParsedStep(
         text=line,
@@ -174,7 +194,9 @@ def _sides(text: str | None) -> tuple[str, ...]:
 
 
 def spans_in(text: str) -> list[Span]:
-    """What in a text, whoever wrote it, is a behavior: whole lines, or parts of those that solve something."""
+    """What in a text, whoever wrote it, is a behavior: whole lines, or parts of those that solve
+    something.
+    """
     spans: list[Span] = []
     starts = [match.start() for match in _BEGIN.finditer(text)]
     for start, end in itertools.pairwise([*starts, len(text)]):
@@ -191,7 +213,9 @@ def _spans_of_solution(match: re.Match[str]) -> Iterator[Span]:
     if match["missing"]:
         yield Span(*match.span(), "reflection")
     if match["restated"]:
-        yield Span(match.start("restated") - len("since "), match.end("restated") + len(", "), "analysis")
+        yield Span(
+            match.start("restated") - len("since "), match.end("restated") + len(", "), "analysis"
+        )
     if match["sides"]:
         numbers = match.start("sides") + len(match["sides"].partition(" = ")[0])
         if numbers < match.end("sides"):

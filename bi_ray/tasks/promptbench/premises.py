@@ -31,7 +31,9 @@ def question(graph: Graph, logic: LogicName) -> str:
 
 def _arithmetic(node: Node) -> str:
     parents = node.parents or ("",)
-    return PREMISES[node.operator].format(node=node.name, value=node.value, a=parents[0], b=parents[-1])
+    return PREMISES[node.operator].format(
+        node=node.name, value=node.value, a=parents[0], b=parents[-1]
+    )
 
 
 def _boolean(node: Node) -> str:
@@ -61,7 +63,9 @@ def _rules(graph: Graph) -> Iterator[str]:
             below.setdefault(conclusion, []).append(node)
     for conclusion, facts in below.items():
         operator = next(premise for premise, cause in CAUSES.items() if cause is facts[0].operator)
-        yield wording.RULE.format(node=conclusion, premise=RULES.text((operator, *(fact.name for fact in facts))))
+        yield wording.RULE.format(
+            node=conclusion, premise=RULES.text((operator, *(fact.name for fact in facts)))
+        )
 
 
 def read_question(text: str, logic: LogicName) -> Graph:
@@ -82,8 +86,11 @@ def read_question(text: str, logic: LogicName) -> Graph:
         else:
             told.append(_READ[logic](sentence))
     if len(asked) != 1:
-        raise ParseError(f"{len(asked)} questions: {text[-80:]!r}" if asked else f"no question: {text[-80:]!r}")
-    if logic == "abductive":  # what is given stands where the rules about it do, so that their order can be kept
+        raise ParseError(
+            f"{len(asked)} questions: {text[-80:]!r}" if asked else f"no question: {text[-80:]!r}"
+        )
+    # what is given stands where the rules about it do, so that their order can be kept
+    if logic == "abductive":
         given: Definition = (asked[0]["given"], _value(asked[0]["value"]))
         told.insert(0 if told and given[0] in names_in(told[0][0][1]) else len(told), [given])
     return graph_from_definitions(told, asked[0]["node"])
@@ -92,11 +99,15 @@ def read_question(text: str, logic: LogicName) -> Graph:
 def _pattern(template: str, value: str) -> re.Pattern[str]:
     """What reads a sentence that the template writes."""
     fields = dict.fromkeys(("node", "a", "b", "given"), r"\w+") | {"value": value, "premise": ".+"}
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{fields[m[1]]})", re.escape(template)))
+    return re.compile(
+        re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{fields[m[1]]})", re.escape(template))
+    )
 
 
 _ARITHMETIC = {operator: _pattern(template, INTEGER) for operator, template in PREMISES.items()}
-_FACT, _EQUALS, _RULE = (_pattern(template, TRUTH) for template in (wording.FACT, wording.EQUALS, wording.RULE))
+_FACT, _EQUALS, _RULE = (
+    _pattern(template, TRUTH) for template in (wording.FACT, wording.EQUALS, wording.RULE)
+)
 _QUESTION = _pattern(wording.QUESTION, TRUTH)
 _ASKED: dict[LogicName, re.Pattern[str]] = {
     "arithmetic": _QUESTION,
@@ -130,7 +141,8 @@ def _read_deductive(sentence: str) -> list[Definition]:
 def _read_abductive(sentence: str) -> list[Definition]:
     conclusion, (operator, *facts) = _read_operation(_RULE, RULES, sentence)
     if not all(type(fact) is str for fact in facts):
-        raise _unknown(sentence)  # what makes a nested premise false is more than one operator can say
+        # what makes a nested premise false is more than one operator can say
+        raise _unknown(sentence)
     return [(fact, (CAUSES[operator], conclusion)) for fact in facts]
 
 
@@ -139,7 +151,9 @@ def _read_fact(sentence: str) -> list[Definition]:
     return [(match["node"], _value(match["value"]))] if match else []
 
 
-def _read_operation(pattern: re.Pattern[str], notation: Notation, sentence: str) -> tuple[str, tuple[Any, ...]]:
+def _read_operation(
+    pattern: re.Pattern[str], notation: Notation, sentence: str
+) -> tuple[str, tuple[Any, ...]]:
     """The node that a sentence computes or concludes, and from what."""
     match = pattern.fullmatch(sentence)
     expression = notation.parse(match["premise"]) if match else None

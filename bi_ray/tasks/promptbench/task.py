@@ -1,9 +1,10 @@
 """The PromptBench task (DyVal, arXiv:2309.17167): trees of operators, described in sentences.
 
-A problem of depth d is a tree of d levels, the leaves included: of small numbers (arithmetic) or of truth values, to be
-worked out (boolean), concluded by rules (deductive), or concluded backwards from the root (abductive). Redundant nodes
-are further small sub-trees that the question does not need. The wording of the arithmetic and of all traces follows
-section 3 of arXiv:2505.18917 and its appendix; the sentences of logic follow DyVal's.
+A problem of depth d is a tree of d levels, the leaves included: of small numbers (arithmetic) or of
+truth values, to be worked out (boolean), concluded by rules (deductive), or concluded backwards
+from the root (abductive). Redundant nodes are further small sub-trees that the question does not
+need. The wording of the arithmetic and of all traces follows section 3 of arXiv:2505.18917 and its
+appendix; the sentences of logic follow DyVal's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from bi_ray.tasks.promptbench import premises, wording
 from bi_ray.tasks.promptbench.drawing import Abduction, Arithmetic, Logic, Trees
 from bi_ray.tasks.promptbench.lines import parse_line, spans_in, write_line
 
-_MAX_DRAWS = 100_000  # a set owns at least 5 % of the hashes: not to find one in so many draws is a wrong config
+# a set owns at least 5 % of the hashes: not to find one in so many draws is a wrong config
+_MAX_DRAWS = 100_000
 _SOLVE = StepKind.SOLVE
 _ANSWERS: dict[LogicName, str] = {
     "arithmetic": wording.INTEGER,
@@ -56,7 +58,8 @@ class PromptBenchTask:
         self._response = re.compile(rf"\s*<think>.*?</think>\s*{answer}\s*", re.DOTALL)
 
     def problem(self, split: SetName, index: int) -> Problem:
-        """Problem ``index`` of ``split``: drawn again from its own stream until its graph hash falls in the set.
+        """Problem ``index`` of ``split``: drawn again from its own stream until its graph hash
+        falls in the set.
 
         Raises:
             ValueError: the configured difficulty yields no problem of this set.
@@ -69,7 +72,9 @@ class PromptBenchTask:
             if in_split(draft.hash(), split):
                 graph = draft.graph()
                 return Problem(f"{split}-{index}", self.describe(graph, rng), graph)
-        raise ValueError(f"no problem of set {split!r} in {_MAX_DRAWS} draws: raise its depth or redundant_nodes")
+        raise ValueError(
+            f"no problem of set {split!r} in {_MAX_DRAWS} draws: raise its depth or redundant_nodes"
+        )
 
     def draw(self, rng: random.Random, difficulty: DifficultyConfig) -> Graph:
         """One random graph of the given difficulty, whatever set it belongs to."""
@@ -85,7 +90,8 @@ class PromptBenchTask:
         return "\n".join([*lines, premises.question(graph, self.config.logic)])
 
     def parse_question(self, text: str) -> Graph:
-        """The graph behind a question, redundant nodes included; its premises may come in any order.
+        """The graph behind a question, redundant nodes included; its premises may come in any
+        order.
 
         Raises:
             ParseError: a sentence has no known form, or what they say makes no graph.
@@ -102,22 +108,32 @@ class PromptBenchTask:
             before = f"{text}\n"
             if step.kind is _SOLVE:
                 solved.add(step.node)
-        pieces.append(Piece(f"{text}{wording.THINK_END}{wording.ANSWER.format(answer=graph.answer)}"))
+        pieces.append(
+            Piece(f"{text}{wording.THINK_END}{wording.ANSWER.format(answer=graph.answer)}")
+        )
         return pieces
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
-        """The lines between <think> and </think>; a line of no known form becomes a step without a node."""
+        """The lines between <think> and </think>; a line of no known form becomes a step without a
+        node.
+        """
         start = response.find("<think>")
         end = response.find("</think>")
-        inside = response[start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)]
+        inside = response[
+            start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)
+        ]
         return [parse_line(line) for line in inside.splitlines() if line.strip()]
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of solving ones."""
+        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of
+        solving ones.
+        """
         return spans_in(response)
 
     def parse_answer(self, response: str) -> str | None:
-        """The value in the last <answer>, None where there is none or it does not hold one of this logic's."""
+        """The value in the last <answer>, None where there is none or it does not hold one of this
+        logic's.
+        """
         match = self._answer.match(response, max(0, response.rfind("<answer>")))
         return str(value_of(match[1])) if match else None
 

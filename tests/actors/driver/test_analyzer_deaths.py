@@ -53,7 +53,9 @@ def meter(monkeypatch, **methods) -> ReadinessMeter:
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
-def test_an_analysis_that_killed_the_analyzer_is_asked_for_again_once_it_is_back(deaths, monkeypatch):
+def test_an_analysis_that_killed_the_analyzer_is_asked_for_again_once_it_is_back(
+    deaths, monkeypatch
+):
     calls = Method([ActorDiedError()] * deaths + [None])
     phases = Method(([ActorUnavailableError("restarting", b"1" * 16)] * 2 + ["starting"] * 2) * 9)
     made = meter(monkeypatch, begin_watch=calls, phase=phases)
@@ -64,7 +66,9 @@ def test_an_analysis_that_killed_the_analyzer_is_asked_for_again_once_it_is_back
 def test_an_analyzer_that_dies_again_and_again_is_one_clear_line(monkeypatch):
     calls = Method([ActorDiedError()] * 9)
     made = meter(monkeypatch, begin_watch=calls, phase=Method(["starting"] * 99))
-    with pytest.raises(ReadinessError, match=r"the influence analyzer died .* run the same command again") as caught:
+    with pytest.raises(
+        ReadinessError, match=r"the influence analyzer died .* run the same command again"
+    ) as caught:
         asyncio.run(made.begin_watch())
     assert len(str(caught.value).splitlines()) == 1
     assert calls.calls == 3

@@ -21,7 +21,9 @@ def config_of(**rl):
     return RunConfig.model_validate(
         {
             "name": "batch",
-            "task": PromptBenchConfig(sets={name: {} for name in ("sft", "rl", "test_id", "test_ood")}).model_dump(),
+            "task": PromptBenchConfig(
+                sets={name: {} for name in ("sft", "rl", "test_id", "test_ood")}
+            ).model_dump(),
             "arms": ["vanilla"],
             "rl": {"prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES} | rl,
         }
@@ -54,7 +56,10 @@ class World:
                 continue
             spans = (VersionSpan(VERSION, 3),)
             text = f"{request.key}/"
-            samples = [Sample([1, 2, 3], [0.0] * 3, text + str(j), j == 1, VERSION, spans) for j in range(SAMPLES)]
+            samples = [
+                Sample([1, 2, 3], [0.0] * 3, text + str(j), j == 1, VERSION, spans)
+                for j in range(SAMPLES)
+            ]
             answers[request.key] = Group(request.key, request.prompt_tokens, samples)
             self.events.append("generated")
             on_group(answers[request.key])
@@ -76,12 +81,18 @@ class World:
 def test_groups_are_judged_while_others_are_generated_and_stand_in_the_order_of_the_queries():
     world = World()
     made = world.make()
-    assert world.events.index("judged") < len(world.events) - 1 - world.events[::-1].index("generated")
+    assert world.events.index("judged") < len(world.events) - 1 - world.events[::-1].index(
+        "generated"
+    )
     assert [group.key for group, _ in made.judged] == world.asked[0]
     for group, verdicts in made.judged:
         assert [verdict.right for verdict in verdicts] == [int(group.key) % 4 == 1, False]
     assert made.metrics["truncated_rate"] == 0.5
-    assert (made.metrics["staleness_max"], made.metrics["rounds"], made.metrics["generated_tokens"]) == (0, 1, 24)
+    assert (
+        made.metrics["staleness_max"],
+        made.metrics["rounds"],
+        made.metrics["generated_tokens"],
+    ) == (0, 1, 24)
 
 
 def test_the_batch_does_not_depend_on_who_was_fast():
@@ -97,7 +108,10 @@ def test_a_failed_group_is_named_and_counted_and_no_reward_of_zero(caplog):
     made = world.make()
     assert made.metrics["failed_groups"] == 1
     assert f"step 5 continues without query {world.failing[0]}: gone" in caplog.text
-    assert (made.batch.groups_total, made.batch.samples_total) == (PROMPTS - 1, SAMPLES * (PROMPTS - 1))
+    assert (made.batch.groups_total, made.batch.samples_total) == (
+        PROMPTS - 1,
+        SAMPLES * (PROMPTS - 1),
+    )
 
 
 def test_groups_without_variance_are_replaced_until_there_are_enough():
@@ -107,7 +121,10 @@ def test_groups_without_variance_are_replaced_until_there_are_enough():
     flat = [key for asked in world.asked for key in asked]
     assert len(set(flat)) == len(flat)  # no query twice
     informative = [key for key in flat if int(key) % 4 == 1]
-    assert list(dict.fromkeys(sample.key.split("/")[0] for sample in made.batch.samples)) == informative[:PROMPTS]
+    assert (
+        list(dict.fromkeys(sample.key.split("/")[0] for sample in made.batch.samples))
+        == informative[:PROMPTS]
+    )
     again = World(seed=7, dynamic_sampling={"max_rounds": 10})
     again.make()
     assert (again.asked, again.seeds) == (world.asked, world.seeds)
@@ -142,7 +159,9 @@ def test_a_data_failure_leaves_its_group_or_takes_it_along(incomplete):
 
 
 def test_a_step_in_which_nothing_could_be_judged_is_no_step():
-    """A truncated response is wrong without any check, so it does not show that the reward function works."""
+    """A truncated response is wrong without any check, so it does not show that the reward function
+    works.
+    """
     world = World(dynamic_sampling={"max_rounds": 10})
 
     async def score(items):
@@ -154,8 +173,9 @@ def test_a_step_in_which_nothing_could_be_judged_is_no_step():
     world.score = score
     with pytest.raises(VerdictError) as caught:
         world.make()
-    assert "none of 4 responses could be judged: the reward function raised ValueError: no (mine.py:7)" in str(
-        caught.value
+    assert (
+        "none of 4 responses could be judged: the reward function raised ValueError: no (mine.py:7)"
+        in str(caught.value)
     )
     assert len(world.asked) == 1  # and no further round
 

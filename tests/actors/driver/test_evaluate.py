@@ -13,7 +13,9 @@ from bi_ray.policy.version import PolicyVersion
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerdictError
 
 PROBLEMS = [ProblemRow(str(number), "question", "1", "", (1, 2)) for number in range(4)]
-REQUESTS = evaluation_requests(PROBLEMS, EvaluationConfig(samples_per_prompt=0), ModelConfig(path="unread"), seed=0)
+REQUESTS = evaluation_requests(
+    PROBLEMS, EvaluationConfig(samples_per_prompt=0), ModelConfig(path="unread"), seed=0
+)
 RAISED = DataFailure("the reward function raised ValueError: no", "mine.py:7")
 
 
@@ -37,7 +39,10 @@ class World:
 
     async def score(self, items):
         right = [Verdict(1.0, not item.truncated, True, item.truncated, None) for item in items]
-        return [self.verdicts.get(item.response, verdict) for item, verdict in zip(items, right, strict=True)]
+        return [
+            self.verdicts.get(item.response, verdict)
+            for item, verdict in zip(items, right, strict=True)
+        ]
 
     def rows(self):
         return asyncio.run(evaluate(self, self, PROBLEMS, REQUESTS))
@@ -59,7 +64,9 @@ def test_failures_of_requests_and_of_judgments_are_rows_and_are_named():
 
 
 def test_one_request_that_engines_lost_makes_the_evaluation_fail():
-    with pytest.raises(VerdictError, match="1 of 4 groups of responses were lost, greedy/2 first: it kills engines"):
+    with pytest.raises(
+        VerdictError, match="1 of 4 groups of responses were lost, greedy/2 first: it kills engines"
+    ):
         World(failed={"2": "infrastructure"}).rows()
 
 

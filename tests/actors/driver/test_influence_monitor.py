@@ -1,4 +1,6 @@
-"""The monitor's promises that a real run shows only by chance: nobody waits for it, and nothing it meets is fatal."""
+"""The monitor's promises that a real run shows only by chance: nobody waits for it, and nothing it
+meets is fatal.
+"""
 
 import asyncio
 import concurrent.futures
@@ -50,7 +52,9 @@ def weights(tmp_path):
 def monitor(analyzer, tmp_path):
     sets = {name: DifficultyConfig() for name in ("sft", "rl", "test_id", "test_ood")}
     readiness = ReadinessConfig(every_rl_steps=5)
-    config = RunConfig(name="x", task=PromptBenchConfig(sets=sets), arms=["vanilla"], readiness=readiness)
+    config = RunConfig(
+        name="x", task=PromptBenchConfig(sets=sets), arms=["vanilla"], readiness=readiness
+    )
     return InfluenceMonitor(config, analyzer, TARGET, Path("p"), tmp_path / "influence.jsonl")
 
 

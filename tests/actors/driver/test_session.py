@@ -31,7 +31,9 @@ class Recorder:
             self.fail_next = False
             raise RuntimeError("no engine is left")
         self.made.append(step)
-        return LearnerBatch(samples=(), groups_total=step, samples_total=step), {"reward": step / 10}
+        return LearnerBatch(samples=(), groups_total=step, samples_total=step), {
+            "reward": step / 10
+        }
 
     async def sync(self, version, path):
         self.synced.append((version, str(path)))
@@ -73,7 +75,10 @@ def test_every_rank_gets_one_batch_and_a_published_step_gets_one_row(tmp_path):
         await rl.publish(incarnation, 2, Path("two"), {"loss": 1.0})
         assert recorder.made == [1, 2, 3]  # the next begins at once
         assert recorder.synced == [((1, 0), "policy_0"), ((1, 1), "one"), ((1, 2), "two")]
-        assert [(row["step"], row["reward"], row["loss"]) for row in rows(tmp_path)] == [(1, 0.1, 2.0), (2, 0.2, 1.0)]
+        assert [(row["step"], row["reward"], row["loss"]) for row in rows(tmp_path)] == [
+            (1, 0.1, 2.0),
+            (2, 0.2, 1.0),
+        ]
         assert [row.get("validation/val/greedy") for row in rows(tmp_path)] == [None, 0.5]
 
     run(scenario())
@@ -151,14 +156,18 @@ def test_a_step_out_of_order_is_refused(tmp_path):
     async def scenario():
         rl = session(Recorder(), tmp_path)
         incarnation = await rl.join(0)
-        with pytest.raises(SessionError, match="step 3 was asked for while the policy is at step 0"):
+        with pytest.raises(
+            SessionError, match="step 3 was asked for while the policy is at step 0"
+        ):
             await rl.lease(3, incarnation)
 
     run(scenario())
 
 
 def test_a_rank_that_is_ahead_waits_until_the_engines_hold_the_step_before(tmp_path):
-    """Ranks other than 0 do not publish, so they may ask for the next batch while rank 0 still writes."""
+    """Ranks other than 0 do not publish, so they may ask for the next batch while rank 0 still
+    writes.
+    """
 
     async def scenario():
         recorder = Recorder()
@@ -253,7 +262,9 @@ def test_a_batch_in_the_making_is_finished_before_the_engines_change_weights(tmp
 
 
 def test_learners_that_come_back_from_behind_a_checkpoint_get_its_batches_again(tmp_path):
-    """The newest checkpoint was damaged: its batches were dropped, and are made again by the restored weights."""
+    """The newest checkpoint was damaged: its batches were dropped, and are made again by the
+    restored weights.
+    """
 
     async def scenario():
         recorder = Recorder()
@@ -307,7 +318,9 @@ class SlowRecorder(Recorder):
 @pytest.mark.parametrize("ends", ["before", "while", "after"])
 @pytest.mark.parametrize("call", ["sync", "validate", "make_batch"])
 def test_a_join_whose_learners_died_does_not_touch_what_is_their_successors(call, ends, tmp_path):
-    """The dead one's call waits in a sync, a validation, or for a batch, and ends whenever it likes."""
+    """The dead one's call waits in a sync, a validation, or for a batch, and ends whenever it
+    likes.
+    """
 
     async def scenario():
         recorder = SlowRecorder()
@@ -377,7 +390,9 @@ def test_a_join_that_the_engines_did_not_follow_can_be_repeated(tmp_path):
 
 @pytest.mark.parametrize("learners", [1, 64, 70, 500])
 def test_calls_that_wait_leave_room_for_the_one_on_which_they_wait(learners, tmp_path):
-    """An actor serves so many calls at a time; `tests/integration/test_driver_calls.py` has a real one."""
+    """An actor serves so many calls at a time; `tests/integration/test_driver_calls.py` has a real
+    one.
+    """
 
     async def scenario():
         rl = session(Recorder(), tmp_path)
@@ -388,7 +403,9 @@ def test_calls_that_wait_leave_room_for_the_one_on_which_they_wait(learners, tmp
                 return await method(*arguments)
 
         def wait_for_batch(step):
-            return [asyncio.ensure_future(call(rl.lease, step, incarnation)) for _ in range(learners)]
+            return [
+                asyncio.ensure_future(call(rl.lease, step, incarnation)) for _ in range(learners)
+            ]
 
         incarnation = await call(rl.join, 0)
         await asyncio.gather(*wait_for_batch(1))

@@ -1,6 +1,8 @@
-"""The bound on staleness, under whatever delays: a session with engines and learners that take random times.
+"""The bound on staleness, under whatever delays: a session with engines and learners that take
+random times.
 
-The engines here are a version that they hold, and batches that look at it again and again while they are made.
+The engines here are a version that they hold, and batches that look at it again and again while
+they are made.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ class World:
         self.random = random.Random(seed)
         self.max_staleness = max_staleness
         self.held: PolicyVersion | None = None
-        self.made_by: dict[int, list[PolicyVersion]] = {}  # versions that made a batch, of its last making
+        # versions that made a batch, of its last making
+        self.made_by: dict[int, list[PolicyVersion]] = {}
         self.trained: list[int] = []
         self.stop_at = -1
         self.last = STEPS  # where a validation ends the run
@@ -38,7 +41,9 @@ class World:
             validate=self.validate,
             usage=lambda step_s: {},
             metrics_file=self.rows,
-            schedule=Schedule(STEPS, max_staleness, self.checkpointed, lambda step: step >= self.last),
+            schedule=Schedule(
+                STEPS, max_staleness, self.checkpointed, lambda step: step >= self.last
+            ),
         )
 
     @staticmethod
@@ -101,7 +106,9 @@ def test_engines_do_work_ahead_where_they_may(tmp_path):
     """Else the bound would be kept by an engine that never works while the learners do."""
     world = World(1, 2, tmp_path)
     asyncio.run(asyncio.wait_for(world.learn(0, STEPS), 20))
-    ages = [step - 1 - version.step for step, versions in world.made_by.items() for version in versions]
+    ages = [
+        step - 1 - version.step for step, versions in world.made_by.items() for version in versions
+    ]
     assert max(ages) == 2
     assert any(len(set(versions)) > 1 for versions in world.made_by.values())
 
@@ -167,7 +174,8 @@ def test_a_validation_ends_the_run_for_every_rank_after_the_same_step(max_stalen
         ahead = []
 
         async def pause_and_look_ahead():
-            if world.trained and world.trained[-1] == world.stop_at and not ahead:  # rank 0 has not published it yet
+            # rank 0 has not published it yet
+            if world.trained and world.trained[-1] == world.stop_at and not ahead:
                 ahead.append(asyncio.ensure_future(world.session.lease(world.stop_at + 1, 1)))
             await asyncio.sleep(0.003)
 
@@ -187,5 +195,13 @@ def test_staleness_is_a_mean_over_tokens_and_a_maximum():
         Sample([1] * 4, [0.0] * 4, "", False, old, (VersionSpan(old, 1), VersionSpan(new, 3))),
         Sample([1] * 4, [0.0] * 4, "", False, new, (VersionSpan(new, 4),)),
     ]
-    assert version_metrics(samples, 10) == {"staleness_mean": 2 / 8, "staleness_max": 2, "mixed_version_share": 0.5}
-    assert version_metrics([], 10) == {"staleness_mean": 0.0, "staleness_max": 0, "mixed_version_share": 0.0}
+    assert version_metrics(samples, 10) == {
+        "staleness_mean": 2 / 8,
+        "staleness_max": 2,
+        "mixed_version_share": 0.5,
+    }
+    assert version_metrics([], 10) == {
+        "staleness_mean": 0.0,
+        "staleness_max": 0,
+        "mixed_version_share": 0.0,
+    }

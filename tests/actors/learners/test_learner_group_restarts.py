@@ -27,7 +27,9 @@ class Fit:
 
 
 @pytest.mark.parametrize("deaths", [0, 1, 2, 3])
-def test_the_group_starts_again_when_the_controller_dies_and_then_ends_in_one_line(deaths, tmp_path, monkeypatch):
+def test_the_group_starts_again_when_the_controller_dies_and_then_ends_in_one_line(
+    deaths, tmp_path, monkeypatch
+):
     fit = Fit(deaths)
     monkeypatch.setattr(learner_group, "TorchTrainer", lambda *_, **__: fit)
     group = LearnerGroup(tmp_path, LearnerConfig(max_restarts=2), ModelConfig(), RayConfig())

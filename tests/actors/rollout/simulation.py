@@ -146,7 +146,8 @@ class Driver:
 
     async def _groups(self, name: str, count: int) -> list[Group]:
         requests = [
-            GroupRequest(f"{name}/{i}", (1, 2), SamplingConfig(SAMPLES), number("seed", name, i)) for i in range(count)
+            GroupRequest(f"{name}/{i}", (1, 2), SamplingConfig(SAMPLES), number("seed", name, i))
+            for i in range(count)
         ]
         answers = await self.pool.generate(requests)
         return [answer for answer in answers if isinstance(answer, Group)]
@@ -160,7 +161,9 @@ class Driver:
     async def _validate(self, step: int) -> dict[str, Any]:
         if step % VALIDATE_EVERY:
             return {}
-        return {"validation/val/greedy": _contents(await self._groups(f"validation {step}", GROUPS))}
+        return {
+            "validation/val/greedy": _contents(await self._groups(f"validation {step}", GROUPS))
+        }
 
 
 def _is_settled_first(step: int) -> bool:
@@ -168,7 +171,9 @@ def _is_settled_first(step: int) -> bool:
 
 
 def _contents(groups: Sequence[Group]) -> str:
-    return fingerprint([(group.key, [sample.tokens for sample in group.samples]) for group in groups])
+    return fingerprint(
+        [(group.key, [sample.tokens for sample in group.samples]) for group in groups]
+    )
 
 
 class Training:
@@ -216,7 +221,9 @@ class Training:
                 await self._end_driver(killer)
                 if weights is not None:
                     rows = read_metrics(self.metrics)
-                    return Outcome([_lasting(row) for row in rows], weights, self.happened, self.failures)
+                    return Outcome(
+                        [_lasting(row) for row in rows], weights, self.happened, self.failures
+                    )
         finally:
             killer.cancel()
 

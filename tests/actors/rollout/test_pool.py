@@ -1,4 +1,6 @@
-"""Routing, retries, syncs and membership of the pool, driven through small workers inside the test's own process."""
+"""Routing, retries, syncs and membership of the pool, driven through small workers inside the
+test's own process.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CONFIG = RolloutConfig(
     suspect_after_s=1,
     dead_after_s=5,
 )
-HASTY = CONFIG.model_copy(update={"start_timeout_s": 1.0, "sync_timeout_s": 1.0, "generate_timeout_s": 1.0})
+HASTY = CONFIG.model_copy(
+    update={"start_timeout_s": 1.0, "sync_timeout_s": 1.0, "generate_timeout_s": 1.0}
+)
 V1, V2 = PolicyVersion(1, 1), PolicyVersion(1, 2)
 
 
@@ -67,7 +71,10 @@ class Worker:
         finally:
             self.running -= request.sampling.samples
         self.served.append(request.key)
-        samples = [Sample([request.seed + j], [0.0], "", False, self.version) for j in range(request.sampling.samples)]
+        samples = [
+            Sample([request.seed + j], [0.0], "", False, self.version)
+            for j in range(request.sampling.samples)
+        ]
         return Group(request.key, request.prompt_tokens, samples)
 
     async def sync(self, announcement, in_flight=False):
@@ -107,16 +114,22 @@ async def hang():
 
 
 class World:
-    """A pool, the workers that it made, and the time. ``twists[i]`` is for the i-th worker ever made."""
+    """A pool, the workers that it made, and the time. ``twists[i]`` is for the i-th worker ever
+    made.
+    """
 
-    def __init__(self, twists: dict[int, dict] | None = None, config: RolloutConfig = CONFIG, default=None):
+    def __init__(
+        self, twists: dict[int, dict] | None = None, config: RolloutConfig = CONFIG, default=None
+    ):
         self.workers: list[Worker] = []
         self.twists, self.default = twists or {}, default or {}
         self.clock = Clock()
         self.pool = RolloutPool(self.make, config, self.clock)
 
     def make(self):
-        self.workers.append(Worker(len(self.workers), self.twists.get(len(self.workers), self.default)))
+        self.workers.append(
+            Worker(len(self.workers), self.twists.get(len(self.workers), self.default))
+        )
         return self.workers[-1]
 
     def states(self):
@@ -182,7 +195,8 @@ def test_the_least_busy_worker_gets_the_next_group():
                 gate.set()
 
         await world.pool.generate(requests(40), on_group)
-        assert [len(worker.served) for worker in world.workers] == [4, 36]  # a full engine and no more
+        # a full engine and no more
+        assert [len(worker.served) for worker in world.workers] == [4, 36]
         await world.pool.close()
 
     run(scenario())
@@ -275,7 +289,9 @@ def test_a_call_that_fails_makes_suspect_and_the_group_goes_elsewhere(twist):
 
 def test_after_the_last_attempt_the_group_is_an_infrastructure_failure():
     async def scenario():
-        world = World(default={"generate": broken}, config=CONFIG.model_copy(update={"group_attempts": 2}))
+        world = World(
+            default={"generate": broken}, config=CONFIG.model_copy(update={"group_attempts": 2})
+        )
         await world.pool.start(2)
         (failed,) = await world.pool.generate(requests(1))
         assert isinstance(failed, FailedGroup)
@@ -325,7 +341,10 @@ def test_a_sync_that_nobody_could_load_is_an_error_with_its_reason():
     async def scenario():
         world = World(default={"sync": broken})
         await world.pool.start(2)
-        with pytest.raises(PoolError, match=r"no rollout worker took version 1\.1; first error: RuntimeError: broken"):
+        with pytest.raises(
+            PoolError,
+            match=r"no rollout worker took version 1\.1; first error: RuntimeError: broken",
+        ):
             await world.pool.sync(announcement(V1))
         await world.pool.close()
 
@@ -448,7 +467,9 @@ def test_a_silent_worker_is_suspect_then_dead_and_its_groups_move_on():
 def test_a_start_that_takes_too_long_says_what_to_change():
     async def scenario():
         world = World({1: {"start": hang}}, HASTY)
-        with pytest.raises(PoolError, match=r"1 of 2 .* lower rollout.workers or rollout.cpus_per_worker"):
+        with pytest.raises(
+            PoolError, match=r"1 of 2 .* lower rollout.workers or rollout.cpus_per_worker"
+        ):
             await world.pool.start(2)
         assert all(worker.killed or worker.closed for worker in world.workers)
 
@@ -463,7 +484,9 @@ def test_a_start_that_fails_is_tried_again_and_then_given_up_with_its_reason():
         assert len(world.workers) == 3
         await world.pool.close()
         hopeless = World(default={"start": broken})
-        with pytest.raises(PoolError, match="1 of 1 rollout workers did not start: RuntimeError: broken"):
+        with pytest.raises(
+            PoolError, match="1 of 1 rollout workers did not start: RuntimeError: broken"
+        ):
             await hopeless.pool.start(1)
         assert len(hopeless.workers) == 3
 
@@ -473,7 +496,9 @@ def test_a_start_that_fails_is_tried_again_and_then_given_up_with_its_reason():
 def test_when_no_worker_can_be_had_for_long_nobody_waits_for_ever():
     async def scenario():
         broken_since = {0: {"generate": lost}}
-        world = World(broken_since, CONFIG.model_copy(update={"no_engine_timeout_s": 100}), {"start": broken})
+        world = World(
+            broken_since, CONFIG.model_copy(update={"no_engine_timeout_s": 100}), {"start": broken}
+        )
         await world.pool.start(1)
         work = asyncio.create_task(world.pool.generate(requests(40)))
         await world.until(lambda: len(world.workers) == 4)
@@ -482,7 +507,9 @@ def test_when_no_worker_can_be_had_for_long_nobody_waits_for_ever():
         assert not work.done()
         world.clock.now = 101.0
         await world.pool.beat()
-        reason = r"no rollout engine for 100 s \(rollout.no_engine_timeout_s\); .* RuntimeError: broken"
+        reason = (
+            r"no rollout engine for 100 s \(rollout.no_engine_timeout_s\); .* RuntimeError: broken"
+        )
         with pytest.raises(PoolError, match=reason):
             await work
         with pytest.raises(PoolError, match=reason):
@@ -501,7 +528,13 @@ def test_when_no_worker_can_be_had_for_long_nobody_waits_for_ever():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_place_is_not_given_up_after_late_and_failed_starts(workers, caplog):
     async def scenario():
-        failing = {"start": hang}, {"start": broken}, {"start": unusable}, {"start": lost}, {"sync": broken}
+        failing = (
+            {"start": hang},
+            {"start": broken},
+            {"start": unusable},
+            {"start": lost},
+            {"sync": broken},
+        )
         twists = {0: {"generate": lost}} | {workers + i: twist for i, twist in enumerate(failing)}
         world = World(twists, HASTY.model_copy(update={"heartbeat_s": 2}))
         await world.pool.start(workers)
@@ -516,7 +549,8 @@ def test_a_place_is_not_given_up_after_late_and_failed_starts(workers, caplog):
     run(scenario())
     assert "worker 1 did not start 4 times in a row; next attempt in 8 s" in caplog.text
     assert "worker 1 is in service again" in caplog.text
-    assert "lower rollout.workers or rollout.cpus_per_worker" in caplog.text  # why the first one was late
+    # why the first one was late
+    assert "lower rollout.workers or rollout.cpus_per_worker" in caplog.text
 
 
 async def unusable():
@@ -599,7 +633,9 @@ def test_a_worker_that_ends_between_the_choice_and_the_call_costs_nothing():
 
 
 class Poison:
-    """A request that ends every engine which it comes to, together with all that the engine has in work."""
+    """A request that ends every engine which it comes to, together with all that the engine has in
+    work.
+    """
 
     def __init__(self, keys: set[str], loss: type[WorkerLost]):
         self.keys, self.loss = keys, loss
@@ -624,9 +660,13 @@ class Poison:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize(("loss", "most", "kind"), [(EngineCrashed, 2, "data"), (WorkerLost, 20, "infrastructure")])
+@pytest.mark.parametrize(
+    ("loss", "most", "kind"), [(EngineCrashed, 2, "data"), (WorkerLost, 20, "infrastructure")]
+)
 @pytest.mark.parametrize("keys", [{"q3"}, {"q0", "q5", "q11"}])
-def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(workers, loss, most, kind, keys):
+def test_a_group_that_ends_engine_after_engine_is_given_up_and_its_neighbors_are_not(
+    workers, loss, most, kind, keys
+):
     async def scenario():
         world, poison = World(), Poison(keys, loss)
 
@@ -761,10 +801,14 @@ def test_the_first_answer_wins_even_if_it_is_the_late_one():
             if len(calls) > 4:
                 await asyncio.sleep(1000)
 
-        world = World({0: {"generate": gate.wait}, 1: {"generate": slow_after_the_first_batch}}, EAGER)
+        world = World(
+            {0: {"generate": gate.wait}, 1: {"generate": slow_after_the_first_batch}}, EAGER
+        )
         await world.pool.start(2)
         finished = []
-        work = asyncio.create_task(world.pool.generate(requests(8), lambda group: finished.append(group.key)))
+        work = asyncio.create_task(
+            world.pool.generate(requests(8), lambda group: finished.append(group.key))
+        )
         await world.until(lambda: len(world.workers[1].served) == 4)
         await asyncio.sleep(0.01)
         world.clock.now = 1.5
@@ -779,8 +823,12 @@ def test_the_first_answer_wins_even_if_it_is_the_late_one():
     run(scenario())
 
 
-@pytest.mark.parametrize(("failure", "kind"), [(broken, "infrastructure"), (crashed, "data"), (refused, "data")])
-def test_a_second_copy_that_no_worker_is_left_for_does_not_hold_up_a_group_that_is_given_up(failure, kind):
+@pytest.mark.parametrize(
+    ("failure", "kind"), [(broken, "infrastructure"), (crashed, "data"), (refused, "data")]
+)
+def test_a_second_copy_that_no_worker_is_left_for_does_not_hold_up_a_group_that_is_given_up(
+    failure, kind
+):
     async def scenario():
         gate = asyncio.Event()
         calls = []
@@ -801,7 +849,8 @@ def test_a_second_copy_that_no_worker_is_left_for_does_not_hold_up_a_group_that_
         await world.until(lambda: len(world.workers[1].served) == 4)
         await asyncio.sleep(0.01)
         world.clock.now = 1.5
-        await world.until(lambda: len(calls) == 8)  # the second copies fail, and wait for a third worker
+        # the second copies fail, and wait for a third worker
+        await world.until(lambda: len(calls) == 8)
         await asyncio.sleep(0.01)
         gate.set()
         answers = await asyncio.wait_for(work, 100)

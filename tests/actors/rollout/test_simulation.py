@@ -1,4 +1,6 @@
-"""RL trainings through kills of everything: each ends in the rows and weights of the undisturbed one."""
+"""RL trainings through kills of everything: each ends in the rows and weights of the undisturbed
+one.
+"""
 
 from __future__ import annotations
 

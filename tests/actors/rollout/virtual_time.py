@@ -1,4 +1,6 @@
-"""An event loop whose clock jumps: whoever sleeps for a minute is woken at once, and in the right order."""
+"""An event loop whose clock jumps: whoever sleeps for a minute is woken at once, and in the right
+order.
+"""
 
 from __future__ import annotations
 

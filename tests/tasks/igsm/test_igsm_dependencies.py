@@ -29,7 +29,10 @@ def needed_by_question(draft):
 def test_operations_are_exact_and_all_that_is_counted_is_needed(ops):
     for draft in drafts(ops, 3, 40):
         needed = needed_by_question(draft)
-        counts = [len(places) + number for places, number in zip(draft.operands, draft.numbers, strict=True)]
+        counts = [
+            len(places) + number
+            for places, number in zip(draft.operands, draft.numbers, strict=True)
+        ]
         assert sum(max(1, counts[place] - 1) for place in needed) == ops
         assert len(needed) == draft.needed
         assert len(draft.quantities) - draft.needed <= 3
@@ -45,7 +48,9 @@ def test_an_abstract_quantity_takes_all_that_its_holder_holds():
     seen = 0
     for draft in drafts(16, 2, 200):
         edges = draft.structure.edges
-        for quantity, places, number in zip(draft.quantities, draft.operands, draft.numbers, strict=True):
+        for quantity, places, number in zip(
+            draft.quantities, draft.operands, draft.numbers, strict=True
+        ):
             if quantity < len(edges):
                 continue
             seen += 1
@@ -56,7 +61,9 @@ def test_an_abstract_quantity_takes_all_that_its_holder_holds():
             assert [edges[edge][0] for edge in direct] == [holder] * len(direct)
             assert direct == draft.structure.below[holder]
             if depth:  # how many of each, times what each of these holds, one layer nearer
-                assert used[1::2] == [len(edges) + 3 * edges[edge][1] + depth - 1 for edge in direct]
+                assert used[1::2] == [
+                    len(edges) + 3 * edges[edge][1] + depth - 1 for edge in direct
+                ]
     assert seen > 400
 
 

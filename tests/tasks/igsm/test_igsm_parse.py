@@ -28,7 +28,10 @@ RELATIONS = [
     ("the difference of each G's H and each I's J", (SUBTRACT, "G's H", "I's J")),
     ("the sum of each A's B, each C's D and each E's F", (ADD, "A's B", "C's D", "E's F")),
     ("3 times the sum of each A's B and each C's D", (MULTIPLY, 3, (ADD, "A's B", "C's D"))),
-    ("4 more than the difference of each A's B and each C's D", (ADD, 4, (SUBTRACT, "A's B", "C's D"))),
+    (
+        "4 more than the difference of each A's B and each C's D",
+        (ADD, 4, (SUBTRACT, "A's B", "C's D")),
+    ),
     ("each A's B times each B's D", (MULTIPLY, "A's B", "B's D")),
     (
         "the sum of each A's B times each B's D and each A's C times each C's D",
@@ -75,8 +78,13 @@ def test_what_is_no_relation_is_none(text):
 
 
 def assert_round_trip(count):
-    """``count`` problems over every mode, order and place of the question: graph -> text -> graph, exact."""
-    tasks = [make_task(mode, ops=(1, 40), redundant_nodes=(0, 5), premises=p, question=q) for mode, p, q in KINDS]
+    """``count`` problems over every mode, order and place of the question: graph -> text -> graph,
+    exact.
+    """
+    tasks = [
+        make_task(mode, ops=(1, 40), redundant_nodes=(0, 5), premises=p, question=q)
+        for mode, p, q in KINDS
+    ]
     for index in range(count):
         problem = tasks[index % len(tasks)].problem("rl", index)
         graph = parse_question(problem.question)
@@ -99,7 +107,9 @@ def test_chains_of_thought_are_read_back_into_the_needed_part_of_their_graphs():
     for index in range(60):
         graph = task.problem("rl", index).graph
         steps = task.parse_trace(join(task.render(vanilla_plan(graph), graph))[0])
-        assert graph_from_trace(steps, NOTATION).nodes == {name: graph.nodes[name] for name in graph.needed_order}
+        assert graph_from_trace(steps, NOTATION).nodes == {
+            name: graph.nodes[name] for name in graph.needed_order
+        }
 
 
 FOREIGN = (
@@ -137,12 +147,27 @@ def test_an_unknown_category_is_what_its_holder_holds_directly():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (FOREIGN.format(category="Classroom"), "'Classroom' is no category of a known world: pass world"),
-        ("The number of each A's B equals lots. How many B does each A have?", "not understood: 'lots'"),
-        ("The number of each A's B equals 1. It rains. How many B does each A have?", "no sentence .*'It rains.'"),
-        ("The number of each A's B equals 1. The number of each A's B equals 2. How many B does each A have?", "twice"),
+        (
+            FOREIGN.format(category="Classroom"),
+            "'Classroom' is no category of a known world: pass world",
+        ),
+        (
+            "The number of each A's B equals lots. How many B does each A have?",
+            "not understood: 'lots'",
+        ),
+        (
+            "The number of each A's B equals 1. It rains. How many B does each A have?",
+            "no sentence .*'It rains.'",
+        ),
+        (
+            "The number of each A's B equals 1. The number of each A's B equals 2. How many B does each A have?",
+            "twice",
+        ),
         ("The number of each A's B equals 1.", "0 questions"),
-        ("The number of each A's B equals each C's D. How many B does each A have?", '"C\'s D" is used, but'),
+        (
+            "The number of each A's B equals each C's D. How many B does each A have?",
+            '"C\'s D" is used, but',
+        ),
         (
             "The number of each A's B equals each A's C. The number of each A's C equals each A's B. "
             "How many B does each A have?",
@@ -161,7 +186,10 @@ WORKED = [
         "- According to the information given, the number of each X's Y is 1. Let's denote it as S. So S = 1.",
         (1, "S", None, ()),
     ),
-    ("- Next, let Q represent the number of each X's Y. Then Q = 5 * S = 5 * 1 = 5.", (5, "Q", "5 * S", ("5 * 1",))),
+    (
+        "- Next, let Q represent the number of each X's Y. Then Q = 5 * S = 5 * 1 = 5.",
+        (5, "Q", "5 * S", ("5 * 1",)),
+    ),
     (
         "- Then, let's denote the number of each X's Y as v. Then v = m + Q + W = 13 + 5 + 6 = 24.",
         (24, "v", "m + Q + W", ("13 + 5 + 6",)),
@@ -198,7 +226,12 @@ def test_analysis_reflection_and_remembering_are_read():
         "thus the value of y is still unknown."
     )
     step = parse_line(line, {})
-    assert (step.kind, step.node, step.symbol, step.missing) == (StepKind.ATTEMPT, "G's A", "y", ("P's B",))
+    assert (step.kind, step.node, step.symbol, step.missing) == (
+        StepKind.ATTEMPT,
+        "G's A",
+        "y",
+        ("P's B",),
+    )
     line = "- Now, consider the number of each G's A. Remember that it has been denoted as y. Then y = p = 3."
     step = parse_line(line, {})
     assert (step.node, step.symbol, step.symbols, step.value) == ("G's A", "y", "p", 3)
@@ -217,7 +250,9 @@ def test_a_vanilla_solution_of_the_paper_is_checked():
         "- Then, let's denote the number of each Old School's Room as v. Then v = S + Q = 1 + 5 = 6.",
         "Thus, the answer is 6.",
     ]
-    steps = parse_trace("<think>\n" + "\n".join(lines) + "\n</think>\n<answer> The final answer is 6 </answer>")
+    steps = parse_trace(
+        "<think>\n" + "\n".join(lines) + "\n</think>\n<answer> The final answer is 6 </answer>"
+    )
     assert check_trace(steps, Graph(nodes, "Old School's Room"), NOTATION).valid
     assert len(steps) == 3
 
@@ -253,11 +288,29 @@ def test_a_conclusion_counts_only_at_the_end_and_when_it_fits():
 
 def test_our_worlds_have_four_layers_and_no_name_twice():
     assert len(WORLDS) >= 4
-    names = [name for world in WORLDS for layer in world.groups for group in layer for name in group]
+    names = [
+        name for world in WORLDS for layer in world.groups for group in layer for name in group
+    ]
     categories = [category for world in WORLDS for category in world.categories]
     assert len(set(names + categories)) == len(names) + len(categories)
     for world in WORLDS:
         assert len(world.categories) == 4
-        assert all(len(layer) >= 2 and all(4 <= len(group) <= 5 for group in layer) for layer in world.groups)
-    joints = ("'s ", " and ", " each ", " times ", " as ", " is ", " equals ", " does ", " have", ";", ".", ",")
+        assert all(
+            len(layer) >= 2 and all(4 <= len(group) <= 5 for group in layer)
+            for layer in world.groups
+        )
+    joints = (
+        "'s ",
+        " and ",
+        " each ",
+        " times ",
+        " as ",
+        " is ",
+        " equals ",
+        " does ",
+        " have",
+        ";",
+        ".",
+        ",",
+    )
     assert not [name for name in names for joint in joints if joint in f" {name} "]

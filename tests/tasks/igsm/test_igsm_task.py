@@ -20,7 +20,9 @@ from bi_ray.tasks.igsm.task import IGSMTask
 from bi_ray.tasks.registry import build_task
 
 ALL = RecipeConfig(
-    behaviors=tuple(BehaviorConfig(name=name, probability=1.0) for name in ("reflection", "analysis", "subgoal"))
+    behaviors=tuple(
+        BehaviorConfig(name=name, probability=1.0) for name in ("reflection", "analysis", "subgoal")
+    )
 )
 
 
@@ -71,7 +73,9 @@ def test_a_set_that_no_problem_falls_into_is_named(monkeypatch):
     task = make_task(ops=1, redundant_nodes=0)  # twenty problems, which most sets have none of
     own = {name for name in SETS for graph in draws(task, 400) if in_split(graph.hash(), name)}
     absent = next(name for name in SETS if name not in own)
-    with pytest.raises(ValueError, match=f"no problem of set '{absent}' .* raise its ops or redundant_nodes"):
+    with pytest.raises(
+        ValueError, match=f"no problem of set '{absent}' .* raise its ops or redundant_nodes"
+    ):
         task.problem(absent, 0)
 
 
@@ -81,11 +85,22 @@ def rich_plan(graph):
     solved = []
     for number, step in enumerate(vanilla_plan(graph)):
         node = graph.nodes[step.node]
-        later = [name for name in graph.nodes if name not in solved and graph.missing_parents(name, solved)]
+        later = [
+            name
+            for name in graph.nodes
+            if name not in solved and graph.missing_parents(name, solved)
+        ]
         if number % 3 == 1 and later and number + 1 < len(graph.needed):
             plan.append(Step(later[-1], StepKind.ATTEMPT))
         mistake = node.value + 7 if node.operator and number % 2 else None
-        plan.append(mark(step, analysis=number % 2 == 0 and node.operator is not None, subgoal=True, mistake=mistake))
+        plan.append(
+            mark(
+                step,
+                analysis=number % 2 == 0 and node.operator is not None,
+                subgoal=True,
+                mistake=mistake,
+            )
+        )
         solved.append(step.node)
         if another_way(node):
             plan.append(Step(step.node, StepKind.VERIFY))
@@ -119,7 +134,8 @@ def test_what_is_written_reads_back_as_valid_with_its_spans(mode, ops):
 def test_recipes_make_valid_demonstrations(config):
     task = make_task("paper")
     for index in range(60):
-        Recipe(config, seed=index).demonstrate(task, task.problem("sft", index))  # raises where a line is wrong
+        # raises where a line is wrong
+        Recipe(config, seed=index).demonstrate(task, task.problem("sft", index))
 
 
 def test_a_changed_number_is_found():
@@ -168,7 +184,9 @@ def test_answer_and_format(response, answer, right_format):
     assert task.format_is_right(response) is right_format
 
 
-@pytest.mark.parametrize(("path", "ops"), [("configs/igsm_paper.yaml", (25, 25)), ("configs/igsm_tiny.yaml", (5, 6))])
+@pytest.mark.parametrize(
+    ("path", "ops"), [("configs/igsm_paper.yaml", (25, 25)), ("configs/igsm_tiny.yaml", (5, 6))]
+)
 def test_the_shipped_configs_are_good(path, ops):
     config = load_config(path, RunConfig)
     assert isinstance(config.task, IGSMConfig)

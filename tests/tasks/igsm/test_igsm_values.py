@@ -54,7 +54,9 @@ def paper_figures(count):
         totals["redundant"] += len(graph.nodes) - len(graph.needed)
         totals["premises"] += sum(not is_abstract(name) for name in graph.nodes)
         totals["zero answers"] += graph.answer == 0
-        totals["analyses"] += sum(ANALYSIS_RATES[len(graph.nodes[name].parents)] for name in graph.needed)
+        totals["analyses"] += sum(
+            ANALYSIS_RATES[len(graph.nodes[name].parents)] for name in graph.needed
+        )
         plan = reflection.apply(vanilla_plan(graph), graph, rng)
         totals["reflections"] += sum(step.kind is StepKind.ATTEMPT for step in plan)
     return {name: total / count for name, total in totals.items()}
@@ -82,4 +84,6 @@ def test_paper_mode_has_the_distribution_of_the_authors():
 def test_paper_mode_is_near_the_authors_distribution():
     figures = paper_figures(1000)
     for name, value in PAPER.items():
-        assert figures[name] == pytest.approx(value, rel=0.3 if name in ("zero answers", "reflections") else 0.07), name
+        assert figures[name] == pytest.approx(
+            value, rel=0.3 if name in ("zero answers", "reflections") else 0.07
+        ), name

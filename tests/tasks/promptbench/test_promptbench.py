@@ -29,7 +29,9 @@ from bi_ray.tasks.promptbench.wording import node_names
 ORDERS = ("topological", "reversed", "random")
 SETS = ("pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target")
 ALL_BEHAVIORS = RecipeConfig(
-    behaviors=tuple(BehaviorConfig(name=name, probability=1.0) for name in ("reflection", "analysis", "subgoal"))
+    behaviors=tuple(
+        BehaviorConfig(name=name, probability=1.0) for name in ("reflection", "analysis", "subgoal")
+    )
 )
 
 
@@ -39,7 +41,9 @@ def make_task(seed=0, order="topological", sets=None, **options) -> PromptBenchT
 
 
 def evaluate_question(text: str) -> int:
-    """The answer worked out from the text alone, by other means than the graph: rewriting into one Python term."""
+    """The answer worked out from the text alone, by other means than the graph: rewriting into one
+    Python term.
+    """
     terms: dict[str, str] = {}
     *premises, question = text.split("\n")
     forms = {
@@ -90,11 +94,20 @@ def test_an_item_depends_on_seed_set_and_index_only():
 
 @pytest.mark.parametrize(
     ("order", "digest"),
-    [("topological", "abedbc4ad965d5c5"), ("reversed", "b63ef42c74dd9dbe"), ("random", "84cfd2c939308a9f")],
+    [
+        ("topological", "abedbc4ad965d5c5"),
+        ("reversed", "b63ef42c74dd9dbe"),
+        ("random", "84cfd2c939308a9f"),
+    ],
 )
 def test_the_items_of_a_seed_stay_what_they_are(order, digest):
-    """To the letter, as are the lines that solve them: the shipped base and every published figure rest on them."""
-    sets = {name: DifficultyConfig(depth=(2, 5), redundant_nodes=(0, 8)) for name in ("sft", "rl", "test_ood")}
+    """To the letter, as are the lines that solve them: the shipped base and every published figure
+    rest on them.
+    """
+    sets = {
+        name: DifficultyConfig(depth=(2, 5), redundant_nodes=(0, 8))
+        for name in ("sft", "rl", "test_ood")
+    }
     task = make_task(order=order, max_abs_value=100, sets=sets)
     texts = []
     for name in sets:
@@ -113,7 +126,11 @@ def test_every_bucket_belongs_to_one_set():
 
 
 def test_sets_share_no_graph():
-    task = make_task(constants=(1, 3), operators=("add",), sets={name: DifficultyConfig(depth=3) for name in SETS})
+    task = make_task(
+        constants=(1, 3),
+        operators=("add",),
+        sets={name: DifficultyConfig(depth=3) for name in SETS},
+    )
     hashes = {name: {task.problem(name, i).graph.hash() for i in range(30)} for name in SETS}
     for name, found in hashes.items():
         assert all(int(one, 16) % 1000 in SPLIT_RANGES[name] for one in found)
@@ -136,7 +153,9 @@ def test_depth_and_redundant_nodes_are_exact(depth, redundant):
 def test_ranges_are_used_up_to_their_ends():
     task = make_task()
     rng = random.Random(0)
-    drawn = [task.draw(rng, DifficultyConfig(depth=(2, 4), redundant_nodes=(1, 3))) for _ in range(300)]
+    drawn = [
+        task.draw(rng, DifficultyConfig(depth=(2, 4), redundant_nodes=(1, 3))) for _ in range(300)
+    ]
     assert {depth_of(graph, graph.question) for graph in drawn} == {2, 3, 4}
     assert {len(graph.nodes) - len(graph.needed) for graph in drawn} == {1, 2, 3}
 
@@ -152,7 +171,9 @@ def test_every_value_is_within_the_limit(limit):
 def test_all_operators_occur_and_none_that_is_not_asked_for():
     def operators(**options):
         task = make_task(**options)
-        return {node.operator for i in range(100) for node in task.problem("rl", i).graph.nodes.values()}
+        return {
+            node.operator for i in range(100) for node in task.problem("rl", i).graph.nodes.values()
+        }
 
     assert operators() == {None, "add", "subtract", "multiply", "square"}
     assert operators(operators=("add", "square")) == {None, "add", "square"}
@@ -161,7 +182,10 @@ def test_all_operators_occur_and_none_that_is_not_asked_for():
 def test_orders_are_what_they_say():
     def positions(order):
         problem = make_task(order=order).problem("rl", 3)
-        told = [line.removeprefix("The value of ").split()[0] for line in problem.question.split("\n")[:-1]]
+        told = [
+            line.removeprefix("The value of ").split()[0]
+            for line in problem.question.split("\n")[:-1]
+        ]
         return told, list(problem.graph.nodes)
 
     told, nodes = positions("topological")
@@ -184,10 +208,14 @@ def test_names_are_distinct_and_come_from_the_pool():
 def test_a_difficulty_that_no_set_can_have_is_named(monkeypatch):
     monkeypatch.setattr(promptbench_task, "_MAX_DRAWS", 300)
     task = make_task(
-        constants=(1, 1), operators=("add",), sets={name: DifficultyConfig(depth=1) for name in SETS}
+        constants=(1, 1),
+        operators=("add",),
+        sets={name: DifficultyConfig(depth=1) for name in SETS},
     )  # one single problem, which belongs to one set
     homeless = [
-        name for name in SETS if not in_split(task.draw(random.Random(0), DifficultyConfig(depth=1)).hash(), name)
+        name
+        for name in SETS
+        if not in_split(task.draw(random.Random(0), DifficultyConfig(depth=1)).hash(), name)
     ]
     assert len(homeless) == len(SETS) - 1
     with pytest.raises(ValueError, match=f"no problem of set '{homeless[0]}'"):
@@ -195,7 +223,11 @@ def test_a_difficulty_that_no_set_can_have_is_named(monkeypatch):
 
 
 @settings(max_examples=700, deadline=None, derandomize=True)
-@given(index=st.integers(0, 10**6), order=st.sampled_from(ORDERS), limit=st.sampled_from([20, 100, 1000]))
+@given(
+    index=st.integers(0, 10**6),
+    order=st.sampled_from(ORDERS),
+    limit=st.sampled_from([20, 100, 1000]),
+)
 def test_demonstrations_read_back_as_valid_traces(index, order, limit):
     """Three recipes each: 2,100 demonstrations of problems of every order."""
     task = make_task(order=order, max_abs_value=limit)
@@ -265,7 +297,9 @@ def test_worked_lines_are_read(line, fields):
 )
 def test_premises_are_worded_as_in_the_paper(premise):
     """With the names taken out; and the subtraction is the first named taken from the second."""
-    bare = re.compile(r"\b(?:aa[a-z]|[a-z]{3}(?= gets)|(?<=of )[a-z]{3}\b|(?<=and )[a-z]{3}\b|(?<=that )[a-z]{3}\b)")
+    bare = re.compile(
+        r"\b(?:aa[a-z]|[a-z]{3}(?= gets)|(?<=of )[a-z]{3}\b|(?<=and )[a-z]{3}\b|(?<=that )[a-z]{3}\b)"
+    )
     task = make_task()
     forms = {
         re.sub(r"\d+", "5", bare.sub("N", line))
@@ -296,7 +330,8 @@ EIGHT = NINE.replace("9", "8")
         (THINK + EIGHT + NINE, "9", False),
         (THINK + EIGHT + THINK + NINE, "9", False),
         (THINK + THINK + NINE, "9", False),
-        (THINK + NINE + "<answer> The final answer is x </answer>", None, False),  # the last one has no number
+        # the last one has no number
+        (THINK + NINE + "<answer> The final answer is x </answer>", None, False),
         (THINK + NINE + "<answer>", None, False),
         (THINK + "<answer> 9 </answer>", None, False),
         (THINK + "<answer>The final answer is 9</answer>", None, False),
@@ -328,14 +363,22 @@ def test_the_trace_is_what_stands_between_the_tags(response, lines):
 
 
 def test_rendered_vanilla_trace_letter_by_letter():
-    problem = make_task(max_abs_value=100, sets={name: DifficultyConfig(depth=2) for name in SETS}).problem("rl", 1)
+    problem = make_task(
+        max_abs_value=100, sets={name: DifficultyConfig(depth=2) for name in SETS}
+    ).problem("rl", 1)
     graph = problem.graph
     response = join(make_task().render(vanilla_plan(graph), graph))[0]
-    constants = [f"Let's solve {n.name}, {n.name} is {n.value}" for n in graph.nodes.values() if not n.operator]
+    constants = [
+        f"Let's solve {n.name}, {n.name} is {n.value}"
+        for n in graph.nodes.values()
+        if not n.operator
+    ]
     assert response.startswith(
         "<think>\n" + "\n".join(constants) + f"\nLet's solve {graph.question}, {graph.question} = "
     )
-    assert response.endswith(f" = {graph.answer}\n</think>\n<answer> The final answer is {graph.answer} </answer>")
+    assert response.endswith(
+        f" = {graph.answer}\n</think>\n<answer> The final answer is {graph.answer} </answer>"
+    )
 
 
 def test_the_papers_config_makes_the_papers_problems():
@@ -347,5 +390,13 @@ def test_the_papers_config_makes_the_papers_problems():
             graph = task.problem(name, i).graph
             assert depth_of(graph, graph.question) == depth
             assert least <= len(graph.nodes) - len(graph.needed) <= most
-    assert (config.task.sets["sft"].problems, config.sft.epochs, config.sft.batch_examples) == (5000, 2, 128)
-    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.samples_per_prompt) == (100, 32, 32)
+    assert (config.task.sets["sft"].problems, config.sft.epochs, config.sft.batch_examples) == (
+        5000,
+        2,
+        128,
+    )
+    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.samples_per_prompt) == (
+        100,
+        32,
+        32,
+    )

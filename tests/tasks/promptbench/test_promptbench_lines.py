@@ -32,7 +32,9 @@ START = "Let's solve aab, aab = "
 )
 def test_endless_lines_are_wrong_and_nothing_worse(line):
     start = time.monotonic()
-    assert not check_trace([parse_line("Let's solve aaa, aaa is 5"), parse_line(line)], GRAPH, NOTATION).valid
+    assert not check_trace(
+        [parse_line("Let's solve aaa, aaa is 5"), parse_line(line)], GRAPH, NOTATION
+    ).valid
     spans_in(line)
     assert time.monotonic() - start < 2
 

@@ -1,4 +1,6 @@
-"""Boolean, deductive and abductive problems: what they say, what they ask, and the traces that solve them."""
+"""Boolean, deductive and abductive problems: what they say, what they ask, and the traces that
+solve them.
+"""
 
 import random
 import re
@@ -10,7 +12,13 @@ from hypothesis import strategies as st
 from plans import every_behavior
 from pydantic import ValidationError
 
-from bi_ray.config import BehaviorConfig, DifficultyConfig, PretrainConfig, PromptBenchConfig, RecipeConfig
+from bi_ray.config import (
+    BehaviorConfig,
+    DifficultyConfig,
+    PretrainConfig,
+    PromptBenchConfig,
+    RecipeConfig,
+)
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator, Truth
@@ -20,17 +28,25 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 LOGICS = ("boolean", "deductive", "abductive")
 ORDERS = ("topological", "reversed", "random")
-ANSWERS = {"boolean": {"True", "False"}, "deductive": {"True", "N/A"}, "abductive": {"True", "False", "N/A"}}
+ANSWERS = {
+    "boolean": {"True", "False"},
+    "deductive": {"True", "N/A"},
+    "abductive": {"True", "False", "N/A"},
+}
 
 
-def make_task(logic, order="topological", depth=(3, 5), redundant=(0, 6), seed=0, **options) -> PromptBenchTask:
+def make_task(
+    logic, order="topological", depth=(3, 5), redundant=(0, 6), seed=0, **options
+) -> PromptBenchTask:
     difficulty = DifficultyConfig(depth=depth, redundant_nodes=redundant)
     sets = {name: difficulty for name in ("sft", "rl", "test_id", "test_ood")}
     return PromptBenchTask(PromptBenchConfig(logic=logic, order=order, sets=sets, **options), seed)
 
 
 def answer_of(text: str) -> str:
-    """The answer from the text alone, by other means than the graph's: an unknown fact may be either way."""
+    """The answer from the text alone, by other means than the graph's: an unknown fact may be
+    either way.
+    """
     *premises, question = text.split("\n")
     facts, rules, equal = {}, [], {}
     for line in premises:
@@ -41,17 +57,25 @@ def answer_of(text: str) -> str:
         else:
             match = re.fullmatch(r"The value of (\w+) equals to \((.+)\)\.", line)
             equal[match[1]] = match[2].lower()
-    if match := re.fullmatch(r"Given (\w+) is (True|False), what is the value of (\w+)\?", question):
+    if match := re.fullmatch(
+        r"Given (\w+) is (True|False), what is the value of (\w+)\?", question
+    ):
         return _abduced(rules, match[1], match[2] == "True", match[3])
     asked = re.fullmatch(r"What is the value of (\w+)\?", question)[1]
     known: dict[str, bool | None] = dict(facts)
     formulas = equal or {conclusion: premise.lower() for premise, conclusion in rules}
     while asked not in known:
         for name, formula in formulas.items():
-            if name not in known and all(part in known for part in re.findall(r"\b(?!and|not)[a-z]{3}\b", formula)):
-                unknown = [part for part in re.findall(r"\w+", formula) if known.get(part, True) is None]
+            if name not in known and all(
+                part in known for part in re.findall(r"\b(?!and|not)[a-z]{3}\b", formula)
+            ):
+                unknown = [
+                    part for part in re.findall(r"\w+", formula) if known.get(part, True) is None
+                ]
                 outcomes = {
-                    eval(formula, {}, known | {u: bool(bits >> i & 1) for i, u in enumerate(unknown)})
+                    eval(
+                        formula, {}, known | {u: bool(bits >> i & 1) for i, u in enumerate(unknown)}
+                    )
                     for bits in range(2 ** len(unknown))
                 }
                 outcome = outcomes.pop() if len(outcomes) == 1 else None
@@ -65,7 +89,8 @@ def _abduced(rules, given, value, asked) -> str:
         for premise, conclusion in rules:
             parts = re.findall(r"[a-z]{3}", premise.replace(" and ", " ").replace("NOT ", ""))
             if conclusion in known and parts[0] not in known:
-                false = known[conclusion] is False  # then the premise is false, else nothing follows
+                # then the premise is false, else nothing follows
+                false = known[conclusion] is False
                 sure = false and " and " not in premise
                 known |= {part: ("NOT" in premise if sure else None) for part in parts}
     return {True: "True", False: "False", None: "N/A"}[known[asked]]
@@ -83,7 +108,9 @@ def test_answers_equal_those_worked_out_from_the_text(logic, order):
 
 @pytest.mark.parametrize("logic", LOGICS)
 def test_the_best_constant_answer_is_near_chance(logic):
-    """Within five standard deviations of 1 / the number of answers; and every answer there is occurs."""
+    """Within five standard deviations of 1 / the number of answers; and every answer there is
+    occurs.
+    """
     task = make_task(logic, depth=(2, 5), redundant=(1, 4))
     count = 500
     answers = Counter(task.problem("rl", i).answer for i in range(count))
@@ -106,7 +133,8 @@ def test_depth_and_redundant_nodes_are_exact(logic, depth, redundant):
         if logic != "abductive":
             assert len(graph.nodes) - len(graph.needed) == redundant
             continue
-        # the tree's other branches are not needed, either: those below its leaves are the ones asked for
+        # the tree's other branches are not needed, either: those below its leaves are the ones
+        # asked for
         assert len(graph.needed) == depth
         assert sum(deep > depth for deep in depths.values()) == redundant
 
@@ -146,7 +174,10 @@ def test_an_item_depends_on_seed_set_and_index_only():
 
 
 QUESTIONS = {
-    "boolean": [r"\w+ is (True|False)\.", r"The value of \w+ equals to \((NOT \w+|\w+ (AND|OR) \w+)\)\."],
+    "boolean": [
+        r"\w+ is (True|False)\.",
+        r"The value of \w+ equals to \((NOT \w+|\w+ (AND|OR) \w+)\)\.",
+    ],
     "deductive": [r"\w+ is (True|False)\.", r"\((NOT \w+|\w+ (and|or) \w+)\) -> \w+\."],
     "abductive": [r"\((NOT \w+|\w+ (and|or) \w+)\) -> \w+\."],
 }
@@ -154,7 +185,11 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("logic", LOGICS)
 def test_sentences_have_the_forms_of_upstream(logic):
-    lines = [line for i in range(40) for line in make_task(logic).problem("rl", i).question.split("\n")[:-1]]
+    lines = [
+        line
+        for i in range(40)
+        for line in make_task(logic).problem("rl", i).question.split("\n")[:-1]
+    ]
     seen = [[form for form in QUESTIONS[logic] if re.fullmatch(form, line)] for line in lines]
     assert all(len(forms) == 1 for forms in seen)
     assert {forms[0] for forms in seen} == set(QUESTIONS[logic])
@@ -165,7 +200,9 @@ def test_sentences_have_the_forms_of_upstream(logic):
 def test_traces_with_every_behavior_read_back_as_valid(index, logic, order):
     task = make_task(logic, order)
     problem = task.problem("sft", index)
-    response, spans = join(task.render(every_behavior(problem.graph, random.Random(index)), problem.graph))
+    response, spans = join(
+        task.render(every_behavior(problem.graph, random.Random(index)), problem.graph)
+    )
     steps = task.parse_trace(response)
     report = check_trace(steps, problem.graph, task.notation)
     assert report.valid, (report.reason, response)
@@ -181,10 +218,17 @@ def test_traces_with_every_behavior_read_back_as_valid(index, logic, order):
 
 @pytest.mark.parametrize("logic", LOGICS)
 def test_recipes_work_as_on_arithmetic(logic):
-    behaviors = tuple(BehaviorConfig(name=name, probability=0.5) for name in ("reflection", "analysis", "subgoal"))
-    task, recipe, shown = make_task(logic), Recipe(RecipeConfig(behaviors=behaviors), seed=0), Counter()
+    behaviors = tuple(
+        BehaviorConfig(name=name, probability=0.5) for name in ("reflection", "analysis", "subgoal")
+    )
+    task, recipe, shown = (
+        make_task(logic),
+        Recipe(RecipeConfig(behaviors=behaviors), seed=0),
+        Counter(),
+    )
     for i in range(40):
-        demonstration = recipe.demonstrate(task, task.problem("sft", i))  # raises where the checker refuses it
+        # raises where the checker refuses it
+        demonstration = recipe.demonstrate(task, task.problem("sft", i))
         shown.update(span.behavior for span in demonstration.spans)
     assert min(shown[name] for name in ("reflection", "analysis", "subgoal")) > 20
 
@@ -197,12 +241,36 @@ def test_recipes_work_as_on_arithmetic(logic):
             "aae = aab OR aac = True OR False = True",
             "not what the problem",
         ),
-        ("aae = aab AND aac = True AND False = False", "aae = aac AND aab = False", "not what the problem states"),
-        ("aae = aab AND aac = True AND False = False", "aae = aab AND aac = False AND False = False", "its numbers"),
-        ("aae = aab AND aac = True AND False = False", "aae = aab AND aac = True", "aae is False, not True"),
-        ("aae = aab AND aac = True AND False = False", "aae = aab AND aac = N/A", "aae is False, not N/A"),
-        ("aae = aab AND aac = True AND False = False", "aae = aab AND aac = 0", "aae is False, not 0"),
-        ("aae = aab AND aac = True AND False = False", "since aac is True, aae = aab AND aac = False", "restates aac"),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "aae = aac AND aab = False",
+            "not what the problem states",
+        ),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "aae = aab AND aac = False AND False = False",
+            "its numbers",
+        ),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "aae = aab AND aac = True",
+            "aae is False, not True",
+        ),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "aae = aab AND aac = N/A",
+            "aae is False, not N/A",
+        ),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "aae = aab AND aac = 0",
+            "aae is False, not 0",
+        ),
+        (
+            "aae = aab AND aac = True AND False = False",
+            "since aac is True, aae = aab AND aac = False",
+            "restates aac",
+        ),
         ("aae = aab AND aac = True AND False = False", "aae is False", "needs an equation"),
     ],
 )
@@ -225,16 +293,18 @@ def test_traces_are_worded_alike_in_every_logic():
         plan = [*vanilla_plan(graph)[:-1], Step(graph.question, subgoal=True, analysis=True)]
         return join(task.render(plan, graph))[0].split("\n")[-3]
 
-    assert last_line("boolean", "aaa is True. The value of aac equals to (NOT aaa). What is the value of aac?") == (
-        "Let's solve aac, since aaa is True, aac = NOT aaa = NOT True = False"
-    )
-    assert last_line("deductive", "aaa is True. aab is False. (aaa and aab) -> aac. What is the value of aac?") == (
+    assert last_line(
+        "boolean", "aaa is True. The value of aac equals to (NOT aaa). What is the value of aac?"
+    ) == ("Let's solve aac, since aaa is True, aac = NOT aaa = NOT True = False")
+    assert last_line(
+        "deductive", "aaa is True. aab is False. (aaa and aab) -> aac. What is the value of aac?"
+    ) == (
         "Let's solve aac, since aaa is True and aab is False, aac = IF (aaa AND aab) = IF (True AND False) "
         "= IF False = N/A"
     )
-    assert last_line("abductive", "(aaa or aab) -> aac. Given aac is False, what is the value of aaa?") == (
-        "Let's solve aaa, since aac is False, aaa = OR BEHIND aac = OR BEHIND False = False"
-    )
+    assert last_line(
+        "abductive", "(aaa or aab) -> aac. Given aac is False, what is the value of aaa?"
+    ) == ("Let's solve aaa, since aac is False, aaa = OR BEHIND aac = OR BEHIND False = False")
 
 
 @pytest.mark.parametrize("logic", ["arithmetic", *LOGICS])

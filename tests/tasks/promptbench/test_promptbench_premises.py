@@ -17,7 +17,9 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 
 LOGICS = ("arithmetic", "boolean", "deductive", "abductive")
 ORDERS = ("topological", "reversed", "random")
-FAMILIES = pytest.mark.parametrize(("logic", "order"), [(logic, order) for logic in LOGICS for order in ORDERS])
+FAMILIES = pytest.mark.parametrize(
+    ("logic", "order"), [(logic, order) for logic in LOGICS for order in ORDERS]
+)
 DIFFICULTY = DifficultyConfig(depth=(1, 5), redundant_nodes=(0, 8))
 
 
@@ -33,7 +35,8 @@ def check_round_trip(task: PromptBenchTask, seed: int) -> None:
     assert read.nodes == graph.nodes  # redundant ones, too
     assert (read.question, read.hash()) == (graph.question, graph.hash())
     computed = any(node.parents for node in graph.nodes.values())
-    if task.config.order == "topological" or (task.config.order == "reversed" and computed):  # the text tells the order
+    # the text tells the order
+    if task.config.order == "topological" or (task.config.order == "reversed" and computed):
         assert list(read.nodes) == list(graph.nodes)
         assert task.describe(read, rng) == text
     trace = join(task.render(every_behavior(graph, rng), graph))[0]
@@ -57,11 +60,17 @@ def test_round_trip_of_ten_thousand(logic, order):
         check_round_trip(task, seed)
 
 
-# Section 9 of docs/method.md and the paper's appendix, sentence by sentence, and the forms of DyVal's logic.
+# Section 9 of docs/method.md and the paper's appendix, sentence by sentence, and the forms of
+# DyVal's logic.
 SENTENCES = [
     ("arithmetic", "The value of aac is 5.", "aac", {"aac": 5}),
     ("arithmetic", "The value of aac is -5.", "aac", {"aac": -5}),
-    ("arithmetic", "aaf gets its value by adding together the value of aab and aae.", "aaf", ("add", "aab", "aae")),
+    (
+        "arithmetic",
+        "aaf gets its value by adding together the value of aab and aae.",
+        "aaf",
+        ("add", "aab", "aae"),
+    ),
     (
         "arithmetic",
         "aap gets its value by subtracting the value of aao from the value of aaf.",
@@ -74,9 +83,19 @@ SENTENCES = [
         "aas",
         ("multiply", "aaq", "aar"),
     ),
-    ("arithmetic", "aab gets its value by squaring the value that aaa has.", "aab", ("square", "aaa")),
+    (
+        "arithmetic",
+        "aab gets its value by squaring the value that aaa has.",
+        "aab",
+        ("square", "aaa"),
+    ),
     ("boolean", "The value of aae equals to (aab AND aac).", "aae", ("and", "aab", "aac")),
-    ("boolean", "The value of aae equals to (aab OR aac OR aad).", "aae", ("or", "aab", "aac", "aad")),
+    (
+        "boolean",
+        "The value of aae equals to (aab OR aac OR aad).",
+        "aae",
+        ("or", "aab", "aac", "aad"),
+    ),
     ("boolean", "The value of aae equals to (NOT aab).", "aae", ("not", "aab")),
     ("deductive", "(aab and aac) -> aae.", "aae", ("if", ("and", "aab", "aac"))),
     ("deductive", "(aab or aac) -> aae.", "aae", ("if", ("or", "aab", "aac"))),
@@ -88,15 +107,14 @@ SENTENCES = [
 def test_every_sentence_form_is_read(logic, sentence, name, meaning):
     fact = "The value of {} is 3." if logic == "arithmetic" else "{} is True."
     others = sorted(set(re.findall(r"\baa[a-z]\b", sentence)) - {name})
-    text = " ".join([f"What is the value of {name}?", sentence, *map(fact.format, others)])  # one line, question first
+    # one line, question first
+    text = " ".join([f"What is the value of {name}?", sentence, *map(fact.format, others)])
     node = make_task(logic).parse_question(text).nodes[name]
     assert node.formula == (meaning[name] if isinstance(meaning, dict) else meaning)
 
 
 def test_facts_behind_a_conclusion_are_read():
-    text = (
-        "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is False, what is the value of aac?"
-    )
+    text = "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is False, what is the value of aac?"
     graph = make_task("abductive").parse_question(text)
     assert {name: node.formula for name, node in graph.nodes.items()} == {
         "aaz": "False",
@@ -130,9 +148,21 @@ def test_the_operands_of_a_subtraction_are_not_swapped():
         ("arithmetic", "The value of aaa is 9.", "no question"),
         ("arithmetic", "", "no question"),
         ("arithmetic", "What is the value of aaa?", "nothing says what aaa is"),
-        ("arithmetic", "The value of aaa is 9. What is the value of aaa? What is the value of aaa?", "2 questions"),
-        ("arithmetic", "The value of aaa is nine. What is the value of aaa?", "'The value of aaa is nine.'"),
-        ("arithmetic", "The value of aaa is 9. Good luck! What is the value of aaa?", "no sentence of a known form"),
+        (
+            "arithmetic",
+            "The value of aaa is 9. What is the value of aaa? What is the value of aaa?",
+            "2 questions",
+        ),
+        (
+            "arithmetic",
+            "The value of aaa is nine. What is the value of aaa?",
+            "'The value of aaa is nine.'",
+        ),
+        (
+            "arithmetic",
+            "The value of aaa is 9. Good luck! What is the value of aaa?",
+            "no sentence of a known form",
+        ),
         (
             "arithmetic",
             "The value of aaa is 9. The value of aaa is 9. What is the value of aaa?",
@@ -150,13 +180,37 @@ def test_the_operands_of_a_subtraction_are_not_swapped():
             "in a circle: aaa, aab, aaa",
         ),
         ("boolean", "aaa is 5. What is the value of aaa?", "'aaa is 5.'"),
-        ("boolean", "aaa is True. (NOT aaa) -> aab. What is the value of aab?", "no sentence of a known form"),
-        ("boolean", "The value of aab equals to (aaa AND). What is the value of aab?", "no sentence of a known form"),
-        ("boolean", "The value of aab equals to (aaa). What is the value of aab?", "no sentence of a known form"),
-        ("deductive", "aaa is True. (aaa xor aaa) -> aab. What is the value of aab?", "no sentence of a known form"),
-        ("abductive", "(aaa and (NOT aab)) -> aac. Given aac is True, what is the value of aaa?", "no sentence of a"),
+        (
+            "boolean",
+            "aaa is True. (NOT aaa) -> aab. What is the value of aab?",
+            "no sentence of a known form",
+        ),
+        (
+            "boolean",
+            "The value of aab equals to (aaa AND). What is the value of aab?",
+            "no sentence of a known form",
+        ),
+        (
+            "boolean",
+            "The value of aab equals to (aaa). What is the value of aab?",
+            "no sentence of a known form",
+        ),
+        (
+            "deductive",
+            "aaa is True. (aaa xor aaa) -> aab. What is the value of aab?",
+            "no sentence of a known form",
+        ),
+        (
+            "abductive",
+            "(aaa and (NOT aab)) -> aac. Given aac is True, what is the value of aaa?",
+            "no sentence of a",
+        ),
         ("abductive", "(NOT aaa) -> aab. What is the value of aaa?", "no sentence of a known form"),
-        ("abductive", "(NOT aaa) -> aab. Given aac is True, what is the value of aaa?", "nothing says what aab is"),
+        (
+            "abductive",
+            "(NOT aaa) -> aab. Given aac is True, what is the value of aaa?",
+            "nothing says what aab is",
+        ),
     ],
 )
 def test_what_makes_no_graph_is_refused_with_the_reason(logic, text, reason):
@@ -166,9 +220,17 @@ def test_what_makes_no_graph_is_refused_with_the_reason(logic, text, reason):
 
 def test_premises_in_no_particular_order_make_the_same_graph():
     graph = Graph(
-        [Node("aaa", 2), Node("aab", 4, Operator.SQUARE, ("aaa",)), Node("aac", 16, Operator.SQUARE, ("aab",))], "aac"
+        [
+            Node("aaa", 2),
+            Node("aab", 4, Operator.SQUARE, ("aaa",)),
+            Node("aac", 16, Operator.SQUARE, ("aab",)),
+        ],
+        "aac",
     )
     task = make_task("arithmetic")
     *lines, question = task.describe(graph, random.Random(0)).split("\n")
     for order in ([0, 1, 2], [1, 0, 2], [2, 0, 1], [0, 2, 1]):
-        assert task.parse_question("\n".join([*(lines[i] for i in order), question])).nodes == graph.nodes
+        assert (
+            task.parse_question("\n".join([*(lines[i] for i in order), question])).nodes
+            == graph.nodes
+        )
