@@ -170,7 +170,7 @@ def write_injected(
     the manifest.
 
     Args:
-        rows: of ``bi_ray.injection.rows.inject_rows``.
+        rows: of ``bi_ray.injection.user_rows.inject_rows``.
         rejects: gets the bad ones meanwhile.
         source: where they came from.
         out: a directory that does not exist yet.

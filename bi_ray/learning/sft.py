@@ -53,14 +53,14 @@ class SFTJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
+class TokenizedDemonstration:
     """Tokens, and the position from which on they are learned."""
 
     tokens: tuple[int, ...]
     first_learned: int
 
 
-def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstration]:
+def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[TokenizedDemonstration]:
     """Read a dataset of token lists.
 
     Raises:
@@ -73,7 +73,7 @@ def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstra
             f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}"
         )
     demonstrations = [
-        Demonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
+        TokenizedDemonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
         for prompt, response in zip(
             dataset["prompt_tokens"], dataset["response_tokens"], strict=True
         )
@@ -92,7 +92,7 @@ def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
 
 
 def step_rows(
-    demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int
+    demonstrations: Sequence[TokenizedDemonstration], config: SFTConfig, seed: int, step: int
 ) -> list[Row]:
     """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran
     before.

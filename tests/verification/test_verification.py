@@ -19,11 +19,11 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.userdata import UserDataTask
 from bi_ray.verification.verdicts import (
     DataFailure,
+    Judge,
     Verdict,
     VerificationItem,
     Verifier,
     load_reward_function,
-    verify,
 )
 
 TASK = PromptBenchTask(
@@ -36,8 +36,11 @@ PROBLEM = TASK.problem("sft", 0)
 GOOD = Recipe(BRIDGE, seed=0).demonstrate(TASK, PROBLEM).response
 
 
-def verdict_of(response: str, truncated: bool = False, **options) -> Verdict:
-    return verify(TASK, PROBLEM.graph, PROBLEM.answer, response, truncated, **options)
+def verdict_of(
+    response: str, truncated: bool = False, format_reward: float = 0.0, **options
+) -> Verdict:
+    judge = Judge(TASK, VerifierConfig(**options), format_reward)
+    return judge(item_of(response, truncated))
 
 
 def item_of(response: str, truncated: bool = False) -> VerificationItem:
@@ -51,9 +54,8 @@ def test_every_demonstration_is_right_valid_and_counted():
     for i in range(60):
         problem = TASK.problem("sft", i)
         demonstration = Recipe(BRIDGE, seed=0).demonstrate(TASK, problem)
-        verdict = verify(
-            TASK, problem.graph, problem.answer, demonstration.response, truncated=False
-        )
+        row = ProblemRow(problem.id, problem.question, problem.answer, problem.graph.to_json(), ())
+        verdict = Judge(TASK)(VerificationItem.of(row, demonstration.response, truncated=False))
         spans = [span.behavior for span in demonstration.spans]
         assert verdict == Verdict(
             reward=1.0,

@@ -6,7 +6,7 @@ from igsm_tools import make_task
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.parse import ParseError, graph_from_trace
+from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import StepKind, join, vanilla_plan
 from bi_ray.tasks.igsm.parse import parse_line, parse_question, parse_relation, parse_trace
 from bi_ray.tasks.igsm.vocabulary import WORLDS, World
@@ -107,9 +107,9 @@ def test_chains_of_thought_are_read_back_into_the_needed_part_of_their_graphs():
     for index in range(60):
         graph = task.problem("rl", index).graph
         steps = task.parse_trace(join(task.render(vanilla_plan(graph), graph))[0])
-        assert graph_from_trace(steps, NOTATION).nodes == {
-            name: graph.nodes[name] for name in graph.needed_order
-        }
+        report = check_trace(steps, graph, NOTATION)
+        assert report.valid, report.reason
+        assert report.solved == {name: graph.values[name] for name in graph.needed_order}
 
 
 FOREIGN = (

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from plans import every_behavior
 
 from bi_ray.config import DifficultyConfig, PromptBenchConfig
+from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.parse import ParseError, graph_from_trace
+from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import join
 from bi_ray.tasks.promptbench.task import PromptBenchTask
 
@@ -40,9 +41,9 @@ def check_round_trip(task: PromptBenchTask, seed: int) -> None:
         assert list(read.nodes) == list(graph.nodes)
         assert task.describe(read, rng) == text
     trace = join(task.render(every_behavior(graph, rng), graph))[0]
-    shown = graph_from_trace(task.parse_trace(trace), task.notation)
-    assert list(shown.nodes.values()) == [graph.nodes[name] for name in graph.needed_order]
-    assert shown.question == graph.question
+    report = check_trace(task.parse_trace(trace), read, task.notation)
+    assert report.valid, report.reason
+    assert report.solved == {name: graph.values[name] for name in graph.needed_order}
 
 
 @FAMILIES
