@@ -176,7 +176,14 @@ def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expr
     if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:
         operator, a, b = expression
         return (operator, values.get(a, a), values.get(b, b))
-    return tuple([substitute(part, values) for part in expression])
+    parts: list[Any] = []
+    for part in expression:
+        if type(part) is str:
+            part = values.get(part, part)
+        elif type(part) is tuple:
+            part = substitute(part, values)
+        parts.append(part)
+    return tuple(parts)
 
 
 @lru_cache(maxsize=4096)  # a line is checked soon after it is written, with the same reductions
@@ -311,6 +318,8 @@ class Notation:
         if type(leaf) is str:
             return leaf
         text = str(leaf)
+        if type(leaf) is int:
+            return text if leaf >= 0 else f"({text})"
         if text.startswith("-"):
             return f"({text})"
         if isinstance(leaf, Fraction) and "/" in text:

@@ -304,15 +304,15 @@ def _solution(line: str, head: str, rest: str) -> ParsedStep | None:
         return None
     if len(mention.letter) != 1 or not mention.letter.isalpha():
         return None
+    tail = mention.tail
     relation: Expression | None = None
-    if mention.tail.startswith(wording.RELATION):
-        words, _, tail = mention.tail.removeprefix(wording.RELATION).partition(". ")
+    if tail.startswith(wording.RELATION):
+        words, _, tail = tail.removeprefix(wording.RELATION).partition(". ")
         relation = parse_relation(words)
         if relation is None:
             return None
-        mention = mention._replace(tail=tail)
-    if not mention.tail.startswith(wording.UNKNOWN):
-        return _equation(line, mention, relation)
+    if not tail.startswith(wording.UNKNOWN):
+        return _equation(line, mention, relation, tail)
     if relation is not None:
         return None
     return _attempt(line, mention)
@@ -338,30 +338,31 @@ def _attempt(line: str, mention: _Mention) -> ParsedStep | None:
     )
 
 
-def _equation(line: str, mention: _Mention, relation: Expression | None) -> ParsedStep | None:
+def _equation(
+    line: str, mention: _Mention, relation: Expression | None, tail: str
+) -> ParsedStep | None:
     """The rest of a line that solves: "Then y = p - v = 48 - 24 = 24."."""
-    if not mention.tail.endswith("."):
+    name, letter, _, given = mention
+    if not tail.endswith("."):
         return None
-    equation, wrong, corrected = mention.tail[:-1].partition(wording.MISTAKE)
+    equation, wrong, corrected = tail[:-1].partition(wording.MISTAKE)
     start, *sides = equation.split(" = ")
-    if start.rpartition(" ")[2] != mention.letter or not sides:
+    if start.rpartition(" ")[2] != letter or not sides:
         return None
     value = value_of(sides.pop())
     mistake: Value | None = None
     if wrong:
-        letter, _, number = corrected.partition(" = ")
+        again, _, number = corrected.partition(" = ")
         mistake, value = value, value_of(number)
-        if letter != mention.letter or mistake is None:
+        if again != letter or mistake is None:
             return None
-    if value is None:
-        return None
-    if mention.given is not None and mention.given != value:
+    if value is None or (given is not None and given != value):
         return None
     return ParsedStep(
         text=line,
-        node=mention.name,
+        node=name,
         value=value,
-        symbol=mention.letter,
+        symbol=letter,
         symbols=sides[0] if sides else None,
         numbers=tuple(sides[1:]),
         subgoal=len(sides) > 2,
