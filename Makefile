@@ -13,7 +13,7 @@ help:
 	@echo "make serve        serve the quickstart's policies on http://127.0.0.1:8000 (RUN=... for another run)"
 	@echo "make test         set up, then the quick tests"
 	@echo "make test-slow    every test, the long ones too"
-	@echo "make lint         ruff, format check, mypy, import rules"
+	@echo "make lint         ruff, format check, mypy, import rules, house figures"
 	@echo "make bench        the benchmarks"
 	@echo "make smollm2      convert SmolLM2-135M-Instruct into models/, for configs/smollm2.yaml"
 	@echo "make study        the three-seed study (hours; resumable)"
@@ -48,7 +48,7 @@ browser:
 	tools/browser.sh
 
 test: $(VENV)/.installed browser
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.installed browser
 	$(BIN)/python -m pytest
@@ -58,6 +58,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bi_ray actors serve
 	$(BIN)/python tools/import_rules.py
+	$(BIN)/python tools/house.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
