@@ -17,7 +17,8 @@ HEAVY = ("torch", "datasets", "transformers", "pyarrow", "numpy", "pydantic", "r
 
 
 def modules_after(code):
-    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], cwd=ROOT, text=True,
+    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\n"
+                                                 f"print(*sys.modules)"], cwd=ROOT, text=True,
                           capture_output=True, check=True)  # fmt: skip
     return set(said.stdout.split())
 

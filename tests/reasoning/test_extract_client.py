@@ -233,7 +233,8 @@ from pathlib import Path
 from bi_ray.config import ExtractConfig
 from bi_ray.reasoning.extract_client import extract
 rows, options, cache = json.loads(sys.argv[1])
-found = extract(rows, ExtractConfig(**options), Path(cache), lambda done, total: print(done, flush=True))
+config = ExtractConfig(**options)
+found = extract(rows, config, Path(cache), lambda done, total: print(done, flush=True))
 print([row.graph.answer for row in found.rows])
 """
 

@@ -275,9 +275,8 @@ def test_without_a_graph_the_answer_is_checked_and_the_trace_is_not():
     right, wrong, cut = verifier.score(
         [text_item(whole), text_item("<answer>0.6</answer>"), text_item(whole, truncated=True)]
     )
-    assert (right.reward, right.right, right.format_right, right.trace_valid, right.trace_fault) == (
-        1.25, True, True, None, None,
-    )  # fmt: skip
+    assert (right.reward, right.right, right.format_right) == (1.25, True, True)
+    assert (right.trace_valid, right.trace_fault) == (None, None)
     assert (wrong.reward, wrong.right, wrong.format_right, wrong.trace_valid) == (
         0.0,
         False,
@@ -321,7 +320,8 @@ def test_mathematics_that_never_ends_is_a_data_failure_and_spoils_no_other():
 
 def test_a_check_that_fails_is_a_data_failure_and_never_a_wrong_answer(tmp_path, monkeypatch):
     (tmp_path / "failing_checks.py").write_text(
-        "def check(question, answer, response):\n    return {'yes': True, 'no': False, 'half': 0.5}[response]\n"
+        "def check(question, answer, response):\n    return {'yes': True, 'no': False, "
+        "'half': 0.5}[response]\n"
     )
     monkeypatch.chdir(tmp_path)
     verifier = Verifier(
@@ -332,7 +332,8 @@ def test_a_check_that_fails_is_a_data_failure_and_never_a_wrong_answer(tmp_path,
     )
     assert (yes.right, no.right) == (True, False)
     assert half == DataFailure(
-        "the check of the answer raised AnswerError: failing_checks:check returned 0.5; return True or False "
+        "the check of the answer raised AnswerError: failing_checks:check returned 0.5; "
+        "return True or False "
         "(graded rewards: verifier.reward_function)"
     )
     assert odd == DataFailure("the check of the answer raised KeyError: 'odd'")

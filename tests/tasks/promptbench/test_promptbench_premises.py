@@ -115,7 +115,10 @@ def test_every_sentence_form_is_read(logic, sentence, name, meaning):
 
 
 def test_facts_behind_a_conclusion_are_read():
-    text = "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is False, what is the value of aac?"
+    text = (
+        "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is "
+        "False, what is the value of aac?"
+    )
     graph = make_task("abductive").parse_question(text)
     assert {name: node.formula for name, node in graph.nodes.items()} == {
         "aaz": "False",
@@ -138,7 +141,8 @@ def test_facts_behind_a_conclusion_are_read():
 def test_the_operands_of_a_subtraction_are_not_swapped():
     text = (
         "The value of aaa is 9.\nThe value of aab is 4.\n"
-        "aac gets its value by subtracting the value of aab from the value of aaa.\nWhat is the value of aac?"
+        "aac gets its value by subtracting the value of aab from the value of aaa.\nWhat is "
+        "the value of aac?"
     )
     assert make_task("arithmetic").parse_question(text).answer == 5
 
