@@ -299,7 +299,7 @@ def _innermost(text: str) -> str:
 
 
 def _parse_math(text: str) -> list[Any]:
-    """What math-verify reads in an answer: expressions and texts; only texts if it cannot read it."""
+    """What math-verify reads in an answer: expressions and texts; only texts on failure."""
     from math_verify import parse
 
     # it warns about the timers that are not set

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +29,7 @@ from bi_ray.files.records import read_record
 from bi_ray.injection.recipes import Demonstration, Recipe
 from bi_ray.policy.chat import check_tokens, encode_prompt, end_of_turn
 from bi_ray.policy.spans import encode_with_ends, token_spans
+from bi_ray.reasoning.trace import Span
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.rows.rejects import REJECTS, DataError, Rejects
 from bi_ray.tasks.base import Problem, Task, text_hash
@@ -44,6 +45,30 @@ class DemonstrationsManifest:
     """
 
     demonstrations: int
+
+
+class SpanRow(TypedDict):
+    """A ``Span`` in a row: of characters or of tokens, the end exclusive."""
+
+    start: int
+    end: int
+    behavior: str
+
+
+class SFTRow(TypedDict):
+    """A demonstration as SFT reads it.
+
+    ``spans`` are of characters of ``response``, ``token_spans`` are of ``response_tokens``.
+    """
+
+    id: str
+    problem: str
+    question: str
+    response: str
+    spans: list[SpanRow]
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+    token_spans: list[SpanRow]
 
 
 def write_demonstrations(
@@ -84,13 +109,16 @@ def write_demonstrations(
         missing = _tokens_of(longer) - _tokens_of(rows)
         known = read_record(problems / MANIFEST, SetManifest).hashes
         rows += _until(missing, task, config, run, known, tokenizer)
-    Dataset.from_list(rows).save_to_disk(out)
+    Dataset.from_list(list(map(dict, rows))).save_to_disk(out)
     # a file may have several rows of one problem
     is_from_file = config.demonstrations or isinstance(run.task, UserDataConfig)
-    known_by = "question" if is_from_file else "problem"
+    if is_from_file:
+        distinct_problems = {row["question"] for row in rows}
+    else:
+        distinct_problems = {row["problem"] for row in rows}
     manifest = {
         "demonstrations": len(rows),
-        "problems": len({row[known_by] for row in rows}),
+        "problems": len(distinct_problems),
         "response_tokens": _tokens_of(rows),
         "response_tokens_mean": _tokens_of(rows) / len(rows),
         "behaviors_per_demonstration": _behaviors_per_row(rows),
@@ -102,7 +130,7 @@ def write_demonstrations(
     return manifest
 
 
-def _behaviors_per_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _behaviors_per_row(rows: Sequence[SFTRow]) -> dict[str, float]:
     """Mean number of spans of each behavior."""
     counts: Counter[str] = Counter()
     for row in rows:
@@ -161,7 +189,7 @@ def _tested_questions(run: RunConfig, data: Path) -> dict[str, SetName]:
     return tested
 
 
-def _tokens_of(rows: Sequence[Mapping[str, Any]]) -> int:
+def _tokens_of(rows: Sequence[SFTRow]) -> int:
     return sum(len(row["response_tokens"]) for row in rows)
 
 
@@ -172,7 +200,7 @@ def _until(
     run: RunConfig,
     known: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[SFTRow]:
     """Demonstrations of further problems of the set ``sft``, with ``tokens`` or nearly as many.
 
     Args:
@@ -205,7 +233,7 @@ def demonstrate(
     problems: Sequence[ProblemRow],
     tokenizer: PreTrainedTokenizerBase,
     rejects: Rejects | None = None,
-) -> list[dict[str, Any]]:
+) -> list[SFTRow]:
     """The demonstrations of each problem: text, tokens of prompt and response, behaviors' spans.
 
     ``spans`` are characters of ``response``, ``token_spans`` are of ``response_tokens``
@@ -216,7 +244,7 @@ def demonstrate(
         DataError: a demonstration, or a prompt that it varies, is too long.
     """
     recipe = make_recipe(config, run, tokenizer)
-    rows: list[dict[str, Any]] = []
+    rows: list[SFTRow] = []
     for problem in problems:
         for demonstration in recipe.demonstrations(task, problem.problem()):
             row = _sft_row(problem, demonstration, task, tokenizer)
@@ -234,11 +262,13 @@ def demonstrate(
     return rows
 
 
-def _too_long(row: Mapping[str, Any], model: ModelConfig) -> str | None:
+def _too_long(row: SFTRow, model: ModelConfig) -> str | None:
     """What to change where a demonstration, or a prompt that it varies, has too many tokens."""
-    limits = {"prompt": model.max_prompt_tokens, "response": model.max_response_tokens}
-    for name, limit in limits.items():
-        length = len(row[f"{name}_tokens"])
+    lengths = {
+        "prompt": (len(row["prompt_tokens"]), model.max_prompt_tokens),
+        "response": (len(row["response_tokens"]), model.max_response_tokens),
+    }
+    for name, (length, limit) in lengths.items():
         if length > limit:
             return f"{length} tokens of {name}; raise model.max_{name}_tokens ({limit})"
     return None
@@ -255,7 +285,7 @@ def make_recipe(config: RecipeConfig, run: RunConfig, tokenizer: PreTrainedToken
 
 def _sft_row(
     row: ProblemRow, demonstration: Demonstration, task: Task, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
+) -> SFTRow:
     question, response = demonstration.problem.question, demonstration.response
     prompt = list(row.prompt_tokens)
     if question != row.question:
@@ -269,8 +299,12 @@ def _sft_row(
         "problem": row.id,
         "question": question,
         "response": response,
-        "spans": [span._asdict() for span in spans],
+        "spans": list(map(_span_row, spans)),
         "prompt_tokens": prompt,
         "response_tokens": tokens,
-        "token_spans": [span._asdict() for span in in_tokens],
+        "token_spans": list(map(_span_row, in_tokens)),
     }
+
+
+def _span_row(span: Span) -> SpanRow:
+    return {"start": span.start, "end": span.end, "behavior": span.behavior}

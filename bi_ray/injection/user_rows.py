@@ -109,7 +109,7 @@ def inject_rows(
     extractor: Extractor | None = None,
     count_tokens: CountTokens | None = None,
     processes: int = 1,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """The demonstrations of each good row, in the order of the rows.
 
     Args:
@@ -161,6 +161,9 @@ def inject_rows(
     rejects.rows.sort(key=lambda reject: (reject.file, reject.line))
 
 
+Row = dict[str, Any]  # of a file, whose extra columns may hold anything
+
+
 class _Outcome(NamedTuple):
     """What became of a row.
 
@@ -170,7 +173,7 @@ class _Outcome(NamedTuple):
         keys: hashes of what no two rows may share, with its name.
     """
 
-    demonstrations: Sequence[dict[str, Any]] = ()
+    demonstrations: Sequence[Row] = ()
     fault: str | None = None
     keys: Sequence[tuple[str, int]] = ()
 
@@ -246,7 +249,7 @@ class _Injector:
         keys = [_key("question", content.question), _key("id", content.id)]
         try:
             extra = extra_columns(row)
-            demonstrations: list[dict[str, Any]] = []
+            demonstrations: list[Row] = []
             for demonstration in self.recipe.demonstrations(task, content):
                 demonstrations.append(demonstration_row(demonstration) | extra)
         except (RowError, InjectionError) as error:
@@ -298,7 +301,7 @@ def _blocks(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow
         yield block
 
 
-def demonstration_row(demonstration: Demonstration) -> dict[str, Any]:
+def demonstration_row(demonstration: Demonstration) -> Row:
     """A demonstration as a row; the id of a further copy ends with its number."""
     problem, copy = demonstration.problem, demonstration.copy
     return {
