@@ -24,15 +24,12 @@ from bi_ray.config import VANILLA, RecipeConfig, RunConfig, SFTConfig, TaskConfi
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.files.atomic import write_text
 from bi_ray.files.errors import RunError
-from bi_ray.files.names import STAGES
 from bi_ray.files.private import private_folder
-from bi_ray.files.records import read_record
 from bi_ray.injection.demonstrations import (
     DemonstrationsManifest,
     demonstrate,
     write_demonstrations,
 )
-from bi_ray.learning.sft import CHECKPOINTS
 from bi_ray.policy.checkpoint import copy_policy, digest, load_tokenizer
 from bi_ray.policy.published import SHARED_MEMORY, weights_directory
 from bi_ray.readiness.measure import Demonstrations
@@ -40,16 +37,38 @@ from bi_ray.rows.fields import MANIFEST
 from bi_ray.rows.files import file_digest
 from bi_ray.rows.rejects import REJECTS, Rejects
 from bi_ray.runs.checkpoints import StepDirectories
-from bi_ray.runs.directory import RunDirectory, StageKey, key_of
+from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.display import Display
+from bi_ray.runs.keys import StageKey, key_of
+from bi_ray.runs.layout import (
+    DATA,
+    EVAL_BASE,
+    INFLUENCE_FILE,
+    METRICS_FILE,
+    OUTCOME_FILE,
+    POLICY,
+    QUERIES,
+    READINESS,
+    REALIZED,
+    RL,
+    SFT,
+    SFT_CHECKPOINTS,
+    SFT_DATA,
+    STAGES,
+    TARGET,
+    TRACKERS,
+    VALIDATION,
+    samples_file,
+    stage_of,
+    step_name,
+)
 from bi_ray.runs.metrics import read_steps
-from bi_ray.runs.validation import FOLDER as VALIDATION
-from bi_ray.runs.validation import OUTCOME, outcome_of
+from bi_ray.runs.records import read_record
+from bi_ray.runs.validation import outcome_of
 from bi_ray.tasks.base import FiniteTask, Task
 from bi_ray.tasks.registry import build_task, data_files, target_config
 from bi_ray.tracking.base import Tracked
 from bi_ray.tracking.following import Tracking, make_trackers
-from bi_ray.tracking.trackers import FOLDER as TRACKERS_FOLDER
 
 SFTKind = Literal["sft", "sft_double"]
 _POLL_S = 0.5
@@ -124,11 +143,11 @@ class Pipeline:
             {"task": config.task, "data_seed": config.seeds.data, "limits": self._limits()},
             {"base": digest(Path(config.model.path)), **data_files(config.task)},
         )
-        if self._skip("data", key):
+        if self._skip(DATA, key):
             return key
         task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
         with (
-            self.run_directory.commit("data", key) as folder,
+            self.run_directory.commit(DATA, key) as folder,
             self.display.task("problems", len(config.task.sets)),
         ):
             for name, difficulty in config.task.sets.items():
@@ -152,10 +171,10 @@ class Pipeline:
     def sft_data(self, arm: str, data: StageKey) -> StageKey:
         """Demonstrations of an arm: the same problems for every arm, its own behaviors."""
         key = self._sft_data_key(arm, data)
-        stage = f"sft_data/{arm}"
+        stage = stage_of(SFT_DATA, arm)
         if self._skip(stage, key):
             return key
-        self.run_directory.require_whole("data")
+        self.run_directory.require_whole(DATA)
         task, tokenizer = self._task(self.config.task), load_tokenizer(self.config.model.path)
         with (
             self.run_directory.commit(stage, key) as folder,
@@ -165,7 +184,7 @@ class Pipeline:
                 task,
                 self.config.arms[arm],
                 self.config,
-                self._path("data") / "sft",
+                self._path(DATA) / SFT,
                 tokenizer,
                 folder,
             )
@@ -181,37 +200,39 @@ class Pipeline:
 
     def no_sft(self, arm: str, data: StageKey) -> StageKey:
         """The policy of an arm without SFT: a copy of the base."""
-        key, stage = self._no_sft_key(data), f"sft/{arm}"
+        key, stage = self._no_sft_key(data), stage_of(SFT, arm)
         if not self._skip(stage, key):
             with self.run_directory.commit(stage, key) as folder:
-                copy_policy(self.config.model.path, folder / "policy")
+                copy_policy(self.config.model.path, folder / POLICY)
             self.display.note(f"{arm}: no SFT, RL starts from {self.config.model.path}")
         return key
 
     def sft(self, arm: str, sft_data: StageKey, kind: SFTKind) -> StageKey:
         """Supervised fine-tuning of the base on an arm's demonstrations."""
         key, sft = self._sft_key(arm, sft_data, kind), self._sft_config(kind)
-        stage = f"{kind}/{arm}"
+        stage = stage_of(kind, arm)
         if self._skip(stage, key):
             return key
-        self.run_directory.require_whole(f"sft_data/{arm}")
+        self.run_directory.require_whole(stage_of(SFT_DATA, arm))
         self._connect()
         began = time.monotonic()
         work, config = self.run_directory.work(stage, key), self.config
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
-        manifest = read_record(self._path(f"sft_data/{arm}") / MANIFEST, DemonstrationsManifest)
+        manifest = read_record(
+            self._path(stage_of(SFT_DATA, arm)) / MANIFEST, DemonstrationsManifest
+        )
         steps = -(-manifest.demonstrations // sft.batch_examples) * sft.epochs
         title = f"SFT of {arm}" + (", twice the budget" if kind == "sft_double" else "")
-        StepDirectories(work / CHECKPOINTS).recover(steps, self.display.note)
+        StepDirectories(work / SFT_CHECKPOINTS).recover(steps, self.display.note)
         with self._training(stage, title, steps, work):
             learners.run_sft(
                 Path(config.model.path),
-                self._path(f"sft_data/{arm}"),
+                self._path(stage_of(SFT_DATA, arm)),
                 work,
                 sft,
                 config.seeds.training,
             )
-        self._keep(stage, key, work / "policy", work / "metrics.jsonl", began)
+        self._keep(stage, key, work / POLICY, work / METRICS_FILE, began)
         return key
 
     def readiness_stages(self, data: StageKey, demonstrations: dict[str, StageKey]) -> None:
@@ -230,10 +251,10 @@ class Pipeline:
             {"task": task_config, "data_seed": config.seeds.data},
             {"data": data.digest, **data_files(task_config)},
         )
-        if self._skip("target", key):
+        if self._skip(TARGET, key):
             return key
         task, tokenizer = self._task(task_config), load_tokenizer(config.model.path)
-        with self.run_directory.commit("target", key) as folder:
+        with self.run_directory.commit(TARGET, key) as folder:
             count = settings.target_queries
             write_problems(
                 task, "influence_target", count, tokenizer, config.model, folder, exactly=False
@@ -247,7 +268,7 @@ class Pipeline:
         inputs = (
             {"sft": sft.digest} if recipe.sft else {"base": digest(Path(self.config.model.path))}
         )
-        policy = self._path(f"sft/{arm}/policy")
+        policy = self._path(stage_of(SFT, arm)) / POLICY
         return self._readiness(arm, policy, inputs, self._held_out_recipes(recipe), target)
 
     def readiness_of_base(self) -> None:
@@ -299,15 +320,15 @@ class Pipeline:
             "verifier": self._verifier_options(),
             "recipes": recipes,
         }
-        key, stage = key_of(parts, inputs | {"target": target.digest}), f"readiness/{name}"
+        key, stage = key_of(parts, inputs | {"target": target.digest}), stage_of(READINESS, name)
         if self._skip(stage, key):
             return key
-        self.run_directory.require_whole("data", "target", *self._stages_of(policy))
+        self.run_directory.require_whole(DATA, TARGET, *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             held_out = self._held_out_demonstrations(recipes)
             reference = driver.measure.remote(
-                policy, self._path("data/rl"), self._path("target"), held_out, folder
+                policy, self._path(DATA) / RL, self._path(TARGET), held_out, folder
             )
             with self.display.task(f"readiness of {name}", None):
                 self._call(
@@ -323,14 +344,14 @@ class Pipeline:
                 k: v for k, v in settings.model_dump().items() if k.startswith("realized_")
             }
         }
-        key, stage = key_of(parts, {"readiness": readiness.digest}), f"realized/{arm}"
+        key, stage = key_of(parts, {"readiness": readiness.digest}), stage_of(REALIZED, arm)
         if self._skip(stage, key):
             return
-        self.run_directory.require_whole("target", f"sft/{arm}", f"readiness/{arm}")
-        driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
+        self.run_directory.require_whole(TARGET, stage_of(SFT, arm), stage_of(READINESS, arm))
+        driver, policy = self._driver_actor(), self._path(stage_of(SFT, arm)) / POLICY
         with self.run_directory.commit(stage, key) as folder:
             reference = driver.realize.remote(
-                policy, self._path(f"readiness/{arm}"), self._path("target"), folder
+                policy, self._path(stage_of(READINESS, arm)), self._path(TARGET), folder
             )
             with self.display.task(f"steps on single queries of {arm}", settings.realized_queries):
                 self._call(reference, settings.timeout_s, self._show_progress)
@@ -341,7 +362,7 @@ class Pipeline:
         """Demonstrations of the target's problems by every recipe: tokens of (prompt, response)."""
         config = self.config
         task, tokenizer = self._task(config.task), load_tokenizer(config.model.path)
-        problems = [row for row in read_problems(self._path("target")) if row.graph or row.response]
+        problems = [row for row in read_problems(self._path(TARGET)) if row.graph or row.response]
         if not problems:
             return {}
         return {
@@ -366,16 +387,16 @@ class Pipeline:
             "verifier": self._verifier_options(),
             "limits": self._limits(),
         }
-        key, stage = key_of(parts, {"sft": sft.digest}), f"queries/{arm}"
+        key, stage = key_of(parts, {"sft": sft.digest}), stage_of(QUERIES, arm)
         if self._skip(stage, key):
             return key
-        self.run_directory.require_whole("data", f"sft/{arm}")
-        driver, policy = self._driver_actor(), self._path(f"sft/{arm}/policy")
+        self.run_directory.require_whole(DATA, stage_of(SFT, arm))
+        driver, policy = self._driver_actor(), self._path(stage_of(SFT, arm)) / POLICY
         with (
             self.run_directory.commit(stage, key) as folder,
             self.display.task(f"RL queries of {arm}", None),
         ):
-            reference = driver.select_queries.remote(policy, self._path("data/rl"), folder)
+            reference = driver.select_queries.remote(policy, self._path(DATA) / RL, folder)
             summary = self._call(reference, settings.timeout_s, self._show_progress)
             (folder / MANIFEST).write_text(json.dumps(summary))
         self.display.note(
@@ -398,26 +419,26 @@ class Pipeline:
         key = key_of(
             parts, {"sft": sft.digest} | ({"queries": selected.digest} if selected else {})
         )
-        stage = f"rl/{arm}"
+        stage = stage_of(RL, arm)
         if self._skip(stage, key):
             return key
         self.run_directory.require_whole(
-            "data", f"sft/{arm}", *([f"queries/{arm}"] if selected else [])
+            DATA, stage_of(SFT, arm), *([stage_of(QUERIES, arm)] if selected else [])
         )
         began = time.monotonic()
         driver, work, base = (
             self._driver_actor(),
             self.run_directory.work(stage, key),
-            self._path(f"sft/{arm}/policy"),
+            self._path(stage_of(SFT, arm)) / POLICY,
         )
         learners = LearnerGroup(self.run_directory.path, config.learner, config.model, config.ray)
         target = (
-            self._path("target")
+            self._path(TARGET)
             if config.readiness.queries and config.readiness.every_rl_steps
             else None
         )
-        selection = self._path(f"queries/{arm}") if selected else None
-        begun = driver.begin_rl.remote(arm, base, work, self._path("data"), target, selection)
+        selection = self._path(stage_of(QUERIES, arm)) if selected else None
+        begun = driver.begin_rl.remote(arm, base, work, self._path(DATA), target, selection)
         self._call(begun, config.ray.call_timeout_s + config.readiness.start_timeout_s)
         checkpoints = StepDirectories(work)
         checkpoints.recover(config.rl.steps, self.display.note)
@@ -426,7 +447,7 @@ class Pipeline:
         # The analysis of a late step may still run; RL itself is over.
         self._call(driver.end_rl.remote(), config.ray.call_timeout_s + config.readiness.timeout_s)
         whole = checkpoints.whole_steps(self.display.note)
-        outcome = outcome_of(read_steps(work / "metrics.jsonl"), config.rl, whole | {0})
+        outcome = outcome_of(read_steps(work / METRICS_FILE), config.rl, whole | {0})
         if outcome.step and outcome.step not in whole:
             raise RunError(
                 f"{stage}: the checkpoint of step {outcome.step}, which is the result, is damaged; run the same "
@@ -438,16 +459,16 @@ class Pipeline:
             self.display.note(
                 f"RL of {arm}: the policy after step {outcome.step}, the best one, is kept"
             )
-        write_text(work / OUTCOME, json.dumps(asdict(outcome)))
-        policy = work / f"step_{outcome.step}" / "policy" if outcome.step else base
-        self._keep(stage, key, policy, work / "metrics.jsonl", began)
+        write_text(work / OUTCOME_FILE, json.dumps(asdict(outcome)))
+        policy = work / step_name(outcome.step) / POLICY if outcome.step else base
+        self._keep(stage, key, policy, work / METRICS_FILE, began)
         return key
 
     def evaluate(self, arm: str, trained_by: str, policy: StageKey) -> None:
         """Greedy and sampled responses of a policy on the test sets, every one kept."""
-        directory = self._path(f"{trained_by}/{arm}/policy")
+        directory = self._path(stage_of(trained_by, arm)) / POLICY
         self._evaluate(
-            f"eval_{trained_by}/{arm}",
+            stage_of(f"eval_{trained_by}", arm),
             directory,
             {trained_by: policy.digest},
             f"{arm} after {trained_by}",
@@ -457,7 +478,7 @@ class Pipeline:
         """The same of the model that SFT starts from."""
         base = Path(self.config.model.path)
         self._evaluate(
-            "eval_base", base.absolute(), {"base": digest(base), "data": data.digest}, "the base"
+            EVAL_BASE, base.absolute(), {"base": digest(base), "data": data.digest}, "the base"
         )
 
     def _evaluate(self, stage: str, policy: Path, inputs: dict[str, str], title: str) -> None:
@@ -471,12 +492,12 @@ class Pipeline:
         key = key_of(parts, inputs)
         if self._skip(stage, key):
             return
-        self.run_directory.require_whole("data", *self._stages_of(policy))
+        self.run_directory.require_whole(DATA, *self._stages_of(policy))
         driver = self._driver_actor()
         with self.run_directory.commit(stage, key) as folder:
             for name in config.evaluation.sets:
                 reference = driver.evaluate.remote(
-                    policy, self._path(f"data/{name}"), folder / f"{name}.jsonl"
+                    policy, self._path(DATA) / name, folder / samples_file(name)
                 )
                 with self.display.task(f"evaluation of {title}, {name}", None):
                     failures = self._call(
@@ -569,9 +590,9 @@ class Pipeline:
 
     def _keep(self, stage: str, key: StageKey, policy: Path, metrics: Path, began: float) -> None:
         with self.run_directory.commit(stage, key, began) as folder:
-            shutil.copytree(policy, folder / "policy")
-            shutil.copy(metrics, folder / "metrics.jsonl")
-            for name in ("influence.jsonl", OUTCOME):
+            shutil.copytree(policy, folder / POLICY)
+            shutil.copy(metrics, folder / METRICS_FILE)
+            for name in (INFLUENCE_FILE, OUTCOME_FILE):
                 if (file := metrics.with_name(name)).exists():
                     shutil.copy(file, folder)
             if (validation := metrics.with_name(VALIDATION)).exists():
@@ -589,13 +610,13 @@ class Pipeline:
         kept at the URI.
         """
         kind, _, arm = stage.partition("/")
-        metrics, note = work / "metrics.jsonl", self.display.note
+        metrics, note = work / METRICS_FILE, self.display.note
         tracked = Tracked(
             self.config.name,
             self.run_id,
             kind,
             arm,
-            self._path(TRACKERS_FOLDER),
+            self._path(TRACKERS),
             self.config.model_dump(mode="json"),
         )
         with (

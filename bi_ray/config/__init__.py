@@ -22,7 +22,6 @@ from bi_ray.config.base import (
     SetName,
 )
 from bi_ray.config.files import (
-    RUN_CONFIG_FILE,
     load_config,
     save_config,
 )
@@ -82,7 +81,6 @@ __all__ = [
     "BRIDGE",
     "PAPER_COPIES",
     "RECIPES",
-    "RUN_CONFIG_FILE",
     "TASK_KINDS",
     "TRACKERS",
     "VANILLA",

@@ -16,8 +16,6 @@ from bi_ray.config.tasks import (
 )
 from bi_ray.files.atomic import write_text
 
-RUN_CONFIG_FILE = "config.yaml"  # in the run directory
-
 C = TypeVar("C", bound=Config)
 
 _FILES: dict[type[Config], str] = {  # what a YAML file can be for
@@ -43,7 +41,11 @@ def load_config(path: str | Path, kind: type[C]) -> C:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        wanted = f"wanted is the configuration of {_FILES[kind]}" if kind in _FILES else "expected keys and values"
+        wanted = (
+            f"wanted is the configuration of {_FILES[kind]}"
+            if kind in _FILES
+            else "expected keys and values"
+        )
         found = "nothing in it" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path}: {wanted}; there is {found}")
     try:
@@ -51,7 +53,9 @@ def load_config(path: str | Path, kind: type[C]) -> C:
     except ValidationError as error:
         if other := _other_kind(content, kind):
             wanted = f"the configuration of {_FILES[kind]}"
-            raise ConfigError(f"{path} looks like that of {_FILES[other]}; wanted here is {wanted}") from error
+            raise ConfigError(
+                f"{path} looks like that of {_FILES[other]}; wanted here is {wanted}"
+            ) from error
         raise ConfigError("\n".join(_fault(path, fault) for fault in error.errors())) from error
 
 
@@ -59,7 +63,11 @@ def _other_kind(content: dict[Any, Any], kind: type[Config]) -> type[Config] | N
     """The kind of file whose keys these are far rather than those of ``kind``, None where there is none."""
 
     def strangeness(one: type[Config]) -> int:
-        lacking = [name for name, field in one.model_fields.items() if field.is_required() and name not in content]
+        lacking = [
+            name
+            for name, field in one.model_fields.items()
+            if field.is_required() and name not in content
+        ]
         return len(lacking) + len(content.keys() - one.model_fields.keys())
 
     best = min(_FILES, key=strangeness)

@@ -22,12 +22,12 @@ from bi_ray.data.export import PROBLEM_SCHEMA, Counts
 from bi_ray.data.generation import distinct, problems
 from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ShardWriter
-from bi_ray.files.records import damaged
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.rows.rejects import DataError, Place
+from bi_ray.runs.records import damaged
 from bi_ray.tasks.base import FiniteTask, Problem, Task
 
 _TOKENS = ("prompt_tokens", pa.list_(pa.int64()))

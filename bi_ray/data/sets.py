@@ -33,12 +33,13 @@ from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ROWS_PER_SHARD, ShardWriter
 from bi_ray.files.atomic import put_in_place, write_atomically, write_text
 from bi_ray.files.errors import RunError, naming
-from bi_ray.files.names import RUN_MARK
-from bi_ray.files.records import read_record
 from bi_ray.rows.fields import MANIFEST, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Rejects
-from bi_ray.runs.directory import RunDirectory, StageKey, code_version, differences, key_of
-from bi_ray.runs.layout import LOCK_FILE
+from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.keys import StageKey, differences, key_of
+from bi_ray.runs.layout import LOCK_FILE, RUN_MARK
+from bi_ray.runs.process import code_version
+from bi_ray.runs.records import read_record
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files
 

@@ -9,7 +9,7 @@ from typing import Any, NotRequired
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from bi_ray.files.records import damaged, read_jsonl, read_record
+from bi_ray.runs.records import damaged, read_jsonl, read_record
 
 _ALL_FIELDS = ConfigDict(extra="allow")
 

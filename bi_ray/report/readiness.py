@@ -10,11 +10,20 @@ from typing import Any
 
 from rich.table import Table
 
-from bi_ray.files.records import read_jsonl, read_record
 from bi_ray.readiness.realized import correlation
 from bi_ray.readiness.records import Realized, WatchedRow, read_policy, read_queries
 from bi_ray.readiness.summary import summarize, watched_groups
-from bi_ray.runs.layout import is_finished
+from bi_ray.runs.layout import (
+    INFLUENCE_FILE,
+    MEASURED_QUERIES_FILE,
+    READINESS,
+    READINESS_FILE,
+    REALIZED,
+    REALIZED_FILE,
+    RL,
+)
+from bi_ray.runs.records import read_jsonl, read_record
+from bi_ray.runs.stages import is_finished
 
 _QUERY_SET, _TARGET_SET = "rl", "influence_target"
 
@@ -37,11 +46,11 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
     """
     found: dict[str, Any] = {"readiness": {}, "realized": {}, "during_rl": {}}
     for arm in arms:
-        folders = [run / "readiness" / arm for run in runs]
-        measured = [f for f in folders if (f / "queries.jsonl").exists() or is_finished(f)]
+        folders = [run / READINESS / arm for run in runs]
+        measured = [f for f in folders if (f / MEASURED_QUERIES_FILE).exists() or is_finished(f)]
         if measured:
-            rows = read_queries([folder / "queries.jsonl" for folder in measured])
-            policies = [read_policy(folder / "readiness.json", rows[0][0]) for folder in measured]
+            rows = read_queries([folder / MEASURED_QUERIES_FILE for folder in measured])
+            policies = [read_policy(folder / READINESS_FILE, rows[0][0]) for folder in measured]
             found["readiness"][arm] = {"set": _QUERY_SET, "target_set": _TARGET_SET} | summarize(
                 rows, policies, draws
             )
@@ -50,7 +59,7 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
         during = [
             {"seed": seed} | row
             for seed, run in enumerate(runs)
-            for row in _watched(run / "rl" / arm / "influence.jsonl", draws)
+            for row in _watched(run / RL / arm / INFLUENCE_FILE, draws)
         ]
         if during:
             found["during_rl"][arm] = during
@@ -58,7 +67,7 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> dic
 
 
 def _realized(arm: str, runs: Sequence[Path], draws: int) -> dict[str, Any] | None:
-    files = [(seed, run / "realized" / arm / "realized.json") for seed, run in enumerate(runs)]
+    files = [(seed, run / REALIZED / arm / REALIZED_FILE) for seed, run in enumerate(runs)]
     there = [(seed, file) for seed, file in files if file.exists() or is_finished(file.parent)]
     results = [(seed, read_record(file, Realized)) for seed, file in there]
     points = [{"seed": seed} | point for seed, result in results for point in result["points"]]

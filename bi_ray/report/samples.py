@@ -17,6 +17,7 @@ from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.parse import place_of
 from bi_ray.report.charts import Series
 from bi_ray.report.source import STAGES
+from bi_ray.runs.layout import samples_file
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.samples import read_samples
@@ -66,7 +67,7 @@ class _Book:
         """Choose the samples of one cell: whole problems, up to the first that does not fit."""
         source = one.source
         task = build_task(source.config.task, source.config.seeds.data)
-        rows = [_samples(run / folder / one.arm / f"{set_name}.jsonl") for run in source.runs]
+        rows = [_samples(run / folder / one.arm / samples_file(set_name)) for run in source.runs]
         for mode, quota in QUOTAS.items():
             left, room = quota, self.room * quota // sum(QUOTAS.values())
             for seed, group in _in_turn(rows, mode):
@@ -180,7 +181,7 @@ def behaviors_per_response(one: Series, folder: str, set_name: str) -> dict[str,
     """How many behaviors a response has on average (greedy and sampled), None where none could be
     read from it.
     """
-    files = [run / folder / one.arm / f"{set_name}.jsonl" for run in one.source.runs]
+    files = [run / folder / one.arm / samples_file(set_name) for run in one.source.runs]
     judged = [row for file in files for row in _samples(file) if row["failure"] is None]
     # free text has no lines that could be told
     rows = [row for row in judged if row["trace_valid"] is not None]

@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
+from bi_ray.config import RunConfig, load_config
 from bi_ray.files.errors import RunError
-from bi_ray.runs.layout import is_finished
+from bi_ray.runs.layout import (
+    CONFIG_FILE,
+    DATA,
+    EVAL_RL,
+    EVAL_SFT,
+    METRICS_FILE,
+    RL,
+    SEEDS,
+    SFT,
+    stage_of,
+    work_of,
+)
 from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.stages import is_finished
 
 # folder of the evaluated samples to the stage that they come after
-STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
-_SEEDS = "seed_*"
+STAGES = {EVAL_SFT: "SFT", EVAL_RL: "RL"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +51,10 @@ class Source:
         found = []
         for run in self.runs:
             folder = run / stage / arm
-            rows = read_steps(
-                folder / "metrics.jsonl", growing=not (stage == "rl" and is_finished(folder))
-            )
-            found.append(rows or read_steps(run / "work" / stage / arm / "metrics.jsonl"))
+            growing = not (stage == RL and is_finished(folder))
+            rows = read_steps(folder / METRICS_FILE, growing=growing)
+            work = run / work_of(stage_of(stage, arm))
+            found.append(rows or read_steps(work / METRICS_FILE))
         return found
 
     def missing(self) -> list[str]:
@@ -51,9 +62,9 @@ class Source:
         absent: dict[str, list[str]] = {}
         for run in self.runs:
             for arm in self.config.arms:
-                for stage in ("sft", "eval_sft", "rl", "eval_rl"):
+                for stage in (SFT, EVAL_SFT, RL, EVAL_RL):
                     if not (run / stage / arm).exists():
-                        absent.setdefault(run.name, []).append(f"{stage}/{arm}")
+                        absent.setdefault(run.name, []).append(stage_of(stage, arm))
         if len(self.runs) == 1:
             return [stage for stages in absent.values() for stage in stages]
         return [f"{run}/{stage}" for run, stages in absent.items() for stage in stages]
@@ -67,23 +78,23 @@ def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
         ConfigError: its configuration cannot be read.
     """
     path = path.absolute()
-    if (path / RUN_CONFIG_FILE).exists():
-        return load_config(path / RUN_CONFIG_FILE, RunConfig), (path,)
+    if (path / CONFIG_FILE).exists():
+        return load_config(path / CONFIG_FILE, RunConfig), (path,)
     seeds = sorted(
-        path.glob(f"{_SEEDS}/{RUN_CONFIG_FILE}"),
+        path.glob(f"{SEEDS}/{CONFIG_FILE}"),
         key=lambda file: (len(file.parent.name), file.parent.name),
     )
     if seeds:
         return load_config(seeds[0], RunConfig), tuple(file.parent for file in seeds)
     if not path.is_dir():
         raise RunError(f"{path}: no such run")
-    if (path / "data").is_dir() or list(path.glob(f"{_SEEDS}/data")):
+    if (path / DATA).is_dir() or list(path.glob(f"{SEEDS}/{DATA}")):
         raise RunError(
-            f"{path}: a run without {RUN_CONFIG_FILE}, made by an older version; run its command again (finished "
+            f"{path}: a run without {CONFIG_FILE}, made by an older version; run its command again (finished "
             "stages are kept) and the file is there"
         )
     raise RunError(
-        f"{path}: no run and no study: it holds neither {RUN_CONFIG_FILE} nor {_SEEDS}/{RUN_CONFIG_FILE}"
+        f"{path}: no run and no study: it holds neither {CONFIG_FILE} nor {SEEDS}/{CONFIG_FILE}"
     )
 
 

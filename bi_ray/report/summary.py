@@ -15,7 +15,6 @@ from rich.console import Console
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import SetSummary
 from bi_ray.files.atomic import write_atomically
-from bi_ray.files.records import read_record
 from bi_ray.report.page import write_page
 from bi_ray.report.picture import draw_picture
 from bi_ray.report.readiness import read_readiness, render_readiness
@@ -23,21 +22,20 @@ from bi_ray.report.scores import SetScore, TableRow, gain_difference, make_table
 from bi_ray.report.source import STAGES, Source, distinct_labels, find_runs
 from bi_ray.report.tables import markdown_table, render_samples, render_table
 from bi_ray.rows.fields import MANIFEST
+from bi_ray.runs.foreign_folders import refuse_foreign_page, refuse_foreign_report
 from bi_ray.runs.layout import (
     MARKDOWN,
+    METRICS_FILE,
     PAGE,
     PICTURE,
     REPORT,
+    RL,
     SUMMARY,
-    StageRecord,
-    is_finished,
-    read_stage,
-    refuse_foreign_page,
-    refuse_foreign_report,
-    require_sizes,
-    stage_folders,
+    samples_file,
 )
 from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.records import read_record
+from bi_ray.runs.stages import StageRecord, is_finished, read_stage, require_sizes, stage_folders
 from bi_ray.verification.samples import read_samples
 
 _FEW_INFORMATIVE = 0.2
@@ -61,7 +59,7 @@ def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> dict[st
     refuse_foreign_report(out / REPORT)
     summary, table = summarize(config, runs)
     rewards = {
-        arm: [_rewards(run / f"rl/{arm}/metrics.jsonl") for run in runs] for arm in config.arms
+        arm: [_rewards(run / RL / arm / METRICS_FILE) for run in runs] for arm in config.arms
     }
     with write_atomically(out / REPORT) as folder:
         (folder / SUMMARY).write_text(json.dumps(summary, indent=1))
@@ -145,12 +143,12 @@ def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
             "SFT" if label == "SFT" else "RL",
             name,
             seed,
-            read_samples(run / f"{stage}/{arm}/{name}.jsonl"),
+            read_samples(run / stage / arm / samples_file(name)),
         )
         for arm in config.arms
         for stage, label in STAGES.items()
         for name in config.evaluation.sets
-        if (run / f"{stage}/{arm}/{name}.jsonl").exists() or is_finished(run / stage / arm)
+        if (run / stage / arm / samples_file(name)).exists() or is_finished(run / stage / arm)
     ]
 
 
@@ -218,7 +216,7 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[dict[str, Any]]
 
 def _accuracy(config: RunConfig, arm: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Greedy accuracy on one set over the seeds, each a folder of evaluated samples."""
-    files = [folder / f"{name}.jsonl" for folder in folders]
+    files = [folder / samples_file(name) for folder in folders]
     scores = [
         score_set(arm, "SFT", name, seed, read_samples(file)) for seed, file in enumerate(files)
     ]

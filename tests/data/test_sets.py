@@ -21,7 +21,7 @@ from bi_ray.files.atomic import put_in_place
 from bi_ray.reasoning.graph import Graph
 from bi_ray.rows.fields import rows_of
 from bi_ray.rows.rejects import DataError, Rejects
-from bi_ray.runs.directory import RunLocked
+from bi_ray.runs.lock import RunLocked
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)

@@ -7,7 +7,8 @@ import pytest
 import xxhash
 
 from bi_ray.files.errors import DiskFull
-from bi_ray.runs.checkpoints import StepDirectories, step_of
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import step_of
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_metrics
 
 

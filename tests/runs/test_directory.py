@@ -15,20 +15,15 @@ from safetensors.torch import save_file
 from bi_ray.config import RunConfig, SFTConfig, load_config, save_config
 from bi_ray.files.atomic import write_atomically, write_text
 from bi_ray.files.errors import DiskFull, RunError
-from bi_ray.files.records import remedy_for
-from bi_ray.runs.directory import (
-    RunDirectory,
-    RunLocked,
-    StageChanged,
-    begin_directory,
-    code_version,
-    differences,
-    key_of,
-    stage_damage,
-)
+from bi_ray.runs.directory import RunDirectory, StageChanged, begin_directory
+from bi_ray.runs.keys import differences, key_of
+from bi_ray.runs.lock import RunLocked, lock_holder
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
-from bi_ray.runs.mirror import RunPlace
-from bi_ray.runs.status import describe_status, lock_holder
+from bi_ray.runs.place import RunPlace
+from bi_ray.runs.process import code_version
+from bi_ray.runs.records import remedy_for
+from bi_ray.runs.stages import stage_damage
+from bi_ray.runs.status import describe_status
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
 
