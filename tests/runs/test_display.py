@@ -30,8 +30,8 @@ def test_a_terminal_of_80_columns_shows_the_bar_and_the_figures():
     display, out = shown(terminal=True)
     with display.task("RL of bridge", 120):
         display.set(3, 120, figures_line(ROW))
-        assert display._progress is not None
-        display._progress.refresh()
+        assert display._bars is not None
+        display._bars.refresh()
     text = out.getvalue()
     assert "3/120" in text
     assert "reward 0.23  informative 66%  loss -0.012  7,248 tok/s" in text
