@@ -8,7 +8,7 @@ hash of their graphs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -43,10 +43,10 @@ def problem_row(problem: Problem) -> Row:
 def problems(
     task: Task, name: SetName, first: int = 0
 ) -> Generator[tuple[int, Problem], None, None]:
-    """Every item of a set from ``first`` on, with its index, made one by one; a set of files ends."""
-    indices = itertools.count(first)
+    """Every item of a set from ``first`` on, with its index; a set of files ends."""
+    indices: Iterable[int] = itertools.count(first)
     if isinstance(task, FiniteTask):
-        indices = iter(range(first, task.available(name)))
+        indices = range(first, task.available(name))
     for index in indices:
         yield index, task.problem(name, index)
 

@@ -91,7 +91,7 @@ _worker: Callable[[Any], Any]  # of this process
 
 
 def _begin_process(make_worker: Callable[..., Callable[[Any], Any]], settings: Any) -> None:
-    """Leave Ctrl-C to the parent, end when the parent has ended in whatever way, make the worker."""
+    """Leave Ctrl-C to the parent, end when the parent has ended in any way, and make the worker."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
