@@ -104,8 +104,8 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("{", "no valid JSON"),
-        ('"text"', "no JSON object: found str"),
+        ("{", "not valid JSON"),
+        ('"text"', "not a JSON object: found str"),
         ({"answer": 3}, "no question (field 'question'): the row has 'answer'"),
         ({"question": " ", "answer": 3}, "no question"),
         (
