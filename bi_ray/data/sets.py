@@ -315,8 +315,8 @@ class _Progress:
         if state.key != self._key.digest:
             changed = "\n  ".join(differences(state.config, self._key.config))
             raise DataError(
-                f"{self._folder} was begun under other settings:\n  {changed}\nremove it, or choose "
-                "another --out"
+                f"{self._folder} was begun under other settings:\n  {changed}\nremove it, or "
+                "choose another --out"
             )
         self.shards, self.next_index = state.shards, state.next_index
         self.counts = Counts(self.shards * ROWS_PER_SHARD, Counter(state.answers))

@@ -30,8 +30,8 @@ def private_folder(path: Path) -> Path:
             raise PrivacyError(f"{path} is a link, not a directory: remove it")
         if status.st_uid != os.geteuid():
             raise PrivacyError(
-                f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: ask that "
-                "user to remove it"
+                f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: ask "
+                "that user to remove it"
             )
         if status.st_mode & _GROUP_OR_OTHERS:
             path.chmod(0o700)

@@ -179,7 +179,7 @@ def empty_step(row: Mapping[str, Any]) -> str:
 
 
 def figures_line(row: Mapping[str, Any]) -> str:
-    """The figures of a metrics row in one line; greedy accuracy on the validation sets comes last."""
+    """The figures of a metrics row in one line; greedy accuracy in validations comes last."""
     shown = [form.format(row[name]) for name, form in _SHOWN.items() if name in row]
     for name, value in row.items():
         if is_validation(name) and name.endswith("/greedy"):

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from bi_ray.files.names import OURS
 
-# Stages: the first part of a stage's name and of its folder; the second is the arm, if there is one.
+# Stages: the first part of a stage's name and path; the second is the arm, if it has one.
 DATA = "data"
 EVAL_BASE = "eval_base"
 SFT_DATA = "sft_data"

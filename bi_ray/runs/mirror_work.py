@@ -126,7 +126,7 @@ class WorkMirror:
             self._fetch_into(folder, work, theirs)
 
     def _fetch_into(self, folder: Path, work: str, checkpoints: Mapping[str, Mark]) -> None:
-        """Take the checkpoints that ``folder`` lacks, and the files beside them, such as metrics."""
+        """Take the checkpoints that ``folder`` lacks, and the files beside them (metrics)."""
         names = [file.removeprefix(f"{work}/") for file in self._remote.files_below(work)]
         beside = [name for name in names if not is_in_checkpoint(name)]
         self._remote.fetch_files(work, beside, folder)

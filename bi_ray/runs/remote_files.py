@@ -72,7 +72,7 @@ class RemoteFiles:
             return self._files.get_file_info(name).type == FileType.File
 
     def modified(self, name: str) -> float | None:
-        """When a file was written, by the store's own clock, in seconds since 1970; None: no file."""
+        """When a file was written, by the store's clock, in seconds since 1970; None: no file."""
         with self._explained("read"):
             file = self._files.get_file_info(name)
         if file.type != FileType.File:

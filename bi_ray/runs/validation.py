@@ -42,15 +42,19 @@ def summarize(
     figures: dict[str, float] = {"failures": len(rows) - len(judged)}
     greedy = [row for row in judged if row["mode"] == "greedy"]
     if greedy:
-        figures["greedy"] = float(np.mean([row["right"] for row in greedy]))
-        figures["truncated"] = float(np.mean([row["truncated"] for row in greedy]))
-        figures["tokens"] = float(np.mean([row["tokens"] for row in greedy]))
+        figures["greedy"] = _mean_of(greedy, "right")
+        figures["truncated"] = _mean_of(greedy, "truncated")
+        figures["tokens"] = _mean_of(greedy, "tokens")
     verdicts = _sampled_verdicts(judged)
     for k in config.pass_at:
         values = [pass_at_k(len(right), sum(right), k) for right in verdicts if len(right) >= k]
         if values:
             figures[f"pass_at_{k}"] = float(np.mean(values))
     return {f"{VALIDATION}/{set_name}/{name}": value for name, value in figures.items()}
+
+
+def _mean_of(rows: Sequence[SampleRow], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
 def _sampled_verdicts(judged: Sequence[SampleRow]) -> list[list[bool]]:
@@ -124,15 +128,13 @@ def read_outcome(stage: Path) -> Outcome:
     return read_record(stage / OUTCOME_FILE, Outcome)
 
 
-def outcome_of(
-    metrics: Sequence[Metrics], config: RLConfig, usable: Collection[int] | None = None
-) -> Outcome:
+def outcome_of(metrics: Sequence[Metrics], config: RLConfig, usable: Collection[int]) -> Outcome:
     """The outcome of an RL that has ended, from its metrics rows.
 
     Args:
         metrics: rows of every step.
         config: of RL.
-        usable: the steps whose policies are there and whole; None: all.
+        usable: the steps whose policies are there and whole.
     """
     last = max(row["step"] for row in metrics)
     scores = scores_of(metrics, config.validation)
@@ -141,7 +143,7 @@ def outcome_of(
         return Outcome(last, last, best, stopped=None)
     kept = last
     if config.validation.use_best:
-        best_usable = best_step(_only(scores, usable))
+        best_usable = best_step({step: scores[step] for step in scores if step in usable})
         kept = last if best_usable is None else best_usable
     stopped = None
     if last < config.steps:
@@ -151,9 +153,3 @@ def outcome_of(
             f"{config.validation.patience} validations; best {scores[best]:.3f} after step {best}"
         )
     return Outcome(kept, last, best, stopped)
-
-
-def _only(scores: Mapping[int, float], steps: Collection[int] | None) -> dict[int, float]:
-    if steps is None:
-        return dict(scores)
-    return {step: score for step, score in scores.items() if step in steps}

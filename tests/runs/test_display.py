@@ -92,10 +92,8 @@ def test_a_step_without_anything_to_learn_from_is_told_once(tmp_path, monkeypatc
         "step 1 changed nothing: all samples of each of its 4 groups had the same reward (1.00)"
         in said
     )
-    assert (
-        "step 2 changed nothing: no group was left: 3 were lost to workers, 8 samples had no verdict"
-        in said
-    )
+    assert "step 2 changed nothing: no group was left" in said
+    assert "3 were lost to workers, 8 samples had no verdict" in said
 
 
 def test_a_training_is_followed_from_its_metrics(tmp_path, monkeypatch):

@@ -318,8 +318,10 @@ def test_an_arm_may_have_letters_digits_and_dashes(arm):
 
 def test_what_a_killed_writer_left_goes_with_the_next_call(tmp_path):
     code = (
-        "import time; from pathlib import Path; from bi_ray.files.atomic import write_atomically, write_whole\n"
-        f"with write_atomically(Path({str(tmp_path)!r}) / 'set'), write_whole(Path({str(tmp_path)!r}) / 'page'):\n"
+        "import time; from pathlib import Path\n"
+        "from bi_ray.files.atomic import write_atomically, write_whole\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "with write_atomically(folder / 'set'), write_whole(folder / 'page'):\n"
         "    print('in', flush=True); time.sleep(60)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -129,11 +129,9 @@ def test_mlflow(tmp_path):
     assert run.info.run_name == "tracked/rl/base"
     assert run.info.status == "FINISHED"
     assert run.data.tags["arm"] == "base"
-    read = {
-        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-        for name in EXPECTED
-    }
-    assert read == EXPECTED
+    for name, expected in EXPECTED.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == expected
 
 
 def test_trackio(tmp_path, monkeypatch):
@@ -147,8 +145,8 @@ def test_trackio(tmp_path, monkeypatch):
     (name,) = trackio.sqlite_storage.SQLiteStorage.get_runs("bi_ray")
     assert name == "tracked/rl/base-0a1b"
     rows = trackio.sqlite_storage.SQLiteStorage.get_logs("bi_ray", name)
-    read = {name: [(row["step"], row[name]) for row in rows if name in row] for name in EXPECTED}
-    assert read == EXPECTED
+    for name, expected in EXPECTED.items():
+        assert [(row["step"], row[name]) for row in rows if name in row] == expected
 
 
 class Kept:
