@@ -120,18 +120,16 @@ def _first(row: RowValues, *names: str) -> Any:
     """The first of these columns that has something in it; None where none has."""
     for name in names:
         value = row.get(name)
-        if not is_missing(value) and value != "" and value != []:
+        if not is_missing(value) and value not in ("", []):
             return value
     return None
 
 
 def _columns_of(row: RowValues) -> str:
-    names = [str(name) for name in row]
-    if not names:
-        return "is none"
-    if len(names) == 1:
-        return f"is {names[0]}"
-    return f"are {', '.join(names[:_SHOWN_COLUMNS])}"
+    names = ", ".join(list(map(str, row))[:_SHOWN_COLUMNS])
+    if len(row) > 1:
+        return f"are {names}"
+    return f"is {names or 'none'}"
 
 
 def _last_message(messages: Any, role: str) -> Any:

@@ -218,15 +218,11 @@ class RunDirectory:
         if kind == REPORT:
             refuse_foreign_report(finished)
             return [finished]
-        parents = [finished, self.path / work_of(kind)]
-        candidates = list(parents)
-        for parent in parents:
-            if parent.is_dir():
-                candidates += sorted(child for child in parent.iterdir() if child.is_dir())
-        folders = [folder for folder in candidates if (folder / STAGE_FILE).exists()]
-        if not folders:
-            refuse_foreign_files(finished)
-        for folder in folders:
+        folders: list[Path] = []
+        for parent in (finished, self.path / work_of(kind)):
+            files = [*parent.glob(STAGE_FILE), *parent.glob(f"*/{STAGE_FILE}")]
+            folders += [file.parent for file in sorted(files)]
+        for folder in folders or [finished]:
             refuse_foreign_files(folder)
         return folders
 

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 from bi_ray.files.errors import RunError, naming
+from bi_ray.files.integrity import file_names
 from bi_ray.runs.layout import (
     REPORT_FILES,
     RUN_MARK,
     SEEDS,
     STAGE_FILE,
     SUMMARY,
-    UNSENT_MARK,
     WORK,
 )
 from bi_ray.runs.records import read_record
@@ -30,7 +30,6 @@ _STAGES_BELOW = (  # of a run that was copied without its hidden files
 )
 _PAGE_START = 4096  # bytes
 _PAGE_WORDS = (b"<!doctype html>", b"Content-Security-Policy", b"sha256-")
-_OWN_NAMES = (STAGE_FILE, UNSENT_MARK)  # in a stage, beside the files that its record lists
 
 
 def refuse_foreign(path: Path) -> None:
@@ -39,9 +38,9 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         RunError: it is one, or a file or a broken link.
     """
-    if path.is_symlink() and not path.exists():
-        raise RunError(f"{path} is a broken symbolic link; name a directory for the run")
     if not path.exists():
+        if path.is_symlink():
+            raise RunError(f"{path} is a broken symbolic link; name a directory for the run")
         return
     if not path.is_dir():
         raise RunError(f"{path} is a file; name a directory for the run")
@@ -94,14 +93,11 @@ def refuse_foreign_files(folder: Path) -> None:
         return
     if recorded is None:
         return
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(folder)
-        if any(part.startswith(".") for part in path.parts) or not file.is_file():
-            continue
-        if path.as_posix() not in recorded and file.name not in _OWN_NAMES:
+    for name in file_names(folder):
+        if name not in recorded and Path(name).name != STAGE_FILE:
             raise RunError(
-                f"{file} was not made by the stage that is to be removed; move it away and try "
-                "again"
+                f"{folder / name} was not made by the stage that is to be removed; move it away "
+                "and try again"
             )
 
 
