@@ -23,6 +23,7 @@ from bi_ray.data.shards import FileFormat
 
 Format = Literal["arrow", "jsonl", "parquet", "messages", "completion", "verl"]
 Row = Mapping[str, Any]  # a problem, a demonstration, or what a file gets of it
+Manifest = dict[str, Any]  # JSON of a set's manifest.json
 Message = dict[str, str]  # of a conversation: role and content
 CARD = "README.md"
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_from_disk
@@ -14,8 +13,8 @@ from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from bi_ray.config import ModelConfig, SetName
-from bi_ray.data.export import Counts, CountsSummary
-from bi_ray.data.generation import distinct, problems
+from bi_ray.data.export import Counts, CountsSummary, Manifest
+from bi_ray.data.generation import Row, distinct, problems
 from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ShardWriter
 from bi_ray.policy.chat import encode_prompt
@@ -26,8 +25,6 @@ from bi_ray.rows.rejects import DataError, Place
 from bi_ray.runs.records import damaged
 from bi_ray.tasks.base import FiniteTask, Problem, Task
 
-Row = dict[str, Any]  # of the data set
-Manifest = dict[str, Any]  # JSON of the set's manifest
 Tokens = Sequence[int]
 
 _SCHEMA = pa.schema(

@@ -24,6 +24,7 @@ from bi_ray.data.export import (
     Counts,
     Format,
     Layout,
+    Manifest,
     Row,
     layout_of,
     split_of,
@@ -48,7 +49,6 @@ from bi_ray.tasks.registry import build_task, data_files
 PARTIAL = ".partial"  # of a directory's name while it is made
 _PROGRESS, _HASHES = "progress.json", "hashes.u64"
 OnProgress = Callable[[int], None]  # takes the number of rows so far
-Manifest = dict[str, Any]  # JSON of manifest.json
 
 
 def write_set(
@@ -91,19 +91,13 @@ def write_set(
     with RunDirectory(out.with_name(out.name + PARTIAL)) as locked:
         work = locked.path
         progress = _Progress(work, key)
+        first, seen = progress.next_index, progress.seen
         rows = distinct_problems(
-            config.task,
-            config.seeds.data,
-            name,
-            count,
-            processes,
-            progress.next_index,
-            progress.seen,
-            task,
+            config.task, config.seeds.data, name, count, processes, first, seen, task
         )
         _write_rows(rows, layout, work, progress, on_progress)
-        title = f"{config.name} {name}"
-        about: Manifest = {"name": title, "set": name, "split": split_of(name), "format": export}
+        about: Manifest = {"name": f"{config.name} {name}", "set": name, "split": split_of(name)}
+        about["format"] = export
         if isinstance(task, FiniteTask):
             task.rejects.write(work / REJECTS)
             about["rejected"] = len(task.rejects.rows)

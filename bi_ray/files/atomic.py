@@ -150,12 +150,21 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
     for leftover in list(folder.glob(f"{TEMPORARY}*")):
         if name and target_name(leftover) != name:
             continue
-        if _is_held(leftover):
-            continue
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        if not _is_held(leftover):
+            remove(leftover, ignore_errors=True)
+
+
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a file, a link or a folder, if it is there.
+
+    Args:
+        path: what to remove; of a symbolic link only the link goes.
+        ignore_errors: leave what cannot be removed of a folder.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _aside(target: Path) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bi_ray.files.atomic import discard, tidy, write_atomically
+from bi_ray.files.atomic import discard, remove, tidy, write_atomically
 from bi_ray.files.errors import explain_full_disk
 from bi_ray.files.integrity import FileRecord, file_names, find_damage, record_files
 from bi_ray.runs.layout import CHECKPOINT_FILE, damaged_name, step_name, step_of, steps_in
@@ -127,7 +126,7 @@ class StepDirectories:
             fill(folder)
             state = CheckpointState(step=step, files=record_files(folder))
             (folder / CHECKPOINT_FILE).write_text(state.model_dump_json(indent=1))
-        _remove(path.with_name(damaged_name(path.name)))
+        remove(path.with_name(damaged_name(path.name)))
         for old in steps_in(self.directory) - self._kept():
             discard(self.path(old))
 
@@ -141,7 +140,7 @@ class StepDirectories:
         if reason is None:
             return True
         aside = path.with_name(damaged_name(path.name))
-        _remove(aside)
+        remove(aside)
         path.rename(aside)
         note(f"checkpoint {path} is left out: {reason}; it was renamed to {aside.name}")
         return False
@@ -152,11 +151,3 @@ class StepDirectories:
         scored = [step for step in steps if step in scores]
         best_first = sorted(scored, key=lambda step: -scores[step])  # stable: the earlier is better
         return {*steps[-self._keep_last :], *best_first[: self._keep_best]}
-
-
-def _remove(path: Path) -> None:
-    """Remove a directory or a file, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

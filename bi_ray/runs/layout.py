@@ -134,10 +134,7 @@ def damaged_name(name: str) -> str:
 
 def steps_in(folder: Path) -> set[int]:
     """The steps whose checkpoints are in a folder, whole or not; empty where there is no folder."""
-    if not folder.is_dir():
-        return set()
-    steps = {step_of(path.name) for path in folder.iterdir()}
-    return {step for step in steps if step is not None}
+    return {step_at(path.name) for path in folder.glob(f"{_STEP_PREFIX}*")} - {0}
 
 
 def folders_of_checkpoints(work: Path) -> set[Path]:

@@ -54,8 +54,7 @@ class RemoteFiles:
             entries = self._files.get_file_info(
                 FileSelector(below, recursive=True, allow_not_found=True)
             )
-        files = [entry for entry in entries if entry.type == FileType.File]
-        return [file for file in files if is_inside(file.path)]
+        return [entry for entry in entries if entry.type == FileType.File and is_inside(entry.path)]
 
     def files_below(self, folder: str) -> list[str]:
         """The names of all files below a folder, sorted."""
@@ -63,8 +62,10 @@ class RemoteFiles:
 
     def folders_with(self, base_name: str, below: str = "") -> list[str]:
         """Every folder that has a file of this name, sorted."""
-        files = [file.path for file in self.list_files(below) if file.base_name == base_name]
-        return sorted(path.rpartition("/")[0] for path in files if "/" in path)
+        end = f"/{base_name}"
+        return sorted(
+            name.removesuffix(end) for name in self.files_below(below) if name.endswith(end)
+        )
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
