@@ -78,7 +78,7 @@ def test_a_user_s_file_with_bad_rows(mine, tmp_path):
         json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     ]
     assert [(reject["line"], reject["reason"][:10]) for reject in rejects] == [
-        (2, "no valid J"),
+        (2, "not valid "),
         (4, "its answer"),
     ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rejected"] == 2
