@@ -338,7 +338,7 @@ def test_a_wrong_import_path_is_told_with_its_option(functions):
         ({"checker": "regex"}, "pattern"),
         ({"pattern": "(a)"}, "pattern: it goes with checker 'regex'"),
         ({"checker": "function"}, "function"),
-        ({"checker": "regex", "pattern": "(a"}, "is no regular expression"),
+        ({"checker": "regex", "pattern": "(a"}, "is not a regular expression"),
         ({"checker": "regex", "pattern": "a"}, "has 0 groups"),
         ({"checker": "regex", "pattern": "(a)(b)"}, "has 2 groups"),
     ],
