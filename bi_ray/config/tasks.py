@@ -105,8 +105,7 @@ class PromptBenchConfig(Config):
         known = dict.fromkeys(_OPERATORS[self.logic])
         if unknown := [name for name in self.operators if name not in known]:
             raise ValueError(
-                f"operators: {self.logic} logic does not have {unknown[0]!r}, only "
-                f"{', '.join(known)}"
+                f"operators: {self.logic} logic has no {unknown[0]!r}, only {', '.join(known)}"
             )
         if self.logic == "arithmetic" and not set(self.operators) - {"square"}:
             raise ValueError("operators: name at least one of add, subtract and multiply")
