@@ -44,7 +44,7 @@ class SeedsConfig(Config):
 class ModelConfig(Config):
     """The checkpoint to start from and its limits."""
 
-    path: str = "models/tiny-base"
+    path: Annotated[str, NotInKey()] = "models/tiny-base"  # keys have the checkpoint's digest
     """A directory with safetensors and a tokenizer, relative to the working directory."""
 
     max_prompt_tokens: Positive = 512
@@ -56,7 +56,7 @@ class ModelConfig(Config):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Strings that end a response, and remain part of it."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], InKeyOf("sft")] = "float32"
     """Precision of weights and computation."""
 
     attention: Annotated[Literal["sdpa", "eager", "flash_attention_2"], NotInKey()] = "sdpa"
