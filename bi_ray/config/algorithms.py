@@ -123,8 +123,8 @@ class DynamicSamplingConfig(Config):
     """Before a step begins, groups without variance are replaced by other prompts' (DAPO)."""
 
     max_rounds: Positive = 10
-    """Most rounds of generation for one step, counting the first; after that the step uses what
-    it has."""
+    """Maximum number of rounds of generation for one step, counting the first; after that the
+    step uses what it has."""
 
 
 class ShapingConfig(Config):

@@ -62,7 +62,7 @@ class PretrainConfig(Config):
     """Padded tokens of one optimizer step."""
 
     microbatch_tokens: Positive = 2048
-    """Most padded tokens of one forward and backward pass."""
+    """Maximum number of padded tokens in one forward and backward pass."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Learning rate of AdamW, which trains embeddings and norms."""

@@ -24,7 +24,7 @@ class BehaviorConfig(Config):
     holds for more parents, too. Empty: `probability` holds for every step."""
 
     most: Positive | None = None
-    """Most occurrences in one demonstration. null: no limit."""
+    """Maximum number of occurrences in one demonstration. null: no limit."""
 
     redundant_share: Fraction = 0.3
     """For reflection only: share of the attempts that are on nodes the question does not need."""

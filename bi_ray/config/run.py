@@ -90,13 +90,13 @@ class RolloutConfig(Config):
     """KV cache of each engine."""
 
     max_sequences: Positive = 256
-    """Most sequences that one engine decodes at a time."""
+    """Maximum number of sequences that one engine decodes at a time."""
 
     enforce_eager: bool = True
     """Do not compile the model; compilation takes minutes on a CPU."""
 
     group_attempts: Positive = 3
-    """A group is given up after this many failed calls, all of whose engines are alive."""
+    """A group is given up after this many failed calls whose engines stayed alive."""
 
     redispatch_factor: Annotated[float, Field(ge=1)] | None = 3.0
     """A group is generated again on another engine with room once it has taken this many times
@@ -104,7 +104,7 @@ class RolloutConfig(Config):
     answer counts. null: never."""
 
     redispatch_least_s: Seconds = 10
-    """Least time before a group is generated again elsewhere."""
+    """Minimum time before a group is generated again elsewhere."""
 
     keep_cache_in_flight: bool = False
     """After a swap in flight, keep the keys and values that the old weights computed."""
@@ -219,7 +219,7 @@ class ReadinessConfig(Config):
     other one is not measured."""
 
     every_rl_steps: Annotated[NotNegative, NotInKey()] = 0
-    """Measure every so many steps while RL trains. 0: only before RL."""
+    """Also measure at this interval of steps while RL trains. 0: only before RL."""
 
     realized_queries: Annotated[NotNegative, InKeyOf("realized")] = 0
     """Queries on which one SGD step is really taken, to compare its effect with the prediction.
@@ -232,7 +232,7 @@ class ReadinessConfig(Config):
     """Length of that step in weight space."""
 
     microbatch_tokens: Positive = 4096
-    """Most padded tokens of one forward and backward pass."""
+    """Maximum number of padded tokens in one forward and backward pass."""
 
     cpus: Annotated[float, Field(ge=0), NotInKey()] = 0
     """CPU cores that the analyzer reserves. 0: it shares those of the other actors."""
@@ -469,7 +469,7 @@ class ExtractConfig(Config):
     """Environment variable that holds the API key. Empty: the endpoint needs none."""
 
     concurrency: Positive = 16
-    """Most requests in flight at a time."""
+    """Maximum number of requests in flight at a time."""
 
     retries: NotNegative = 5
     """Retries of one row after rate limits, server errors, timeouts and broken JSON."""

@@ -18,7 +18,7 @@ from bi_ray.runs.display import Display
 
 @pytest.fixture
 def answers(monkeypatch):
-    """``ray.get`` gives one of these after the other, and waits for a call that is still running."""
+    """``ray.get`` gives these one after the other; after the last, calls are still running."""
     queue = []
 
     def get(reference, timeout):

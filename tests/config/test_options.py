@@ -1,5 +1,7 @@
 """`bi-ray options`, docs/options.md and the suggestions for unknown keys come from the models."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from bi_ray.config import ConfigError, ExtractConfig, PretrainConfig, RunConfig
 from bi_ray.config.manual import as_markdown, as_text
 from bi_ray.config.options import Option, find_options, nearest_option, options_of
 
-PAGE = Path(__file__).parents[2] / "docs/options.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/options.md"
 MODELS = [RunConfig, PretrainConfig, ExtractConfig]
 
 
@@ -148,3 +151,32 @@ def test_text_is_wrapped_in_a_terminal_and_one_line_in_a_pipe():
     assert len(meaning) > 1
     assert all(line.startswith("    ") and len(line) <= 60 for line in meaning)
     assert len(as_text(options, None).splitlines()) == 2
+
+
+# not model, ray and task: files, modules and weights have names that begin with these
+SECTIONS = "evaluation|learner|readiness|rl|rollout|sft|verifier"
+OPTION_NAME = re.compile(rf"(?<![\w./-])(?:{SECTIONS})(?:\.[a-z_0-9]+)+(?![\w(/-])")
+
+
+def strings_of(file: Path) -> list[str]:
+    """The strings of a module, docstrings included, or the text of a page."""
+    if file.suffix != ".py":
+        return [file.read_text()]
+    nodes = ast.walk(ast.parse(file.read_text()))
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return [constant for constant in constants if isinstance(constant, str)]
+
+
+def test_messages_and_pages_name_options_that_exist():
+    options = options_of(RunConfig)
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for package in ("bi_ray", "actors", "serve"):
+        files += (ROOT / package).rglob("*.py")
+    unknown = []
+    for file in files:
+        for text in strings_of(file):
+            for name in OPTION_NAME.findall(text):
+                is_option = any(option.is_below(name.split(".")) for option in options)
+                if not is_option and not name.endswith(".json"):
+                    unknown.append(f"{file.relative_to(ROOT)}: {name}")
+    assert unknown == []
