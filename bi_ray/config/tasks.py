@@ -148,7 +148,7 @@ class AnswerConfig(Config):
     math-verify. regex: what `pattern` finds in it, as text. function: by a function of your own."""
 
     ignore_case: bool = False
-    """For exact and regex: ignore upper and lower case."""
+    """For exact and regex: ignore the difference between upper and lower case."""
 
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
     """For numeric: largest difference, as a share of the right answer; of 1 if that is 0."""
@@ -232,7 +232,7 @@ class UserDataConfig(Config):
     """How answers are found and compared."""
 
     system_prompt: str | None = None
-    """Text before the question. null: it asks for the answer where answer.extract looks for it."""
+    """The system prompt. null: one that asks for the answer where answer.extract looks for it."""
 
     strict: bool = False
     """Stop at the first bad row. false: bad rows are left out and counted."""
@@ -282,7 +282,7 @@ class ReasoningGymConfig(Config):
     `\\boxed{...}`. hashes: after the last `####`. response: it is the whole response."""
 
     system_prompt: str | None = None
-    """Text before the question. null: it asks for the answer where `extract` looks for it."""
+    """The system prompt. null: one that asks for the answer where `extract` looks for it."""
 
     sets: dict[SetName, GymSetConfig]
     """The sets of problems, by name."""

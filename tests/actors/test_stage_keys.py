@@ -148,7 +148,7 @@ def test_a_mark_inside_a_nested_section_counts():
 
 
 def changes(config: Config, path: str = "", is_keyed: bool = True) -> Iterator[tuple]:
-    """The configuration with one number or boolean changed: its name, whether it is keyed, and it."""
+    """Configurations with one number or boolean changed: name, whether it is keyed, the whole."""
     for name in type(config).model_fields:
         value = getattr(config, name)
         keyed = is_keyed and not has_mark(config, name, NotInKey)

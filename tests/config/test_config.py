@@ -277,7 +277,8 @@ def test_an_arm_without_sft_needs_no_set_for_it(tmp_path):
         (
             changed("readiness.target", {"depht": 3}),
             [
-                "unknown option `readiness.target.depht`; remove it (did you mean `readiness.target.depth`?)"
+                "unknown option `readiness.target.depht`",
+                "did you mean `readiness.target.depth`?",
             ],
         ),
         (
