@@ -86,13 +86,23 @@ class RecipeConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _one_comparison(self) -> Self:
-        if self.copies is not None and self.copies > 1 and not (self.vary or self.behaviors):
-            raise ValueError("copies: they would all be the same; set vary, or name behaviors")
-        if self.same_length_as and (self.same_total_as or self.behaviors or self.vary):
+    def _copies_differ(self) -> Self:
+        if self.copies in (None, 1) or self.vary or self.behaviors:
+            return self
+        raise ValueError("copies: they would all be the same; set vary, or name behaviors")
+
+    @model_validator(mode="after")
+    def _filler_goes_into_plain_demonstrations(self) -> Self:
+        if self.same_length_as is None:
+            return self
+        if self.same_total_as or self.behaviors or self.vary:
             raise ValueError(
                 "same_length_as: filler goes into plain demonstrations; remove the other options"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _matches_a_recipe_that_matches_none(self) -> Self:
         for reference in (self.same_length_as, self.same_total_as):
             if reference and (reference.same_length_as or reference.same_total_as):
                 raise ValueError(
