@@ -270,11 +270,28 @@ def serve(
 
 
 @app.command()
-def options() -> None:
-    """Print every option of a run with its default and its unit."""
-    from bi_ray.config.options import describe_options
+def options(
+    prefix: Annotated[
+        str | None,
+        typer.Argument(help="Only options that begin with this, such as rl.validation"),
+    ] = None,
+    of: Annotated[
+        Literal["run", "pretrain", "extract"],
+        typer.Option(help="The configuration file whose options to print"),
+    ] = "run",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the whole page docs/options.md")
+    ] = False,
+) -> None:
+    """Print every option of a configuration with its type, default, unit and meaning."""
+    from bi_ray.config.manual import FILES, as_markdown, as_text
+    from bi_ray.config.options import find_options
 
-    console.print("\n".join(describe_options(RunConfig)), highlight=False, markup=False)
+    if markdown:
+        print(as_markdown(), end="")
+        return
+    width = min(console.width, 100) if console.is_terminal else None
+    print(as_text(find_options(FILES[of], prefix or ""), width))
 
 
 @contextmanager

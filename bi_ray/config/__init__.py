@@ -1,6 +1,6 @@
-"""Every option of a run, by section. Imports no torch.
+"""Every option of the configuration files, by section. Imports no torch.
 
-Options have their unit in their name; an unknown key is an error. ``load_config`` reads a YAML file.
+Names end in their unit; an unknown key is an error. ``load_config`` reads a YAML file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from bi_ray.config.base import (
     Config,
     ConfigError,
     Fraction,
+    InKeyOf,
+    NotInKey,
     Positive,
     Seconds,
     SetName,
@@ -99,11 +101,13 @@ __all__ = [
     "IGSMConfig",
     "IGSMDifficultyConfig",
     "ImportanceConfig",
+    "InKeyOf",
     "KLConfig",
     "LearnerConfig",
     "LoRAConfig",
     "LogicName",
     "ModelConfig",
+    "NotInKey",
     "OperatorName",
     "OptimizerConfig",
     "Positive",

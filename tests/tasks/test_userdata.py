@@ -292,7 +292,7 @@ def test_free_text_has_no_trace(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sets": {"rl": {}}}, "set rl: give it a path"),
+        ({"sets": {"rl": {}}}, "set rl: set its path"),
         ({"path": "a.jsonl", "sets": {"pretrain": {}}}, "set pretrain"),
         ({"path": "a.jsonl", "sets": {"rl": {"problems": 0}}}, "greater than 0"),
         ({"path": "a.jsonl", "sets": {"rll": {}}}, "rll"),

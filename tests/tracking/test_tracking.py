@@ -221,7 +221,7 @@ def test_a_slow_tracker_holds_nobody_up(tmp_path, monkeypatch):
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(
-        ValidationError, match=r"no tracker is called 'wandbb'; known: tensorboard, wandb, mlflow"
+        ValidationError, match=r"unknown tracker 'wandbb'; known: tensorboard, wandb, mlflow"
     ):
         config(["wandbb"])
 
