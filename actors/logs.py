@@ -71,19 +71,26 @@ class FieldFormatter(logging.Formatter):
 def start_logging(actor: str, worker: int | None = None) -> logging.Handler:
     """Write what this process logs to stderr, which Ray keeps in a file of the actor's node.
 
-    Call it once, in the process of an actor.
+    A later call replaces an earlier one.
 
     Args:
         actor: what the process is: driver, worker, learner or analyzer.
         worker: number of a rollout worker, or rank of a learner, where it is known.
+
+    Returns:
+        the handler, on the root logger.
     """
     fields: dict[str, object] = {"actor": actor}
     if worker is not None:
         fields["worker"] = worker
+    root = logging.getLogger()
+    for earlier in list(root.handlers):
+        if isinstance(earlier.formatter, FieldFormatter):
+            root.removeHandler(earlier)
     handler = logging.StreamHandler()
     handler.addFilter(FieldFilter(fields))
     handler.setFormatter(FieldFormatter(_FORMAT))
-    logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)
     return handler

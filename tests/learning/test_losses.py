@@ -162,7 +162,7 @@ def sampled_groups(model, rewards, temperature=1.0):
 
 def make_batch(groups):
     kept = [sample for group in groups for sample in group if sample.advantage]
-    return LearnerBatch(kept, len(groups), sum(map(len, groups)))
+    return LearnerBatch(kept, sum(map(len, groups)))
 
 
 def flat_gradient(model, batch, config, limit=10**9, ranks=1):
@@ -293,4 +293,4 @@ def test_samples_must_fit_together():
     with pytest.raises(ValueError, match="2 tokens, 1 log"):
         TrainSample("a", (1,), (1, 2), (-1.0,), 1.0)
     with pytest.raises(ValueError, match="samples_total"):
-        LearnerBatch([TrainSample("a", (1,), (1,), (-1.0,), 1.0)], 1, 0)
+        LearnerBatch([TrainSample("a", (1,), (1,), (-1.0,), 1.0)], 0)

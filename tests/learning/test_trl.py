@@ -55,7 +55,7 @@ def make_batch(policy, config, noise):
             logprobs = logprobs + noise * torch.randn(len(response), generator=generator)
             parts = tuple(prompt.tolist()), tuple(response.tolist()), tuple(logprobs.tolist())
             samples.append(TrainSample(f"{number}/{index}", *parts, advantage))
-    return LearnerBatch(samples, len(REWARDS), len(samples))
+    return LearnerBatch(samples, len(samples))
 
 
 def padded(rows, dtype):
