@@ -19,6 +19,8 @@ from bi_ray.policy.packing import pack
 class Ignored:
     def add(self, name, value): ...
 
+    def add_per_token(self, name, value): ...
+
     def keep_largest(self, name, value): ...
 
 
@@ -58,9 +60,13 @@ def test_kl_term_in_the_loss():
         measured, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference
     )
     assert float(result.loss) == 0
-    assert float(result.sums["kl"]) == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.e - 2)
+    assert float(result.per_token["kl"]) == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.e - 2)
     assert (
-        float(loss_of(RLConfig(), logprobs, logprobs.detach(), torch.zeros(2), weights).sums["kl"])
+        float(
+            loss_of(RLConfig(), logprobs, logprobs.detach(), torch.zeros(2), weights).per_token[
+                "kl"
+            ]
+        )
         == 0
     )
 
@@ -266,6 +272,8 @@ def test_on_policy_ratio_is_one_at_any_temperature(model):
     class Counted(Ignored):
         def add(self, name, value):
             counted[name] = counted.get(name, 0) + value
+
+        add_per_token = add
 
         def keep_largest(self, name, value):
             counted[name] = max(counted.get(name, 0), value)
