@@ -1,4 +1,4 @@
-"""Log lines of the actors, with fields to filter by: ``actor=driver worker=2 step=12 version=1.12``.
+"""Log lines with fields to filter by: ``... actor=driver worker=2 step=12 version=1.12``.
 
 A field comes from the call itself (``log.warning(..., extra={"step": 12})``), else from the
 ``log_fields`` around it, else from the process (``start_logging``).
@@ -14,7 +14,8 @@ from contextvars import ContextVar
 FIELDS = ("actor", "worker", "step", "version")  # in the order in which a line has them
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PACKAGES = ("actors", "bi_ray")
-_inherited: ContextVar[dict[str, object] | None] = ContextVar("log_fields", default=None)
+_NO_FIELDS: dict[str, object] = {}  # never changed in place
+_inherited: ContextVar[dict[str, object]] = ContextVar("log_fields", default=_NO_FIELDS)
 
 
 @contextmanager
@@ -28,11 +29,9 @@ def log_fields(
         step: of RL.
         version: of the policy.
     """
-    fields = dict(_inherited.get() or {})
-    for name, value in (("worker", worker), ("step", step), ("version", version)):
-        if value is not None:
-            fields[name] = value
-    token = _inherited.set(fields)
+    given = {"worker": worker, "step": step, "version": version}
+    inner = {name: value for name, value in given.items() if value is not None}
+    token = _inherited.set(_inherited.get() | inner)
     try:
         yield
     finally:
@@ -52,7 +51,7 @@ class FieldFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields that the record does not have itself."""
-        known = self._fields | (_inherited.get() or {})
+        known = self._fields | _inherited.get()
         for name, value in known.items():
             if not hasattr(record, name):
                 setattr(record, name, value)

@@ -1,4 +1,4 @@
-"""Samples with verdicts: groups that the verifier judged, and the evaluation of a policy on a set."""
+"""Samples with verdicts: judged groups, and the evaluation of a policy on a set of problems."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_importance_weights_are_bounded():
 
 @pytest.mark.parametrize("treatment", ["none", "truncate", "mask"])
 def test_the_gradient_is_the_bounded_weight_times_the_score(treatment):
-    """Whatever the base of the ratio is: inside the clip, a token's gradient is -w A grad log pi."""
+    """Whatever the ratio's base: inside the clip, a token's gradient is -w A grad log pi."""
     sampler, advantages, weights = (
         torch.zeros(3),
         torch.tensor([1.0, -1.0, -1.0]),
@@ -142,7 +142,7 @@ def model(tiny_model):
 
 
 def sampled_groups(model, rewards, temperature=1.0):
-    """Groups of random responses with the log-probabilities that ``model`` gives them, in float64."""
+    """Groups of random responses with their log-probabilities under ``model``, in float64."""
     generator = torch.Generator().manual_seed(0)
     groups = []
     for number, group in enumerate(rewards):

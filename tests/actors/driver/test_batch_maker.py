@@ -31,7 +31,7 @@ def config_of(**rl):
 
 
 class World:
-    """Engines that answer in a random order, and a verifier: one query in four teaches something."""
+    """Engines that answer in a random order, and a verifier: one query in four is informative."""
 
     def __init__(self, seed=0, failing=(), kind="data", **rl):
         self.random = random.Random(seed)

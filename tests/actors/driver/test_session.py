@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from actors.driver.driver import driver_concurrency
 from actors.driver.session import KeptBatch, RLSession, Schedule, SessionError
 from actors.driver.step_metrics import EngineWork
+from actors.logs import FieldFilter
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.verification.verdicts import VerdictError
@@ -428,5 +430,68 @@ def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, monkeypa
             await rl.lease(step, incarnation)
             await rl.publish(incarnation, step, Path(str(step)), {})
         assert on_disk == [2]  # both rows, before the learners go on to the checkpoint of step 2
+
+    run(scenario())
+
+
+def test_what_is_logged_in_the_work_of_a_step_has_its_step_and_version(tmp_path):
+    seen = []
+
+    class LoggingRecorder(Recorder):
+        async def make_batch(self, step):
+            log_a_line("batch")
+            return await super().make_batch(step)
+
+        async def sync(self, version, path):
+            log_a_line("sync")
+            await super().sync(version, path)
+
+    def log_a_line(what):
+        record = logging.LogRecord("actors", logging.INFO, __file__, 1, what, None, None)
+        FieldFilter({"actor": "driver"}).filter(record)
+        seen.append((what, record.step, str(getattr(record, "version", None))))
+
+    async def scenario():
+        rl = session(LoggingRecorder(), tmp_path)
+        incarnation = await rl.join(0)
+        await rl.lease(1, incarnation)
+        await rl.publish(incarnation, 1, Path("one"), {})
+        await rl.lease(2, incarnation)
+
+    run(scenario())
+    assert seen[:3] == [("sync", 0, "1.0"), ("batch", 1, "1.0"), ("sync", 1, "1.1")]
+    assert [(what, step) for what, step, _ in seen[3:]] == [("batch", 2)]
+
+
+def test_a_batch_that_fails_is_logged_at_once_with_its_traceback_and_step(tmp_path, caplog):
+    async def scenario():
+        recorder = Recorder()
+        recorder.fail_next = True
+        await session(recorder, tmp_path).join(0)
+        await asyncio.sleep(0.01)  # nobody has asked for the batch
+
+    run(scenario())
+    [record] = [record for record in caplog.records if "batch 1 failed" in record.message]
+    assert isinstance(record.exc_info[1], RuntimeError)
+    assert record.step == 1
+
+
+def test_the_rows_of_metrics_are_read_when_they_change_and_not_at_every_lease(tmp_path):
+    class Counting(Recorder):
+        reads = 0
+
+        def last_step(self):
+            self.reads += 1
+            return super().last_step()
+
+    async def scenario():
+        recorder = Counting()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        before = recorder.reads
+        await asyncio.gather(*(rl.lease(1, incarnation) for _ in range(50)))
+        assert recorder.reads == before
+        await rl.publish(incarnation, 1, Path("1"), {})
+        assert recorder.reads == before + 1
 
     run(scenario())
