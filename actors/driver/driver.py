@@ -54,7 +54,7 @@ from bi_ray.readiness.measure import Demonstrations, scored_group
 
 QUERIES = "queries.jsonl"
 _CONTROL_CALLS = 64
-Status = dict[str, Any]  # of the pool, as plain values for another process
+PlainValues = dict[str, Any]  # for another process
 
 
 def driver_concurrency(learners: int) -> int:
@@ -96,7 +96,7 @@ class Driver(ServedCalls):
 
     # Engines
 
-    async def start(self) -> Status:
+    async def start(self) -> PlainValues:
         """Start the engines.
 
         Waits until every engine is up, or has missed ``rollout.start_timeout_s``.
@@ -119,7 +119,7 @@ class Driver(ServedCalls):
         await self.pool.close()
         self.verifier.close()
 
-    async def scale(self, workers: int) -> Status:
+    async def scale(self, workers: int) -> PlainValues:
         """Add or drain rollout workers while the run continues.
 
         Waits only for a sync of weights in progress: workers come up and drain in the background.
@@ -133,7 +133,7 @@ class Driver(ServedCalls):
         await self.pool.scale(workers)
         return self.pool.status()
 
-    def progress(self) -> Status:
+    def progress(self) -> PlainValues:
         """Phase, finished and all units of it, the row of the last RL step, the pool's state."""
         metrics = self.session.last_metrics if self.session else {}
         return asdict(self._progress) | {"metrics": metrics, "pool": self.pool.status()}
@@ -185,7 +185,7 @@ class Driver(ServedCalls):
         """See ``ReadinessMeter.realize``, which waits for the engines and the analyzer."""
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
-    async def select_queries(self, policy: Path, problems: Path, out: Path) -> dict[str, Any]:
+    async def select_queries(self, policy: Path, problems: Path, out: Path) -> PlainValues:
         """Reject RL queries by the samples of a policy.
 
         Waits for the engines and the verifier.

@@ -47,5 +47,5 @@ class EnginePolicy:
         self.weights = weights
 
     async def load(self, weights: Path) -> None:
-        """Bring a policy from outside RL to the engines, as a new version; waits as ``take`` does."""
+        """Bring a policy from outside RL to the engines, as a new version; waits like ``take``."""
         await self.take(PolicyVersion(self.version.incarnation + 1, 0), weights)

@@ -54,7 +54,7 @@ class InfluenceMonitor:
         self._analysis: asyncio.Task[None] | None = None
 
     def requests(self, step: int) -> list[GroupRequest]:
-        """Requests for the target's problems; empty where the policy after ``step`` is unwatched."""
+        """Requests for the target's problems; empty if the policy after ``step`` is unwatched."""
         if step % self.config.readiness.every_rl_steps:
             return []
         if self._analysis is not None and not self._analysis.done():

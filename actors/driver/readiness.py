@@ -18,6 +18,7 @@ from actors.driver.engine_policy import EnginePolicy
 from actors.driver.influence_analyzer import GroupRow, make_ray_analyzer
 from actors.driver.progress import Progress
 from actors.driver.sampling import (
+    JsonRow,
     group_rows,
     judge,
     outcomes_of,
@@ -176,7 +177,7 @@ class ReadinessMeter:
             ReadinessError: the analyzer was late or died.
             VerdictError: see ``sample``.
         """
-        lines = read_jsonl(readiness / ROLLOUTS, dict[str, Any])
+        lines = read_jsonl(readiness / ROLLOUTS, JsonRow)
         queries = self._informative(lines)[: self.config.readiness.realized_queries]
         target_rows = [row for row in lines if row["kind"] == "target"]
         await self._ask(lambda: self.analyzer.aim.remote(policy, target_rows), attempts=_ATTEMPTS)
@@ -244,7 +245,7 @@ class ReadinessMeter:
 
     async def sample(
         self, problems: Sequence[ProblemRow], seed: str, samples: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[JsonRow]:
         """Sample each problem at RL's temperature, from the policy that the engines hold.
 
         Waits for the engines and the verifier, which have deadlines.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from actors.driver.sampling import Evaluator
+from actors.driver.sampling import Evaluator, JsonRow
 from bi_ray.config import EvaluationConfig, RLConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
@@ -44,7 +43,7 @@ class Validator:
         config = self._config.validation
         if config is None or not config.is_due(step, self._config.steps):
             return {}
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonRow] = []
         figures: dict[str, float] = {}
         for name, problems in self._sets.items():
             evaluation = EvaluationConfig(
@@ -58,7 +57,7 @@ class Validator:
         self._write(step, rows)
         return figures
 
-    def _write(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def _write(self, step: int, rows: list[JsonRow]) -> None:
         file = self._out / FOLDER / f"{step}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
