@@ -70,7 +70,7 @@ def connect(config: RayConfig, source: str = "ray.address") -> None:
         ClusterError: nobody answers at the address, or not without (another) token.
         LocalRayError, PrivacyError: a local one cannot be started.
     """
-    os.environ.setdefault(_KEEP_DEVICES, "0")  # else actors without a GPU could not see theirs
+    os.environ.setdefault(_KEEP_DEVICES, "0")  # Ray clears CUDA_VISIBLE_DEVICES of no actor
     if config.address and not job_id():
         auth_mode = None if os.environ.get(AUTH_MODE) else config.auth_mode
         _join(config.address, source, auth_mode)

@@ -12,8 +12,6 @@ from bi_ray.tracking.base import Tracked
 
 _TAGS = ("run", "run_id", "stage", "arm")
 _STEPS = "bi_ray_training_steps"  # a counter; Ray adds "_total"
-
-
 _gauges: dict[str, Gauge] = {}  # of this process: Ray does not export a second one of a name
 
 
