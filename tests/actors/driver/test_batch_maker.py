@@ -192,3 +192,16 @@ def test_a_step_that_lost_a_group_to_its_engines_is_no_step():
     world.failing = (whole.asked[0][0],)
     with pytest.raises(VerdictError, match="1 of 4 groups of responses were lost"):
         world.make()
+
+
+def test_a_verifier_that_fails_is_logged_at_once_and_ends_the_step(caplog):
+    world = World()
+
+    async def score(items):
+        raise RuntimeError("the verifier did not start")
+
+    world.score = score
+    with pytest.raises(RuntimeError, match="the verifier did not start"):
+        world.make()
+    records = [record for record in caplog.records if record.message.startswith("judging of query")]
+    assert isinstance(records[0].exc_info[1], RuntimeError)
