@@ -314,17 +314,16 @@ def scale(
 def _join_cluster_of(directory: RunDirectory, address: str | None) -> str:
     """Join the cluster that ``scale`` is about; returns its address."""
     auth_mode = os.environ.get(AUTH_MODE)
-    if job_id():
-        address, source = None, "RAY_ADDRESS"
-    elif address:
-        source = "--address"
-    elif there := _read_address(directory):
-        _join(there.address, ADDRESS_FILE, there.auth_mode or auth_mode, there.token)
-        return there.address
-    else:
-        source = "RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS")
+    if not job_id():
+        if address:
+            _join(address, "--address", auth_mode)
+            return address
+        there = _read_address(directory)
+        if there:
+            _join(there.address, ADDRESS_FILE, there.auth_mode or auth_mode, there.token)
+            return there.address
+    address = os.environ.get("RAY_ADDRESS")
     if address is None:
         raise ClusterError(f"no cluster is known for {directory.name}; give its --address")
-    _join(address, source, auth_mode)
+    _join(address, "RAY_ADDRESS", auth_mode)
     return address
