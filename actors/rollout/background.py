@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 def start_watched(
-    work: Coroutine[Any, Any, None],
+    work: Coroutine[Any, Any, T],
     name: str,
     on_failure: Callable[[BaseException], None] | None = None,
-) -> asyncio.Task[None]:
+) -> asyncio.Task[T]:
     """Run ``work`` as a task of its own.
 
     Args:
@@ -24,7 +25,7 @@ def start_watched(
     """
     task = asyncio.create_task(work, name=name)
 
-    def look(ended: asyncio.Task[None]) -> None:
+    def look(ended: asyncio.Task[T]) -> None:
         if ended.cancelled():
             return
         error = ended.exception()

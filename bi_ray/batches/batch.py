@@ -42,7 +42,6 @@ class LearnerBatch:
     Attributes:
         samples: those that have a gradient. Groups whose rewards are all equal are left out unless
             a KL term is on. May be empty: then the version goes up and the weights stay.
-        groups_total: how many groups were scored, with those left out.
         samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917
             averages over all of them, so that a batch with few informative groups makes a small
             step.
@@ -50,7 +49,6 @@ class LearnerBatch:
     """
 
     samples: Sequence[TrainSample]
-    groups_total: int
     samples_total: int
     tokens_total: int | None = None
 

@@ -76,18 +76,9 @@ def score_groups(judged: Sequence[JudgedGroup], rl: RLConfig) -> list[ScoredGrou
 
 
 def refill(judged: Sequence[JudgedGroup], rounds: int, rl: RLConfig) -> int:
-    """How many more prompts a step should ask for: DAPO's dynamic sampling (arXiv:2503.14476), as a
-    pure function.
+    """How many more prompts a step needs: DAPO's dynamic sampling (arXiv:2503.14476).
 
-    A driver generates and judges the prompts of ``sampler.step_prompts``, and then, while this
-    returns a number, those of ``sampler.refill_prompts`` beside them, until that has no prompt
-    left; ``build_batch`` gets all of it::
-
-        asked = step_prompts(len(queries), rl.prompts_per_step, step, seed)
-        judged, rounds = await judge(asked), 1
-        while more := refill_prompts(len(queries), asked, refill(judged, rounds, rl), step, seed):
-            judged, rounds, asked = judged + await judge(more), rounds + 1, asked + more
-        batch, metrics = build_batch(judged, config)
+    ``queries.next_queries`` picks them; ``build_batch`` gets the groups of all rounds.
 
     Args:
         judged: all groups of the step so far, in the order in which they were asked for.
@@ -155,7 +146,6 @@ def build_batch(
     ]
     batch = LearnerBatch(
         samples=samples,
-        groups_total=len(chosen),
         samples_total=sum(len(group.samples) for group in chosen),
         tokens_total=sum(group.tokens for group, _ in used),
     )
