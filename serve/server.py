@@ -17,8 +17,7 @@ from actors.rollout.engine import (
     replace_weights,
 )
 from actors.rollout.engine_extension import checkpoint_names, require_names, tensor_names
-from actors.weights.base import EXTENSION
-from actors.weights.shared_memory import load_file
+from actors.weights.shared_memory import EXTENSION, load_file
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.files import CheckpointError
 from serve.asgi import Head, post

@@ -29,7 +29,7 @@ from actors.weights.shared_memory import SharedMemorySync
 from bi_ray.batches.rollout import Group, GroupRequest, Sample
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.chat import ChatError, check_tokens, end_tokens
-from bi_ray.policy.version import PolicyVersion, VersionSpan, parse_version
+from bi_ray.policy.version import PolicyVersion, VersionSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -222,7 +222,7 @@ class RolloutWorker:
 
     def _sample(self, request: GroupRequest, output: CompletionOutput) -> Sample:
         spans = tuple(
-            VersionSpan(parse_version(span.version), span.end - span.start)
+            VersionSpan(PolicyVersion.parse(span.version), span.end - span.start)
             for span in output.weight_versions or []
         )
         assert output.logprobs is not None

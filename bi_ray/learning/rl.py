@@ -34,7 +34,8 @@ from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.reference import Reference
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
-from bi_ray.policy.published import publish_weights
+from bi_ray.policy.published import publish_weights, published_file
+from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.metrics import read_steps
 from bi_ray.runs.validation import scores_of
@@ -265,7 +266,7 @@ def _publish(
 ) -> None:
     began = time.perf_counter()
     weights = learner.gather_weights()
-    path = job.weights / f"{incarnation}.{step}.safetensors"
+    path = published_file(job.weights, PolicyVersion(incarnation, step))
     on_rank_0(lambda: publish_weights(weights, path))
 
     def publish() -> None:
