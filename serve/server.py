@@ -16,7 +16,7 @@ from actors.rollout.engine import (
     engine_environment,
     replace_weights,
 )
-from actors.rollout.engine_extension import checkpoint_names, require_names, tensor_names
+from actors.rollout.engine_extension import checkpoint_names, loaded_names, require_names
 from actors.weights.shared_memory import EXTENSION, load_file
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.files import CheckpointError
@@ -143,7 +143,7 @@ class PolicyServer:
         try:
             require_names(
                 str(policy.weights),
-                await asyncio.to_thread(tensor_names, policy.weights),
+                await asyncio.to_thread(loaded_names, policy.weights),
                 self._names,
             )
         except ValueError as error:

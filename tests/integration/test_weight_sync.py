@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from actors.rollout.worker import RayWorker, RequestError
+from actors.rollout.handle import RequestError
+from actors.rollout.worker import RayWorker
 from actors.weights.base import WeightSyncError
 from actors.weights.shared_memory import RunWeightFiles, announce, owner_on
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
