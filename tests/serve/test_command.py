@@ -180,7 +180,7 @@ def test_why_an_engine_did_not_start_is_the_end_of_what_serve_says():
     healthy = DeploymentStatusOverview("HEALTHY", "CONFIG_UPDATE_COMPLETED", {}, "")
     failed = DeploymentStatusOverview("DEPLOY_FAILED", "REPLICA_STARTUP_FAILED", {}, traceback)
     overview = ApplicationStatusOverview(
-        "DEPLOY_FAILED", "", 0, {"door": healthy, "bridge-rl": failed}
+        "DEPLOY_FAILED", "", 0, {"gateway": healthy, "bridge-rl": failed}
     )
     assert reason_of(overview) == "CheckpointError: no weights"
     assert (
