@@ -105,7 +105,7 @@ FAULTS = {
 @pytest.mark.parametrize("number", [*FAULTS, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("library", [False, True])
 def test_only_a_lack_of_space_is_called_one(tmp_path, monkeypatch, number, library):
-    """Errors as the system gives them, and as safetensors' writer puts them into words of its own."""
+    """Errors as the system gives them, and as safetensors' writer words them."""
     error = OSError(number, os.strerror(number))
     if library:
         words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"

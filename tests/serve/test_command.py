@@ -129,8 +129,8 @@ def test_a_damaged_policy_is_one_line_before_anything_starts(run, problems, monk
     flip_a_bit(run / "work/rl/bridge/step_10/policy/model.safetensors")
     error = error_of(monkeypatch, capsys, run, "--port", free_port())
     assert (
-        "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since it was written"
-        in error
+        "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since "
+        "it was written" in error
     )
 
 

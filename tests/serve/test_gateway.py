@@ -66,8 +66,8 @@ def test_requests_go_to_the_server_of_their_model():
         "body": {"model": "bridge-sft", "messages": [], "skip_special_tokens": False},
     }
     assert answer.headers["x-seen"] == "1"
-    told = client().post("/v1/completions", json=REQUEST | {"skip_special_tokens": True}).json()
-    assert told["body"]["skip_special_tokens"] is True
+    own = client().post("/v1/completions", json=REQUEST | {"skip_special_tokens": True}).json()
+    assert own["body"]["skip_special_tokens"] is True
 
 
 def test_a_chat_ends_at_the_strings_that_end_a_response_of_training():
@@ -174,9 +174,18 @@ def test_a_browser_of_an_allowed_origin_may_ask_and_read():
 
 @pytest.mark.parametrize(
     "media_type",
-    [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json",
-     "text/plain; application/json", "application/json-seq", "application/jsonx"],
-)  # fmt: skip
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        "json",
+        "text/plain; application/json",
+        "application/json-seq",
+        "application/jsonx",
+    ],
+)
 def test_a_body_that_a_web_page_may_send_unasked_is_refused(media_type):
     headers = {} if media_type is None else {"content-type": media_type}
     answer = client().post("/v1/completions", content=json.dumps(REQUEST), headers=headers)
