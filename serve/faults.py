@@ -221,7 +221,7 @@ class _HeldAnswer:
     def __init__(self, send: Send, own_errors: list[Exception]) -> None:
         self._send = send
         self._own_errors = own_errors
-        self._start: Message | None = None
+        self._start: Message = {}  # the message that comes before any body
         self.begun = False
         self.error_status = 0
         self.error_content: JsonObject = {}
@@ -232,14 +232,12 @@ class _HeldAnswer:
         elif message["type"] == "http.response.start":
             self._start = message
         elif not self.error_status and not self._is_error(message.get("body", b"")):
-            assert self._start is not None
             self.begun = True
             await self._send(self._start)
             await self._send(message)
 
     def _is_error(self, body: bytes) -> bool:
         """Whether the answer is an error that is not sent as it is; if so, keeps it."""
-        assert self._start is not None
         if self._own_errors:
             self.error_status = 500
             return True

@@ -359,10 +359,17 @@ class _Line:
             self._add_tokens(row.tokens[prompt_length:-1], prompt_length)
             self.sources.append(first_response - 1)  # the prompt's last token predicts the first
             self.sources += range(start, len(self.tokens))
-            self.segments.append((start, len(self.tokens) - start))
+            self._add_segment(start)
             self.rows.append(row)
         responses = len(self.tokens) - first_response
-        self.blocks.append((first_response, responses, prompt_start, prompt_length))
+        if responses:
+            self.blocks.append((first_response, responses, prompt_start, prompt_length))
+
+    def _add_segment(self, start: int) -> None:
+        """Make a segment of the tokens from ``start`` on; a response of one token adds none."""
+        length = len(self.tokens) - start
+        if length:
+            self.segments.append((start, length))
 
     def _add_tokens(self, tokens: Sequence[int], first_position: int) -> None:
         self.tokens += tokens
@@ -372,10 +379,7 @@ class _Line:
         """The packed row."""
         if not self.tokens:
             self.tokens, self.positions, self.segments = [0, 0], [0, 1], [(0, 2)]
-        layout = Layout(
-            tuple(segment for segment in self.segments if segment[1]),
-            tuple(block for block in self.blocks if block[1]),
-        )
+        layout = Layout(tuple(self.segments), tuple(self.blocks))
         tokens, positions = torch.tensor([self.tokens]), torch.tensor([self.positions])
         return _micro_batch(tokens, positions, layout, self.sources, self.rows)
 
