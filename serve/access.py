@@ -168,7 +168,11 @@ def authorize(request: Request, access: Access) -> None:
     """
     if access.key_digests:
         _require_key(request.headers, access.key_digests)
-        return
+    else:
+        _require_own_machine(request)
+
+
+def _require_own_machine(request: Request) -> None:
     address = request.client.host if request.client else ""
     if not is_loopback(address):
         raise ApiError(403, _OWN_MACHINE_ONLY, "permission_error")

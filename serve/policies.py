@@ -90,18 +90,27 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
-    sft, rl = run / "sft" / arm, run / "rl" / arm
     if kind == "sft":
-        if (sft / STAGE_FILE).exists():
-            return _finished_policy(name, "sft", sft)
-        return _policy(name, "sft", sft / "policy")
-    if (rl / STAGE_FILE).exists():
-        return _finished_policy(name, f"rl-{_kept_step(rl)}", rl)
+        return _newest_sft(run, name, arm)
+    return _newest_rl(run, name, arm)
+
+
+def _newest_sft(run: Path, name: str, arm: str) -> Policy | None:
+    stage = run / "sft" / arm
+    if (stage / STAGE_FILE).exists():
+        return _finished_policy(name, "sft", stage)
+    return _policy(name, "sft", stage / "policy")
+
+
+def _newest_rl(run: Path, name: str, arm: str) -> Policy | None:
+    stage = run / "rl" / arm
+    if (stage / STAGE_FILE).exists():
+        return _finished_policy(name, f"rl-{_kept_step(stage)}", stage)
     work = run / "work" / "rl" / arm
     if not work.is_dir():
         return None
     steps = max((step_of(path.name) or 0 for path in work.iterdir()), default=0)
-    checkpoint = work / f"step_{steps}" if steps else sft
+    checkpoint = work / f"step_{steps}" if steps else run / "sft" / arm
     return _policy(name, f"rl-{steps}", checkpoint / "policy")
 
 

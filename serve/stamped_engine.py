@@ -58,7 +58,9 @@ def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
     Raises:
         VLLMValidationError: there is such a token.
     """
-    tokens = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    if not isinstance(prompt, Mapping):
+        return
+    tokens = prompt.get("prompt_token_ids")
     if not tokens:
         return
     for token in (min(tokens), max(tokens)):

@@ -100,7 +100,7 @@ class Heartbeat:
             self._membership.replace(member)
 
     def _act_on_absence(self) -> None:
-        """After ``no_engine_timeout_s`` without any engine, tell whoever waits for one why."""
+        """After ``no_engine_timeout_s`` without any engine, fail the groups that wait for one."""
         now = self._clock()
         if any(member.is_in_service for member in self._membership.members):
             self._in_service_at = now

@@ -112,12 +112,12 @@ class Member:
         self.version = announcement.version
 
     def let_go(self, loss: WorkerLost) -> None:
-        """Release everybody who waits for an answer of its worker."""
+        """Fail the calls that wait for an answer of its worker."""
         if not self.lost.done():
             self.lost.set_result(loss)
 
     def end(self, loss: WorkerLost) -> None:
-        """Release everybody who waits for an answer of its worker, and kill it."""
+        """Fail the calls that wait for an answer of its worker, and kill it."""
         self.let_go(loss)
         if self.handle is not None:
             self.handle.kill()

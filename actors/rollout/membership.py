@@ -276,7 +276,7 @@ class Membership:
         self.replace(member)
 
     def _bury(self, member: Member, loss: WorkerLost) -> None:
-        """Declare a worker DEAD: end it, and release everybody who waits for its answers."""
+        """Declare a worker DEAD: end it, and fail the calls that wait for its answers."""
         member.health.lost()
         member.end(loss)
 

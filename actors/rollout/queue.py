@@ -160,7 +160,7 @@ class WorkerQueue:
         return bool(_without(self._with_room(set()), {member.number}))
 
     def fail(self, reason: str) -> None:
-        """Raise ``PoolError`` in everybody who waits or comes, until ``recover``."""
+        """Raise ``PoolError`` for every group that waits or comes, until ``recover``."""
         self._fault = reason
         while self._waiting:
             waiting = self._waiting.popleft()
