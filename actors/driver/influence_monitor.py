@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from actors.rollout.background import start_watched
 from bi_ray.batches.rollout import GroupRequest, rl_sampling, seed_for
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
+from bi_ray.policy.published import hold_weights
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.metrics import append_metrics, cut_metrics
 
@@ -85,7 +84,7 @@ class InfluenceMonitor:
             target: rows of the target's groups.
         """
         try:
-            held = _hold(weights, f"influence_{version.step}.held")
+            held = hold_weights(weights, f"influence_{version.step}.held")
         except OSError:  # no space, or the file is gone: never a reason for RL to stop
             log.warning(
                 "influence: the weights of step %d cannot be kept for it",
@@ -125,16 +124,3 @@ class InfluenceMonitor:
             log.warning("influence: the analysis of step %d failed: %s", step, error, exc_info=True)
         finally:
             weights.unlink(missing_ok=True)
-
-
-def _hold(weights: Path, name: str) -> Path:
-    """A second name for a file that its owner may remove; a copy where the file system has no such
-    thing.
-    """
-    held = weights.with_name(name)
-    held.unlink(missing_ok=True)
-    try:
-        os.link(weights, held)
-    except OSError:
-        shutil.copy(weights, held)
-    return held

@@ -33,7 +33,8 @@ from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.reference import Reference
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
-from bi_ray.policy.published import publish_weights
+from bi_ray.policy.published import publish_weights, published_file
+from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.layout import METRICS_FILE
 from bi_ray.runs.metrics import read_steps
@@ -271,7 +272,7 @@ def _publish(
     """Write the weights after ``step`` and hand them to the driver. Every rank calls it."""
     began = time.perf_counter()
     weights = learner.gather_weights()
-    path = job.weights / f"{incarnation}.{step}.safetensors"
+    path = published_file(job.weights, PolicyVersion(incarnation, step))
     on_rank_0(lambda: publish_weights(weights, path))
 
     def publish() -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from actors.driver.session import KeptBatch, RLSession, Schedule
 from actors.driver.step_metrics import EngineWork
+from actors.rollout.handle import Ping, WorkerInfo, WorkerLost
 from actors.rollout.pool import RolloutPool
-from actors.rollout.worker import Ping, WorkerInfo, WorkerLost
 from actors.weights.shared_memory import FileAnnouncement
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
