@@ -38,7 +38,8 @@ from bi_ray.files.atomic import write_text
 from bi_ray.files.records import read_jsonl
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.version import PolicyVersion
-from bi_ray.readiness.measure import Demonstrations, scored_group
+from bi_ray.readiness.measure import Demonstrations
+from bi_ray.readiness.rollouts import scored_group
 
 QUERIES = "queries.jsonl"
 _CONTROL_CALLS = 64

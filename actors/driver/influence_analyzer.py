@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file
 
+from bi_ray.batches.scored import ScoredGroup
 from bi_ray.config import RunConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights, tied_weights
 from bi_ray.readiness.influence import (
@@ -29,10 +30,10 @@ from bi_ray.readiness.measure import (
     Demonstrations,
     held_out_perplexity,
     measure_queries,
-    scored_group,
 )
 from bi_ray.readiness.realized import Forecast, step_along
-from bi_ray.readiness.rollouts import ScoredGroup
+from bi_ray.readiness.records import WatchedQuery
+from bi_ray.readiness.rollouts import scored_group
 from bi_ray.tasks.registry import build_task
 
 QUERIES = "queries.jsonl"  # a row per measured query
@@ -93,9 +94,9 @@ class InfluenceAnalyzer:
             self._set_phase,
         )
         self._set_phase("perplexity")
-        whole["perplexity"] = held_out_perplexity(tool, demonstrations)
-        (out / QUERIES).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (out / POLICY).write_text(json.dumps(whole))
+        whole = replace(whole, perplexity=held_out_perplexity(tool, demonstrations))
+        (out / QUERIES).write_text("".join(json.dumps(row.as_json()) + "\n" for row in rows))
+        (out / POLICY).write_text(json.dumps(whole.as_json()))
 
     def watch(
         self,
@@ -124,14 +125,16 @@ class InfluenceAnalyzer:
         self._set_phase(f"influence at step {step}")
         scale = self.settings.token_scales[0]
         direction = objective_direction(tool, goal, scale)
-        found = [asdict(query) for query in measure_influence(tool, groups, direction, scale)]
-        names = ("right", "of", "k_plus", "k_minus", "dj")
+        watched = []
+        influences = measure_influence(tool, groups, direction, scale)
+        for group, found in zip(groups, influences, strict=True):
+            query = WatchedQuery(
+                group.right, len(group.rollouts), found.k_plus, found.k_minus, found.dj
+            )
+            watched.append(asdict(query))
         forecast, before = Forecast.make(step, tool, goal), self._forecast
         self._forecast = forecast
-        return {
-            "step": step,
-            "queries": [{name: row[name] for name in names} for row in found],
-        } | forecast.against(before)
+        return {"step": step, "queries": watched} | asdict(forecast.against(before))
 
     def begin_watch(self) -> None:
         """Another arm's RL begins: forget what was forecast, and from now on leave the processor to

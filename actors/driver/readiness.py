@@ -23,13 +23,14 @@ from bi_ray.batches.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.files.records import read_jsonl
+from bi_ray.intervals import Z95
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.readiness.measure import Demonstrations, scored_group
+from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.realized import mean_and_error, realized_change
+from bi_ray.readiness.rollouts import scored_group
 
 ROLLOUTS = "rollouts.jsonl"
 REALISED = "realized.json"
-_Z95 = 1.96
 _POLL_S = 1.0
 _ANALYSES = 3  # times that an analysis is begun when the analyzer dies over it
 _DIED = (
@@ -176,7 +177,7 @@ class ReadinessMeter:
             "control": control,  # along the target's own gradient
             "reward_before": mean_and_error(list(before.values()))[0],
             # what fresh samples of one and the same policy differ by
-            "unchanged_policy": {"difference": difference, "noise_floor": _Z95 * error},
+            "unchanged_policy": {"difference": difference, "noise_floor": Z95 * error},
             "step_norm": settings.realized_step_norm,
         }
         (out / REALISED).write_text(json.dumps(result))

@@ -9,7 +9,7 @@ import re
 import shutil
 
 import pytest
-from report_run import N, config_of, measured, write_run
+from report_run import N, config_of, measured, with_measured, write_run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bi_ray.report.page import write_page
 from bi_ray.report.source import Source
-from bi_ray.report.summary import summarize
+from bi_ray.report.summary import summarize_runs
 
 FLAGS = (
     "--headless",
@@ -61,8 +61,10 @@ def sources(tmp_path_factory):
     for seed, run in enumerate(runs):
         write_run(run, config, seed)
     write_run(folder / "young", small, 5, problems=6, stages=("eval_sft",))
-    study = Source("study", config, runs, summarize(config, runs)[0] | measured(config))
-    young = Source("young", small, (folder / "young",), summarize(small, [folder / "young"])[0])
+    summary = with_measured(summarize_runs(config, runs), measured(config))
+    study = Source("study", config, runs, summary)
+    young_run = folder / "young"
+    young = Source("young", small, (young_run,), summarize_runs(small, [young_run]))
     return study, young
 
 
@@ -339,7 +341,7 @@ def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
         look(browser, page, size)
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert (
-            "Not there yet: rl/vanilla, eval_rl/vanilla"
+            "Still missing: rl/vanilla, eval_rl/vanilla"
             in browser.find_element(By.ID, "answer").text
         )
         labels = [arm.text for arm in browser.find_elements(By.CSS_SELECTOR, ".tiles .arm")]
@@ -354,7 +356,7 @@ def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
 def test_a_run_that_has_only_begun_says_what_is_missing(browser, tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    source = Source("begun", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])
+    source = Source("begun", config, (tmp_path / "run",), summarize_runs(config, [tmp_path / "run"]))
     page = tmp_path / "report.html"
     write_page(page, [source])
     look(browser, page)
