@@ -31,7 +31,7 @@ from actors.rollout.pool import RolloutPool, make_ray_pool
 from actors.weights.shared_memory import announce
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import Group
-from bi_ray.batches.selection import QueryRow, describe_selection, reject
+from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_selection, reject
 from bi_ray.config import EvaluationConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
@@ -148,7 +148,7 @@ class Driver:
         """See ``ReadinessMeter.realize``."""
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
-    async def select_queries(self, policy: Path, problems: Path, out: Path) -> dict[str, Any]:
+    async def select_queries(self, policy: Path, problems: Path, out: Path) -> SelectionSummary:
         """Reject RL queries by the samples of ``policy``; writes ``queries.jsonl``
         (``selection.QueryRow``) to ``out``.
 

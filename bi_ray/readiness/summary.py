@@ -188,9 +188,7 @@ class Bootstrap(Generic[Row]):
 
     def chosen(self, right: int) -> Bootstrap[Row]:
         """The same of the rows with this number of right rollouts."""
-        seeds: list[list[Row]] = []
-        for rows in self.seeds:
-            seeds.append([row for row in rows if row.right == right])
+        seeds = [[row for row in rows if row.right == right] for rows in self.seeds]
         return Bootstrap(seeds, self.draws, self.seed)
 
     def values(self, value: Callable[[Row], float | None]) -> list[list[float]]:

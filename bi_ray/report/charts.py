@@ -8,7 +8,7 @@ replaces them by ``PALETTE``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,21 +93,26 @@ def figure(data: Sequence[Trace], x: str, y: str, **layout: Any) -> Figure:
 
 def errors(intervals: Sequence[Interval], scale: float = 1) -> Json:
     """The error bars of intervals."""
+    values, lows, highs = np.reshape(intervals, (-1, 3)).T
     return {
         "type": "data",
         "symmetric": False,
-        "array": [tidy(scale * (interval.high - interval.value)) for interval in intervals],
-        "arrayminus": [tidy(scale * (interval.value - interval.low)) for interval in intervals],
+        "array": tidy(scale * (highs - values)),
+        "arrayminus": tidy(scale * (values - lows)),
         "thickness": 1.5,
         "width": 3,
     }
 
 
-def tidy(value: float | None) -> float | None:
-    """A number in as many digits as a chart needs; None if it is not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{_DIGITS}g}")
+def tidy(values: Iterable[float | None]) -> list[float | None]:
+    """Numbers in as many digits as a chart needs; None if they are not finite."""
+    tidied: list[float | None] = []
+    for value in values:
+        if value is None or not math.isfinite(value):
+            tidied.append(None)
+        else:
+            tidied.append(float(f"{value:.{_DIGITS}g}"))
+    return tidied
 
 
 def gains(series: Sequence[Series]) -> Chart | None:
@@ -157,7 +162,7 @@ def _accuracy(one: Series, row: TableRow, stage: str, summary: StageSummary, y: 
         "type": "scatter",
         "mode": "markers",
         "name": f"{one.label}, {row.set}, after {stage}",
-        "x": [tidy(100 * value)],
+        "x": tidy([100 * value]),
         "y": [y],
         "error_x": errors([summary.accuracy], 100) | {"color": one.color},
         "marker": {
@@ -192,7 +197,7 @@ def _histogram(one: Series, counts: Sequence[int], top: float) -> Figure:
         "type": "bar",
         "name": one.label,
         "x": [f"{right}/{n}" for right in range(n + 1)],
-        "y": [tidy(100 * (count / total)) for count in counts],
+        "y": tidy(100 * (np.asarray(counts) / total)),
         "customdata": counts,
         "marker": {"color": [MUTED, *[one.color] * (n - 1), MUTED]},
         "hovertemplate": "%{x} right: %{customdata} queries, %{y:.1f} %<extra></extra>",
@@ -247,14 +252,14 @@ Points = Sequence[tuple[int, float]]  # step and value
 
 
 def _thin_line(one: Series, number: int, logged: Points) -> Trace:
-    shown = logged[:: _stride(len(logged))]
+    steps, values = zip(*logged[:: _stride(len(logged))], strict=True)
     return {
         "type": "scatter",
         "mode": "lines",
         "legendgroup": one.label,
         "name": f"{one.label}, seed {number}",
-        "x": [step for step, _ in shown],
-        "y": [tidy(value) for _, value in shown],
+        "x": steps,
+        "y": tidy(values),
         "line": {"color": one.color, "width": 1},
         "opacity": 0.35,
         "showlegend": False,
@@ -263,12 +268,15 @@ def _thin_line(one: Series, number: int, logged: Points) -> Trace:
 
 
 def _average(one: Series, by_seed: Sequence[Points]) -> Trace:
-    smooth = [moving_average(np.asarray([value for _, value in logged])) for logged in by_seed]
+    smooth = []
+    for logged in by_seed:
+        _, logged_values = zip(*logged, strict=True)
+        smooth.append(moving_average(np.asarray(logged_values)))
     steps = [step for step, _ in max(by_seed, key=len)]
     means = []
     for position in range(len(steps)):
         reached = [values[position] for values in smooth if position < len(values)]
-        means.append(tidy(float(np.mean(reached))))
+        means.append(float(np.mean(reached)))
     stride = _stride(len(steps))
     return {
         "type": "scatter",
@@ -276,7 +284,7 @@ def _average(one: Series, by_seed: Sequence[Points]) -> Trace:
         "legendgroup": one.label,
         "name": one.label,
         "x": steps[::stride],
-        "y": means[::stride],
+        "y": tidy(means[::stride]),
         "line": {"color": one.color, "width": 2.5, "dash": one.dash},
     }
 
@@ -359,7 +367,7 @@ def _validation_line(line: _Validation, runs: Sequence[Sequence[MetricsRow]]) ->
         "mode": "lines+markers",
         "name": f"{line.one.label}, {line.set}",
         "x": steps,
-        "y": [tidy(scale * float(np.mean(by_step[step]))) for step in steps],
+        "y": tidy(scale * float(np.mean(by_step[step])) for step in steps),
         "line": {"color": color, "width": 2, "dash": line.dash},
         "marker": {"color": color, "symbol": line.one.symbol, "size": 7},
     }

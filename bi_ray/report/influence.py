@@ -6,17 +6,19 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from bi_ray.intervals import Interval
-from bi_ray.readiness.records import Step
 from bi_ray.readiness.summary import (
     AccuracyGroup,
     BehaviorInfluence,
     HeatMap,
-    InfluenceSummary,
     PairsGroup,
+    PairsSummary,
+    ReadinessSummary,
 )
 from bi_ray.report.charts import MUTED, Chart, Figure, Json, Trace, chart, errors, figure, tidy
-from bi_ray.report.readiness import Analysis, RealizedSummary, SeedPoint
+from bi_ray.report.readiness import Analysis, RealizedSummary
 from bi_ray.report.series import Series
 from bi_ray.report.wording import small, small_interval
 
@@ -38,7 +40,7 @@ _PARTS = {
     "without_self": "without the self term",
     "self_term": "self term alone",
 }
-_PART_LOOKS = {  # symbol and shift along x; None: the symbol of the series
+_PART_LOOKS = {  # symbol and shift along x
     "dj": ("circle", 0.0),
     "without_self": ("diamond-open", -0.2),
     "self_term": ("x-thin", 0.2),
@@ -52,37 +54,51 @@ _ZEROLINE = {"zeroline": True}
 
 def estimators(series: Sequence[Series]) -> dict[str, str]:
     """The token scales with which every measured series was measured, in words."""
-    measured = [one.readiness.influence for one in series if one.readiness]
+    measured = _measured(series).values()
+    if not measured:
+        return {}
     common = {}
     for name, words in ESTIMATORS.items():
-        if measured and all(name in influence for influence in measured):
+        if all(name in readiness.influence for readiness in measured):
             common[name] = words
     return common
 
 
-def _influences(series: Sequence[Series], estimator: str) -> dict[Series, InfluenceSummary]:
-    """The influence of every measured series."""
-    return {one: one.readiness.influence[estimator] for one in series if one.readiness}
+def _measured(series: Sequence[Series]) -> dict[Series, ReadinessSummary]:
+    measured = {}
+    for one in series:
+        if one.readiness:
+            measured[one] = one.readiness
+    return measured
+
+
+def _with_pairs(series: Sequence[Series]) -> dict[Series, PairsSummary]:
+    pairs = {}
+    for one, readiness in _measured(series).items():
+        if readiness.all_against_all:
+            pairs[one] = readiness.all_against_all
+    return pairs
 
 
 def by_group(series: Sequence[Series]) -> Chart | None:
     """K+, K- and dJ by accuracy group, with each estimator."""
+    measured = _measured(series)
     variants = {}
     for estimator in estimators(series):
-        influences = _influences(series, estimator)
         for quantity in QUANTITIES:
-            variants[f"{estimator}/{quantity}"] = _grouped(influences, quantity)
+            variants[f"{estimator}/{quantity}"] = _grouped(measured, estimator, quantity)
     if not variants:
         return None
     return {"controls": ["estimator", "quantity"], "variants": variants}
 
 
-def _grouped(influences: dict[Series, InfluenceSummary], quantity: str) -> Figure:
+def _grouped(measured: dict[Series, ReadinessSummary], estimator: str, quantity: str) -> Figure:
     data = []
-    for number, (one, influence) in enumerate(influences.items()):
-        shift = _shift(number, len(influences))
-        data.append(_group_trace(one, influence.groups, quantity, shift))
-    samples = max(map(_samples, influences))
+    samples = 0
+    for number, (one, readiness) in enumerate(measured.items()):
+        groups = readiness.influence[estimator].groups
+        data.append(_group_trace(one, groups, quantity, _shift(number, len(measured))))
+        samples = max(samples, readiness.samples_per_prompt)
     return figure(
         data,
         "rollouts right",
@@ -118,28 +134,34 @@ def _group_trace(
 
 def by_behavior(series: Sequence[Series]) -> Chart | None:
     """The part of dJ that the tokens of each behavior carry, with each estimator."""
-    names: dict[str, None] = {}  # in the order in which they come
-    for one in series:
-        if one.readiness:
-            for influence in one.readiness.influence.values():
-                names.update((row.behavior, None) for row in influence.behaviors)
+    measured = _measured(series)
+    names = _behaviors(measured)
     variants = {}
     for estimator in estimators(series):
-        influences = _influences(series, estimator)
         for per in PER:
-            variants[f"{estimator}/{per}"] = _behaviors(influences, per, list(names))
+            variants[f"{estimator}/{per}"] = _by_behavior(measured, estimator, per, names)
     if not variants:
         return None
     return {"controls": ["estimator", "per"], "variants": variants}
 
 
-def _behaviors(
-    influences: dict[Series, InfluenceSummary], per: str, names: Sequence[str]
+def _behaviors(measured: dict[Series, ReadinessSummary]) -> list[str]:
+    """The names of all behaviors, in the order in which they come."""
+    names: dict[str, None] = {}
+    for readiness in measured.values():
+        for influence in readiness.influence.values():
+            for row in influence.behaviors:
+                names[row.behavior] = None
+    return list(names)
+
+
+def _by_behavior(
+    measured: dict[Series, ReadinessSummary], estimator: str, per: str, names: Sequence[str]
 ) -> Figure:
     data = []
-    for number, (one, influence) in enumerate(influences.items()):
-        shift = _shift(number, len(influences))
-        data.append(_behavior_trace(one, influence.behaviors, per, names, shift))
+    for number, (one, readiness) in enumerate(measured.items()):
+        rows = readiness.influence[estimator].behaviors
+        data.append(_behavior_trace(one, rows, per, names, _shift(number, len(measured))))
     xaxis = {
         "tickvals": list(range(len(names))),
         "ticktext": list(names),
@@ -151,9 +173,15 @@ def _behaviors(
 def _behavior_trace(
     one: Series, rows: Sequence[BehaviorInfluence], per: str, names: Sequence[str], shift: float
 ) -> Trace:
-    x = [names.index(row.behavior) + shift for row in rows]
-    trace = _points(one, x, [getattr(row, per) for row in rows])
-    trace["customdata"] = [[row.behavior, row.tokens] for row in rows]
+    x = []
+    intervals: list[Interval] = []
+    customdata = []
+    for row in rows:
+        x.append(names.index(row.behavior) + shift)
+        intervals.append(getattr(row, per))
+        customdata.append([row.behavior, row.tokens])
+    trace = _points(one, x, intervals)
+    trace["customdata"] = customdata
     trace["hovertemplate"] = "%{customdata[0]}, %{customdata[1]:,} tokens: %{y:.3g}"
     return trace
 
@@ -163,28 +191,30 @@ def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
 
     One panel per series, all with the same scale.
     """
-    groups_of: dict[Series, list[PairsGroup]] = {}
+    pairs = _with_pairs(series)
     bounds: list[float] = []
-    for one in series:
-        if one.readiness and one.readiness.all_against_all:
-            groups_of[one] = one.readiness.all_against_all.groups
-            for part in _PARTS:
-                bounds += _bounds([getattr(group, part) for group in groups_of[one]])
+    for summary in pairs.values():
+        for part in _PARTS:
+            bounds += _bounds(_part(summary.groups, part))
     scale = _same_scale(bounds)
     charts = {}
-    for one, groups in groups_of.items():
-        data = [_part_trace(one, groups, part) for part in _PARTS]
+    for one, summary in pairs.items():
+        data = [_part_trace(one, summary.groups, part) for part in _PARTS]
         xaxis = _group_axis(_samples(one))
         yaxis = {"zeroline": True, "range": scale}
         charts[one] = chart(figure(data, "rollouts right", "dJ", xaxis=xaxis, yaxis=yaxis))
     return charts
 
 
+def _part(groups: Sequence[PairsGroup], part: str) -> list[Interval]:
+    return [getattr(group, part) for group in groups]
+
+
 def _part_trace(one: Series, groups: Sequence[PairsGroup], part: str) -> Trace:
     symbol, shift = _PART_LOOKS[part]
     color = MUTED if part == "self_term" else one.color
     x = [group.right + shift for group in groups]
-    trace = _points(one, x, [getattr(group, part) for group in groups])
+    trace = _points(one, x, _part(groups, part))
     trace["name"] = _PARTS[part]
     trace["marker"] = {
         "color": color,
@@ -201,15 +231,15 @@ def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
 
     One panel per series, all with the same color scale.
     """
-    maps: dict[Series, HeatMap] = {}
+    pairs = _with_pairs(series)
     largest = 0.0
-    for one in series:
-        if one.readiness and one.readiness.all_against_all:
-            heat_map = one.readiness.all_against_all.heat_map
-            maps[one] = heat_map
-            for row in heat_map.values:
-                largest = max([largest, *(abs(value) for value in row if value is not None)])
-    return {one: chart(_heat_map(one, heat, largest or 1)) for one, heat in maps.items()}
+    for summary in pairs.values():
+        values = np.array(summary.heat_map.values, dtype=np.float64)  # None becomes nan
+        largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
+    charts = {}
+    for one, summary in pairs.items():
+        charts[one] = chart(_heat_map(one, summary.heat_map, largest or 1))
+    return charts
 
 
 def _heat_map(one: Series, heat_map: HeatMap, largest: float) -> Figure:
@@ -218,7 +248,7 @@ def _heat_map(one: Series, heat_map: HeatMap, largest: float) -> Figure:
         "type": "heatmap",
         "x": names,
         "y": names,
-        "z": [list(map(tidy, row)) for row in heat_map.values],
+        "z": list(map(tidy, heat_map.values)),
         "zmin": -largest,
         "zmax": largest,
         "colorscale": _DIVERGING,
@@ -241,46 +271,33 @@ def _heat_map(one: Series, heat_map: HeatMap, largest: float) -> Figure:
 
 def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
     """One real step per query: change of the expected reward, predicted (x) and realized (y)."""
-    measured = {one: one.realized for one in series if one.realized}
     panels: dict[Series, Chart] = {}
-    for one in measured:
+    predicted: list[float] = []
+    bounds: dict[str, list[float]] = {name: [] for name in REALISED}
+    for one in series:
+        if not one.realized:
+            continue
         panels[one] = {"controls": ["realized"], "variants": {}}
-    for name in REALISED:
-        across = _same_scale(_predicted(list(measured.values())))
-        up = _same_scale(_realized_bounds(list(measured.values()), name))
-        for one, realized in measured.items():
-            panels[one]["variants"][name] = _steps(one, realized, name, across, up)
+        noise = one.realized.noise_floor
+        predicted += [point.predicted for point in one.realized.points]
+        for name in REALISED:
+            bounds[name] += [-noise, noise, *_bounds(_realized(one.realized, name))]
+    for one, panel in panels.items():
+        for name in REALISED:
+            across, up = _same_scale(predicted), _same_scale(bounds[name])
+            panel["variants"][name] = _steps(one, name, across, up)
     return panels
 
 
-def _predicted(measured: Sequence[RealizedSummary]) -> list[float]:
-    predicted: list[float] = []
-    for realized in measured:
-        predicted += [point.predicted for point in realized.points]
-    return predicted
+def _realized(summary: RealizedSummary, name: str) -> list[Interval]:
+    """The realized change of every point: to first order (odd), or of the step ahead alone."""
+    return [getattr(point, f"{name}_interval") for point in summary.points]
 
 
-def _realized_bounds(measured: Sequence[RealizedSummary], name: str) -> list[float]:
-    """The ends of all error bars, and of the bands of noise."""
-    bounds: list[float] = []
-    for realized in measured:
-        bounds += _bounds([_interval(point, name) for point in realized.points])
-        bounds += [-realized.noise_floor, realized.noise_floor]
-    return bounds
-
-
-def _interval(step: Step, name: str) -> Interval:
-    return step.odd_interval if name == "odd" else step.step_interval
-
-
-def _steps(
-    one: Series,
-    realized: RealizedSummary,
-    name: str,
-    across: Sequence[float],
-    up: Sequence[float],
-) -> Figure:
+def _steps(one: Series, name: str, across: Sequence[float], up: Sequence[float]) -> Figure:
     """The steps of one series, with the diagonal and the band of noise."""
+    assert one.realized
+    noise = one.realized.noise_floor
     low, high = across
     diagonal = {
         "type": "line",
@@ -295,15 +312,15 @@ def _steps(
         "xref": "paper",
         "x0": 0,
         "x1": 1,
-        "y0": -realized.noise_floor,
-        "y1": realized.noise_floor,
+        "y0": -noise,
+        "y1": noise,
         "fillcolor": MUTED,
         "opacity": 0.16,
         "line": {"width": 0},
         "layer": "below",
     }
     return figure(
-        [_step_trace(one, realized.points, name)],
+        [_step_trace(one, one.realized, name)],
         "predicted change of J",
         "realized change of J",
         shapes=[band, diagonal],
@@ -312,25 +329,30 @@ def _steps(
     )
 
 
-def _step_trace(one: Series, steps: Sequence[SeedPoint], name: str) -> Trace:
-    intervals = [_interval(step, name) for step in steps]
+def _step_trace(one: Series, realized: RealizedSummary, name: str) -> Trace:
+    intervals = _realized(realized, name)
+    predicted = []
+    customdata = []
+    for step in realized.points:
+        predicted.append(step.predicted)
+        customdata.append([step.query, step.right, step.of, step.seed])
     return {
         "type": "scatter",
         "mode": "markers",
         "name": one.label,
-        "x": [tidy(step.predicted) for step in steps],
-        "y": [tidy(interval.value) for interval in intervals],
+        "x": tidy(predicted),
+        "y": tidy(interval.value for interval in intervals),
         "error_y": errors(intervals) | {"color": one.color, "thickness": 1, "width": 0},
         "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
         "opacity": 0.75,
-        "customdata": [[step.query, step.right, step.of, step.seed] for step in steps],
+        "customdata": customdata,
         "hovertemplate": "%{customdata[0]}, %{customdata[1]}/%{customdata[2]} right, "
         "seed %{customdata[3]}<br>predicted %{x:.3g}, realized %{y:.3g}<extra></extra>",
     }
 
 
 def during_rl(series: Sequence[Series]) -> Chart | None:
-    """What was measured during RL: reward on the target set, its predicted and realized change, dJ."""
+    """Measured during RL: reward on the target set, its predicted and realized change, and dJ."""
     watched = [one for one in series if one.analyses]
     if not watched:
         return None
@@ -424,7 +446,7 @@ def _mean_dj(one: Series) -> Trace:
         "mode": "lines+markers",
         "name": one.label,
         "x": list(means),
-        "y": list(map(tidy, means.values())),
+        "y": tidy(means.values()),
         "line": {"color": one.color, "dash": one.dash},
         "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
     }
@@ -474,7 +496,7 @@ def _points(one: Series, x: Sequence[float], intervals: Sequence[Interval]) -> T
         "mode": "markers",
         "name": one.label,
         "x": list(x),
-        "y": [tidy(interval.value) for interval in intervals],
+        "y": tidy(interval.value for interval in intervals),
         "error_y": errors(intervals) | {"color": one.color},
         "marker": {"color": one.color, "symbol": one.symbol, "size": 8},
     }

@@ -1,4 +1,4 @@
-"""``report.html``: one file for a browser, without a network, of one run or of several side by side.
+"""``report.html``: one file for a browser, without a network, of one run or several side by side.
 
 Only scripts whose hashes the page itself names can run (Content-Security-Policy), and nothing can
 be loaded: whatever a model wrote is text and stays text.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,22 +153,21 @@ def _samples(file: Path) -> list[dict[str, Any]]:
 
 
 def _by_turns(by_seed: Sequence[Sequence[Row]], mode: str) -> Iterator[tuple[int, list[Row]]]:
-    """Seed and responses of each problem: every seed's first problem, then every seed's second ..."""
-    groups = []
-    for rows in by_seed:
-        groups.append(_by_problem(row for row in rows if row["mode"] == mode and "response" in row))
-    longest = max(map(len, groups), default=0)
-    for number in range(longest):
-        for seed, of_seed in enumerate(groups):
-            if number < len(of_seed):
-                yield seed, of_seed[number]
+    """Seed and responses of each problem: the first problem of every seed, then the second ..."""
+    problems = [_by_problem(rows, mode) for rows in by_seed]
+    for of_seeds in zip_longest(*problems, fillvalue=[]):
+        for seed, rows in enumerate(of_seeds):
+            if rows:
+                yield seed, rows
 
 
-def _by_problem(rows: Iterable[Row]) -> list[list[Row]]:
-    groups: dict[str, list[Row]] = defaultdict(list)
+def _by_problem(rows: Sequence[Row], mode: str) -> list[list[Row]]:
+    """The responses of one mode, by problem."""
+    problems: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["id"]].append(row)
-    return list(groups.values())
+        if row["mode"] == mode and "response" in row:
+            problems[row["id"]].append(row)
+    return list(problems.values())
 
 
 def _describe(task: Task, row: Row, problem: ProblemRow | None) -> dict[str, Any]:
@@ -218,14 +217,15 @@ def _first_wrong_line(task: Task, response: str, graph: Graph) -> tuple[int, int
 
 def behaviors_per_response(one: Series, folder: str, set_name: str) -> dict[str, float] | None:
     """Mean number per response (greedy and sampled), by behavior; None without graphs."""
-    rows = []
+    counts: Counter[str] = Counter()
+    responses = 0
     for run in one.source.runs:
         for row in _samples(run / folder / one.arm / f"{set_name}.jsonl"):
-            if row["failure"] is None and row["trace_valid"] is not None:
-                rows.append(row)
-    if not rows:
+            if row["failure"] is not None or row["trace_valid"] is None:
+                continue
+            responses += 1
+            for name, field in BEHAVIOR_FIELDS.items():
+                counts[name] += row.get(field, 0)
+    if not responses:
         return None
-    means = {}
-    for name, field in BEHAVIOR_FIELDS.items():
-        means[name] = sum(row.get(field, 0) for row in rows) / len(rows)
-    return means
+    return {name: counts[name] / responses for name in BEHAVIOR_FIELDS}

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from bi_ray.intervals import Interval, bootstrap_mean, mean_of_known, pass_at_k, wilson
 
 Stage = Literal["SFT", "RL"]
@@ -65,7 +63,7 @@ class SetScore:
 
     @property
     def informative(self) -> float | None:
-        """Share of the sampled problems with some but not all samples right; None without samples."""
+        """Share of the sampled problems with some but not all samples right; None if none was."""
         return mean_of_known([0 < right < total for right, total in self.sampled.values()])
 
 
@@ -88,13 +86,17 @@ def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Sequence[R
         seed=seed,
         greedy={row["id"]: bool(row["right"]) for row in greedy},
         sampled=_right_of_sampled(judged),
-        truncated=float(np.mean([row["truncated"] for row in greedy])),
-        format_right=float(np.mean([row["format_right"] for row in greedy])),
-        trace_valid=mean_of_known([row["trace_valid"] for row in greedy]),
+        truncated=_mean_of_field(greedy, "truncated") or 0.0,
+        format_right=_mean_of_field(greedy, "format_right") or 0.0,
+        trace_valid=_mean_of_field(greedy, "trace_valid"),
         failures=len(rows) - len(judged),
-        progress=mean_of_known([row.get("progress") for row in greedy]),
+        progress=_mean_of_field(greedy, "progress"),
         right_reflections=_right_reflections(greedy),
     )
+
+
+def _mean_of_field(rows: Sequence[Row], name: str) -> float | None:
+    return mean_of_known([row.get(name) for row in rows])
 
 
 def _right_of_sampled(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
@@ -168,49 +170,53 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
 def _table_row(
     arm: str, set_name: str, scores: Sequence[SetScore], draws: int, seed: int
 ) -> TableRow:
-    before: dict[int, SetScore] = {}
-    after: dict[int, SetScore] = {}
-    for score in scores:
-        of_stage = before if score.stage == "SFT" else after
-        of_stage[score.seed] = score
+    before = [score for score in scores if score.stage == "SFT"]
+    after = [score for score in scores if score.stage == "RL"]
     if not before:
         raise ValueError(f"{arm}, {set_name}: there is no score before RL")
-    gains = []
-    for training_seed, score in before.items():
-        if training_seed in after:
-            gains.append(list(_gains(score, after[training_seed]).values()))
+    gains = [list(of_seed.values()) for of_seed in _gains_by_seed(scores).values()]
     return TableRow(
         arm=arm,
         set=set_name,
         seeds=len(before),
-        problems=sum(len(score.greedy) for score in before.values()),
-        sft=_summarize_stage(list(before.values()), draws, seed),
-        rl=_summarize_stage(list(after.values()), draws, seed) if after else None,
+        problems=sum(len(score.greedy) for score in before),
+        sft=_summarize_stage(before, draws, seed),
+        rl=_summarize_stage(after, draws, seed) if after else None,
         gain=bootstrap_mean(gains, draws, seed) if gains else None,
     )
 
 
-def _gains(before: SetScore, after: SetScore) -> dict[str, int]:
-    """After minus before (-1, 0 or 1) by problem, for the problems that both have."""
+def _gains_by_seed(scores: Sequence[SetScore]) -> dict[int, dict[str, int]]:
+    """After minus before RL (-1, 0 or 1), by training seed and problem, of one arm on one set."""
+    after = {score.seed: score for score in scores if score.stage == "RL"}
     gains = {}
-    for name, right in before.greedy.items():
-        if name in after.greedy:
-            gains[name] = after.greedy[name] - right
+    for score in scores:
+        if score.stage == "SFT" and score.seed in after:
+            gains[score.seed] = _difference(after[score.seed].greedy, score.greedy)
     return gains
+
+
+def _difference(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """First minus second by problem, for the problems that both have."""
+    return {name: first[name] - value for name, value in second.items() if name in first}
 
 
 def _summarize_stage(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
     return StageSummary(
         accuracy=_accuracy(scores, draws, seed),
         pass_at=_mean_pass_at(scores),
-        informative=mean_of_known([score.informative for score in scores]),
-        truncated=float(np.mean([score.truncated for score in scores])),
-        format_right=float(np.mean([score.format_right for score in scores])),
-        trace_valid=mean_of_known([score.trace_valid for score in scores]),
+        informative=_mean_over_seeds(scores, "informative"),
+        truncated=_mean_over_seeds(scores, "truncated") or 0.0,
+        format_right=_mean_over_seeds(scores, "format_right") or 0.0,
+        trace_valid=_mean_over_seeds(scores, "trace_valid"),
         failures=sum(score.failures for score in scores),
-        progress=mean_of_known([score.progress for score in scores]),
-        right_reflections=mean_of_known([score.right_reflections for score in scores]),
+        progress=_mean_over_seeds(scores, "progress"),
+        right_reflections=_mean_over_seeds(scores, "right_reflections"),
     )
+
+
+def _mean_over_seeds(scores: Sequence[SetScore], name: str) -> float | None:
+    return mean_of_known([getattr(score, name) for score in scores])
 
 
 def _accuracy(scores: Sequence[SetScore], draws: int, seed: int) -> Interval:
@@ -243,22 +249,11 @@ def gain_difference(
     Raises:
         ValueError: the four scores of a training seed have no problem in common.
     """
-    of_set = {(s.arm, s.stage, s.seed): s for s in scores if s.set == set_name}
+    of_set = [score for score in scores if score.set == set_name]
+    first = _gains_by_seed([score for score in of_set if score.arm == arm])
+    second = _gains_by_seed([score for score in of_set if score.arm == against])
     pairs = []
-    for training_seed in dict.fromkeys(key[2] for key in of_set):
-        first = _gains_of(of_set, arm, training_seed)
-        second = _gains_of(of_set, against, training_seed)
-        if first is None or second is None:
-            continue
-        pairs.append([first[name] - second[name] for name in first if name in second])
+    for training_seed, gains in first.items():
+        if training_seed in second:
+            pairs.append(list(_difference(gains, second[training_seed]).values()))
     return bootstrap_mean(pairs, draws, seed) if pairs else None
-
-
-def _gains_of(
-    scores: Mapping[tuple[str, Stage, int], SetScore], arm: str, seed: int
-) -> dict[str, int] | None:
-    before = scores.get((arm, "SFT", seed))
-    after = scores.get((arm, "RL", seed))
-    if before is None or after is None:
-        return None
-    return _gains(before, after)

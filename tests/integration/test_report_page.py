@@ -170,20 +170,18 @@ def test_it_looks_right_and_nothing_is_wrong_in_the_console(browser, page, size,
 def test_the_answer_and_the_tables_say_what_the_data_say(browser, page, sources):
     look(browser, page)
     summary = sources[0].summary
-    difference = summary["difference_of_gains"][0]["difference"]
+    difference = summary.difference_of_gains[0].difference
     heading = browser.find_element(By.TAG_NAME, "h1").text
-    assert f"{100 * abs(difference['value']):.1f} points" in heading
-    assert ("no difference beyond chance" in heading) == (
-        difference["low"] <= 0 <= difference["high"]
-    )
+    assert f"{100 * abs(difference.value):.1f} points" in heading
+    assert ("no difference beyond chance" in heading) == (difference.sign == 0)
     table = browser.find_element(By.CSS_SELECTOR, "#result table").text
-    for row in summary["table"]:
-        assert f"{100 * row['rl']['accuracy'][0]:.1f}" in table
-        assert f"{100 * row['gain'][0]:+.1f}".replace("-", "−") in table
+    for row in summary.table:
+        assert f"{100 * row.rl.accuracy.value:.1f}" in table
+        assert f"{100 * row.gain.value:+.1f}".replace("-", "−") in table
     bars = browser.find_elements(By.CSS_SELECTOR, "#chart-histogram-1 .bars .point")
     assert len(bars) == N + 1
     heights = [bar.size["height"] for bar in bars]
-    counts = summary["readiness"]["bridge"]["accuracy"]["histogram"]
+    counts = summary.readiness["bridge"].accuracy.histogram
     assert [height / heights[0] for height in heights] == pytest.approx(
         [c / counts[0] for c in counts], abs=0.03
     )
@@ -208,17 +206,18 @@ def test_the_theme_can_be_switched_and_the_charts_follow(browser, page):
 
 def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page, sources):
     look(browser, page)
-    influence = sources[0].summary["readiness"]["bridge"]["influence"]
+    influence = sources[0].summary.readiness["bridge"].influence
 
     def expect(estimator, quantity):
-        groups = [g[quantity]["value"] for g in influence[estimator]["groups"] if g[quantity]]
+        means = [getattr(group, quantity) for group in influence[estimator].groups]
+        groups = [mean.value for mean in means if mean is not None]
         assert shown(browser, "groups")["bridge"] == pytest.approx(groups, rel=1e-3)
         points = browser.find_elements(
             By.CSS_SELECTOR, "#chart-groups .scatterlayer .trace:nth-child(2) .point"
         )
         assert len(points) == len(groups)
         assert shown(browser, "behaviors")["bridge"] == pytest.approx(
-            [row["dj"]["value"] for row in influence[estimator]["behaviors"]], rel=1e-3
+            [row.dj.value for row in influence[estimator].behaviors], rel=1e-3
         )
         line = browser.find_elements(By.CSS_SELECTOR, f"[data-when='estimator={estimator}']")
         assert all(row.is_displayed() for row in line)
