@@ -218,8 +218,8 @@ class Job:
         ):
             if not 0 < mean <= longest:
                 raise ConfigError(
-                    f"--{name}: expected a mean above 0 and at most {longest}, the longest allowed; "
-                    f"got {mean:g}"
+                    f"--{name}: expected a mean above 0 and at most {longest}, the longest "
+                    f"allowed; got {mean:g}"
                 )
         if not 0 < self.informative_share <= 1:
             raise ConfigError(

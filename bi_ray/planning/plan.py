@@ -155,8 +155,8 @@ def _problems(job: Job, phases: dict[str, Phase], memory: tuple[MemoryUse, ...])
         )
     if job.on_gpu and job.engine_devices > 1:
         yield (
-            "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines do not "
-            "support yet"
+            "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines do "
+            "not support yet"
         )
     yield from _cache_problems(job)
     yield from _slow_phases(job, phases)
@@ -191,8 +191,8 @@ def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
         direct_s = weights / (hardware.network_bytes_per_s * hardware.network_share)
         yield (
             f"engines need {short(sync_s)} s for new weights, but rollout.sync_timeout_s is "
-            f"{rollout.sync_timeout_s:g}: raise it, or put engines on fewer nodes. From GPU to GPU, "
-            f"which learners cannot send yet, it would take {short(direct_s)} s"
+            f"{rollout.sync_timeout_s:g}: raise it, or put engines on fewer nodes. From GPU to "
+            f"GPU, which learners cannot send yet, it would take {short(direct_s)} s"
         )
     rollout_s = phases["rollout: prefill"].seconds + phases["rollout: decode"].seconds
     if rollout_s > rollout.generate_timeout_s:

@@ -19,7 +19,7 @@ from bi_ray.readiness.records import (
     WatchedQuery,
 )
 
-Row = TypeVar("Row", MeasuredQuery, WatchedQuery)
+Row = TypeVar("Row", bound=MeasuredQuery | WatchedQuery)
 Seeds = Sequence[Sequence[MeasuredQuery]]  # rows of queries, one list per seed
 _KS = (1, 2, 4, 8, 16, 32, 64)
 _NO_PART = BehaviorPart(0, 0.0)
@@ -188,7 +188,9 @@ class Bootstrap(Generic[Row]):
 
     def chosen(self, right: int) -> Bootstrap[Row]:
         """The same of the rows with this number of right rollouts."""
-        seeds = [[row for row in rows if row.right == right] for rows in self.seeds]
+        seeds: list[list[Row]] = []
+        for rows in self.seeds:
+            seeds.append([row for row in rows if row.right == right])
         return Bootstrap(seeds, self.draws, self.seed)
 
     def values(self, value: Callable[[Row], float | None]) -> list[list[float]]:

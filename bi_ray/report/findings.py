@@ -84,22 +84,22 @@ def _forecast(summary: Summary) -> list[str]:
     second_dj = second.influence[scale].all.dj
     if first_dj is None or second_dj is None:
         return []
-    cosines = [second.halves_cosine.get(scale), first.halves_cosine.get(scale)]
+    noise = _noise(second.halves_cosine.get(scale), first.halves_cosine.get(scale))
     predicted = (
         f"Before RL, the predicted influence dJ was {small_interval(second_dj)} with {outcome.arm} "
-        f"and {small_interval(first_dj)} with {outcome.against}{_noise(cosines)}"
+        f"and {small_interval(first_dj)} with {outcome.against}{noise}"
     )
     return [f"{predicted}: {_forecast_verdict(outcome, first_dj, second_dj)}."]
 
 
-def _noise(cosines: list[float | None]) -> str:
+def _noise(*cosines: float | None) -> str:
     """A warning if the target's gradient is mostly noise, from the cosines between its halves."""
-    if not any(cosine is not None and cosine < SIGNAL_COSINE for cosine in cosines):
+    known = [cosine for cosine in cosines if cosine is not None]
+    if min(known, default=1.0) >= SIGNAL_COSINE:
         return ""
-    shown = " and ".join("none" if cosine is None else small(cosine) for cosine in cosines)
     return (
         " (the target's gradient is mostly sampling noise, the cosines between its halves are "
-        f"{shown}: raise readiness.target_queries)"
+        f"{' and '.join(map(small, known))}: raise readiness.target_queries)"
     )
 
 

@@ -125,7 +125,7 @@ def _draw_gains(axes: Axes, table: Sequence[TableRow], looks: Mapping[str, Look]
 
 
 def _write_gain(axes: Axes, gain: Interval, y: float) -> None:
-    value, low, high = (100 * part for part in gain)
+    value, low, high = 100 * gain.value, 100 * gain.low, 100 * gain.high
     axes.annotate(
         f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
         (1.0, y),
@@ -137,7 +137,7 @@ def _write_gain(axes: Axes, gain: Interval, y: float) -> None:
 
 
 def _draw_point(axes: Axes, interval: Interval, y: float, look: Look, filled: bool) -> None:
-    value, low, high = (100 * part for part in interval)
+    value, low, high = 100 * interval.value, 100 * interval.low, 100 * interval.high
     axes.errorbar(
         value,
         y,

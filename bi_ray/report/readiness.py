@@ -133,7 +133,8 @@ def _realized(arm: str, runs: Sequence[Path], draws: int) -> RealizedSummary | N
         if not file.exists() and not is_finished(file.parent):
             continue
         result = read_record(file, Realized)
-        points += [SeedPoint(seed=seed, **asdict(point)) for point in result.points]
+        for point in result.points:
+            points.append(SeedPoint(seed=seed, **asdict(point)))
         controls.append(SeedStep(seed=seed, **asdict(result.control)))
         floors.append(result.unchanged_policy.noise_floor)
         step_norms.append(result.step_norm)
@@ -199,8 +200,7 @@ def render_readiness(readiness: Mapping[str, ReadinessSummary]) -> Table:
 def _percent(interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    value, low, high = (100 * part for part in interval)
-    return f"{value:.0f} ({low:.0f}–{high:.0f})"
+    return f"{100 * interval.value:.0f} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
 
 
 def _value(interval: Interval | None, digits: str = ".2g") -> str:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from bi_ray.intervals import Interval, bootstrap_mean, mean_of_known, pass_at_k, wilson
 
 Stage = Literal["SFT", "RL"]
@@ -55,7 +57,7 @@ class SetScore:
 
     def pass_at(self, k: int) -> float | None:
         """Mean pass@k over the problems with at least 2k samples; None if there are none."""
-        values = []
+        values: list[float | None] = []
         for right, total in self.sampled.values():
             if total >= 2 * k:
                 values.append(pass_at_k(total, right, k))
@@ -86,13 +88,17 @@ def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Sequence[R
         seed=seed,
         greedy={row["id"]: bool(row["right"]) for row in greedy},
         sampled=_right_of_sampled(judged),
-        truncated=_mean_of_field(greedy, "truncated") or 0.0,
-        format_right=_mean_of_field(greedy, "format_right") or 0.0,
+        truncated=_share(greedy, "truncated"),
+        format_right=_share(greedy, "format_right"),
         trace_valid=_mean_of_field(greedy, "trace_valid"),
         failures=len(rows) - len(judged),
         progress=_mean_of_field(greedy, "progress"),
         right_reflections=_right_reflections(greedy),
     )
+
+
+def _share(rows: Sequence[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
 def _mean_of_field(rows: Sequence[Row], name: str) -> float | None:
@@ -206,8 +212,8 @@ def _summarize_stage(scores: Sequence[SetScore], draws: int, seed: int) -> Stage
         accuracy=_accuracy(scores, draws, seed),
         pass_at=_mean_pass_at(scores),
         informative=_mean_over_seeds(scores, "informative"),
-        truncated=_mean_over_seeds(scores, "truncated") or 0.0,
-        format_right=_mean_over_seeds(scores, "format_right") or 0.0,
+        truncated=float(np.mean([score.truncated for score in scores])),
+        format_right=float(np.mean([score.format_right for score in scores])),
         trace_valid=_mean_over_seeds(scores, "trace_valid"),
         failures=sum(score.failures for score in scores),
         progress=_mean_over_seeds(scores, "progress"),

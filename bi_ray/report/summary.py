@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,14 @@ def summarize_runs(config: RunConfig, runs: Sequence[Path]) -> Summary:
     Raises:
         RunError: a file of a run is damaged.
     """
-    stages: dict[Path, dict[str, StageRecord]] = {}
+    code_versions: set[str] = set()
+    stage_seconds: dict[str, dict[str, float]] = {}
     for run in runs:
-        stages[run] = _stages(run)
+        seconds = stage_seconds.setdefault(run.name, {})
+        for name, stage in _stages(run).items():
+            code_versions.add(stage.code_version)
+            if stage.seconds is not None:
+                seconds[name] = stage.seconds
     draws = config.evaluation.bootstrap_draws
     scores: list[SetScore] = []
     for seed, run in enumerate(runs):
@@ -125,13 +131,13 @@ def summarize_runs(config: RunConfig, runs: Sequence[Path]) -> Summary:
     return Summary(
         name=config.name,
         seeds=len(runs),
-        code_versions=_code_versions(stages.values()),
+        code_versions=sorted(code_versions),
         table=make_table(scores, draws),
         difference_of_gains=_differences(config, scores),
         sets=_sets(config, runs),
         base_model=_base_model(config, runs),
         sft_twice_the_budget=_double_sft(config, runs),
-        stage_seconds={run.name: _seconds(of_run) for run, of_run in stages.items()},
+        stage_seconds=stage_seconds,
         readiness=readiness.readiness,
         realized=readiness.realized,
         during_rl=readiness.during_rl,
@@ -166,15 +172,16 @@ def _sets(config: RunConfig, runs: Sequence[Path]) -> dict[str, dict[str, list[A
     """Sizes, the share of zero answers, the best constant answer and more, a value per run."""
     sets: dict[str, dict[str, list[Any]]] = {}
     for name in config.task.sets:
-        manifests = []
+        values: dict[str, list[Any]] = defaultdict(list)
         for run in runs:
             file = run / "data" / name / MANIFEST
-            if file.parent.exists():
-                manifests.append(dict(read_record(file, SetSummary)))
-        if not manifests:
-            continue
-        keys = [key for key in manifests[0] if key not in ("hashes", "set")]
-        sets[name] = {key: [manifest.get(key) for manifest in manifests] for key in keys}
+            if not file.parent.exists():
+                continue
+            for key, value in read_record(file, SetSummary).items():
+                if key not in ("hashes", "set"):
+                    values[key].append(value)
+        if values:
+            sets[name] = dict(values)
     return sets
 
 
@@ -218,18 +225,3 @@ def _stages(run: Path) -> dict[str, StageRecord]:
         require_sizes(folder, absent_ok=True)
         records[folder.relative_to(run).as_posix()] = read_stage(folder)
     return records
-
-
-def _seconds(stages: dict[str, StageRecord]) -> dict[str, float]:
-    seconds = {}
-    for name, stage in stages.items():
-        if stage.seconds is not None:
-            seconds[name] = stage.seconds
-    return seconds
-
-
-def _code_versions(runs: Iterable[dict[str, StageRecord]]) -> list[str]:
-    versions = set()
-    for stages in runs:
-        versions |= {stage.code_version for stage in stages.values()}
-    return sorted(versions)

@@ -46,7 +46,8 @@ def render_samples(table: Sequence[TableRow]) -> Table:
     ks = extreme_ks(table)
     rendered.add_column("arm", no_wrap=True)
     rendered.add_column("set", no_wrap=True)
-    for name in (*(f"pass@{k}" for k in ks), "informative", "trace", "format"):
+    names = [f"pass@{k}" for k in ks]
+    for name in (*names, "informative", "trace", "format"):
         rendered.add_column(name, justify="right", no_wrap=True)
     for row in table:
         rendered.add_row(row.arm, row.set, *_before_after(row, ks, _SHARES))
@@ -84,10 +85,8 @@ def markdown_table(table: Sequence[TableRow]) -> str:
 def _before_after(row: TableRow, ks: Sequence[int], names: Sequence[str]) -> list[str]:
     """Cells "before → after": pass@k for every k, and the named fields, in percent."""
     before = _figures(row.sft, ks, names)
-    after = ["-"] * len(before)
-    if row.rl:
-        after = _figures(row.rl, ks, names)
-    return [f"{first} → {second}" for first, second in zip(before, after, strict=True)]
+    after = _figures(row.rl, ks, names) if row.rl else ["-"] * len(before)
+    return list(map("{} → {}".format, before, after))
 
 
 def _figures(stage: StageSummary, ks: Sequence[int], names: Sequence[str]) -> list[str]:
@@ -98,12 +97,11 @@ def _figures(stage: StageSummary, ks: Sequence[int], names: Sequence[str]) -> li
 
 def _short(interval: Interval) -> str:
     """For example "41.5 (38–45)": the table fits a terminal of 80 columns."""
-    value, low, high = (100 * part for part in interval)
-    return f"{value:.1f} ({low:.0f}–{high:.0f})"
+    return f"{100 * interval.value:.1f} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
 
 
 def _percent(interval: Interval, signed: bool = False) -> str:
     """For example "41.5 (38.5 to 44.6)"; parentheses, since rich reads brackets as markup."""
     sign = "+" if signed else ""
-    value, low, high = (100 * part for part in interval)
+    value, low, high = 100 * interval.value, 100 * interval.low, 100 * interval.high
     return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

@@ -1,4 +1,4 @@
-"""Influence against per-rollout gradients made one by one, and against Eq. 5 computed the long way."""
+"""Influence against gradients of single rollouts, and against Eq. 5 computed the long way."""
 
 import itertools
 import random
@@ -132,7 +132,8 @@ def test_derivatives_equal_those_of_gradients_made_one_by_one(model, queries, ta
 
 
 def test_the_size_of_micro_batches_changes_nothing(model, queries, target):
-    small, large = make_differentiator(model), Differentiator(model, TEMPERATURE, microbatch_tokens=4096)
+    small = make_differentiator(model)
+    large = Differentiator(model, TEMPERATURE, microbatch_tokens=4096)
     one, other = (
         objective_direction(differentiator, target, "sum") for differentiator in (small, large)
     )

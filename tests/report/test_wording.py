@@ -46,8 +46,8 @@ def test_an_interval_is_beyond_chance_where_it_leaves_zero_out(interval, expecte
 
 def test_the_answer_says_which_way_it_went_and_whether_that_is_chance():
     assert answer(summary(iv(0.032, 0.02))) == [
-        "On test_id, RL gained 3.2 points more with bridge than with vanilla, +1.2 to +5.2 at 95 %: "
-        "beyond chance."
+        "On test_id, RL gained 3.2 points more with bridge than with vanilla, +1.2 to +5.2 at "
+        "95 %: beyond chance."
     ]
     assert "gained 3.2 points less with bridge" in answer(summary(iv(-0.032, 0.02)))[0]
     chance = answer(summary(iv(0.032, 0.05)))[0]
