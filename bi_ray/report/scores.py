@@ -176,8 +176,8 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
 def _table_row(
     arm: str, set_name: str, scores: Sequence[SetScore], draws: int, seed: int
 ) -> TableRow:
-    before = [score for score in scores if score.stage == "SFT"]
-    after = [score for score in scores if score.stage == "RL"]
+    before = list(_of_stage(scores, "SFT").values())
+    after = list(_of_stage(scores, "RL").values())
     if not before:
         raise ValueError(f"{arm}, {set_name}: there is no score before RL")
     gains = [list(of_seed.values()) for of_seed in _gains_by_seed(scores).values()]
@@ -194,12 +194,17 @@ def _table_row(
 
 def _gains_by_seed(scores: Sequence[SetScore]) -> dict[int, dict[str, int]]:
     """After minus before RL (-1, 0 or 1), by training seed and problem, of one arm on one set."""
-    after = {score.seed: score for score in scores if score.stage == "RL"}
+    after = _of_stage(scores, "RL")
     gains = {}
-    for score in scores:
-        if score.stage == "SFT" and score.seed in after:
-            gains[score.seed] = _difference(after[score.seed].greedy, score.greedy)
+    for seed, before in _of_stage(scores, "SFT").items():
+        if seed in after:
+            gains[seed] = _difference(after[seed].greedy, before.greedy)
     return gains
+
+
+def _of_stage(scores: Sequence[SetScore], stage: Stage) -> dict[int, SetScore]:
+    """The scores of one stage by training seed."""
+    return {score.seed: score for score in scores if score.stage == stage}
 
 
 def _difference(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
@@ -255,11 +260,14 @@ def gain_difference(
     Raises:
         ValueError: the four scores of a training seed have no problem in common.
     """
-    of_set = [score for score in scores if score.set == set_name]
-    first = _gains_by_seed([score for score in of_set if score.arm == arm])
-    second = _gains_by_seed([score for score in of_set if score.arm == against])
+    first = _gains_by_seed(_of_arm(scores, arm, set_name))
+    second = _gains_by_seed(_of_arm(scores, against, set_name))
     pairs = []
     for training_seed, gains in first.items():
         if training_seed in second:
             pairs.append(list(_difference(gains, second[training_seed]).values()))
     return bootstrap_mean(pairs, draws, seed) if pairs else None
+
+
+def _of_arm(scores: Sequence[SetScore], arm: str, set_name: str) -> list[SetScore]:
+    return [score for score in scores if score.arm == arm and score.set == set_name]

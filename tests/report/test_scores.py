@@ -54,8 +54,14 @@ def test_wilson_covers():
 
 @pytest.mark.parametrize(("right", "total"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_what_is_no_share(right, total):
-    with pytest.raises(ValueError, match="got .* of"):
+    with pytest.raises(ValueError, match="expected 0 <= right <= total"):
         wilson(right, total)
+
+
+def test_an_interval_of_a_standard_error_ends_where_wilson_does_for_many():
+    interval = Interval.of_error(0.3, math.sqrt(0.3 * 0.7 / 1e6))
+    assert interval == pytest.approx(wilson(300_000, 1_000_000), abs=1e-5)
+    assert (interval.sign, Interval.of_error(0.0, 1.0).sign) == (1, 0)
 
 
 # --- pass@k

@@ -33,6 +33,17 @@ def test_write_summary_writes_the_whole_folder_and_ends_with_the_path_of_the_rep
     )
 
 
+def test_every_interval_in_the_summary_is_a_mapping(finished, tmp_path):
+    write_summary(config_of(), [finished], tmp_path)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    row = summary["table"][0]
+    intervals = [row["sft"]["accuracy"], row["rl"]["accuracy"], row["gain"]]
+    intervals.append(summary["difference_of_gains"][0]["difference"])
+    for interval in intervals:
+        assert list(interval) == ["value", "low", "high"]
+    assert list(row["sft"]["pass_at"]) == ["1", "2", "4"]
+
+
 def test_a_run_under_way_is_summarized_as_far_as_it_is(tmp_path):
     config = config_of()
     write_run(tmp_path / "run", config, stages=("eval_sft",))
