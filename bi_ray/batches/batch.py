@@ -27,11 +27,11 @@ class TrainSample:
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
             raise ValueError(
-                f"{self.key}: the prompt is empty, so nothing predicts the first response token"
+                f"{self.key}: no prompt tokens, so nothing predicts the first response token"
             )
         if len(self.response_tokens) != len(self.logprobs):
             raise ValueError(
-                f"{self.key}: {len(self.response_tokens)} tokens but {len(self.logprobs)} "
+                f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} "
                 "log-probabilities"
             )
 
