@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.config import RunConfig, load_config
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.readiness.influence import Differentiator, dot, objective_direction
-from bi_ray.readiness.rollouts import Rollout, ScoredGroup
+from bi_ray.readiness.rollouts import unweighted_rows
 from bi_ray.tasks.registry import build_task
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def main() -> None:
     config = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)
     base = ROOT / config.model.path
     queries, target = groups_of(config, base, 0, QUERIES), groups_of(config, base, QUERIES, TARGETS)
-    rows = [row for group in queries for row in group.rows([1.0] * SAMPLES)]
+    rows = unweighted_rows(queries)
     eager, fused = (load_model(base, attention=name).eval() for name in ("eager", "sdpa"))
     forward, shifted, plain = (
         Differentiator(eager),

@@ -43,13 +43,14 @@ from actors.driver.verifier import VerifierClient
 from actors.logs import start_logging
 from actors.rollout.pool import RolloutPool, make_ray_pool
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.batches.selection import QueryRow, describe_selection, reject
+from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_selection, reject
 from bi_ray.config import QueryFilterConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
 from bi_ray.learning.driver_calls import ServedCalls
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.readiness.measure import Demonstrations, scored_group
+from bi_ray.readiness.measure import Demonstrations
+from bi_ray.readiness.rollouts import scored_group
 from bi_ray.runs.layout import (
     INFLUENCE_FILE,
     METRICS_FILE,
@@ -189,7 +190,7 @@ class Driver(ServedCalls):
         """See ``ReadinessMeter.realize``, which waits for the engines and the analyzer."""
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
-    async def select_queries(self, policy: Path, problems: Path, out: Path) -> PlainValues:
+    async def select_queries(self, policy: Path, problems: Path, out: Path) -> SelectionSummary:
         """Reject RL queries by the samples of a policy.
 
         Waits for the engines and the verifier.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from actors.logs import start_logging
+from bi_ray.batches.scored import ScoredGroup
 from bi_ray.config import RunConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights, tied_weights
 from bi_ray.readiness.influence import (
@@ -29,15 +30,14 @@ from bi_ray.readiness.measure import (
     Demonstrations,
     held_out_perplexity,
     measure_queries,
-    scored_group,
 )
 from bi_ray.readiness.realized import Forecast, step_along
-from bi_ray.readiness.rollouts import ScoredGroup
+from bi_ray.readiness.records import WatchedQuery
+from bi_ray.readiness.rollouts import scored_group
 from bi_ray.runs.layout import MEASURED_QUERIES_FILE, READINESS_FILE
 from bi_ray.tasks.registry import build_task
 
 _LOWEST_PRIORITY = 19  # Ray starts its workers at 15
-_WATCHED_FIELDS = ("right", "of", "k_plus", "k_minus", "dj")  # of a query, in a row of RL
 GroupRow = Mapping[str, Any]  # see ``actors.driver.sampling.group_rows``
 
 
@@ -93,9 +93,10 @@ class InfluenceAnalyzer:
             self._set_phase,
         )
         self._set_phase("perplexity")
-        whole["perplexity"] = held_out_perplexity(differentiator, demonstrations)
-        (out / MEASURED_QUERIES_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (out / READINESS_FILE).write_text(json.dumps(whole))
+        whole = replace(whole, perplexity=held_out_perplexity(differentiator, demonstrations))
+        lines = [json.dumps(row.as_json()) + "\n" for row in rows]
+        (out / MEASURED_QUERIES_FILE).write_text("".join(lines))
+        (out / READINESS_FILE).write_text(json.dumps(whole.as_json()))
 
     def watch(
         self,
@@ -125,13 +126,20 @@ class InfluenceAnalyzer:
         self._set_phase(f"influence at step {step}")
         scale = self.settings.token_scales[0]
         direction = objective_direction(differentiator, target_groups, scale)
-        query_rows = []
-        for query in measure_influence(differentiator, groups, direction, scale):
-            row = asdict(query)
-            query_rows.append({name: row[name] for name in _WATCHED_FIELDS})
+        watched = []
+        influences = measure_influence(differentiator, groups, direction, scale)
+        for group, influence in zip(groups, influences, strict=True):
+            query = WatchedQuery(
+                right=group.right,
+                of=len(group.rollouts),
+                k_plus=influence.k_plus,
+                k_minus=influence.k_minus,
+                dj=influence.dj,
+            )
+            watched.append(asdict(query))
         forecast, before = Forecast.make(step, differentiator, target_groups), self._forecast
         self._forecast = forecast
-        return {"step": step, "queries": query_rows} | forecast.against(before)
+        return {"step": step, "queries": watched} | asdict(forecast.against(before))
 
     def begin_watch(self) -> None:
         """Another arm's RL begins: forget what was forecast, and leave the processor to RL."""

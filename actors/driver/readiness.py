@@ -31,13 +31,14 @@ from actors.rollout.pool import RolloutPool
 from bi_ray.batches.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
+from bi_ray.intervals import Z95
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.readiness.measure import Demonstrations, scored_group
+from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.realized import mean_and_error, realized_change
+from bi_ray.readiness.rollouts import scored_group
 from bi_ray.runs.layout import REALIZED_FILE, ROLLOUTS_FILE
 from bi_ray.runs.records import read_jsonl
 
-_Z95 = 1.96
 _POLL_S = 1.0
 _ATTEMPTS = 3  # of an analysis over which the analyzer dies
 _DIED = (
@@ -331,4 +332,4 @@ def _noise(before: Mapping[str, float], again: Mapping[str, float]) -> dict[str,
     """How much the rewards of two samplings of one policy differ, and the floor of that noise."""
     changes = [again[name] - before[name] for name in before if name in again]
     difference, error = mean_and_error(changes)
-    return {"difference": difference, "noise_floor": _Z95 * error}
+    return {"difference": difference, "noise_floor": Z95 * error}

@@ -107,7 +107,7 @@ def readiness(config_file: ConfigFile, run_path: RunText, local: Local = None) -
     with _pipeline(config, place) as pipeline:
         pipeline.readiness_of_base()
     found = read_readiness(["base"], [place.path], config.evaluation.bootstrap_draws)
-    console.print(render_readiness(found["readiness"]))
+    console.print(render_readiness(found.readiness))
     console.print(
         f"Every measured query: {place.path / 'readiness' / 'base'}",
         highlight=False,
@@ -196,7 +196,7 @@ def report(
     """Write the report of a run or study again from its files, finished or not, or compare several
     on one page.
     """
-    from bi_ray.report.summary import write_report
+    from bi_ray.report.writing import write_report
 
     console.print(str(write_report(runs, out)), highlight=False, markup=False, soft_wrap=True)
 
@@ -344,7 +344,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _finish(config: RunConfig, runs: list[RunPlace], place: RunPlace) -> None:
-    from bi_ray.report.summary import show_summary, write_summary
+    from bi_ray.report.writing import show_summary, write_summary
 
     show_summary(write_summary(config, [run.path for run in runs], place.path), console, place.path)
     place.publish_report()

@@ -43,7 +43,7 @@ def test_a_filter_that_keeps_none_says_what_to_change(right):
     config = QueryFilterConfig()
     rows = reject([(str(i), samples(right)) for i in range(5)], config)
     with pytest.raises(
-        SelectionError, match=r"keeps none of 5 queries .* make task.sets.rl easier or harder"
+        SelectionError, match=r"keeps none of 5 queries.*Make task.sets.rl easier or harder"
     ):
         describe_selection(rows, 5, config)
 

@@ -242,7 +242,7 @@ QUICK = ("data/stage.json", f"rl/{ARM}/metrics.jsonl")
 def test_a_damaged_file_is_one_line(finished, tmp_path, command, monkeypatch, name, older):
     checks_passed = serve_checks(monkeypatch)
     monkeypatch.setattr(
-        "bi_ray.report.summary.write_page", lambda *_: None
+        "bi_ray.report.writing.write_page", lambda *_: None
     )  # its text is tested elsewhere, and takes longest
     for how in DAMAGES:
         run = tmp_path / how.replace(" ", "_")
