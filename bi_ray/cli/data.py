@@ -136,7 +136,7 @@ def inject(
     """Turn rows into demonstrations with behaviors in them, each proven right before it is written."""
     from bi_ray.api import task_of, token_counter
     from bi_ray.data.sets import write_injected
-    from bi_ray.injection.rows import inject_rows, recipe_of
+    from bi_ray.injection.user_rows import inject_rows, recipe_of
 
     run = load_config(config_file, RunConfig) if config_file else None
     wanted = recipe_of(recipe, behavior or (), run.arms if run else None)
@@ -186,7 +186,7 @@ def check(
     its reason.
     """
     from bi_ray.api import task_of
-    from bi_ray.verification.grading import Grade, Tally, grade_rows
+    from bi_ray.verification.grading import Tally, VerdictRow, grade_rows
 
     run = load_config(config_file, RunConfig) if config_file else None
     task = task_of(run, source)
@@ -195,7 +195,7 @@ def check(
         raise ConfigError(f"--out {out}: it has to be a file of its own")
     left_out = out.with_name(f"{out.name}.{REJECTS}")
     with _written_to(out):
-        _refuse_foreign_rows(out, Grade, "verdicts")
+        _refuse_foreign_rows(out, VerdictRow, "verdicts")
         _refuse_foreign_rows(left_out, Reject, "rejected rows")
     tally, rejects, faults = (
         Tally(),
@@ -203,15 +203,18 @@ def check(
         Table("row", "line of it", "what is wrong", box=None),
     )
     with _written_to(out), _whole_file(out) as file, _bar("responses", None) as show:
-        for place, grade in grade_rows(
+        for graded in grade_rows(
             rows_of(source, rejects), task, rejects, run.verifier if run else None
         ):
-            tally.add(grade)
+            verdict = graded.verdict
+            tally.add(verdict)
             show(tally.rows)
-            file.write(json.dumps(asdict(place) | grade.as_json(), ensure_ascii=False) + "\n")
-            if grade.first_bad_step is not None and faults.row_count < _SHOWN_REJECTS:
-                line = "end" if grade.bad_response_line is None else str(grade.bad_response_line)
-                faults.add_row(Text(grade.id), line, Text(grade.reason or ""))
+            file.write(
+                json.dumps(asdict(graded.place) | graded.as_json(), ensure_ascii=False) + "\n"
+            )
+            if verdict.first_bad_step is not None and faults.row_count < _SHOWN_REJECTS:
+                line = "end" if graded.bad_response_line is None else str(graded.bad_response_line)
+                faults.add_row(Text(graded.id), line, Text(verdict.trace_fault or ""))
         _keep(rejects, left_out)
         if not tally.rows:
             raise DataError(rejects.explain(source, "nothing was graded"))
@@ -276,7 +279,7 @@ def add_commands(app: typer.Typer) -> None:
 def _made_row(config: RunConfig, arm: str | None, set_name: str, index: int) -> dict[str, Any]:
     from bi_ray.api import problems_of, token_counter
     from bi_ray.injection.recipes import Recipe
-    from bi_ray.injection.rows import demonstration_row
+    from bi_ray.injection.user_rows import demonstration_row
     from bi_ray.tasks.registry import build_task
 
     if arm is None:
