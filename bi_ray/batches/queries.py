@@ -25,13 +25,13 @@ def next_queries(
     for the groups that teach nothing (``groups.refill``).
 
     Args:
-        problems: how many there are.
-        asked: what the step has sampled so far, in order.
+        problems: number of problems.
+        asked: indices that the step has sampled so far, in order.
         judged: their groups, without those that failed.
-        rounds: of sampling so far.
-        step: from 1 on.
+        rounds: rounds of sampling so far.
+        step: the RL step, 1-based.
         rl: sizes of a step.
-        seed: of the run.
+        seed: the run's sampling seed.
     """
     if rounds == 0:
         return step_prompts(problems, rl.prompts_per_step, step, seed)

@@ -22,7 +22,14 @@ from bi_ray.report.scores import (
     score_set,
 )
 from bi_ray.rows.fields import MANIFEST
-from bi_ray.runs.layout import DATA, EVAL_BASE, EVAL_RL, EVAL_SFT, EVAL_SFT_DOUBLE, samples_file
+from bi_ray.runs.layout import (
+    DATA,
+    EVAL_BASE,
+    EVAL_RL,
+    EVAL_SFT,
+    EVAL_SFT_DOUBLE,
+    samples_file,
+)
 from bi_ray.runs.records import read_record
 from bi_ray.runs.stages import StageRecord, is_finished, read_stage, require_sizes, stage_folders
 from bi_ray.verification.samples import read_samples

@@ -28,7 +28,6 @@ from bi_ray.runs.layout import (
     RL,
     SUMMARY,
     samples_file,
-    stage_of,
 )
 from bi_ray.runs.metrics import read_steps
 from bi_ray.runs.stages import is_finished
@@ -123,7 +122,7 @@ def show_summary(summary: Summary, console: Console, out: Path) -> None:
     )
     console.print("Every sample with its verdict, and the rest of the report:", highlight=False)
     for name in (
-        f"{stage_of(EVAL_RL, '<arm>')}/{samples_file('<set>')}",
+        f"{EVAL_RL}/<arm>/{samples_file('<set>')}",
         f"{REPORT}/{PICTURE}",
         f"{REPORT}/{MARKDOWN}",
         f"{REPORT}/{SUMMARY}",

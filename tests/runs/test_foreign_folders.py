@@ -16,7 +16,8 @@ from bi_ray.config import RunConfig, load_config
 from bi_ray.files.atomic import remove_leftovers, write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.report.writing import write_report
-from bi_ray.runs.directory import RunDirectory, begin_directory, keep_config, key_of
+from bi_ray.runs.directory import RunDirectory, begin_directory, keep_config
+from bi_ray.runs.keys import key_of
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs/quickstart.yaml"
