@@ -22,8 +22,8 @@ from bi_ray.config import (
     VerifierConfig,
 )
 from bi_ray.config.base import Deadline
-from bi_ray.files.names import STAGES
 from bi_ray.runs.directory import StageKey
+from bi_ray.runs.layout import STAGES
 
 SETS = ("sft", "rl", "val", "test_id", "test_ood")
 CONFIG = RunConfig.model_validate(
