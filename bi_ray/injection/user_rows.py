@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
@@ -136,14 +135,14 @@ def inject_rows(
             "filler and max_trace_tokens are counted in tokens and need a tokenizer: "
             "--tokenizer DIR"
         )
-    make_injector = partial(_Injector, task, recipe, seed, count_tokens)
+    settings = (task, recipe, seed, count_tokens)
     try:
-        injector = make_injector()
+        injector = _Injector(*settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if processes > 1 and extractor is None:
         blocks = _blocks(rows, _ROWS_PER_JOB)
-        results = in_processes(_inject_here, blocks, processes, _begin, (make_injector,))
+        results = in_processes(_Injector, settings, blocks, processes)
     else:
         results = _in_this_process(rows, injector, extractor)
     seen = Seen()
@@ -270,18 +269,6 @@ def _named(extracted: Worded | RowError, fields: Fields, place: Place) -> Worded
 def _key(what: str, value: str) -> tuple[str, int]:
     digest = hashlib.blake2b(f"{what} {value}".encode(), digest_size=8).digest()
     return what, int.from_bytes(digest)
-
-
-_here: _Injector  # of this process
-
-
-def _begin(make_injector: Callable[[], _Injector]) -> None:
-    global _here
-    _here = make_injector()
-
-
-def _inject_here(block: Sequence[NumberedRow]) -> list[_Outcome]:
-    return _here(block)
 
 
 def _blocks(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow]]:

@@ -7,13 +7,13 @@ import pytest
 from pyarrow import ArrowInvalid
 from typer.testing import CliRunner
 
-from bi_ray.cli.jobs import job_command
+from bi_ray.cli.jobs import JobRun, job_command
 from bi_ray.cli.main import app
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import hide_credentials, hide_secrets, parses, public_name
-from bi_ray.runs import remote
+from bi_ray.runs import remote_files
 from bi_ray.runs.directory import RunDirectory
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status
 
 SECRET = "abcdSECRET"
@@ -38,12 +38,12 @@ SECRET = "abcdSECRET"
 )
 def test_secrets_of_a_uri_are_in_no_message(uri, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(remote, "FileSystem", RefusingFileSystem)
+    monkeypatch.setattr(remote_files, "FileSystem", RefusingFileSystem)
     for attempt in (
         lambda: RunPlace.of(uri, tmp_path).directory(),
         lambda: RunDirectory(uri),
         lambda: describe_status(RunPlace.of(uri, tmp_path)),
-        lambda: job_command(tmp_path / "x.yaml", uri, None, None, tmp_path),
+        lambda: job_command(JobRun(tmp_path / "x.yaml", uri, working_dir=tmp_path)),
     ):
         with pytest.raises(Exception) as caught:
             attempt()
@@ -102,7 +102,7 @@ def test_a_job_refuses_credentials_in_its_command(tmp_path):
     with pytest.raises(
         RunError, match="--run s3://bucket/run has credentials, which everyone on the cluster"
     ):
-        job_command(tmp_path / "x.yaml", "s3://key:secret@bucket/run", None, None, tmp_path)
+        job_command(JobRun(tmp_path / "x.yaml", "s3://key:secret@bucket/run", working_dir=tmp_path))
 
 
 @pytest.mark.parametrize("command", ["report", "serve"])

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status
 
 pytestmark = pytest.mark.timeout(900)
@@ -312,7 +312,7 @@ def test_mistakes_about_jobs_are_one_line(cluster, tmp_path):
         f"http://127.0.0.1:{free_port()}",
     )
     refused("give the address of the job server", "job", "list", "--address", "127.0.0.1:6379")
-    refused("no run is going on in", "scale", "--run", cluster.project, "--workers", "2")
+    refused("no run is in progress in", "scale", "--run", cluster.project, "--workers", "2")
     nowhere = f"127.0.0.1:{free_port()}"
     refused(
         f"no Ray answers at {nowhere}",
@@ -351,7 +351,7 @@ def test_a_run_is_scaled_left_stopped_and_goes_on(cluster, tmp_path):
     followed.send_signal(signal.SIGINT)
     code, output = end(followed)
     assert code == 130
-    assert "Detached; long goes on." in output
+    assert "Detached; long continues." in output
     assert "bi-ray job logs long" in output
     reached = steps(work)[-1]
     time.sleep(5)
@@ -384,7 +384,7 @@ def test_a_run_at_a_uri(cluster, tmp_path):
     uri = f"file://{tmp_path}/home/run"
     code, output = end(submit(cluster, "tiny.yaml", "--run", uri, "--local", tmp_path / "one"))
     assert code == 0, output
-    assert f"All of it is at {uri} too" in output
+    assert f"Also at {uri}" in output
     home = tmp_path / "home/run"
     assert (home / "report/summary.json").exists()
     code, output = end(submit(cluster, "tiny.yaml", "--run", uri, "--local", tmp_path / "two"))
