@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import distributed
 
 from bi_ray.config import RunConfig, SetName, load_config
+from bi_ray.files.atomic import write_text
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.tasks.registry import build_task
@@ -107,8 +108,6 @@ def report(name: str, ratio: float, setup: str, **figures: Any) -> None:
     for key, value in figures.items():
         print(f"  {key}: {value}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    temporary = BUILD / f"{name}.tmp"
     result = {"name": name, "ratio": ratio, "setup": setup, **figures}
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.rename(BUILD / f"{name}.json")
+    write_text(BUILD / f"{name}.json", json.dumps(result, indent=1), durable=False)
     print_ratio(name, ratio)

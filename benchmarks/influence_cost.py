@@ -18,13 +18,14 @@ from functools import partial
 import torch
 from common import arguments_parser, print_ratio, quickstart, timed
 
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.readiness.influence import Differentiator, dot, objective_direction
-from bi_ray.readiness.rollouts import Rollout, ScoredGroup
+from bi_ray.readiness.rollouts import unweighted_rows
 from bi_ray.tasks.registry import build_task
 
 QUERIES, TARGETS, SAMPLES, ROUNDS = 8, 8, 4, 5
@@ -58,9 +59,7 @@ def main() -> None:
     arguments_parser(__doc__).parse_args()
     config = quickstart()
     queries, target = groups_of(config, 0, QUERIES), groups_of(config, QUERIES, TARGETS)
-    rows = []
-    for group in queries:
-        rows += group.rows([1.0] * SAMPLES)
+    rows = unweighted_rows(queries)
     eager = load_model(config.model.path, attention="eager").eval()
     fused = load_model(config.model.path, attention="sdpa").eval()
     gradients = Differentiator(fused)

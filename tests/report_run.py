@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from datasets import Dataset
+from pydantic import TypeAdapter
 
 from bi_ray.config import RunConfig, load_config
-from bi_ray.data.problems import describe
+from bi_ray.data.export import Counts
 from bi_ray.injection.recipes import Recipe
+from bi_ray.readiness.summary import ReadinessSummary
+from bi_ray.report.readiness import Analysis, RealizedSummary
+from bi_ray.report.summary import Summary
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.runs.directory import keep_config
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification.verdicts import verify
+from bi_ray.verification.verdicts import Judge, VerificationItem
 
 ROOT = Path(__file__).parents[1]
 SETS = ("test_id", "test_ood")
@@ -65,9 +69,18 @@ def write_run(
             for p in made[name]
         ]
         Dataset.from_list(rows).save_to_disk(run / "data" / name)
-        (run / "data" / name / MANIFEST).write_text(
-            json.dumps(describe(rows) | {"set": name, "hashes": []})
-        )
+        counts = Counts()
+        for row in rows:
+            counts.add_answer(row["answer"])
+        lengths = [len(row["prompt_tokens"]) for row in rows]
+        manifest = {
+            **counts.summary(),
+            "prompt_tokens_mean": sum(lengths) / len(lengths),
+            "prompt_tokens_max": max(lengths),
+            "set": name,
+            "hashes": [],
+        }
+        (run / "data" / name / MANIFEST).write_text(json.dumps(manifest))
     for arm in config.arms:
         rate = {"eval_sft": 0.4, "eval_rl": 0.5 if arm == "vanilla" else 0.75}
         if "rl" in stages:
@@ -135,9 +148,10 @@ def _sample(task, recipe, problem, mode, number, rng, rate) -> dict:
             text = "\n".join(lines).replace(f"answer is {problem.answer} ", "answer is nothing ")
         else:
             text = text[: len(text) // 2]
-    verdict = asdict(
-        verify(task, problem.graph, problem.answer, text, truncated=not text.endswith(">"))
+    item = VerificationItem(
+        problem.question, problem.graph.to_json(), problem.answer, text, not text.endswith(">")
     )
+    verdict = asdict(Judge(task)(item))
     row = {
         "mode": mode,
         "id": problem.id,
@@ -151,6 +165,18 @@ def _sample(task, recipe, problem, mode, number, rng, rate) -> dict:
 def iv(value: float, half: float) -> dict[str, float]:
     """An interval as JSON keeps it."""
     return {"value": value, "low": value - half, "high": value + half}
+
+
+def with_measured(summary: Summary, parts: dict) -> Summary:
+    """The summary with parts of it as ``measured`` makes them, in JSON's form."""
+    return replace(summary, **{name: _KINDS[name].validate_python(parts[name]) for name in parts})
+
+
+_KINDS = {
+    "readiness": TypeAdapter(dict[str, ReadinessSummary]),
+    "realized": TypeAdapter(dict[str, RealizedSummary]),
+    "during_rl": TypeAdapter(dict[str, list[Analysis]]),
+}
 
 
 def measured(config: RunConfig, seed=0) -> dict:

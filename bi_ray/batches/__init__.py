@@ -1,3 +1,1 @@
-"""What the driver makes of rollouts, free of torch: queries, groups, advantages, selection,
-batches.
-"""
+"""What the driver makes of rollouts: queries, groups, advantages, batches. Free of torch."""

@@ -1,4 +1,4 @@
-"""What the driver hands to the learners for one RL step. Plain data: no ray, no torch."""
+"""What the driver hands to the learners for one RL step. Plain data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class TrainSample:
     """One response to learn from.
 
     Attributes:
-        key: names the sample (its group's key and its number there).
+        key: name of the sample: its group's key and its number there.
         prompt_tokens: the prompt after the chat template, at least one token.
-        response_tokens: what the policy sampled, its end token included where there is one.
+        response_tokens: what the policy sampled, including the end token if there is one.
         logprobs: the sampler's log-probability of every response token, temperature applied.
         advantage: the sample's advantage in its group, the same for every token.
     """
@@ -27,11 +27,12 @@ class TrainSample:
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
             raise ValueError(
-                f"{self.key}: no prompt tokens, and nothing else predicts the first token of a row"
+                f"{self.key}: no prompt tokens, so nothing predicts the first response token"
             )
         if len(self.response_tokens) != len(self.logprobs):
             raise ValueError(
-                f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} log-probabilities"
+                f"{self.key}: {len(self.response_tokens)} tokens, {len(self.logprobs)} "
+                "log-probabilities"
             )
 
 
@@ -42,15 +43,14 @@ class LearnerBatch:
     Attributes:
         samples: those that have a gradient. Groups whose rewards are all equal are left out unless
             a KL term is on. May be empty: then the version goes up and the weights stay.
-        groups_total: how many groups were scored, with those left out.
-        samples_total: how many samples were scored, with those left out. Eq. 12 of arXiv:2505.18917
-            averages over all of them, so that a batch with few informative groups makes a small
-            step.
-        tokens_total: response tokens that a mean over tokens is over; None: those of ``samples``.
+        samples_total: number of samples that were scored, including those left out. Eq. 12 of
+            arXiv:2505.18917 averages over all of them, so that a batch with few informative groups
+            makes a small step.
+        tokens_total: number of response tokens that a mean over tokens divides by; None: those of
+            ``samples``.
     """
 
     samples: Sequence[TrainSample]
-    groups_total: int
     samples_total: int
     tokens_total: int | None = None
 

@@ -1,122 +1,98 @@
-"""From groups of judged samples to what the learners train on. Pure: no ray, no torch."""
+"""From groups of judged samples to what the learners train on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bi_ray.batches.advantages import learned_rewards, rewards_differ, step_advantages
+from bi_ray.batches.advantages import step_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.batches.rollout import Group, Sample
+from bi_ray.batches.rollout import Group
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.batches.shaping import length_penalty, overlong_penalty
 from bi_ray.config import ConfigError, RLConfig, RunConfig
 from bi_ray.config.importing import load_object
 from bi_ray.verification.verdicts import DataFailure, Verdict
 
 JudgedGroup = tuple[Group, Sequence[Verdict | DataFailure]]
+CompleteGroup = tuple[Group, list[Verdict]]
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """A group that counts: its samples that have a verdict, two at least.
-
-    Attributes:
-        group: all of it.
-        samples: those with a verdict.
-        verdicts: one for each of ``samples``.
-    """
-
-    group: Group
-    samples: list[Sample]
-    verdicts: list[Verdict]
-
-    @property
-    def rewards(self) -> list[float]:
-        """Before shaping."""
-        return [verdict.reward for verdict in self.verdicts]
-
-    @property
-    def outcomes(self) -> list[float]:
-        """What the answers alone are worth."""
-        return [verdict.answer_reward for verdict in self.verdicts]
-
-    @property
-    def informative(self) -> bool:
-        """Whether some answers are worth more than others; format, trace and length have no say."""
-        return rewards_differ(self.outcomes)
-
-    @property
-    def tokens(self) -> int:
-        """Of all responses."""
-        return sum(len(sample.tokens) for sample in self.samples)
-
-
-def score_groups(judged: Sequence[JudgedGroup], rl: RLConfig) -> list[ScoredGroup]:
-    """The groups that count.
+def complete_groups(judged: Sequence[JudgedGroup], rl: RLConfig) -> list[CompleteGroup]:
+    """The groups that count, each with a verdict for every sample, and at least two samples.
 
     A sample that ended as a data failure has no reward: it leaves its group, and under
     ``incomplete_groups: drop`` the group leaves the step.
     """
-    scored = []
-    for group, outcome in judged:
-        whole = [
-            (s, v) for s, v in zip(group.samples, outcome, strict=True) if isinstance(v, Verdict)
-        ]
-        if len(whole) >= 2 and (len(whole) == len(outcome) or rl.incomplete_groups == "keep"):
-            scored.append(
-                ScoredGroup(
-                    group, [sample for sample, _ in whole], [verdict for _, verdict in whole]
-                )
-            )
-    return scored
+    complete = []
+    for group, outcomes in judged:
+        samples = []
+        verdicts = []
+        for sample, outcome in zip(group.samples, outcomes, strict=True):
+            if isinstance(outcome, Verdict):
+                samples.append(sample)
+                verdicts.append(outcome)
+        has_failures = len(verdicts) < len(outcomes)
+        if has_failures and rl.incomplete_groups == "drop":
+            continue
+        if len(verdicts) >= 2:
+            complete.append((replace(group, samples=samples), verdicts))
+    return complete
+
+
+def score_group(group: Group, verdicts: Sequence[Verdict], rl: RLConfig) -> ScoredGroup:
+    """A complete group with its rewards, before shaping."""
+    rollouts = []
+    for sample, verdict in zip(group.samples, verdicts, strict=True):
+        rollout = Rollout(
+            tokens=sample.tokens,
+            reward=verdict.reward,
+            right=verdict.right,
+            outcome=verdict.answer_reward,
+            logprobs=sample.logprobs,
+        )
+        rollouts.append(rollout)
+    by_outcome = rl.wrong_groups == "outcome"
+    return ScoredGroup(group.key, group.prompt_tokens, tuple(rollouts), by_outcome)
 
 
 def refill(judged: Sequence[JudgedGroup], rounds: int, rl: RLConfig) -> int:
-    """How many more prompts a step should ask for: DAPO's dynamic sampling (arXiv:2503.14476), as a
-    pure function.
+    """How many more prompts a step needs: DAPO's dynamic sampling (arXiv:2503.14476).
 
-    A driver generates and judges the prompts of ``sampler.step_prompts``, and then, while this
-    returns a number, those of ``sampler.refill_prompts`` beside them, until that has no prompt
-    left; ``build_batch`` gets all of it::
-
-        asked = step_prompts(len(queries), rl.prompts_per_step, step, seed)
-        judged, rounds = await judge(asked), 1
-        while more := refill_prompts(len(queries), asked, refill(judged, rounds, rl), step, seed):
-            judged, rounds, asked = judged + await judge(more), rounds + 1, asked + more
-        batch, metrics = build_batch(judged, config)
+    ``queries.next_queries`` picks them; ``build_batch`` gets the groups of all rounds.
 
     Args:
         judged: all groups of the step so far, in the order in which they were asked for.
-        rounds: of generation so far.
-        rl: how many are wanted.
+        rounds: rounds of generation so far.
+        rl: how many informative groups are wanted.
 
     Returns:
-        As many as make up for the missing ones at the share of informative groups so far, one
-        step's at most; 0 when the step has enough, when the rounds are used up, or without
+        As many as make up for the missing groups at the share of informative groups so far, but at
+        most ``prompts_per_step``; 0 once the step has enough or the rounds are used up, and without
         ``dynamic_sampling``.
     """
     if rl.dynamic_sampling is None or rounds >= rl.dynamic_sampling.max_rounds:
         return 0
-    found = sum(group.informative for group in score_groups(judged, rl))
-    missing = max(0, rl.prompts_per_step - found)
-    return (
-        min(rl.prompts_per_step, math.ceil(missing * len(judged) / found))
-        if found
-        else rl.prompts_per_step
-    )
+    informative = 0
+    for group, verdicts in complete_groups(judged, rl):
+        informative += score_group(group, verdicts, rl).answers_differ
+    if not informative:
+        return rl.prompts_per_step
+    missing = max(0, rl.prompts_per_step - informative)
+    return min(rl.prompts_per_step, math.ceil(missing * len(judged) / informative))
 
 
 def build_batch(
     judged: Sequence[JudgedGroup], config: RunConfig
 ) -> tuple[LearnerBatch, dict[str, Any]]:
-    """From verdicts to what the learners train on.
+    """From verdicts to what the learners train on, and the step's metrics.
 
-    Under ``dynamic_sampling`` the first ``prompts_per_step`` informative groups make the step, and
-    the others count in the metrics alone: the reward stays that of every prompt that was asked for.
+    Under ``dynamic_sampling`` the first ``prompts_per_step`` informative groups make up the step,
+    and the others only count in the metrics: the reward remains that of every prompt asked for.
     Samples without advantage are left out unless a KL term needs them.
 
     Args:
@@ -127,106 +103,131 @@ def build_batch(
         ConfigError: ``rl.advantage`` is an import path with nothing usable behind it.
     """
     rl = config.rl
-    scored = score_groups(judged, rl)
+    complete = complete_groups(judged, rl)
+    scored = [score_group(group, verdicts, rl) for group, verdicts in complete]
     chosen = scored
     if rl.dynamic_sampling:
-        chosen = [group for group in scored if group.informative][: rl.prompts_per_step]
-    shaped = [_shaped_rewards(group, config) for group in chosen]
+        chosen = [group for group in scored if group.answers_differ][: rl.prompts_per_step]
+    shaped = [_shape(group, config) for group in chosen]
+    used = shaped
     if rl.zero_variance_groups == "drop":
-        used = [
-            (g, rewards)
-            for g, rewards in zip(chosen, shaped, strict=True)
-            if rewards_differ(rewards)
-        ]
-    else:
-        used = list(zip(chosen, shaped, strict=True))
-    advantages = _advantages([rewards for _, rewards in used], rl)
-    samples = [
-        TrainSample(
-            f"{scored.group.key}/{number}",
-            scored.group.prompt_tokens,
-            tuple(sample.tokens),
-            tuple(sample.logprobs),
-            advantage,
-        )
-        for (scored, _), values in zip(used, advantages, strict=True)
-        for number, (sample, advantage) in enumerate(zip(scored.samples, values, strict=True))
-        if advantage != 0 or rl.kl.in_loss
-    ]
+        used = [group for group in shaped if group.informative]
     batch = LearnerBatch(
-        samples=samples,
-        groups_total=len(chosen),
-        samples_total=sum(len(group.samples) for group in chosen),
-        tokens_total=sum(group.tokens for group, _ in used),
+        samples=_train_samples(used, rl),
+        samples_total=sum(len(group.rollouts) for group in chosen),
+        tokens_total=sum(group.tokens for group in used),
     )
-    metrics = _metrics(judged, scored)
+    metrics = _metrics(judged, complete, scored)
     if rl.dynamic_sampling:
         metrics["trained_groups"] = len(chosen)
     if rl.shaping.on:
-        metrics["shaped_reward"] = _mean([reward for rewards in shaped for reward in rewards])
-        metrics["shaping"] = metrics["shaped_reward"] - _mean(
-            [r for group in chosen for r in group.rewards]
-        )
+        metrics |= _shaping_metrics(chosen, shaped)
     return batch, metrics
 
 
-def _shaped_rewards(group: ScoredGroup, config: RunConfig) -> list[float]:
+def _shape(group: ScoredGroup, config: RunConfig) -> ScoredGroup:
+    """The group with the rewards that its lengths leave."""
     shaping, limit = config.rl.shaping, config.model.max_response_tokens
-    rewards = [
-        verdict.reward
-        - overlong_penalty(len(sample.tokens), limit, shaping)
-        - length_penalty(len(sample.tokens), limit, verdict.right, shaping)
-        for sample, verdict in zip(group.samples, group.verdicts, strict=True)
-    ]
-    return (
-        rewards if config.rl.wrong_groups == "shaped" else learned_rewards(rewards, group.outcomes)
-    )
+    rollouts = []
+    for rollout in group.rollouts:
+        length = len(rollout.tokens)
+        reward = (
+            rollout.reward
+            - overlong_penalty(length, limit, shaping)
+            - length_penalty(length, limit, rollout.right, shaping)
+        )
+        rollouts.append(replace(rollout, reward=reward))
+    return replace(group, rollouts=tuple(rollouts))
+
+
+def _train_samples(groups: Sequence[ScoredGroup], rl: RLConfig) -> list[TrainSample]:
+    advantages = _advantages([group.learned_rewards for group in groups], rl)
+    samples = []
+    for group, values in zip(groups, advantages, strict=True):
+        for number, (rollout, advantage) in enumerate(zip(group.rollouts, values, strict=True)):
+            if advantage == 0 and not rl.kl.in_loss:
+                continue
+            sample = TrainSample(
+                key=f"{group.id}/{number}",
+                prompt_tokens=group.prompt_tokens,
+                response_tokens=tuple(rollout.tokens),
+                logprobs=tuple(rollout.logprobs),
+                advantage=advantage,
+            )
+            samples.append(sample)
+    return samples
 
 
 def _advantages(groups: list[list[float]], rl: RLConfig) -> list[list[float]]:
-    if ":" in rl.advantage:
-        found = load_object(rl.advantage, "rl.advantage")(groups)
-        if [len(values) for values in found] != [len(rewards) for rewards in groups]:
-            raise ConfigError(
-                f"rl.advantage: {rl.advantage} must give every group as many advantages as rewards"
-            )
-        return [[float(value) for value in values] for values in found]
-    return step_advantages(groups, rl.advantage, rl.advantage_std, rl.advantage_epsilon)
+    if ":" not in rl.advantage:
+        return step_advantages(groups, rl.advantage, rl.advantage_std, rl.advantage_epsilon)
+    function = load_object(rl.advantage, "rl.advantage")
+    advantages = [list(map(float, values)) for values in function(groups)]
+    if list(map(len, advantages)) != list(map(len, groups)):
+        raise ConfigError(
+            f"rl.advantage: {rl.advantage} must give every group as many advantages as rewards"
+        )
+    return advantages
 
 
-def _metrics(judged: Sequence[JudgedGroup], scored: Sequence[ScoredGroup]) -> dict[str, Any]:
-    verdicts = [verdict for group in scored for verdict in group.verdicts]
-    return {
-        "reward": _mean([verdict.reward for verdict in verdicts]),
-        "accuracy": _mean([verdict.right for verdict in verdicts]),
-        "format_rate": _mean([verdict.format_right for verdict in verdicts]),
-        **(
-            _trace_metrics(verdicts)
-            if any(verdict.trace_valid is not None for verdict in verdicts)
-            else {}
-        ),
-        "truncated_rate": _mean([verdict.truncated for verdict in verdicts]),
-        "informative_share": _mean([group.informative for group in scored]),
-        "response_tokens_mean": _mean(
-            [len(sample.tokens) for group, _ in judged for sample in group.samples]
-        ),
-        "groups": len(scored),
-        "data_failures": sum(
-            isinstance(verdict, DataFailure) for _, outcome in judged for verdict in outcome
-        ),
+def _metrics(
+    judged: Sequence[JudgedGroup],
+    complete: Sequence[CompleteGroup],
+    scored: Sequence[ScoredGroup],
+) -> dict[str, Any]:
+    verdicts: list[Verdict] = []
+    for _, of_group in complete:
+        verdicts += of_group
+    lengths: list[int] = []
+    failures = 0
+    for group, outcomes in judged:
+        lengths += [len(sample.tokens) for sample in group.samples]
+        failures += sum(isinstance(outcome, DataFailure) for outcome in outcomes)
+    metrics: dict[str, Any] = {
+        "reward": _mean_of(verdicts, "reward"),
+        "accuracy": _mean_of(verdicts, "right"),
+        "format_rate": _mean_of(verdicts, "format_right"),
     }
+    traced = [verdict for verdict in verdicts if verdict.trace_valid is not None]
+    if traced:
+        metrics |= _trace_metrics(traced)
+    metrics |= {
+        "truncated_rate": _mean_of(verdicts, "truncated"),
+        "informative_share": _mean_or_zero([group.answers_differ for group in scored]),
+        "response_tokens_mean": _mean_or_zero(lengths),
+        "groups": len(scored),
+        "data_failures": failures,
+    }
+    return metrics
 
 
 def _trace_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """What the traces show that a graph could be held against; of free text nobody can tell."""
-    traced = [verdict for verdict in verdicts if verdict.trace_valid is not None]
+    """Averages over the responses whose trace a graph can be held against."""
     return {
-        "trace_valid_rate": _mean([bool(verdict.trace_valid) for verdict in traced]),
-        "trace_progress": _mean([verdict.progress or 0.0 for verdict in traced]),
-        "reflections_per_sample": _mean([verdict.reflections for verdict in traced]),
-        "analyses_per_sample": _mean([verdict.analyses for verdict in traced]),
+        "trace_valid_rate": _mean_of(verdicts, "trace_valid"),
+        "trace_progress": _mean_or_zero([verdict.progress or 0.0 for verdict in verdicts]),
+        "reflections_per_sample": _mean_of(verdicts, "reflections"),
+        "analyses_per_sample": _mean_of(verdicts, "analyses"),
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def _shaping_metrics(
+    chosen: Sequence[ScoredGroup], shaped: Sequence[ScoredGroup]
+) -> dict[str, float]:
+    """Mean reward after shaping, and what shaping changed of it."""
+    before: list[float] = []
+    for group in chosen:
+        before += group.rewards
+    after: list[float] = []
+    for group in shaped:
+        after += group.learned_rewards
+    reward = _mean_or_zero(after)
+    return {"shaped_reward": reward, "shaping": reward - _mean_or_zero(before)}
+
+
+def _mean_of(verdicts: Sequence[Verdict], field: str) -> float:
+    return _mean_or_zero([getattr(verdict, field) for verdict in verdicts])
+
+
+def _mean_or_zero(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else 0.0

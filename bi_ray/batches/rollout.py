@@ -1,4 +1,4 @@
-"""What goes to a rollout engine and what comes back. Plain data: no ray, no vllm, no torch."""
+"""What goes to a rollout engine and what comes back. Plain data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class SamplingConfig:
     """How one group of samples is drawn.
 
     Attributes:
-        samples: of the group.
-        temperature: 0 is greedy decoding.
-        top_p: of the probability that is drawn from.
+        samples: number of samples in the group.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: nucleus sampling: draw from the likeliest tokens that hold this much probability.
         max_tokens: length at which a response is cut off.
-        stop: strings that end a response. They stay in its text and in its tokens, as with TRL and
+        stop: strings that end a response. They stay in its text and in its tokens, as in TRL and
             verl, which decode the tokens: what ends an answer may be part of its format.
     """
 
@@ -35,14 +35,14 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroupRequest:
-    """A prompt that wants a group of samples.
+    """A prompt for which a group of samples is wanted.
 
     Attributes:
-        key: names the group, the same whenever it is asked for again (problem id, with the step in
-            RL).
+        key: name of the group, the same whenever it is asked for again: the problem's id, in an
+            evaluation behind the mode.
         prompt_tokens: the prompt after the chat template.
         sampling: how to draw.
-        seed: sample j is drawn with seed ``seed + j``, whatever else the engine does at that time.
+        seed: sample j is drawn with seed ``seed + j``, whatever else the engine is doing.
     """
 
     key: str
@@ -56,14 +56,14 @@ class Sample:
     """One response.
 
     Attributes:
-        tokens: the response, its end token included where there is one.
-        logprobs: log-probability of each token under the distribution that it was drawn from
+        tokens: the response, including its end token if it has one.
+        logprobs: log-probability of each token under the distribution it was drawn from
             (temperature and top-p applied), same length as ``tokens``.
         text: the response as text, without the end token.
         truncated: whether it ended at the length limit.
-        version: the oldest policy that made a part of it.
-        spans: which policy made which tokens, in their order; more than one where weights were
-            swapped in flight.
+        version: the oldest policy that generated a part of it.
+        spans: which policy generated which tokens, in order; more than one if weights were swapped
+            in flight.
     """
 
     tokens: list[int]
@@ -90,7 +90,7 @@ def seed_for(*parts: object) -> int:
 
 
 def rl_sampling(config: RunConfig, samples: int | None = None) -> SamplingConfig:
-    """How RL draws a group of so many samples, by default ``rl.samples_per_prompt``."""
+    """How RL draws a group of ``samples`` samples, by default ``rl.samples_per_prompt``."""
     rl, model = config.rl, config.model
     return SamplingConfig(
         samples or rl.samples_per_prompt,
@@ -102,24 +102,26 @@ def rl_sampling(config: RunConfig, samples: int | None = None) -> SamplingConfig
 
 
 def version_metrics(samples: Sequence[Sample], step: int) -> dict[str, float]:
-    """How old the policies were that made the batch of ``step``, in versions.
+    """How old the policies were that generated the batch of ``step``, in versions.
 
     Returns:
-        staleness_mean: over tokens, of the versions between the one that made it and the one that
-            learns from it.
-        staleness_max: of any token.
-        mixed_version_share: of samples that more than one version made.
+        staleness_mean: mean over tokens of the number of versions between the policy that generated
+            the token and the one that learns from it.
+        staleness_max: the largest of these numbers.
+        mixed_version_share: share of the samples that more than one version generated.
     """
-    ages = [
-        (step - 1 - span.version.step, span.tokens)
-        for sample in samples
-        for span in sample.spans or (VersionSpan(sample.version, len(sample.tokens)),)
-        if span.tokens
-    ]
-    tokens = sum(count for _, count in ages)
+    tokens = age_times_tokens = oldest = mixed = 0
+    for sample in samples:
+        mixed += len(sample.spans) > 1
+        for span in sample.spans or (VersionSpan(sample.version, len(sample.tokens)),):
+            if not span.tokens:
+                continue
+            age = step - 1 - span.version.step
+            oldest = max(oldest, age) if tokens else age
+            tokens += span.tokens
+            age_times_tokens += age * span.tokens
     return {
-        "staleness_mean": sum(age * count for age, count in ages) / max(1, tokens),
-        "staleness_max": max((age for age, _ in ages), default=0),
-        "mixed_version_share": sum(len(sample.spans) > 1 for sample in samples)
-        / max(1, len(samples)),
+        "staleness_mean": age_times_tokens / max(1, tokens),
+        "staleness_max": oldest,
+        "mixed_version_share": mixed / max(1, len(samples)),
     }

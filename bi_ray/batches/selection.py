@@ -1,16 +1,15 @@
-"""Which queries RL trains on: rejection by the SFT policy's own rollouts (Fig. 11 of
-arXiv:2505.18917).
+"""Which queries RL trains on: rejection by the SFT policy's own rollouts.
 
-A query that the policy never or always answers right has no advantages, so nothing to teach at the
-start; it is left out once, before RL. This is done offline: as RL goes on, queries that were
-rejected might have become informative.
+A query that the policy never or always answers correctly has no advantages, so there is nothing to
+learn from it at the start; it is left out once, before RL (Fig. 11 of arXiv:2505.18917). As RL
+proceeds, a rejected query might have become informative; it is not reconsidered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from bi_ray.config import QueryFilterConfig
 
@@ -19,14 +18,26 @@ class SelectionError(ValueError):
     """A filter that leaves nothing to train on; the message says what to change."""
 
 
+class SelectionSummary(TypedDict):
+    """Counts of a selection, for the log and the manifest.
+
+    ``right[n]`` is the number of queries with n right samples.
+    """
+
+    queries: int
+    kept: int
+    failed: int
+    right: list[int]
+
+
 @dataclass(frozen=True, slots=True)
 class QueryRow:
     """What became of one query.
 
     Attributes:
-        id: of its problem.
-        right: samples that were right.
-        of: samples that have a verdict; failures are neither right nor wrong.
+        id: id of its problem.
+        right: number of samples that were right.
+        of: number of samples that have a verdict; failures are neither right nor wrong.
         kept: whether RL trains on it.
     """
 
@@ -43,12 +54,11 @@ def reject(
 
     Args:
         groups: id of each query, and whether each of its samples that have a verdict was right.
-        config: how many have to be.
+        config: how many must be right.
 
     Returns:
-        A row per query. One with fewer samples than asked for, after failures, is kept where the
-        counts are in the range all the same, and the upper end of the range is taken down by as
-        many.
+        A row per query. Where failures left fewer samples than asked for, the upper end of the
+        range is lowered by as many.
     """
     rows = []
     for name, right in groups:
@@ -60,26 +70,27 @@ def reject(
 
 def describe_selection(
     rows: Sequence[QueryRow], asked: int, config: QueryFilterConfig
-) -> dict[str, Any]:
-    """Counts for the log and the manifest, the histogram of right samples among them.
+) -> SelectionSummary:
+    """Counts of a selection, including the histogram of right samples.
 
     Args:
         rows: of the queries that were sampled.
-        asked: how many should have been; the others failed as a whole.
+        asked: number of queries that should have been sampled; the others failed as a whole.
         config: the filter.
 
     Raises:
-        SelectionError: none is kept.
+        SelectionError: no query is kept.
     """
-    kept = sum(row.kept for row in rows)
     histogram = [0] * (config.samples_per_prompt + 1)
+    kept = 0
     for row in rows:
         histogram[row.right] += 1
-    summary = {"queries": asked, "kept": kept, "failed": asked - len(rows), "right": histogram}
+        kept += row.kept
     if not kept:
         raise SelectionError(
-            f"rl.query_filter keeps none of {asked} queries (right of {config.samples_per_prompt}: {histogram}; kept "
-            f"would be {config.least_right} to {config.most_kept}); make task.sets.rl easier or harder, train SFT "
-            "longer, widen least_right and most_right, or take the filter out"
+            f"rl.query_filter keeps none of {asked} queries: it keeps {config.least_right} to "
+            f"{config.most_kept} right of {config.samples_per_prompt}, but the numbers of queries "
+            f"by right samples are {histogram}. Make task.sets.rl easier or harder, train SFT "
+            "longer, widen least_right and most_right, or remove the filter"
         )
-    return summary
+    return {"queries": asked, "kept": kept, "failed": asked - len(rows), "right": histogram}

@@ -1,4 +1,4 @@
-"""What a reward loses for the length of its response. Pure."""
+"""What a reward loses for the length of its response."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bi_ray.config import ShapingConfig
 
 
 def overlong_penalty(tokens: int, max_tokens: int, config: ShapingConfig) -> float:
-    """DAPO's soft overlong punishment (Eq. 13 of arXiv:2503.14476), not negative.
+    """DAPO's soft overlong punishment (Eq. 13 of arXiv:2503.14476) as a number of at least 0.
 
     0 up to the buffer of ``overlong_buffer_share`` * ``max_tokens`` before the limit, then linear,
     and ``overlong_penalty`` at the limit.
@@ -16,9 +16,10 @@ def overlong_penalty(tokens: int, max_tokens: int, config: ShapingConfig) -> flo
 
 
 def length_penalty(tokens: int, max_tokens: int, right: bool, config: ShapingConfig) -> float:
-    """``length_penalty`` times the share of the limit that a right response took; 0 for a wrong
-    one.
+    """``length_penalty`` times the share of the limit that a right response used.
 
-    Only right ones: a policy that is wrong should not learn to be short.
+    Wrong responses pay nothing: a policy that is wrong should not learn to be short.
     """
-    return config.length_penalty * min(1.0, tokens / max_tokens) if right else 0.0
+    if not right:
+        return 0.0
+    return config.length_penalty * min(1.0, tokens / max_tokens)

@@ -21,11 +21,11 @@ from bi_ray.files.atomic import remove_leftovers, write_whole
 from bi_ray.files.errors import RunError
 from bi_ray.files.records import parse_record
 from bi_ray.rows.fields import rows_of
-from bi_ray.rows.rejects import REJECTS, DataError, Place, Reject, Rejects
+from bi_ray.rows.rejects import REJECTS, DataError, Reject, Rejects
 
 if TYPE_CHECKING:
     from bi_ray.tasks.base import Task
-    from bi_ray.verification.grading import Grade, Tally
+    from bi_ray.verification.grading import GradedRow, Tally, VerdictRow
 
 _MAX_ROW_BYTES = 2**24
 
@@ -88,12 +88,12 @@ class _Grading:
 
     Attributes:
         tally: counts over all graded rows.
-        bad_traces: the first few grades whose trace is wrong.
+        bad_traces: the first few rows whose trace is wrong.
         rejects: rows that could not be graded.
     """
 
     tally: Tally
-    bad_traces: list[Grade]
+    bad_traces: list[GradedRow]
     rejects: Rejects
 
     @property
@@ -110,18 +110,18 @@ def _check_out(files: _Files) -> None:
     Raises:
         ConfigError: see above; or it cannot be read.
     """
-    from bi_ray.verification.grading import Grade
+    from bi_ray.verification.grading import VerdictRow
 
     with explain_out(files.verdicts):
         if files.verdicts.resolve() == files.source.resolve():
             raise ConfigError(f"--out {files.verdicts} is the file to grade; choose another --out")
         if files.verdicts.is_dir():
             raise ConfigError(f"--out {files.verdicts} is a directory; name a file in it")
-        _refuse_foreign_rows(files.verdicts, Grade, "verdicts")
+        _refuse_foreign_rows(files.verdicts, VerdictRow, "verdicts")
         _refuse_foreign_rows(files.rejects, Reject, "rejected rows")
 
 
-def _refuse_foreign_rows(file: Path, kind: type[Grade | Reject], content: str) -> None:
+def _refuse_foreign_rows(file: Path, kind: type[VerdictRow] | type[Reject], content: str) -> None:
     """Refuse to replace an existing file that does not begin with a row of this kind.
 
     Raises:
@@ -157,12 +157,13 @@ def _grade(files: _Files, task: Task, limits: VerifierConfig | None) -> _Grading
         progress_bar("responses", None) as show_progress,
     ):
         rows = rows_of(files.source, grading.rejects)
-        for place, grade in grade_rows(rows, task, grading.rejects, limits):
-            grading.tally.add(grade)
+        for graded in grade_rows(rows, task, grading.rejects, limits):
+            verdict = graded.verdict
+            grading.tally.add(verdict)
             show_progress(grading.tally.rows)
-            verdicts.write(_verdict_line(place, grade))
-            if grade.first_bad_step is not None and len(grading.bad_traces) < SHOWN_REJECTS:
-                grading.bad_traces.append(grade)
+            verdicts.write(_verdict_line(graded))
+            if verdict.first_bad_step is not None and len(grading.bad_traces) < SHOWN_REJECTS:
+                grading.bad_traces.append(graded)
         files.rejects.unlink(missing_ok=True)  # of an earlier call
         if grading.rejects.rows:
             grading.rejects.write(files.rejects)
@@ -171,8 +172,8 @@ def _grade(files: _Files, task: Task, limits: VerifierConfig | None) -> _Grading
     return grading
 
 
-def _verdict_line(place: Place, grade: Grade) -> str:
-    return json.dumps(asdict(place) | grade.as_json(), ensure_ascii=False) + "\n"
+def _verdict_line(graded: GradedRow) -> str:
+    return json.dumps(asdict(graded.place) | graded.as_json(), ensure_ascii=False) + "\n"
 
 
 @contextmanager
@@ -212,9 +213,9 @@ def _tally_table(tally: Tally) -> Table:
     return table
 
 
-def _bad_trace_table(grades: list[Grade]) -> Table:
+def _bad_trace_table(rows: list[GradedRow]) -> Table:
     table = Table("row", "its line", "what is wrong", box=None)
-    for grade in grades:
-        line = "end" if grade.bad_response_line is None else str(grade.bad_response_line)
-        table.add_row(Text(grade.id), line, Text(grade.reason or ""))
+    for row in rows:
+        line = "end" if row.bad_response_line is None else str(row.bad_response_line)
+        table.add_row(Text(row.id), line, Text(row.verdict.trace_fault or ""))
     return table

@@ -15,12 +15,12 @@ from bi_ray.cli.console import ShowProgress, progress_bar, say
 from bi_ray.config import ConfigError, ExtractConfig, RecipeConfig, RunConfig, SetName, load_config
 from bi_ray.data.export import Format
 from bi_ray.files.errors import in_words
-from bi_ray.files.records import read_jsonl
 from bi_ray.rows.fields import rows_of
 from bi_ray.rows.rejects import REJECTS, Reject, Rejects
+from bi_ray.runs.records import read_jsonl
 
 if TYPE_CHECKING:
-    from bi_ray.injection.rows import Extractor
+    from bi_ray.injection.user_rows import Extractor
     from bi_ray.tasks.base import Task
 
 SHOWN_REJECTS = 10  # the file has all of them
@@ -189,7 +189,7 @@ class _QuestionReading:
 
 
 def _inject(options: InjectOptions) -> None:
-    from bi_ray.injection.rows import recipe_of
+    from bi_ray.injection.user_rows import recipe_of
 
     run = load_config(options.config_file, RunConfig) if options.config_file else None
     arms = run.arms if run else None
@@ -213,7 +213,7 @@ def _write_demonstrations(
     """Read, inject and write all rows; returns the manifest."""
     from bi_ray.api import token_counter
     from bi_ray.data.sets import write_injected
-    from bi_ray.injection.rows import inject_rows
+    from bi_ray.injection.user_rows import inject_rows
 
     reading = _question_reading(options, run, show_progress)
     about: dict[str, Any] = {"recipe": recipe, "seed": options.seed}

@@ -9,13 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
 
 from bi_ray.cli import check, data, jobs, plan, runs, show
 from bi_ray.cli.console import console
-from bi_ray.config import RunConfig
 from bi_ray.files.errors import in_words
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,28 @@ app = typer.Typer(
 )
 
 
-def options() -> None:
-    """Print every option of a run with its default and its unit."""
-    from bi_ray.config.options import describe_options
+def options(
+    prefix: Annotated[
+        str | None,
+        typer.Argument(help="Only options that begin with this, such as rl.validation"),
+    ] = None,
+    of: Annotated[
+        Literal["run", "pretrain", "extract"],
+        typer.Option(help="The configuration file whose options to print"),
+    ] = "run",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the whole page docs/options.md")
+    ] = False,
+) -> None:
+    """Print every option of a configuration with its type, default, unit and meaning."""
+    from bi_ray.config.manual import FILES, as_markdown, as_text
+    from bi_ray.config.options import find_options
 
-    console.print("\n".join(describe_options(RunConfig)), highlight=False, markup=False)
+    if markdown:
+        print(as_markdown(), end="")
+        return
+    width = min(console.width, 100) if console.is_terminal else None
+    print(as_text(find_options(FILES[of], prefix or ""), width))
 
 
 # The headings of `bi-ray --help`, in the order of docs/commands.md.

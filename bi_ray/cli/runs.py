@@ -14,14 +14,14 @@ import yaml
 from bi_ray.cli.arguments import ConfigFile, FromStage, Local, RunText, refuse_uri
 from bi_ray.cli.console import console, say
 from bi_ray.config import (
-    RUN_CONFIG_FILE,
     ConfigError,
     PretrainConfig,
     RunConfig,
     SeedsConfig,
     load_config,
 )
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.layout import CONFIG_FILE
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def readiness(config_file: ConfigFile, run_path: RunText, local: Local = None) -
     with _pipeline(config, place) as pipeline:
         pipeline.readiness_of_base()
     summary = read_readiness(["base"], [place.path], config.evaluation.bootstrap_draws)
-    console.print(render_readiness(summary["readiness"]))
+    console.print(render_readiness(summary.readiness))
     say(f"All measured queries: {place.path / 'readiness' / 'base'}")
 
 
@@ -183,7 +183,7 @@ def study(
 
 def report(runs: ReportedRuns, out: ReportFile = None) -> None:
     """Write the report of a run or study again, finished or not, or compare several."""
-    from bi_ray.report.summary import write_report
+    from bi_ray.report.writing import write_report
 
     say(str(write_report(runs, out)))
 
@@ -237,7 +237,7 @@ def pretrain(
     from bi_ray.pretraining.pretrain import pretrain as train
     from bi_ray.pretraining.pretrain import score_drills
     from bi_ray.runs.directory import RunDirectory
-    from bi_ray.runs.display import Display, figures_of
+    from bi_ray.runs.display import Display, figures_line
 
     config = load_config(config_file, PretrainConfig)
     if score:
@@ -249,7 +249,7 @@ def pretrain(
         display.task(f"pre-training {config.name}", config.steps),
     ):
         for row in train(config, directory.path):
-            display.set(row["step"], config.steps, figures_of(row))
+            display.set(row["step"], config.steps, figures_line(row))
     model = directory.path / "checkpoint" / "model"
     _show_scores(score_drills(model, config))
     say(f"The model: {model}")
@@ -266,11 +266,11 @@ def _pipeline(
 ) -> Iterator[Pipeline]:
     """The pipeline of a run; its directory is locked while the block runs."""
     from actors.pipeline import Pipeline
-    from bi_ray.files.names import STAGES
     from bi_ray.policy.chat import check_chat
     from bi_ray.policy.checkpoint import check_model, load_tokenizer
     from bi_ray.runs.directory import keep_config
     from bi_ray.runs.display import Display
+    from bi_ray.runs.layout import STAGES
 
     # A faulty model is reported before anything starts.
     check_model(config.model.path)
@@ -283,7 +283,7 @@ def _pipeline(
         keep_config(config, directory.path, replace=False)
         yield Pipeline(config, directory, Display(console))
         keep_config(config, directory.path, replace=True)
-        place.publish_file(RUN_CONFIG_FILE)
+        place.publish_file(CONFIG_FILE)
 
 
 def _run_stages(
@@ -315,7 +315,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _report_on(config: RunConfig, runs: list[RunPlace], place: RunPlace) -> None:
     """Summarize runs in ``place``, and print the table."""
-    from bi_ray.report.summary import show_summary, write_summary
+    from bi_ray.report.writing import show_summary, write_summary
 
     summary = write_summary(config, [run.path for run in runs], place.path)
     show_summary(summary, console, place.path)

@@ -13,10 +13,10 @@ from rich.text import Text
 from bi_ray.cli.console import console
 from bi_ray.cli.data import SetOption
 from bi_ray.config import ConfigError, RunConfig, SetName, load_config
-from bi_ray.files.records import read_jsonl
 from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields, fields_of, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Place, Reject, Rejects, RowValues
+from bi_ray.runs.records import read_jsonl
 
 _COLORS = {
     "reflection": "magenta",
@@ -118,7 +118,7 @@ def _make_row(config: RunConfig, arm: str | None, set_name: str, index: int) -> 
     """
     from bi_ray.api import problems_of, token_counter
     from bi_ray.injection.recipes import Recipe
-    from bi_ray.injection.rows import demonstration_row
+    from bi_ray.injection.user_rows import demonstration_row
     from bi_ray.tasks.registry import build_task
 
     if arm is None:

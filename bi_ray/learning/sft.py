@@ -1,6 +1,4 @@
-"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes from its
-last checkpoint.
-"""
+"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes."""
 
 from __future__ import annotations
 
@@ -23,14 +21,13 @@ from bi_ray.policy.chat import check_tokens
 from bi_ray.policy.checkpoint import load_tokenizer, save_policy
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import METRICS_FILE, POLICY, SFT_CHECKPOINTS
 from bi_ray.runs.metrics import append_metrics, cut_metrics
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
 class SFTJob:
-    """What to train on what.
+    """What to train, and on what.
 
     Attributes:
         base: directory of the checkpoint to start from.
@@ -53,14 +50,14 @@ class SFTJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
-    """Tokens, and the position from which on they are learned."""
+class TokenizedDemonstration:
+    """The tokens of a prompt and its response, and the position of the first learned one."""
 
     tokens: tuple[int, ...]
     first_learned: int
 
 
-def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstration]:
+def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[TokenizedDemonstration]:
     """Read a dataset of token lists.
 
     Raises:
@@ -72,17 +69,16 @@ def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstra
         raise ValueError(
             f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}"
         )
-    demonstrations = [
-        Demonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
-        for prompt, response in zip(
-            dataset["prompt_tokens"], dataset["response_tokens"], strict=True
-        )
-    ]
+    demonstrations = []
+    pairs = zip(dataset["prompt_tokens"], dataset["response_tokens"], strict=True)
+    for number, (prompt, response) in enumerate(pairs):
+        first_learned = 1 if loss_on_prompt else max(1, len(prompt))
+        tokens = (*prompt, *response)
+        if len(tokens) <= first_learned:
+            raise ValueError(f"{directory}: row {number} has no answer to learn from")
+        demonstrations.append(TokenizedDemonstration(tokens, first_learned))
     if not demonstrations:
         raise ValueError(f"{directory} is empty")
-    for number, row in enumerate(demonstrations):
-        if len(row.tokens) <= row.first_learned:
-            raise ValueError(f"{directory}: row {number} has no answer to learn from")
     return demonstrations
 
 
@@ -92,20 +88,17 @@ def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
 
 
 def step_rows(
-    demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int
+    demonstrations: Sequence[TokenizedDemonstration], config: SFTConfig, seed: int, step: int
 ) -> list[Row]:
-    """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran
-    before.
+    """The rows of ``step`` (from 1), which depend on the seed and the step alone.
 
-    Every learned token of the step weighs the same, and they add up to 1.
+    All learned tokens of the step have the same weight, and the weights add up to 1.
     """
     epoch, position = divmod(step - 1, steps_per_epoch(len(demonstrations), config))
     order = list(range(len(demonstrations)))
     random.Random(f"{seed}/sft/{epoch}").shuffle(order)
-    chosen = [
-        demonstrations[i]
-        for i in order[position * config.batch_examples : (position + 1) * config.batch_examples]
-    ]
+    first = position * config.batch_examples
+    chosen = [demonstrations[i] for i in order[first : first + config.batch_examples]]
     learned = sum(len(row.tokens) - row.first_learned for row in chosen)
     return [Row(row.tokens, row.first_learned, 1 / learned) for row in chosen]
 
@@ -125,7 +118,7 @@ def train(job: SFTJob, device: torch.device) -> None:
     demonstrations = load_demonstrations(job.data, config.loss_on_prompt)
     check_tokens(load_tokenizer(job.base), [max(row.tokens) for row in demonstrations])
     steps = config.epochs * steps_per_epoch(len(demonstrations), config)
-    directories = StepDirectories(job.output / CHECKPOINTS)
+    directories = StepDirectories(job.output / SFT_CHECKPOINTS)
     learner, start = _resume(job, directories, steps, device)
 
     def loss(batch: MicroBatch, _: Totals) -> Tensor:
@@ -144,12 +137,12 @@ def train(job: SFTJob, device: torch.device) -> None:
                 "learning_rate": rate,
             }
             row |= {"grad_norm": result["grad_norm"], "step_s": time.perf_counter() - began}
-            append_metrics(job.output / "metrics.jsonl", row, durable=is_checkpointed)
+            append_metrics(job.output / METRICS_FILE, row, durable=is_checkpointed)
         if is_checkpointed:
             save_checkpoint(learner, job.base, directories, step)
     weights = learner.gather_weights()
     if learner.rank == 0:
-        with write_atomically(job.output / "policy") as folder:
+        with write_atomically(job.output / POLICY) as folder:
             save_policy(weights, job.base, folder)
     distributed.barrier()  # nobody is done before the policy is there
 
@@ -158,12 +151,13 @@ def _resume(
     job: SFTJob, directories: StepDirectories, last_step: int, device: torch.device
 ) -> tuple[Learner, int]:
     """The learner as the newest whole checkpoint left it, and that checkpoint's step."""
-    found = [0]
+    newest = [0]
     if distributed.get_rank() == 0:
-        found = [directories.recover(last_step)]
-        cut_metrics(job.output / "metrics.jsonl", found[0])
-    distributed.broadcast_object_list(found)
-    step = found[0]
-    return load_checkpoint(
+        newest = [directories.recover(last_step)]
+        cut_metrics(job.output / METRICS_FILE, newest[0])
+    distributed.broadcast_object_list(newest)
+    step = newest[0]
+    learner = load_checkpoint(
         job.base, directories, step, job.model, job.learner, job.config.optimizer, device
-    ), step
+    )
+    return learner, step

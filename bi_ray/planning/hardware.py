@@ -23,43 +23,67 @@ Cost = Annotated[float, Field(ge=0)]
 
 
 class Hardware(Config):
-    """A kind of node. The first block comes from data sheets or ``measure``; the others are named
-    assumptions.
+    """A kind of node.
+
+    The first block comes from data sheets or ``measure``; the others are named assumptions.
     """
 
     name: str
-    kind: str = "gpu"  # or cpu
-    flops_bfloat16: Rate  # of a device, dense matrix products
+    """Name of the hardware."""
+    kind: str = "gpu"
+    """gpu, or cpu."""
+    flops_bfloat16: Rate
+    """Dense matrix products of a device in bfloat16."""
     flops_float32: Rate
-    # of products with few rows, where it was measured; None: as the above
+    """The same in float32."""
     decode_flops: Rate | None = None
-    memory_bytes: Rate  # of a device
+    """Products with few rows, if they were measured; None: the same as the above."""
+    memory_bytes: Rate
+    """Memory of a device."""
     memory_bytes_per_s: Rate
-    link_bytes_per_s: Rate  # from a device to the others of its node
-    network_bytes_per_s: Rate  # from a node to the others, all its cards together
-    host_link_bytes_per_s: Rate  # between a device and its node's memory
-    host_memory_bytes: Rate  # of a node
-    file_write_bytes_per_s: Rate = 1.5e9  # by one process, into shared memory
-    file_read_bytes_per_s: Rate = 2.5e9  # by one engine, from there into its weights
-    object_bytes_per_s: Rate = 1e9  # between two nodes through Ray's object store, by one process
+    """Bandwidth of a device's memory."""
+    link_bytes_per_s: Rate
+    """From a device to the others of its node."""
+    network_bytes_per_s: Rate
+    """From a node to the others, all its cards together."""
+    host_link_bytes_per_s: Rate
+    """Between a device and its node's memory."""
+    host_memory_bytes: Rate
+    """Memory of a node."""
+    file_write_bytes_per_s: Rate = 1.5e9
+    """By one process, into shared memory."""
+    file_read_bytes_per_s: Rate = 2.5e9
+    """By one engine, from shared memory into its weights."""
+    object_bytes_per_s: Rate = 1e9
+    """Between two nodes through Ray's object store, by one process."""
     devices_per_node: Annotated[int, Field(ge=1)] = 8
+    """Devices of a node."""
 
-    training_mfu: Share = 0.4  # share of the peak in forward and backward passes
-    prefill_mfu: Share = 0.5  # of the peak, where an engine is bound by it
-    # of the memory's bandwidth, where an engine is bound by that
+    training_mfu: Share = 0.4
+    """Share of the peak in forward and backward passes."""
+    prefill_mfu: Share = 0.5
+    """Share of the peak while an engine is bound by it."""
     decode_bandwidth_share: Share = 0.6
-    network_share: Share = 0.7  # of link and network in collectives
+    """Share of the memory's bandwidth while an engine is bound by it."""
+    network_share: Share = 0.7
+    """Share of link and network in collectives."""
 
-    # times that the activations are moved, where training_mfu does not hold it
     activation_passes: Cost = 0.0
-    engine_step_s: Cost = 1e-3  # of one step of an engine: scheduling and sampling
-    engine_layer_s: Cost = 8e-5  # of each layer in it: launches
-    # the same on a GPU with CUDA graphs (rollout.enforce_eager: false)
+    """How often activations are moved, where ``training_mfu`` does not include it."""
+    engine_step_s: Cost = 1e-3
+    """Of one step of an engine: scheduling and sampling."""
+    engine_layer_s: Cost = 8e-5
+    """Of each layer in a step of an engine: kernel launches."""
     engine_graph_layer_s: Cost = 1e-5
-    engine_sequence_s: Cost = 1e-5  # of each sequence in it
-    learner_layer_s: Cost = 3e-4  # of each layer in a forward and backward pass: launches
-    sync_s: Cost = 0.1  # of a weight sync of no bytes: calls, a drained engine
-    step_s: Cost = 0.1  # of a step that does nothing: batch transport, bookkeeping
+    """The same on a GPU with CUDA graphs (``rollout.enforce_eager: false``)."""
+    engine_sequence_s: Cost = 1e-5
+    """Of each sequence in a step of an engine."""
+    learner_layer_s: Cost = 3e-4
+    """Of each layer in a forward and backward pass: kernel launches."""
+    sync_s: Cost = 0.1
+    """Of a weight sync of no bytes: calls, a drained engine."""
+    step_s: Cost = 0.1
+    """Of a step that does nothing: batch transport, bookkeeping."""
 
 
 # Peaks, memory and links of the SXM boards: NVIDIA's data sheets of A100, H100 and H200, dense and
@@ -68,42 +92,80 @@ class Hardware(Config):
 # Gb/s); 2 TB of host memory are DGX's too. The other figures are this project's assumptions.
 HARDWARE = {
     "a100": Hardware(
-        name="a100", flops_bfloat16=312e12, flops_float32=19.5e12, memory_bytes=80e9, memory_bytes_per_s=2.039e12,
-        link_bytes_per_s=300e9, network_bytes_per_s=200e9, host_link_bytes_per_s=32e9, host_memory_bytes=2e12,
+        name="a100",
+        flops_bfloat16=312e12,
+        flops_float32=19.5e12,
+        memory_bytes=80e9,
+        memory_bytes_per_s=2.039e12,
+        link_bytes_per_s=300e9,
+        network_bytes_per_s=200e9,
+        host_link_bytes_per_s=32e9,
+        host_memory_bytes=2e12,
     ),
     "h100": Hardware(
-        name="h100", flops_bfloat16=989e12, flops_float32=67e12, memory_bytes=80e9, memory_bytes_per_s=3.35e12,
-        link_bytes_per_s=450e9, network_bytes_per_s=400e9, host_link_bytes_per_s=64e9, host_memory_bytes=2e12,
+        name="h100",
+        flops_bfloat16=989e12,
+        flops_float32=67e12,
+        memory_bytes=80e9,
+        memory_bytes_per_s=3.35e12,
+        link_bytes_per_s=450e9,
+        network_bytes_per_s=400e9,
+        host_link_bytes_per_s=64e9,
+        host_memory_bytes=2e12,
     ),
     "h200": Hardware(
-        name="h200", flops_bfloat16=989e12, flops_float32=67e12, memory_bytes=141e9, memory_bytes_per_s=4.8e12,
-        link_bytes_per_s=450e9, network_bytes_per_s=400e9, host_link_bytes_per_s=64e9, host_memory_bytes=2e12,
+        name="h200",
+        flops_bfloat16=989e12,
+        flops_float32=67e12,
+        memory_bytes=141e9,
+        memory_bytes_per_s=4.8e12,
+        link_bytes_per_s=450e9,
+        network_bytes_per_s=400e9,
+        host_link_bytes_per_s=64e9,
+        host_memory_bytes=2e12,
     ),
     # Measured by benchmarks/plan_check.py on two cores of an AMD EPYC (Zen 4); --measure replaces
     # what it can.
     "cpu": Hardware(
-        name="cpu", kind="cpu", flops_bfloat16=94e9, flops_float32=94e9, decode_flops=75e9, memory_bytes=12e9,
-        memory_bytes_per_s=15e9, link_bytes_per_s=1e9, network_bytes_per_s=1e9, host_link_bytes_per_s=15e9,
-        host_memory_bytes=24e9, file_write_bytes_per_s=1.8e9, training_mfu=1.0, prefill_mfu=0.88,
-        decode_bandwidth_share=0.88, activation_passes=31, engine_step_s=0, engine_layer_s=8e-4,
-        engine_sequence_s=1.8e-4, learner_layer_s=5.7e-3, sync_s=0.08, step_s=0.045,
+        name="cpu",
+        kind="cpu",
+        flops_bfloat16=94e9,
+        flops_float32=94e9,
+        decode_flops=75e9,
+        memory_bytes=12e9,
+        memory_bytes_per_s=15e9,
+        link_bytes_per_s=1e9,
+        network_bytes_per_s=1e9,
+        host_link_bytes_per_s=15e9,
+        host_memory_bytes=24e9,
+        file_write_bytes_per_s=1.8e9,
+        training_mfu=1.0,
+        prefill_mfu=0.88,
+        decode_bandwidth_share=0.88,
+        activation_passes=31,
+        engine_step_s=0,
+        engine_layer_s=8e-4,
+        engine_sequence_s=1.8e-4,
+        learner_layer_s=5.7e-3,
+        sync_s=0.08,
+        step_s=0.045,
         devices_per_node=2,
     ),
-}  # fmt: skip
+}
 
 
 def load_hardware(name: str) -> Hardware:
-    """A hardware by its name, or from a JSON file with the fields of ``Hardware``.
+    """Hardware by its name, or from a JSON file with the fields of ``Hardware``.
 
     Raises:
-        ConfigError: neither, or a field that does not fit.
+        ConfigError: it is neither, or a field of the file is not valid.
     """
     if name in HARDWARE:
         return HARDWARE[name]
     path = Path(name)
     if path.suffix != ".json":
         raise ConfigError(
-            f"no hardware is called {name!r}; known: {', '.join(HARDWARE)}, or give a .json file"
+            f"unknown hardware {name!r}; expected one of {', '.join(HARDWARE)}, or a .json file"
         )
     try:
         return Hardware.model_validate_json(path.read_text(encoding="utf-8"))
@@ -111,9 +173,8 @@ def load_hardware(name: str) -> Hardware:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(
-            f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-        ) from error
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{path}: {field}: {first['msg']}") from error
 
 
 def measure(
@@ -122,13 +183,13 @@ def measure(
     """Time this machine's matrix products, memory and shared memory, in a few seconds.
 
     Args:
-        start: what is not measured stays as it is there.
+        start: source of what is not measured.
         hidden: width of the model.
         intermediate: width of its MLP.
-        layers: each has matrices of its own: a small model's stay in the cache, as they do in an
-            engine.
-        sequences: rows of an engine's products.
-        tokens: rows of a learner's.
+        layers: number of layers. Each has matrices of its own, so that those of a small model stay
+            in the cache, as they do in an engine.
+        sequences: number of rows in an engine's products.
+        tokens: number of rows in a learner's products.
     """
     import torch
 
@@ -146,18 +207,25 @@ def measure(
     finally:
         torch.set_num_threads(threads)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return start.model_copy(
-        update={
-            "name": f"this machine ({cores} cores)", "kind": "cpu", "flops_float32": trained,
-            "flops_bfloat16": trained, "decode_flops": decoded, "memory_bytes_per_s": copied,
-            "host_link_bytes_per_s": copied, "file_write_bytes_per_s": write, "file_read_bytes_per_s": read,
-            "memory_bytes": memory / cores, "host_memory_bytes": memory, "devices_per_node": cores,
-        }
-    )  # fmt: skip
+    measured = {
+        "name": f"this machine ({cores} cores)",
+        "kind": "cpu",
+        "flops_float32": trained,
+        "flops_bfloat16": trained,
+        "decode_flops": decoded,
+        "memory_bytes_per_s": copied,
+        "host_link_bytes_per_s": copied,
+        "file_write_bytes_per_s": write,
+        "file_read_bytes_per_s": read,
+        "memory_bytes": memory / cores,
+        "host_memory_bytes": memory,
+        "devices_per_node": cores,
+    }
+    return start.model_copy(update=measured)
 
 
 def _product_rate(matrices: list[Any], rows: Any) -> float:
-    """FLOP/s of the rows times every matrix in turn."""
+    """FLOP/s of multiplying the rows by every matrix in turn."""
     import torch
 
     into = torch.empty(rows.shape[0], matrices[0].shape[1])
@@ -166,7 +234,7 @@ def _product_rate(matrices: list[Any], rows: Any) -> float:
 
 
 def _seconds(work: Callable[[], object], least_s: float = 0.3) -> float:
-    """The shortest of several rounds: what else the machine does can only add to it."""
+    """Duration of the shortest of several rounds: other work on the machine only adds to it."""
     work()
     times: list[float] = []
     while len(times) < 3 or sum(times) < least_s:
@@ -177,12 +245,12 @@ def _seconds(work: Callable[[], object], least_s: float = 0.3) -> float:
 
 
 def _file_rates(tensor: Any) -> tuple[float, float]:
-    """Bytes a second that one process writes into shared memory, and reads and copies from there."""
+    """Bytes per second that one process writes to shared memory, and reads and copies from it."""
     from safetensors.torch import load_file, save_file
 
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        file = Path(place) / "weights.safetensors"
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        file = Path(directory) / "weights.safetensors"
         write = _seconds(lambda: save_file({"weights": tensor}, file))
         read = _seconds(lambda: load_file(file)["weights"].clone())
     return tensor.nbytes / write, tensor.nbytes / read

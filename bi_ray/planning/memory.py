@@ -1,11 +1,9 @@
-"""Memory of a learner, of an engine and of a node against what there is, and which option would
-make it fit.
-"""
+"""Memory that a learner, an engine and a node need and have, and which option would make it fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,21 +11,23 @@ import yaml
 
 from bi_ray.planning.job import CHUNK_LOGITS, Job
 
-USABLE = 0.9  # of a device: the rest is its context, and what an allocator cannot use
+USABLE = 0.9  # share of a device's memory; the rest is its context, and lost to fragmentation
 # logits, their float32 copy, log-softmax, and its gradient or the entropy's product
 _BYTES_PER_LOGIT = 16
-_ENGINE_WORKSPACE_BYTES = 2 * 2**30  # of an engine on a GPU
+_ENGINE_WORKSPACE_BYTES = 2 * 2**30  # per GPU of an engine
+
+Change = tuple[str, dict[str, Any]]  # a section of the configuration, and options to change in it
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """What one thing needs.
+    """Memory that one part of a run needs.
 
     Attributes:
-        name: whose memory it is.
-        parts: bytes by what they are for.
-        available: bytes.
-        advice: options that would make it fit; empty where it fits.
+        name: learner, engine, or node.
+        parts: bytes needed, by purpose.
+        available: bytes that there are.
+        advice: options that would make it fit; empty if it fits.
     """
 
     name: str
@@ -42,20 +42,21 @@ class MemoryUse:
 
     @property
     def fits(self) -> bool:
-        """Whether they go into what can be used."""
+        """Whether the usable memory suffices."""
         return self.needed <= USABLE * self.available
 
 
 def memory_uses(job: Job) -> list[MemoryUse]:
-    """Of a learner, an engine and the node with the most of them."""
-    uses = [_learner(job), _engine(job)]
-    uses = [replace(use, advice=() if use.fits else tuple(_advice(job, use))) for use in uses]
-    return [*uses, _node(job)]
+    """Memory of a learner, of an engine and of the node with the most of them."""
+    learner = _with_advice(job, _learner, _learner_changes(job))
+    engine = _with_advice(job, _engine, _engine_changes(job))
+    return [learner, engine, _node(job)]
 
 
 def learner_parts(job: Job) -> dict[str, float]:
-    """Bytes on the device of a learner. Master weights, gradients and AdamW's moments are float32
-    in every type.
+    """Bytes on the device of a learner, by purpose.
+
+    Master weights, gradients and AdamW's moments are float32 in every ``model.dtype``.
     """
     options, shape, width = job.config.learner, job.shape, job.bytes_per_number
     on_device = 0 if options.cpu_offload and job.on_gpu else 1 / options.workers
@@ -68,7 +69,7 @@ def learner_parts(job: Job) -> dict[str, float]:
     }
     if job.config.rl.kl.measured:
         parts["reference"] = 4 * shape.parameters * on_device
-        if job.sharded:  # whose root stays whole
+        if job.sharded:  # its root stays whole
             parts["reference"] += width * shape.root_parameters
     if job.sharded:
         parts["gathered"] = _gathered_bytes(job)
@@ -82,7 +83,7 @@ def learner_parts(job: Job) -> dict[str, float]:
 
 
 def _microbatch_tokens(job: Job) -> float:
-    """Of the largest one: what is allowed, or one sequence of the greatest length."""
+    """Tokens of the largest micro-batch: the limit, or one sequence of the greatest length."""
     limit, longest = job.config.learner.microbatch_tokens, job.config.model.max_model_tokens
     return max(min(limit, job.learner_tokens), longest)
 
@@ -93,8 +94,7 @@ def _logit_rows(job: Job, tokens: float) -> float:
 
 
 def _gathered_bytes(job: Job) -> float:
-    """Whole weights that FSDP makes for the time of a layer, the next layer's beside them, and
-    their gradients.
+    """Whole weights that FSDP gathers for a layer and the next one, and their gradients.
 
     The root (embedding and output matrix) stays whole from the forward to the end of the backward
     pass. A gradient is summed over ranks in float32.
@@ -114,7 +114,7 @@ def _learner(job: Job) -> MemoryUse:
 
 
 def _engine(job: Job) -> MemoryUse:
-    """All devices of an engine together."""
+    """Memory on all devices of an engine together."""
     parts = {
         "weights": float(job.bytes_per_number * job.shape.parameters),
         "KV cache": float(job.config.rollout.kv_cache_mib * 2**20),
@@ -125,65 +125,76 @@ def _engine(job: Job) -> MemoryUse:
 
 
 def _node(job: Job) -> MemoryUse:
-    """Memory of a node: on a CPU all of the run, else that of rank 0's node.
+    """Memory of a node: on a CPU that of the whole run, else that of rank 0's node.
 
     Rank 0 reads the whole model in float32 before it keeps its shard. Later it gathers all weights
     for a publication, into a file in shared memory that stays until every engine has taken the next
     one.
     """
-    learner, hardware = job.config.learner, job.hardware
     publication = 3 * 4.0 * job.shape.parameters  # gathered, written, and the file before it
     if not job.on_gpu:
-        parts = {
-            f"learner: {name}": size * learner.workers for name, size in learner_parts(job).items()
-        }
-        engines = sum(_engine(job).parts.values()) * job.config.rollout.workers
-        parts |= {"engines": engines, "publication": publication}
-        return MemoryUse("machine", parts, hardware.host_memory_bytes)
+        return _machine(job, publication)
+    learner, hardware = job.config.learner, job.hardware
     parts = {"publication": publication}
+    advice = "take a smaller model"
     if learner.cpu_offload:
-        beside = min(learner.workers, hardware.devices_per_node // job.learner_devices)
+        learners_here = min(learner.workers, hardware.devices_per_node // job.learner_devices)
         held = 4 * job.held_parameters + 12 * job.learned_parameters
-        parts["offloaded"] = held * beside / learner.workers
+        parts["offloaded"] = held * learners_here / learner.workers
+        advice = "turn learner.cpu_offload off, or use more learners"
     use = MemoryUse("node", parts, hardware.host_memory_bytes)
-    advice = (
-        "turn learner.cpu_offload off, or use more learners"
-        if learner.cpu_offload
-        else "take a smaller model"
-    )
     return use if use.fits else replace(use, advice=(advice,))
 
 
-def _advice(job: Job, use: MemoryUse) -> Iterator[str]:
-    """The options that make it fit by themselves; else all of the first that spare something
-    together.
+def _machine(job: Job, publication: float) -> MemoryUse:
+    """Memory of the one machine that runs everything on its CPU."""
+    parts = {}
+    for name, size in learner_parts(job).items():
+        parts[f"learner: {name}"] = size * job.config.learner.workers
+    parts["engines"] = _engine(job).needed * job.config.rollout.workers
+    parts["publication"] = publication
+    return MemoryUse("machine", parts, job.hardware.host_memory_bytes)
+
+
+def _with_advice(
+    job: Job, measure: Callable[[Job], MemoryUse], changes: Iterator[Change]
+) -> MemoryUse:
+    """The memory of one part, with the options that would make it fit.
+
+    Args:
+        job: what is planned.
+        measure: gives the memory of the part.
+        changes: options that may spare memory.
     """
-    changes = list(_learner_changes(job) if use.name == "learner" else _engine_changes(job))
-    kind = _learner if use.name == "learner" else _engine
-    found = False
+    use = measure(job)
+    if use.fits:
+        return use
+    advice = []
+    names = []
+    together = job
     for section, update in changes:
-        after = kind(_changed(job, section, update))
+        name = _named(section, update)
+        after = measure(_changed(job, section, update))
         if after.fits:
-            found = True
-            yield f"{_named(section, update)}: then {after.needed / 1e9:.0f} GB"
-    if not found:
-        together = job
-        for section, update in changes:
-            together = _changed(together, section, update)
-        names = ", ".join(_named(section, update) for section, update in changes)
-        verdict = (
-            "fits"
-            if kind(together).fits
-            else "still does not fit: take a smaller model or larger devices"
-        )
-        yield (
-            f"all of {names} together {verdict} ({kind(together).needed / 1e9:.0f} GB)"
-            if names
-            else verdict
-        )
+            advice.append(f"{name}: then {after.needed / 1e9:.0f} GB")
+        names.append(name)
+        together = _changed(together, section, update)
+    if not advice:
+        advice.append(_advice_together(names, measure(together)))
+    return replace(use, advice=tuple(advice))
 
 
-def _learner_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+def _advice_together(names: Sequence[str], after: MemoryUse) -> str:
+    """What all changes achieve together, where none suffices by itself."""
+    verdict = "still do not fit: take a smaller model or larger devices"
+    if not names:
+        return "no option makes it fit: take a smaller model or larger devices"
+    if after.fits:
+        verdict = "fit"
+    return f"all of {', '.join(names)} together {verdict} ({after.needed / 1e9:.0f} GB)"
+
+
+def _learner_changes(job: Job) -> Iterator[Change]:
     learner = job.config.learner
     if not learner.activation_checkpointing:
         yield "learner", {"activation_checkpointing": True}
@@ -200,11 +211,11 @@ def _learner_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "learner", {"lora": {"rank": 64}}
 
 
-def _engine_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
+def _engine_changes(job: Job) -> Iterator[Change]:
     room = USABLE * job.hardware.memory_bytes * job.engine_devices - _engine(job).needed
-    left = job.config.rollout.kv_cache_mib + math.floor(room / 2**20)
-    if left > 0:
-        yield "rollout", {"kv_cache_mib": left}
+    cache_mib = job.config.rollout.kv_cache_mib + math.floor(room / 2**20)
+    if cache_mib > 0:
+        yield "rollout", {"kv_cache_mib": cache_mib}
     if job.bytes_per_number == 4:
         yield "model", {"dtype": "bfloat16"}
     if job.on_gpu:
@@ -212,6 +223,7 @@ def _engine_changes(job: Job) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _named(section: str, update: dict[str, Any]) -> str:
+    """The options of a change as they are written in a configuration."""
     return ", ".join(f"{section}.{name}: {_yaml(value)}" for name, value in update.items())
 
 
@@ -220,6 +232,7 @@ def _yaml(value: object) -> str:
 
 
 def _changed(job: Job, section: str, update: dict[str, Any]) -> Job:
-    part = getattr(job.config, section)
-    changed = type(part).model_validate(part.model_dump() | update)
+    """The job after a change of its configuration."""
+    options = getattr(job.config, section)
+    changed = type(options).model_validate(options.model_dump() | update)
     return replace(job, config=job.config.model_copy(update={section: changed}))

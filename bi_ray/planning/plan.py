@@ -26,13 +26,13 @@ from bi_ray.planning.times import (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Of one RL step.
+    """The plan of one RL step.
 
     Attributes:
         job: what is planned.
-        phases: in their order.
+        phases: the phases of the step in order.
         memory: of a learner, an engine and a node.
-        problems: what would stop or slow such a run, each with the option to change.
+        problems: what would stop or slow down the run, each with the option to change.
     """
 
     job: Job
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def step_s(self) -> float:
-        """Synchronously all phases one after the other; with staleness the longer of the two sides."""
+        """Seconds of a step: of all phases, or with staleness of the slower of the two sides."""
         rl = self.job.config.rl
         fixed = self.job.hardware.step_s
         if not rl.max_staleness:
@@ -52,36 +52,38 @@ class Plan:
 
     @property
     def sides(self) -> tuple[float, float]:
-        """Seconds of the engines and of the learners. Engines take new weights while learners go
-        on.
+        """Seconds of the engines and of the learners.
+
+        Engines take new weights while learners continue.
         """
-        seconds = {phase.name: phase.seconds for phase in self.phases}
-        engines = sum(
-            value
-            for name, value in seconds.items()
-            if name.startswith("rollout") or name == "sync: engines"
-        )
-        return engines, sum(seconds.values()) - engines
+        engines = 0.0
+        for phase in self.phases:
+            if phase.name.startswith("rollout") or phase.name == "sync: engines":
+                engines += phase.seconds
+        return engines, sum(phase.seconds for phase in self.phases) - engines
 
     @property
     def fits(self) -> bool:
-        """Whether all memory suffices."""
+        """Whether the memory suffices everywhere."""
         return all(use.fits for use in self.memory)
 
     @property
     def samples_per_s(self) -> float:
-        """Responses."""
+        """Responses per second."""
         rl = self.job.config.rl
         return rl.prompts_per_step * rl.samples_per_prompt / self.step_s
 
     @property
     def tokens_per_s(self) -> float:
-        """Of responses."""
+        """Response tokens per second."""
         return self.samples_per_s * self.job.response_tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: plain values, SI units."""
+        """The plan as JSON values, in SI units."""
         job = self.job
+        memory = []
+        for use in self.memory:
+            memory.append(asdict(use) | {"needed": use.needed, "fits": use.fits})
         return {
             "name": job.config.name,
             "hardware": job.hardware.model_dump(),
@@ -91,9 +93,7 @@ class Plan:
             "prompt_tokens": job.prompt_tokens,
             "response_tokens": job.response_tokens,
             "phases": [asdict(phase) for phase in self.phases],
-            "memory": [
-                asdict(use) | {"needed": use.needed, "fits": use.fits} for use in self.memory
-            ],
+            "memory": memory,
             "step_s": self.step_s,
             "samples_per_s": self.samples_per_s,
             "tokens_per_s": self.tokens_per_s,
@@ -114,13 +114,13 @@ def make_plan(
     """Plan one RL step.
 
     Args:
-        config: of the run.
-        shape: of its model.
-        hardware: of a node.
+        config: the run's configuration.
+        shape: the model's sizes.
+        hardware: a node.
         prompt_tokens: mean length; None: the longest, ``model.max_prompt_tokens``.
-        response_tokens: mean length; None: the longest.
-        informative_share: of the groups that the learners see.
-        nodes: how many there are; None: as many as the run needs.
+        response_tokens: mean length; None: the longest, ``model.max_response_tokens``.
+        informative_share: share of the groups that the learners see.
+        nodes: number of nodes; None: as many as the run needs.
 
     Raises:
         ConfigError: see ``Job.check``.
@@ -133,50 +133,47 @@ def make_plan(
         response = response_tokens
     job = Job(config, shape, hardware, prompt, response, informative_share, nodes or 0)
     job.check()
-    found = [
-        prefill(job),
-        decode(job),
-        reference(job),
-        train(job),
-        update(job),
-        publish(job),
-        take(job),
-    ]
-    phases = {phase.name: phase for phase in found if phase is not None}
+    phases = [prefill(job), decode(job)]
+    if job.config.rl.kl.measured:
+        phases.append(reference(job))
+    phases += [train(job), update(job), publish(job), take(job)]
+    by_name = {phase.name: phase for phase in phases}
     memory = tuple(memory_uses(job))
-    return Plan(job, tuple(phases.values()), memory, tuple(_problems(job, phases, memory)))
+    return Plan(job, tuple(phases), memory, tuple(_problems(job, by_name, memory)))
 
 
 def _problems(job: Job, phases: dict[str, Phase], memory: tuple[MemoryUse, ...]) -> Iterator[str]:
     for use in memory:
         if not use.fits:
-            yield f"{use.name}: {short(use.needed / 1e9)} of {short(use.available / 1e9)} GB. {'; '.join(use.advice)}"
-    there = job.nodes * job.hardware.devices_per_node
-    if there and job.devices > there:
+            needed, available = short(use.needed / 1e9), short(use.available / 1e9)
+            yield f"{use.name}: needs {needed} GB of {available} GB. {'; '.join(use.advice)}"
+    available_devices = job.nodes * job.hardware.devices_per_node
+    if available_devices and job.devices > available_devices:
         yield (
-            f"the run wants {job.devices:g} devices, {job.nodes} nodes have {there}: lower learner.workers or "
-            "rollout.workers"
+            f"the run asks for {job.devices:g} devices, but {job.nodes} nodes have "
+            f"{available_devices}: lower learner.workers or rollout.workers"
         )
     if job.on_gpu and job.engine_devices > 1:
-        yield "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines are not built with yet"
+        yield (
+            "rollout.gpus_per_worker above 1 is planned as tensor parallelism, which engines do "
+            "not support yet"
+        )
     yield from _cache_problems(job)
     yield from _slow_phases(job, phases)
 
 
 def _cache_problems(job: Job) -> Iterator[str]:
-    longest, wanted = (
-        job.config.model.max_model_tokens,
-        min(job.engine_sequences, job.config.rollout.max_sequences),
-    )
+    longest = job.config.model.max_model_tokens
+    wanted = min(job.engine_sequences, job.config.rollout.max_sequences)
     if job.cache_tokens < longest:
         yield (
-            f"rollout.kv_cache_mib holds {job.cache_tokens} tokens, less than one sequence of {longest}: the engine "
-            "would not start; raise it"
+            f"rollout.kv_cache_mib holds {job.cache_tokens} tokens, less than one sequence of "
+            f"{longest}: the engine would not start; raise it"
         )
     elif job.concurrent_sequences < wanted:
         yield (
-            f"rollout.kv_cache_mib has room for {job.concurrent_sequences} of {wanted} sequences: with more the "
-            "weights are read less often"
+            f"rollout.kv_cache_mib has room for {job.concurrent_sequences} of {wanted} sequences: "
+            "raise it, so that an engine reads its weights less often"
         )
 
 
@@ -184,24 +181,25 @@ def _slow_phases(job: Job, phases: dict[str, Phase]) -> Iterator[str]:
     rollout, hardware = job.config.rollout, job.hardware
     if phases["learner: forward and backward"].limit == "network":
         yield (
-            "learners wait for the network: raise learner.microbatch_tokens, since each micro-batch gathers anew, or "
-            "set learner.gradient_sync: step where memory allows it"
+            "learners wait for the network: raise learner.microbatch_tokens, since every "
+            "micro-batch gathers the weights anew, or set learner.gradient_sync: step if memory "
+            "allows"
         )
     sync_s = phases["sync: engines"].seconds
     if sync_s > rollout.sync_timeout_s:
-        direct_s = (
-            job.bytes_per_number
-            * job.shape.parameters
-            / (hardware.network_bytes_per_s * hardware.network_share)
-        )
+        weights = job.bytes_per_number * job.shape.parameters
+        direct_s = weights / (hardware.network_bytes_per_s * hardware.network_share)
         yield (
-            f"engines need {short(sync_s)} s for new weights, rollout.sync_timeout_s is {rollout.sync_timeout_s:g}: "
-            "raise it, or put engines on fewer nodes. From GPU to GPU, which learners cannot send yet, it would take "
-            f"{short(direct_s)} s"
+            f"engines need {short(sync_s)} s for new weights, but rollout.sync_timeout_s is "
+            f"{rollout.sync_timeout_s:g}: raise it, or put engines on fewer nodes. From GPU to "
+            f"GPU, which learners cannot send yet, it would take {short(direct_s)} s"
         )
     rollout_s = phases["rollout: prefill"].seconds + phases["rollout: decode"].seconds
     if rollout_s > rollout.generate_timeout_s:
-        yield f"rollouts take {short(rollout_s)} s, rollout.generate_timeout_s is {rollout.generate_timeout_s:g}"
+        yield (
+            f"rollouts take {short(rollout_s)} s, but rollout.generate_timeout_s is "
+            f"{rollout.generate_timeout_s:g}: raise it"
+        )
 
 
 def measure_for(config: RunConfig, shape: Shape, start: Hardware) -> Hardware:

@@ -1,6 +1,4 @@
-"""The shape of a decoder: parameters, operations, cache and activations in closed form, from its
-config.json.
-"""
+"""The shape of a decoder from its config.json: parameters, operations, cache and activations."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any, Self
 
 from bi_ray.config import ConfigError, LoRAConfig
 
-# decoders of RMS norms, rotary attention and a gated MLP
+# decoders with RMS norms, rotary attention and a gated MLP
 _KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -20,18 +18,18 @@ class Shape:
     """A decoder's sizes.
 
     Attributes:
-        hidden: width.
+        hidden: width of the hidden states.
         intermediate: width of the MLP.
-        layers: their number.
+        layers: number of layers.
         query: width of all heads' queries together.
         key: width of all heads' keys, and of their values.
         head: width of one head.
-        vocabulary: tokens.
-        tied: the output matrix is the embedding.
-        qkv_bias: the projections of queries, keys and values have biases.
-        output_bias: the attention's output projection has one.
-        mlp_bias: the three matrices of the MLP have.
-        head_norms: queries and keys are normalized by head.
+        vocabulary: number of tokens.
+        tied: whether the output matrix is the embedding.
+        qkv_bias: whether the projections of queries, keys and values have biases.
+        output_bias: whether the attention's output projection has a bias.
+        mlp_bias: whether the three matrices of the MLP have biases.
+        head_norms: whether queries and keys are normalized by head.
     """
 
     hidden: int
@@ -49,7 +47,7 @@ class Shape:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a checkpoint's directory, or from its config.json.
+        """Read a checkpoint's directory, or its config.json.
 
         Raises:
             ConfigError: no such file, or a model whose sizes follow other formulas.
@@ -62,7 +60,7 @@ class Shape:
                 f"{file}: {error.strerror}; --model-config takes the model's config.json"
             ) from error
         except ValueError as error:
-            raise ConfigError(f"{file} is no valid JSON: {error}") from error
+            raise ConfigError(f"{file} is not valid JSON: {error}") from error
         kind = values.get("model_type") if isinstance(values, dict) else None
         if kind not in _KINDS:
             raise ConfigError(
@@ -76,9 +74,8 @@ class Shape:
     @classmethod
     def _of(cls, kind: str, values: dict[str, Any]) -> Self:
         heads = values["num_attention_heads"]
-        size = values.get("head_dim") or (
-            128 if kind == "qwen3" else values["hidden_size"] // heads
-        )
+        default_size = 128 if kind == "qwen3" else values["hidden_size"] // heads
+        size = values.get("head_dim") or default_size
         bias = bool(values.get("attention_bias", False))
         return cls(
             hidden=values["hidden_size"],
@@ -97,68 +94,67 @@ class Shape:
 
     @property
     def layer_matrices(self) -> int:
-        """Entries of a layer's matrices: each is multiplied by and added once for every token."""
+        """Entries of a layer's matrices; each takes a multiplication and an addition per token."""
         return 2 * self.hidden * (self.query + self.key) + 3 * self.hidden * self.intermediate
 
     @property
     def layer_parameters(self) -> int:
-        """Of one layer."""
+        """Number of parameters of one layer."""
         biases = self.qkv_bias * (self.query + 2 * self.key) + self.output_bias * self.hidden
         biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
         return self.layer_matrices + biases + 2 * self.hidden + self.head_norms * 2 * self.head
 
     @property
     def head_parameters(self) -> int:
-        """Of the output matrix."""
+        """Number of parameters of the output matrix."""
         return self.vocabulary * self.hidden
 
     @property
     def root_parameters(self) -> int:
-        """Of what is outside the layers: embedding, output matrix, last norm."""
+        """Number of parameters outside the layers: embedding, output matrix, last norm."""
         return self.head_parameters * (1 if self.tied else 2) + self.hidden
 
     @property
     def parameters(self) -> int:
-        """Of the whole model; a tied head counts once."""
+        """Number of parameters of the whole model; a tied head counts once."""
         return self.layers * self.layer_parameters + self.root_parameters
 
     def adapter_parameters(self, lora: LoRAConfig) -> int:
-        """Of LoRA's adapters: rank times the two widths of every adapted matrix."""
+        """Parameters of LoRA's adapters: rank times the two widths of every adapted matrix."""
         own = {"q_proj": self.query, "k_proj": self.key, "v_proj": self.key, "o_proj": self.query}
         widths = {name: self.hidden + width for name, width in own.items()}
-        widths |= dict.fromkeys(
-            ("gate_proj", "up_proj", "down_proj"), self.hidden + self.intermediate
-        )
-        targets = (
-            widths
-            if lora.targets == "all-linear"
-            else [name for name in lora.targets if name in widths]
-        )
-        return self.layers * lora.rank * sum(widths[name] for name in targets)
+        mlp = ("gate_proj", "up_proj", "down_proj")
+        widths |= dict.fromkeys(mlp, self.hidden + self.intermediate)
+        if lora.targets == "all-linear":
+            adapted = sum(widths.values())
+        else:
+            adapted = sum(widths.get(name, 0) for name in lora.targets)
+        return self.layers * lora.rank * adapted
 
     def cache_bytes_per_token(self, bytes_per_number: int) -> int:
-        """Keys and values of all layers."""
+        """Bytes of a token's keys and values in all layers."""
         return 2 * self.layers * self.key * bytes_per_number
 
     def forward_flops(self, tokens: float, pairs: float, predicted: float) -> float:
-        """Of a forward pass, a multiplication and an addition as two.
+        """Operations of a forward pass; a multiplication and an addition count as two.
 
         Args:
-            tokens: that pass through the layers.
-            pairs: of a query and a key that it sees.
-            predicted: tokens whose logits are made.
+            tokens: number of tokens that pass through the layers.
+            pairs: number of pairs of a query and a key that it sees.
+            predicted: number of tokens whose logits are computed.
         """
         return self.layer_flops(tokens, pairs) + 2 * self.head_parameters * predicted
 
     def layer_flops(self, tokens: float, pairs: float) -> float:
-        """The same of the layers alone."""
+        """The same for the layers alone."""
         return self.layers * (2 * self.layer_matrices * tokens + 4 * self.query * pairs)
 
     def activation_bytes_per_token(self, bytes_per_number: int) -> int:
-        """What one layer of transformers keeps of a token for its backward pass.
+        """Bytes that one layer of transformers keeps of a token for its backward pass.
 
-        Two RMS norms keep their input in float32 and what they give, before and after its weight;
-        attention its queries, keys, values and output; the gated MLP four vectors of its width.
+        Two RMS norms keep their input in float32 and their output before and after the weight;
+        attention keeps its queries, keys, values and output; the gated MLP four vectors of its
+        width.
         """
         upcast = 4 if bytes_per_number < 4 else bytes_per_number
         norms = 2 * self.hidden * (upcast + 2 * bytes_per_number)

@@ -11,6 +11,7 @@ from bi_ray.planning.job import CHUNK_LOGITS, Job
 # two moments and writes all but the gradient (28); the gradient's norm (4), its clipping (8), the
 # norm of the weights (4).
 _UPDATE_BYTES = 44
+_MOMENT_BYTES = 16  # the part of it that reads and writes AdamW's moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,13 @@ class Phase:
     """A part of a step.
 
     Attributes:
-        name: as in the metrics of a run, where there is such a one.
-        seconds: that it takes.
+        name: its name, as in the metrics of a run if those have the phase.
+        seconds: its duration.
         limit: what it waits for most.
-        flops: of one device.
-        memory_bytes: through one device's memory.
-        network_bytes: that one worker receives or sends.
-        detail: how the time is made up.
+        flops: floating-point operations of one device.
+        memory_bytes: bytes that one device moves from or to its memory.
+        network_bytes: bytes that one worker receives or sends.
+        detail: what the time consists of.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Phase:
 
 
 def prefill(job: Job) -> Phase:
-    """The prompts of the engine that has most."""
+    """Prefill of the engine that has the most prompts."""
     tokens = job.prefill_tokens
     devices = max(1.0, job.engine_devices)
     flops = job.shape.layer_flops(tokens, tokens * job.prompt_tokens / 2)
@@ -47,13 +48,14 @@ def prefill(job: Job) -> Phase:
         seconds,
         "compute",
         flops / devices,
-        detail=f"{tokens:,.0f} tokens an engine",
+        detail=f"{tokens:,.0f} tokens per engine",
     )
 
 
 def decode(job: Job) -> Phase:
-    """The responses of that engine: every step reads all weights, and keys and values of every
-    running sequence.
+    """Decoding by the engine that has the most responses.
+
+    Every step reads all weights, and the keys and values of every running sequence.
     """
     shape, hardware, devices = job.shape, job.hardware, job.engine_devices
     steps, tokens = job.decode_steps, job.engine_sequences * job.response_tokens
@@ -71,11 +73,8 @@ def decode(job: Job) -> Phase:
     parts = {"memory": memory_s, "compute": compute_s, "calls": calls_s}
     between = _between_engine_devices(job, tokens)
     detail = f"{steps:,.0f} steps of {tokens / steps:.0f} sequences, {_parts(parts)}"
-    seconds = (
-        max(memory_s, compute_s)
-        + calls_s
-        + between / (hardware.link_bytes_per_s * hardware.network_share)
-    )
+    between_s = between / (hardware.link_bytes_per_s * hardware.network_share)
+    seconds = max(memory_s, compute_s) + calls_s + between_s
     per_device = max(1.0, devices)
     return Phase(
         "rollout: decode",
@@ -89,16 +88,14 @@ def decode(job: Job) -> Phase:
 
 
 def _between_engine_devices(job: Job, tokens: float) -> float:
-    """Two all-reduces of a token's activations in every layer, where an engine has several GPUs."""
+    """Bytes of two all-reduces of the activations per layer, if an engine has several GPUs."""
     devices = job.engine_devices if job.on_gpu else 1
     share = 2 * (devices - 1) / devices if devices > 1 else 0.0
     return 2 * job.shape.layers * job.shape.hidden * job.bytes_per_number * tokens * share
 
 
-def reference(job: Job) -> Phase | None:
-    """The forward pass of a KL term's reference policy, with its own gathered weights."""
-    if not job.config.rl.kl.measured:
-        return None
+def reference(job: Job) -> Phase:
+    """The forward pass of a KL term's reference policy, which gathers its own weights."""
     flops = job.shape.forward_flops(
         job.learner_tokens, job.learner_pairs, job.sequences * job.response_tokens
     )
@@ -117,16 +114,15 @@ def train(job: Job) -> Phase:
     forward = layers + head
     again = layers if options.activation_checkpointing else 0.0
     if learned / job.microbatches > max(1, CHUNK_LOGITS // shape.vocabulary):
-        again += head  # chunks of logits are made twice
+        again += head  # chunks of logits are computed twice
     backward = forward * (1 if options.lora else 2)  # frozen matrices get no gradient of their own
     adapters = 6 * job.learned_parameters * job.learner_tokens if options.lora else 0.0
-    layers_gathered = (
-        (2 if options.reshard_after_forward else 1) * shape.layers * shape.layer_parameters
-    )
+    times_gathered = 2 if options.reshard_after_forward else 1
+    layer_parameters = shape.layers * shape.layer_parameters
+    adapter_parameters = job.held_parameters - shape.parameters
     # the root is gathered once: it stays whole until its backward pass, which comes last
-    gathers = job.bytes_per_number * (
-        layers_gathered + shape.root_parameters + _adapters_gathered(job)
-    )
+    gathered = times_gathered * (layer_parameters + adapter_parameters) + shape.root_parameters
+    gathers = job.bytes_per_number * gathered
     sums = job.microbatches if options.gradient_sync == "microbatch" else 1
     traffic = job.microbatches * gathers + sums * 4 * job.learned_parameters
     return _passes(
@@ -138,38 +134,35 @@ def train(job: Job) -> Phase:
     )
 
 
-def _adapters_gathered(job: Job) -> int:
-    return (2 if job.config.learner.reshard_after_forward else 1) * (
-        job.held_parameters - job.shape.parameters
-    )
-
-
 def _passes(job: Job, name: str, flops: float, traffic: float, passes: int) -> Phase:
-    """Compute and collectives at the same time; the longer of the two counts, launches and
+    """Forward, or forward and backward passes, over all micro-batches of a learner.
+
+    Compute and collectives overlap, so the longer of the two counts; kernel launches and moving
     activations come on top.
+
+    Args:
+        job: what is planned.
+        name: name of the phase.
+        flops: operations of the passes.
+        traffic: bytes that collectives move.
+        passes: 1 for a forward pass alone, 3 with a backward pass.
     """
     hardware, ranks, options = job.hardware, job.config.learner.workers, job.config.learner
     sent = traffic * (ranks - 1) / ranks
     network_s = sent / (_link(job) * hardware.network_share)
     compute_s = flops / (job.flops_per_s * hardware.training_mfu * job.learner_devices)
-    width = job.bytes_per_number
-    moved = (
-        job.shape.layers
-        * job.shape.activation_bytes_per_token(width)
-        * job.learner_tokens
-        * passes
-        / 3
-    )
-    extra_s = (
-        hardware.activation_passes * moved / (hardware.memory_bytes_per_s * job.learner_devices)
-    )
+    per_token = job.shape.layers * job.shape.activation_bytes_per_token(job.bytes_per_number)
+    moved = per_token * job.learner_tokens * passes / 3
+    bandwidth = hardware.memory_bytes_per_s * job.learner_devices
+    extra_s = hardware.activation_passes * moved / bandwidth
     extra_s += job.microbatches * job.shape.layers * hardware.learner_layer_s * passes / 3
     offload_s = 0.0
-    if options.cpu_offload and job.on_gpu:  # shards go up for every gather, gradients down
+    if options.cpu_offload and job.on_gpu:  # shards go to the GPU for every gather, gradients back
         shards = job.microbatches * 4 * (passes - 1 or 1) * job.shape.parameters / ranks
         offload_s = shards / hardware.host_link_bytes_per_s
     parts = {"compute": compute_s, "network": network_s, "calls": extra_s, "host link": offload_s}
-    detail = f"{job.microbatches} micro-batches, {job.learner_tokens:,.0f} tokens a learner, {_parts(parts)}"
+    tokens = f"{job.learner_tokens:,.0f} tokens per learner"
+    detail = f"{job.microbatches} micro-batches, {tokens}, {_parts(parts)}"
     seconds = max(compute_s, network_s, offload_s) + extra_s
     return Phase(
         name,
@@ -183,9 +176,7 @@ def _passes(job: Job, name: str, flops: float, traffic: float, passes: int) -> P
 
 
 def _link(job: Job) -> float:
-    """Bytes a second that a learner gets in a collective. Between nodes its share of all their
-    cards.
-    """
+    """Bytes per second of a learner in a collective; between nodes its share of their cards."""
     hardware = job.hardware
     if job.learner_nodes <= 1:
         return hardware.link_bytes_per_s
@@ -195,21 +186,18 @@ def _link(job: Job) -> float:
 def update(job: Job) -> Phase:
     """Gradient norm, clipping and the optimizer over a learner's shard."""
     hardware = job.hardware
-    sgd = job.config.rl.optimizer.kind == "sgd"
-    moved = (
-        (_UPDATE_BYTES - (16 if sgd else 0)) * job.learned_parameters / job.config.learner.workers
-    )
-    on_host = job.config.learner.cpu_offload and job.on_gpu
-    rate = (
-        hardware.file_read_bytes_per_s
-        if on_host
-        else hardware.memory_bytes_per_s * job.learner_devices
-    )
+    per_parameter = _UPDATE_BYTES
+    if job.config.rl.optimizer.kind == "sgd":
+        per_parameter -= _MOMENT_BYTES
+    moved = per_parameter * job.learned_parameters / job.config.learner.workers
+    rate = hardware.memory_bytes_per_s * job.learner_devices
+    if job.config.learner.cpu_offload and job.on_gpu:
+        rate = hardware.file_read_bytes_per_s
     return Phase("learner: optimizer", moved / rate, "memory", memory_bytes=moved)
 
 
 def publish(job: Job) -> Phase:
-    """Rank 0 gathers all weights, float32, and writes them into a file in its node's shared memory."""
+    """Rank 0 gathers all weights in float32 and writes them to a file in shared memory."""
     hardware, size = job.hardware, 4.0 * job.shape.parameters
     ranks = job.config.learner.workers
     gathered_s = size * (ranks - 1) / ranks / (_link(job) * hardware.network_share)
@@ -229,9 +217,7 @@ def publish(job: Job) -> Phase:
 
 
 def take(job: Job) -> Phase:
-    """Engines read the file; each other node with engines fetches it once, all of them from one
-    process.
-    """
+    """Engines read the file; every other node with engines first fetches it from one process."""
     hardware, size = job.hardware, 4.0 * job.shape.parameters
     remote = remote_nodes(job)
     fetch_s = size * remote / hardware.object_bytes_per_s
@@ -251,8 +237,9 @@ def take(job: Job) -> Phase:
 
 
 def remote_nodes(job: Job) -> int:
-    """Nodes with engines but without the learners' rank 0. Learners are packed close, engines come
-    after them.
+    """Number of nodes with engines but without the learners' rank 0.
+
+    Learners are packed densely, and engines come after them.
     """
     if not job.on_gpu:
         return 0
@@ -266,5 +253,5 @@ def _parts(parts: dict[str, float]) -> str:
 
 
 def short(value: float) -> str:
-    """Three figures, and no exponent where the number is large."""
+    """A number in three digits, without an exponent if it is large."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,17 +1,15 @@
-"""What the tiny base practices: copying, recall by name, arithmetic, plain traces, and telling what
-is known.
+"""What the tiny base practices: copying, recall by name, arithmetic, traces, and what is known.
 
 Difficulty rises with ``progress`` (0 at the start of training, 1 at its end): drills for copying
-and recall come first, then fade without vanishing; problems, and questions about half-finished
-traces, come last. No drill holds a reflection or an analysis: those are brought by SFT. What
-reflection rests on, to see whether a quantity was computed before and what it still needs, is
-practiced in other words.
+and recall come first, then become rare; problems, and questions about half-finished traces, come
+last. No drill contains a reflection or an analysis: SFT teaches those. What reflection rests on, to
+see whether a quantity has been computed and what it still needs, is practiced in other words.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from bi_ray.config import DifficultyConfig, IGSMDifficultyConfig, PretrainConfig
@@ -25,7 +23,7 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.promptbench.wording import NOTATION, PREMISES
 
 AnyTask = PromptBenchTask | IGSMTask
-LOOK = "Look at what each step waits for."  # the prompt's last line where ``looking`` is asked for
+LOOK = "Look at what each step waits for."  # the prompt's last line in ``looking``
 NOTHING = "nothing"
 
 
@@ -36,7 +34,7 @@ class Drill(NamedTuple):
         prompt: the user's first turn.
         response: the assistant's first turn.
         follow_ups: further turns, each a question and its answer.
-        learned: whether the response is learned; answers to follow-ups always are.
+        learned: whether the loss covers the response; it always covers answers to follow-ups.
     """
 
     prompt: str
@@ -54,46 +52,45 @@ def copying(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill
 
 
 def recall(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Constants given by name, then listed in another order, which the prompt names."""
+    """Constants given by name, then listed in another order, which the prompt states."""
     count = rng.randint(2, 5 + int(11 * progress))
-    values = {
-        name: _number(rng, task.config.max_abs_value) for name in rng.sample(task.names, count)
-    }
-    given = "\n".join(
-        PREMISES[None].format(node=name, value=value) for name, value in values.items()
-    )
+    values: dict[str, int] = {}
+    for name in rng.sample(task.names, count):
+        values[name] = _number(rng, task.config.max_abs_value)
+    given = _premises(values)
     listed = list(values)
     rng.shuffle(listed)
-    return Drill(
-        f"{given}\n{''.join(listed)}",
-        "\n".join(f"Let's solve {name}, {name} is {values[name]}" for name in listed),
-    )
+    lines = [f"Let's solve {name}, {name} is {values[name]}" for name in listed]
+    return Drill("\n".join([*given, "".join(listed)]), "\n".join(lines))
+
+
+def _premises(values: Mapping[str, int]) -> list[str]:
+    """A line for each given value."""
+    return [PREMISES[None].format(node=name, value=value) for name, value in values.items()]
 
 
 def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Given values, then independent equations over them, in one of the forms that a trace can
-    take.
-    """
+    """Given values, then independent equations over them, in a form that a trace can have."""
     limit = task.config.max_abs_value
     names = rng.sample(task.names, rng.randint(3, 6) + rng.randint(1, 4))
     count = rng.randint(1, min(5, len(names) - 2))
     values = {name: _number(rng, limit) for name in names[count:]}
-    premises = [PREMISES[None].format(node=name, value=value) for name, value in values.items()]
+    premises = _premises(values)
     lines = []
     written_out = rng.random() < 0.5
     for name in names[:count]:
         operator = rng.choice(task.operators)
         parents = rng.sample(list(values), operator.arity)
-        result = compute(operator, (values[parent] for parent in parents))
+        numbers = [values[parent] for parent in parents]
+        result = compute(operator, numbers)
         if abs(result) > limit:
             continue
-        premises.append(
-            PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result)
-        )
-        symbols = NOTATION.text((operator, *parents))
-        numbers = NOTATION.text((operator, *(values[parent] for parent in parents)))
-        middle = f" = {numbers}" if written_out else ""
-        lines.append(f"Let's solve {name}, {name} = {symbols}{middle} = {result}")
+        premise = PREMISES[operator].format(node=name, a=parents[0], b=parents[-1], value=result)
+        premises.append(premise)
+        sides = [NOTATION.text((operator, *parents)), str(result)]
+        if written_out:
+            sides.insert(1, NOTATION.text((operator, *numbers)))
+        lines.append(f"Let's solve {name}, {name} = {' = '.join(sides)}")
     if not lines:
         return equations(task, rng, progress)
     return Drill("\n".join(premises), "\n".join(lines))
@@ -101,40 +98,41 @@ def equations(task: PromptBenchTask, rng: random.Random, progress: float) -> Dri
 
 def arithmetic(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
     """Bare expressions over numbers, then each with its result."""
-    lines: dict[str, int] = {}
+    results: dict[str, str] = {}
     limit = task.config.max_abs_value
-    while len(lines) < 8:
+    while len(results) < 8:
         operator = rng.choice(task.operators)
         operands = [_number(rng, limit) for _ in range(operator.arity)]
         result = compute(operator, operands)
         if abs(result) <= limit:
-            lines[NOTATION.text((operator, *operands))] = result
-    return Drill(
-        "\n".join(lines), "\n".join(f"{line} = {result}" for line, result in lines.items())
-    )
+            results[NOTATION.text((operator, *operands))] = str(result)
+    return _expressions(results)
+
+
+def _expressions(results: Mapping[str, str]) -> Drill:
+    """Expressions, and each with its result."""
+    lines = [f"{expression} = {result}" for expression, result in results.items()]
+    return Drill("\n".join(results), "\n".join(lines))
 
 
 def sums(task: PromptBenchTask, rng: random.Random, progress: float) -> Drill:
-    """Sums of two to five numbers, then each with its result; half of the drills write every
-    partial sum out.
-    """
-    lines: dict[str, str] = {}
+    """Sums of two to five numbers, then each with its result; half of the drills with all steps."""
+    results: dict[str, str] = {}
     limit = task.config.max_abs_value
     written_out = rng.random() < 0.5
-    while len(lines) < 6:
+    while len(results) < 6:
         numbers = [abs(_number(rng, limit)) for _ in range(rng.randint(2, 5))]
         if sum(numbers) > limit:
             continue
         expression = (Operator.ADD, *numbers)
-        sides = reductions(expression)[1:] if written_out else []
-        results = [*(NOTATION.text(side) for side in sides), str(sum(numbers))]
-        lines[NOTATION.text(expression)] = " = ".join(results)
-    told = [f"{sum_} = {result}" for sum_, result in lines.items()]
-    return Drill("\n".join(lines), "\n".join(told))
+        steps = reductions(expression)[1:] if written_out else []
+        sides = [*map(NOTATION.text, steps), str(sum(numbers))]
+        results[NOTATION.text(expression)] = " = ".join(sides)
+    return _expressions(results)
 
 
 def problems(task: AnyTask, rng: random.Random, progress: float) -> Drill:
-    """Whole problems of the pre-training buckets; traces plain or with the numbers written out."""
+    """Whole problems of the pre-training split; traces plain or with the numbers written out."""
     graph = draw_graph(task, rng, progress)
     subgoal = rng.random() < 0.5
     plan = [Step(step.node, subgoal=subgoal) for step in vanilla_plan(graph)]
@@ -142,37 +140,43 @@ def problems(task: AnyTask, rng: random.Random, progress: float) -> Drill:
 
 
 def asking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
-    """A trace that breaks off anywhere, then questions: is it known, what does it need, which can
-    be solved now?
-    """
+    """A trace that breaks off anywhere, then questions about what is known and what is needed."""
     graph = draw_graph(task, rng, progress)
     order = random_order(graph, rng) if rng.random() < 0.5 else graph.needed_order
     done = order[: rng.randrange(len(order))]
     trace = join(task.render(plan_in_order(order), graph))[0]
     lines = trace.split("\n")[: 1 + len(done)]
-    told = "\n".join(lines) if done else f"{lines[0]}\n"
-    computed = [name for name, node in graph.nodes.items() if node.parents]
-    questions: list[tuple[str, str]] = []
-    for _ in range(8):
-        pool = computed if computed and rng.random() < 0.7 else list(graph.nodes)
-        name = rng.choice(pool)
-        kind = rng.random()
-        if kind < 0.25:
-            known = "yes" if name in done else "no"
-            questions.append((f"Is {_called(task, name)} known?", known))
-        elif kind < 0.6:
-            missing = graph.missing_parents(name, done)
-            answer = _listed(task, missing)
-            questions.append((f"What does {_called(task, name)} still need?", answer))
-        else:
-            questions.append(_choice(task, graph, done, rng))
-    return Drill(task.describe(graph, rng), told, tuple(questions), learned=False)
+    if not done:
+        lines.append("")
+    computed = _computed(graph)
+    questions = [_question(task, graph, computed, done, rng) for _ in range(8)]
+    return Drill(task.describe(graph, rng), "\n".join(lines), tuple(questions), learned=False)
+
+
+def _computed(graph: Graph) -> list[str]:
+    """The quantities that are computed from others."""
+    return [name for name, node in graph.nodes.items() if node.parents]
+
+
+def _question(
+    task: AnyTask, graph: Graph, computed: list[str], done: list[str], rng: random.Random
+) -> tuple[str, str]:
+    """A question about a trace that has computed ``done``, and its answer."""
+    pool = list(graph.nodes)
+    if computed and rng.random() < 0.7:
+        pool = computed
+    name = rng.choice(pool)
+    kind = rng.random()
+    if kind < 0.25:
+        return f"Is {_called(task, name)} known?", "yes" if name in done else "no"
+    if kind < 0.6:
+        missing = graph.missing_parents(name, done)
+        return f"What does {_called(task, name)} still need?", _listed(task, missing)
+    return _choice(task, graph, done, rng)
 
 
 def _choice(task: AnyTask, graph: Graph, done: list[str], rng: random.Random) -> tuple[str, str]:
-    """Which of some quantities can be solved now, or matter to the question; the answer keeps their
-    order.
-    """
+    """Which of some quantities can be solved now, or matter to the problem, in their order."""
     offered = rng.sample(list(graph.nodes), min(len(graph.nodes), rng.randint(2, 4)))
     if rng.random() < 0.5:
         chosen = [name for name in offered if graph.state(name, done) is NodeState.UNLOCKED]
@@ -182,8 +186,7 @@ def _choice(task: AnyTask, graph: Graph, done: list[str], rng: random.Random) ->
 
 
 def looking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
-    """A whole trace which, before some steps, names a quantity and what it waits for, in the
-    prompt's words.
+    """A whole trace that says, before some steps, what a quantity waits for.
 
     The quantity is the next one, a later one or one that does not matter.
     """
@@ -191,25 +194,25 @@ def looking(task: AnyTask, rng: random.Random, progress: float) -> Drill:
     order = graph.needed_order
     trace = join(task.render(plan_in_order(order), graph))[0]
     lines = trace.split("\n")
-    computed = [name for name, node in graph.nodes.items() if node.parents]
-    told = [lines[0]]
+    computed = _computed(graph)
+    response = [lines[0]]
     for position, line in enumerate(lines[1 : 1 + len(order)]):
         if computed and rng.random() < 0.6:
             name = rng.choice(computed)
-            missing = graph.missing_parents(name, order[:position])
-            told.append(f"Look at {_called(task, name)}, it waits for {_listed(task, missing)}")
-        told.append(line)
-    told += lines[1 + len(order) :]
-    return Drill(f"{task.describe(graph, rng)}\n{LOOK}", "\n".join(told))
+            missing = _listed(task, graph.missing_parents(name, order[:position]))
+            response.append(f"Look at {_called(task, name)}, it waits for {missing}")
+        response.append(line)
+    response += lines[1 + len(order) :]
+    return Drill(f"{task.describe(graph, rng)}\n{LOOK}", "\n".join(response))
 
 
 def draw_graph(task: AnyTask, rng: random.Random, progress: float) -> Graph:
-    """A problem of the pre-training buckets, small at first."""
+    """A problem of the pre-training split, small at first."""
     if isinstance(task, IGSMTask):
         return _draw_igsm(task, rng, progress)
     sets = task.config.sets["pretrain"]
     low, high = sets.depth
-    depth = rng.randint(low, max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3))))
+    depth = rng.randint(low, _largest(low, high, progress))
     most = round(sets.redundant_nodes[1] * min(1.0, 0.2 + progress))
     difficulty = DifficultyConfig(depth=(depth, depth), redundant_nodes=(0, most))
     while True:
@@ -221,12 +224,17 @@ def draw_graph(task: AnyTask, rng: random.Random, progress: float) -> Graph:
 def _draw_igsm(task: IGSMTask, rng: random.Random, progress: float) -> Graph:
     sets = task.config.sets["pretrain"]
     low, high = sets.ops
-    most = max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3)))
+    most = _largest(low, high, progress)
     difficulty = IGSMDifficultyConfig(ops=(low, most), redundant_nodes=sets.redundant_nodes)
     while True:
         graph = task.draw(rng, difficulty, "pretrain")
         if graph is not None:
             return graph
+
+
+def _largest(low: int, high: int, progress: float) -> int:
+    """The largest size at this progress: a third of the range at first, all of it at the middle."""
+    return max(low, round(low + (high - low) * min(1.0, 0.34 + progress * 1.3)))
 
 
 def _called(task: AnyTask, name: str) -> str:
@@ -238,7 +246,7 @@ def _listed(task: AnyTask, names: list[str]) -> str:
 
 
 def phrases() -> list[str]:
-    """The fixed parts of what this module adds to the tasks' texts, for the tokenizer."""
+    """The fixed parts of the texts that this module adds to the tasks' own, for the tokenizer."""
     return [
         "Is ",
         " known?",
@@ -263,9 +271,9 @@ class Practice:
     """The tasks that drills are drawn from.
 
     Attributes:
-        promptbench: problems in the configured order.
-        in_order: the same with premises after those that they use.
-        igsm: None where the base does not learn iGSM.
+        promptbench: problems whose premises are in the configured order.
+        in_order: the same with every premise after those that it uses.
+        igsm: None if the base does not learn iGSM.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -284,11 +292,9 @@ class Practice:
 
     def kinds(self) -> dict[str, tuple[float, float]]:
         """Every kind of drill and its share at the start and at the end of training."""
-        return {
-            kind: share
-            for kind, share in SCHEDULE.items()
-            if self.igsm or not kind.startswith("igsm_")
-        }
+        if self.igsm:
+            return dict(SCHEDULE)
+        return {kind: SCHEDULE[kind] for kind in SCHEDULE if not kind.startswith("igsm_")}
 
 
 DrillMaker = Callable[[Any, random.Random, float], Drill]
@@ -305,7 +311,7 @@ MAKERS: dict[str, DrillMaker] = {
     "igsm_asking": asking,
     "igsm_looking": looking,
 }
-# Share of the drawn texts, at the start and at the end of training.
+# Share of the drawn drills, at the start and at the end of training.
 SCHEDULE: dict[str, tuple[float, float]] = {
     "copying": (0.35, 0.02),
     "recall": (0.25, 0.05),
@@ -319,7 +325,7 @@ SCHEDULE: dict[str, tuple[float, float]] = {
     "igsm_asking": (0.005, 0.04),
     "igsm_looking": (0.005, 0.03),
 }
-_RAMP = 0.25  # share of the training after which the mixture stays at its end
+_RAMP = 0.25  # share of the training after which the mixture no longer changes
 
 
 def draw_drill(practice: Practice, rng: random.Random, progress: float) -> Drill:
@@ -332,9 +338,14 @@ def draw_drill(practice: Practice, rng: random.Random, progress: float) -> Drill
 
 
 def _number(rng: random.Random, limit: int) -> int:
-    """Mostly small numbers, as problems have them, of either sign."""
+    """Mostly small numbers, as in problems, of either sign."""
     kind = rng.random()
     if kind < 0.5:
         return rng.randint(1, min(10, limit))
-    value = rng.randint(0, min(30 if kind < 0.75 else 100 if kind < 0.95 else limit, limit))
+    largest = limit
+    if kind < 0.75:
+        largest = min(30, limit)
+    elif kind < 0.95:
+        largest = min(100, limit)
+    value = rng.randint(0, largest)
     return -value if rng.random() < 0.3 else value

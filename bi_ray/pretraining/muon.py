@@ -1,8 +1,7 @@
-"""Muon in float32: momentum, then the nearest semi-orthogonal matrix by Newton-Schulz (Jordan et
-al., 2024).
+"""Muon in float32: momentum, then the nearest semi-orthogonal matrix by Newton-Schulz iterations.
 
-``torch.optim.Muon`` works in bfloat16, which this project's CPUs have to emulate (a step becomes
-three times slower).
+After Jordan et al. (2024). ``torch.optim.Muon`` computes in bfloat16, which CPUs without such
+instructions have to emulate: a step becomes three times slower.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: two-dimensional parameters.
         lr: step size; updates have a root mean square of about ``0.2 * lr`` whatever the shape.
-        momentum: of the Nesterov average of gradients.
-        weight_decay: decoupled.
+        momentum: momentum of the Nesterov average of gradients.
+        weight_decay: decoupled weight decay.
     """
 
     def __init__(
@@ -40,15 +39,26 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for parameters in by_shape.values():
-                directions = orthogonalize(
-                    torch.stack([self._momentum(p, group["momentum"]) for p in parameters])
+                self._update(
+                    parameters,
+                    group["lr"],
+                    group["momentum"],
+                    group["weight_decay"],
                 )
-                scale = 0.2 * max(parameters[0].shape) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction, alpha=-group["lr"] * scale)
+
+    def _update(
+        self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        """Update parameters that all have the same shape and a gradient."""
+        averages = [self._momentum(parameter, momentum) for parameter in parameters]
+        directions = orthogonalize(torch.stack(averages))
+        scale = 0.2 * max(parameters[0].shape) ** 0.5
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.mul_(1 - lr * weight_decay)
+            parameter.add_(direction, alpha=-lr * scale)
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        """The Nesterov average of the parameter's gradients."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -58,11 +68,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Singular values of each matrix to about 1. Shape [count, rows, columns], kept."""
-    transposed = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if transposed else matrices
+    """Bring the singular values of each matrix to about 1.
+
+    Args:
+        matrices: shape [count, rows, columns].
+
+    Returns:
+        The same shape.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalize(matrices.mT).mT
+    x = matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return x.mT if transposed else x
+    return x

@@ -29,7 +29,6 @@ from bi_ray.config import PretrainConfig
 from bi_ray.files.atomic import write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.files.names import temporary_name
-from bi_ray.files.records import read_record
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.pretraining import drills
@@ -37,21 +36,22 @@ from bi_ray.pretraining.drills import MAKERS, Drill, Practice, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import METRICS_FILE
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
+from bi_ray.runs.records import read_record
 from bi_ray.tasks import igsm, promptbench
 
-_PROGRESS = "progress.json"  # in the checkpoint
-IGNORED = -100  # label of a token that is not learned
-CHECKPOINTS = "checkpoints"  # what training resumes from
-NEWEST = "checkpoint"  # has the model of the newest one, for everybody else
+_PROGRESS = "progress.json"  # in a checkpoint
+IGNORED = -100  # label of a token that the loss does not cover
+CHECKPOINTS = "checkpoints"  # folder from which training resumes
+NEWEST = "checkpoint"  # folder with the model of the newest checkpoint, for everybody else
 _POOL_STEPS = 4  # drills of this many steps are sorted by length together, which keeps padding low
 
 
 def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A fresh Llama with tied embeddings, sized by ``config``, whose first heads look one, two and
-    three tokens back.
+    """A fresh Llama with tied embeddings whose first heads look one, two and three tokens back.
 
-    Recall by name needs such heads first, and they are what plain training is slowest to find.
+    Recall by name needs such heads first, and plain training takes longest to find them.
     """
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
@@ -88,15 +88,15 @@ def _look_back(distance: int, width: int, rope_theta: float) -> tuple[Tensor, Te
     """Query and key biases of a head that attends ``distance`` tokens back, each of shape [width].
 
     Under rotary embedding the score at a distance d is the sum over frequencies f of cos(f * (d -
-    distance)): largest at ``distance``. Only the fastest frequencies tell neighbors apart, so only
+    distance)): largest at ``distance``. Only the fastest frequencies distinguish neighbors, so only
     they are set.
     """
     half, fastest, strength = width // 2, 4, 6.0
     angles = distance * rope_theta ** (-torch.arange(fastest) / half)
     query, key = torch.zeros(width), torch.zeros(width)
     key[:fastest] = strength
-    # transformers rotates the pair (i, i + half) of a query at position t by t * f: turned back
-    # here by the distance.
+    # transformers rotates the pair (i, i + half) of a query at position t by t * f; rotate it back
+    # by the distance
     query[:fastest], query[half : half + fastest] = (
         strength * angles.cos(),
         -strength * angles.sin(),
@@ -118,8 +118,9 @@ def make_tokenizer(config: PretrainConfig) -> PreTrainedTokenizerFast:
 def _float32_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any
 ) -> Any:
-    """PyTorch's attention in float32 amid bfloat16 products: on a CPU its backward is four times
-    slower in bfloat16.
+    """PyTorch's attention in float32, although other products are in bfloat16.
+
+    On a CPU its backward pass is four times slower in bfloat16.
     """
     with torch.autocast("cpu", enabled=False):
         return sdpa_attention_forward(
@@ -138,11 +139,11 @@ def in_bfloat16(config: PretrainConfig) -> bool:
     return config.precision == "bfloat16"
 
 
-Example = tuple[list[int], list[bool]]  # tokens, and which of them are learned
+Example = tuple[list[int], list[bool]]  # tokens, and which of them the loss covers
 
 
 def encode_drill(tokenizer: PreTrainedTokenizerBase, system_prompt: str, drill: Drill) -> Example:
-    """Turn a drill into tokens."""
+    """Turn a drill into tokens, with the loss on the assistant's."""
     tokens = encode_prompt(tokenizer, system_prompt, drill.prompt)
     learned = [False] * len(tokens)
     user = tokenizer.convert_tokens_to_ids("<|user|>")
@@ -151,23 +152,25 @@ def encode_drill(tokenizer: PreTrainedTokenizerBase, system_prompt: str, drill: 
     tokens += response
     learned += [drill.learned] * len(response)
     for question, answer in drill.follow_ups:
-        asked = tokenizer.encode(question, add_special_tokens=False)
-        told = tokenizer.encode(answer, add_special_tokens=False)
-        asked = [user, *asked, tokenizer.eos_token_id, assistant]
-        told = [*told, tokenizer.eos_token_id]
-        tokens += asked + told
-        learned += [False] * len(asked) + [True] * len(told)
+        question_tokens = tokenizer.encode(question, add_special_tokens=False)
+        answer_tokens = tokenizer.encode(answer, add_special_tokens=False)
+        user_turn = [user, *question_tokens, tokenizer.eos_token_id, assistant]
+        assistant_turn = [*answer_tokens, tokenizer.eos_token_id]
+        tokens += user_turn + assistant_turn
+        learned += [False] * len(user_turn) + [True] * len(assistant_turn)
     return tokens, learned
 
 
 def batches(
     config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, start_step: int
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Micro-batches of every step from ``start_step`` on, each a pair (tokens, labels) of shape
-    [rows, length].
+    """Micro-batches of every step from ``start_step`` on.
 
     A step's content depends on the configuration and on its number only, so that a resumed run sees
     what an undisturbed one does.
+
+    Yields:
+        For each step a list of pairs (tokens, labels) of shape [rows, length].
     """
     practice = Practice(config)
     system_prompt = practice.promptbench.system_prompt
@@ -181,10 +184,8 @@ def batches(
             if len(example[0]) <= config.max_positions:
                 examples.append(example)
                 tokens += len(example[0])
-        micro = [
-            _pad(rows, tokenizer.pad_token_id)
-            for rows in _by_length(examples, config.microbatch_tokens)
-        ]
+        groups = _by_length(examples, config.microbatch_tokens)
+        micro = [_pad(rows, tokenizer.pad_token_id) for rows in groups]
         rng.shuffle(micro)
         for step in range(pool * _POOL_STEPS, (pool + 1) * _POOL_STEPS):
             if start_step <= step < config.steps:
@@ -192,6 +193,7 @@ def batches(
 
 
 def _by_length(examples: list[Example], limit: int) -> Iterator[list[Example]]:
+    """Groups of examples of similar length, of at most ``limit`` padded tokens if they can be."""
     rows: list[Example] = []
     for example in sorted(examples, key=lambda item: len(item[0])):
         if rows and (len(rows) + 1) * len(example[0]) > limit:
@@ -202,6 +204,7 @@ def _by_length(examples: list[Example], limit: int) -> Iterator[list[Example]]:
 
 
 def _pad(rows: list[Example], pad: int) -> tuple[Tensor, Tensor]:
+    """Tokens and labels of shape [rows, length]."""
     length = max(len(tokens) for tokens, _ in rows)
     tokens = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), IGNORED)
@@ -217,18 +220,21 @@ def rate_factor(step: int, config: PretrainConfig) -> float:
 
 
 def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]]:
-    """Train, writing checkpoints and ``metrics.jsonl`` into ``directory``; yields the metrics of
-    every step.
+    """Train, and write checkpoints and ``metrics.jsonl`` to ``directory``.
 
-    Stopping at any time loses at most ``checkpoint_every_steps`` steps; called again it goes on
-    from there. Work is split over processes of one thread each, not over threads: on a shared
-    machine a thread that is held up holds up every operator, a process only the end of the step.
+    Stopping at any time loses at most ``checkpoint_every_steps`` steps; called again, it resumes
+    from there. The work is split over processes of one thread each, not over threads: on a shared
+    machine a delayed thread delays every operator, a delayed process only the end of the step.
+
+    Yields:
+        The metrics of every step.
 
     Raises:
+        RunError: ``directory`` holds a model that this training did not make.
         RuntimeError: a process ended early; its traceback is part of the message.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / METRICS_FILE
     rendezvous = temporary_name(directory / "rendezvous")
     _refuse_foreign_checkpoint(directory / NEWEST)
     processes = torch.multiprocessing.spawn(
@@ -261,17 +267,22 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     model.config._attn_implementation = _FLOAT32_ATTENTION
     bfloat16 = in_bfloat16(config)
     parameters = list(model.parameters())
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
     muon = Muon(matrices, lr=config.muon_learning_rate)
     adamw = torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     checkpoints = StepDirectories(directory / CHECKPOINTS)
     start, seconds = _resume(checkpoints, config.steps, model, [muon, adamw])
     if rank == 0:
-        cut_metrics(directory / "metrics.jsonl", start)
+        cut_metrics(directory / METRICS_FILE, start)
     parent = os.getppid()
     for step, micro in enumerate(batches(config, tokenizer, start), start):
-        if os.getppid() != parent:  # the command was killed: nobody waits for this process any more
+        if os.getppid() != parent:  # the command was killed, and nobody waits for this process
             return
         began = time.perf_counter()
         factor = rate_factor(step, config)
@@ -289,30 +300,30 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seconds += time.perf_counter() - began
-        if rank == 0:
-            row = {
-                "step": step + 1,
-                "loss": float(loss_sum) / learned,
-                "tokens": sum(tokens.numel() for tokens, _ in micro),
-                "training_s": seconds,
-            }
-            is_checkpointed = (
-                step + 1
-            ) % config.checkpoint_every_steps == 0 or step + 1 == config.steps
-            append_metrics(directory / "metrics.jsonl", row, durable=is_checkpointed)
-            if is_checkpointed:
-                _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
+        if rank != 0:
+            continue
+        row = {
+            "step": step + 1,
+            "loss": float(loss_sum) / learned,
+            "tokens": sum(tokens.numel() for tokens, _ in micro),
+            "training_s": seconds,
+        }
+        is_last = step + 1 == config.steps
+        is_checkpointed = is_last or (step + 1) % config.checkpoint_every_steps == 0
+        append_metrics(directory / METRICS_FILE, row, durable=is_checkpointed)
+        if is_checkpointed:
+            _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()
 
 
 def summed_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor, bfloat16: bool) -> Tensor:
-    """Cross-entropy summed over the learned tokens; logits are made for these alone.
+    """Cross-entropy summed over the learned tokens; logits are computed for these alone.
 
     Args:
         model: the policy in training.
         tokens: shape [rows, length].
-        labels: the same, ``IGNORED`` where nothing is learned.
-        bfloat16: whether matrix products are.
+        labels: the same, ``IGNORED`` where the loss does not cover a token.
+        bfloat16: whether matrix products are in bfloat16.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
@@ -322,11 +333,11 @@ def summed_loss(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor, bfloat1
 
 
 class DrillScore(NamedTuple):
-    """Of fresh drills of one kind.
+    """How well a model does on fresh drills of one kind.
 
     Attributes:
-        exact: share of drills of which every learned token is the likeliest one.
-        tokens: share of such tokens.
+        exact: share of the drills in which every learned token is the likeliest one.
+        tokens: share of the learned tokens that are the likeliest ones.
     """
 
     exact: float
@@ -336,13 +347,13 @@ class DrillScore(NamedTuple):
 def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, DrillScore]:
     """Share of fresh drills, of each kind, that greedy decoding answers exactly.
 
-    Greedy decoding writes the wanted response exactly if every token of it is the likeliest after
-    those before it, so one forward pass per drill decides. Drills come from a random stream of
-    their own, at full difficulty.
+    Greedy decoding gives exactly the expected response if every token of it is the likeliest after
+    those before it, so one forward pass per drill decides. The drills come from a separate random
+    stream, at full difficulty.
 
     Args:
         model_path: a checkpoint directory.
-        config: ``scored_drills`` of each kind are drawn from its task.
+        config: its tasks give ``scored_drills`` drills of each kind.
     """
     model, tokenizer = load_model(model_path).eval(), load_tokenizer(model_path)
     practice = Practice(config)
@@ -366,9 +377,12 @@ def score_drills(model_path: Path, config: PretrainConfig) -> dict[str, DrillSco
 
 
 def _sum_over_processes(parameters: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
-    """Add up the gradients of all processes in place; returns the summed loss."""
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.reshape(1)])
+    """Sum the gradients of all processes in place, and return the summed loss."""
+    parts = []
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parts.append(gradient.flatten())
+    flat = torch.cat([*parts, loss.reshape(1)])
     distributed.all_reduce(flat)
     position = 0
     for parameter in parameters:
@@ -391,10 +405,8 @@ def _save(
         state: dict[str, Tensor] = {}
         for number, optimizer in enumerate(optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
-                state |= {
-                    f"{number}.{index}.{key}": torch.as_tensor(value)
-                    for key, value in entries.items()
-                }
+                for key, value in entries.items():
+                    state[f"{number}.{index}.{key}"] = torch.as_tensor(value)
         save_file(state, folder / "optimizers.safetensors")
         (folder / _PROGRESS).write_text(json.dumps({"training_s": seconds}))
 
@@ -409,18 +421,19 @@ class _Progress:
 
 
 def _refuse_foreign_checkpoint(folder: Path) -> None:
-    """Raises RunError where something else is in the place of the newest model."""
-    if (
-        folder.exists()
-        and any(folder.iterdir())
-        and not (folder / "model" / "config.json").exists()
-    ):
+    """Raise RunError if the folder of the newest model holds something else."""
+    if not folder.exists():
+        return
+    has_model = (folder / "model" / "config.json").exists()
+    if any(folder.iterdir()) and not has_model:
         raise RunError(
-            f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try again"
+            f"{folder} was not made by bi-ray: it has no model/config.json; move it away and try "
+            "again"
         )
-    if folder.exists() and not any((folder.parent / CHECKPOINTS).glob("step_*")):
+    if not any((folder.parent / CHECKPOINTS).glob("step_*")):
         raise RunError(
-            f"{folder} has a model and {CHECKPOINTS}/ no step to resume from; name a new directory"
+            f"{folder} has a model, but {CHECKPOINTS}/ has no step to resume from; choose a new "
+            "directory"
         )
 
 
@@ -430,14 +443,16 @@ def _resume(
     model: LlamaForCausalLM,
     optimizers: list[torch.optim.Optimizer],
 ) -> tuple[int, float]:
-    """Load the newest whole checkpoint, if there is one; returns its step and the seconds trained
-    so far.
+    """Load the newest complete checkpoint, if there is one.
+
+    Returns:
+        Its step, and the seconds trained so far; 0 and 0 if there is none.
     """
-    found = [0]
+    shared = [0]
     if distributed.get_rank() == 0:
-        found = [checkpoints.recover(last_step)]
-    distributed.broadcast_object_list(found)
-    step = found[0]
+        shared = [checkpoints.recover(last_step)]
+    distributed.broadcast_object_list(shared)
+    step = shared[0]
     if not step:
         return 0, 0.0
     checkpoint = checkpoints.path(step)

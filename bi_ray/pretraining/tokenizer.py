@@ -1,5 +1,4 @@
-"""A compact tokenizer: whole phrases of a task, node names, single digits, and printable characters
-for the rest.
+"""A compact tokenizer: phrases of a task, node names, single digits, other printable characters.
 
 Built on ``tokenizers`` (a unigram model whose scores make the shortest segmentation win), so that
 transformers and vLLM load it from a plain directory. Every printable ASCII text survives encoding
@@ -24,16 +23,16 @@ SPECIAL_TOKENS = {
 _VOCABULARY_MULTIPLE = 32
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
-    "{% if not loop.last or message.role != 'assistant' or not continue_final_message %}<|end|>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "{% if not loop.last or message.role != 'assistant' or not continue_final_message %}"
+    "<|end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
 def build_tokenizer(phrases: Iterable[str], names: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token per phrase, name and printable character.
+    """Build a tokenizer with one token per phrase, name and printable character.
 
     Args:
-        phrases: texts that become one token each, spaces and line ends included.
+        phrases: texts that become one token each, including their spaces and line ends.
         names: node names that become one token each.
     """
     specials = [
@@ -45,12 +44,11 @@ def build_tokenizer(phrases: Iterable[str], names: Iterable[str]) -> PreTrainedT
     pieces = list(
         dict.fromkeys([*phrases, *names, *string.digits, *string.printable[:95], "\n", "\t"])
     )
-    # Every token costs the same, so the shortest segmentation wins; the digits stay single because
-    # nothing longer contains only digits. A tiny bonus per character breaks ties towards the longer
-    # first piece.
-    scored = [(token, 0.0) for token in specials] + [
-        (piece, -10.0 + 0.01 * len(piece)) for piece in pieces
-    ]
+    # Every token costs the same, so the shortest segmentation wins; digits remain single tokens
+    # because nothing longer contains only digits. A tiny bonus per character breaks ties in favor
+    # of the longer first piece.
+    scored: list[tuple[str, float]] = [(str(token), 0.0) for token in specials]
+    scored += [(piece, -10.0 + 0.01 * len(piece)) for piece in pieces]
     filler = -len(scored) % _VOCABULARY_MULTIPLE
     scored += [(f"<|unused_{i}|>", -1000.0) for i in range(filler)]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=1))

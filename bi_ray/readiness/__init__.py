@@ -1,3 +1,1 @@
-"""RL-readiness of a policy: rollout accuracy and data co-influence, from rollouts, whoever made
-them.
-"""
+"""RL-readiness of a policy: rollout accuracy and data co-influence, from verified rollouts."""

@@ -1,88 +1,61 @@
-"""Verified rollouts as readiness takes them, and which tokens of a response a behavior wrote."""
+"""Verified rollouts as the readiness measurement takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bi_ray.batches.advantages import group_advantages, learned_rewards, rewards_differ
+from bi_ray.batches.advantages import RIGHT_REWARD
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.policy.packing import Row
 from bi_ray.policy.spans import token_spans
 from bi_ray.reasoning.trace import Span
+from bi_ray.verification.verdicts import Verdict
 
 PLAIN = "plain"  # what no behavior wrote
+_VERDICT_FIELDS = tuple(Verdict.__dataclass_fields__)
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One response with its verdict.
+def verdict_of(sample: Mapping[str, Any]) -> Verdict:
+    """The verdict in a row of a sample; fields that the row lacks have their default."""
+    return Verdict(**{name: sample[name] for name in _VERDICT_FIELDS if name in sample})
 
-    Attributes:
-        tokens: the response, its end token included where there is one.
-        reward: what RL would see.
-        right: whether it counts as right (``RIGHT_REWARD``).
-        behaviors: of every token, ``plain`` for most; or empty where nobody asks.
-        outcome: what its answer alone is worth; None: the reward.
+
+def scored_group(
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    behavior_spans: Callable[[str], Sequence[Span]] | None = None,
+    by_outcome: bool = True,
+) -> ScoredGroup:
+    """A group from its row in ``rollouts.jsonl``.
+
+    Args:
+        row: ``id``, ``prompt_tokens`` and ``samples``, each sample with its ``tokens``, its
+            ``response`` and the fields of a verdict.
+        tokenizer: the policy's; only needed with ``behavior_spans``.
+        behavior_spans: finds the behaviors in a response; None: the rollouts have no behaviors.
+        by_outcome: see ``ScoredGroup``.
     """
-
-    tokens: tuple[int, ...]
-    reward: float
-    right: bool
-    behaviors: tuple[str, ...] = ()
-    outcome: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """All verified rollouts of one query, at least two of them."""
-
-    id: str
-    prompt_tokens: tuple[int, ...]
-    rollouts: tuple[Rollout, ...]
-
-    @property
-    def right(self) -> int:
-        """How many rollouts are right."""
-        return sum(rollout.right for rollout in self.rollouts)
-
-    @property
-    def rewards(self) -> list[float]:
-        """Of every rollout."""
-        return [rollout.reward for rollout in self.rollouts]
-
-    @property
-    def learned_rewards(self) -> list[float]:
-        """The rewards that RL makes advantages of (``policy.advantages.learned_rewards``)."""
-        outcomes = [r.reward if r.outcome is None else r.outcome for r in self.rollouts]
-        return learned_rewards(self.rewards, outcomes)
-
-    @property
-    def informative(self) -> bool:
-        """Whether RL learns from it: rewards differ, so advantages are not all zero."""
-        return rewards_differ(self.learned_rewards)
-
-    def advantages(self) -> list[float]:
-        """(r - mean)/std with the population's std (Eq. 6 of arXiv:2505.18917); zeros where rewards
-        are equal.
-        """
-        return group_advantages(self.learned_rewards)
-
-    def centered_rewards(self) -> list[float]:
-        """Reward minus the mean of the other rollouts: weights of the unbiased gradient of expected
-        reward.
-        """
-        total, others = sum(self.rewards), len(self.rollouts) - 1
-        return [reward - (total - reward) / others for reward in self.rewards]
-
-    def rows(self, weights: Sequence[float]) -> list[Row]:
-        """A row per rollout whose tokens all have the rollout's weight."""
-        start = len(self.prompt_tokens)
-        return [
-            Row((*self.prompt_tokens, *rollout.tokens), start, weight)
-            for rollout, weight in zip(self.rollouts, weights, strict=True)
-        ]
+    rollouts = []
+    for sample in row["samples"]:
+        tokens = tuple(sample["tokens"])
+        behaviors: tuple[str, ...] = ()
+        if behavior_spans is not None and tokenizer is not None:
+            text = sample["response"]
+            behaviors = token_behaviors(tokenizer, tokens, text, behavior_spans(text))
+        verdict = verdict_of(sample)
+        outcome = verdict.answer_reward
+        rollout = Rollout(
+            tokens=tokens,
+            reward=float(verdict.reward),
+            right=outcome >= RIGHT_REWARD,
+            behaviors=behaviors,
+            outcome=outcome,
+        )
+        rollouts.append(rollout)
+    return ScoredGroup(row["id"], tuple(row["prompt_tokens"]), tuple(rollouts), by_outcome)
 
 
 def token_behaviors(
@@ -93,3 +66,20 @@ def token_behaviors(
     for span in token_spans(tokenizer, tokens, text, spans):
         behaviors[span.start : span.end] = [span.behavior] * (span.end - span.start)
     return tuple(behaviors)
+
+
+def packing_rows(group: ScoredGroup, weights: Sequence[float]) -> list[Row]:
+    """One row per rollout of the group; all tokens of a rollout have the rollout's weight."""
+    prompt_length = len(group.prompt_tokens)
+    rows = []
+    for rollout, weight in zip(group.rollouts, weights, strict=True):
+        rows.append(Row((*group.prompt_tokens, *rollout.tokens), prompt_length, weight))
+    return rows
+
+
+def unweighted_rows(groups: Sequence[ScoredGroup]) -> list[Row]:
+    """One row of weight 1 per rollout of all groups, in order."""
+    rows: list[Row] = []
+    for group in groups:
+        rows += packing_rows(group, [1.0] * len(group.rollouts))
+    return rows

@@ -1,1 +1,1 @@
-"""The result for people: tables for the terminal, one picture, and the page ``report.html``."""
+"""The report of a run or a study: a page, a summary, a picture and tables."""

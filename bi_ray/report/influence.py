@@ -1,15 +1,26 @@
-"""Charts of influence: by accuracy group, by behavior, all against all, and predicted against
-realized.
-"""
+"""Charts of influence: by accuracy group and behavior, all against all, predicted and realized."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
-from bi_ray.report.charts import MUTED, Chart, Figure, Series, chart, errors, figure, tidy
-from bi_ray.report.wording import small, triple
+import numpy as np
+
+from bi_ray.intervals import Interval
+from bi_ray.readiness.summary import (
+    AccuracyGroup,
+    BehaviorInfluence,
+    HeatMap,
+    PairsGroup,
+    PairsSummary,
+    ReadinessSummary,
+)
+from bi_ray.report.charts import MUTED, Chart, Figure, Json, Trace, chart, errors, figure, tidy
+from bi_ray.report.readiness import Analysis, RealizedSummary
+from bi_ray.report.series import Series
+from bi_ray.report.wording import small, small_interval
 
 ESTIMATORS = {"sum": "token sums (Eq. 5)", "mean": "means per response"}
 QUANTITIES = {
@@ -24,211 +35,271 @@ DURING = {
     "groups": "dJ of the step's queries",
 }
 REALISED = {"odd": "half of ahead minus back (first order)", "step": "the step ahead alone"}
-_REALISED_FIELDS = {"odd": ("odd", "odd_low", "odd_high"), "step": ("realized", "low", "high")}
 _PARTS = {
     "dj": "all pairs",
     "without_self": "without the self term",
     "self_term": "self term alone",
 }
+_PART_LOOKS = {  # symbol and shift along x
+    "dj": ("circle", 0.0),
+    "without_self": ("diamond-open", -0.2),
+    "self_term": ("x-thin", 0.2),
+}
 _DIVERGING = [[0, "#0072B2"], [0.5, "#FFFFFF"], [1, "#D55E00"]]
 _NO_PAIR = "rgba(130,140,150,0.35)"  # shows where a heat map has no value, in either theme
 FEW_QUERIES = 5
-_Z95 = 1.96  # two-sided 95 % point of the normal distribution
-_SPREAD = 0.5  # of the distance of two groups, over which series stand side by side
+_SPREAD = 0.5  # share of the distance between two groups over which series are spread
+_ZEROLINE = {"zeroline": True}
 
 
 def estimators(series: Sequence[Series]) -> dict[str, str]:
-    """Those with which every measured series was measured, in words."""
-    there = [one.part("readiness")["influence"] for one in _measured(series)]
-    return {
-        name: words
-        for name, words in ESTIMATORS.items()
-        if there and all(name in found for found in there)
-    }
+    """The token scales with which every measured series was measured, in words."""
+    measured = _measured(series).values()
+    if not measured:
+        return {}
+    common = {}
+    for name, words in ESTIMATORS.items():
+        if all(name in readiness.influence for readiness in measured):
+            common[name] = words
+    return common
+
+
+def _measured(series: Sequence[Series]) -> dict[Series, ReadinessSummary]:
+    measured = {}
+    for one in series:
+        if one.readiness:
+            measured[one] = one.readiness
+    return measured
+
+
+def _with_pairs(series: Sequence[Series]) -> dict[Series, PairsSummary]:
+    pairs = {}
+    for one, readiness in _measured(series).items():
+        if readiness.all_against_all:
+            pairs[one] = readiness.all_against_all
+    return pairs
 
 
 def by_group(series: Sequence[Series]) -> Chart | None:
     """K+, K- and dJ by accuracy group, with each estimator."""
-    there = _measured(series)
-    variants = {
-        f"{estimator}/{quantity}": _grouped(there, estimator, quantity)
-        for estimator in estimators(series)
-        for quantity in QUANTITIES
-    }
+    measured = _measured(series)
+    variants = {}
+    for estimator in estimators(series):
+        for quantity in QUANTITIES:
+            variants[f"{estimator}/{quantity}"] = _grouped(measured, estimator, quantity)
     if not variants:
         return None
     return {"controls": ["estimator", "quantity"], "variants": variants}
 
 
-def _grouped(series: Sequence[Series], estimator: str, quantity: str) -> Figure:
+def _grouped(measured: dict[Series, ReadinessSummary], estimator: str, quantity: str) -> Figure:
     data = []
-    for place, one in enumerate(series):
-        groups = [
-            g
-            for g in one.part("readiness")["influence"][estimator]["groups"]
-            if g[quantity] is not None
-        ]
-        x = [group["right"] + _shift(place, len(series)) for group in groups]
-        data.append(
-            _points(one, x, [group[quantity] for group in groups])
-            | {"line": {"width": 1, "dash": one.dash}}
-        )
-        data[-1]["customdata"] = [[group["right"], group["queries"]] for group in groups]
-        data[-1]["hovertemplate"] = "%{customdata[0]} right, %{customdata[1]} queries: %{y:.3g}"
-        data[-1]["mode"] = "markers+lines"
-        data[-1]["marker"]["symbol"] = [_symbol(one, group["queries"]) for group in groups]
-    xaxis = _group_axis(max(_samples(one) for one in series))
+    samples = 0
+    for number, (one, readiness) in enumerate(measured.items()):
+        groups = readiness.influence[estimator].groups
+        data.append(_group_trace(one, groups, quantity, _shift(number, len(measured))))
+        samples = max(samples, readiness.samples_per_prompt)
     return figure(
-        data, "rollouts right", QUANTITIES[quantity], xaxis=xaxis, yaxis={"zeroline": True}
+        data,
+        "rollouts right",
+        QUANTITIES[quantity],
+        xaxis=_group_axis(samples),
+        yaxis=_ZEROLINE,
     )
+
+
+def _group_trace(
+    one: Series, groups: Sequence[AccuracyGroup], quantity: str, shift: float
+) -> Trace:
+    x = []
+    intervals = []
+    customdata = []
+    symbols = []
+    for group in groups:
+        interval: Interval | None = getattr(group, quantity)
+        if interval is None:
+            continue
+        x.append(group.right + shift)
+        intervals.append(interval)
+        customdata.append([group.right, group.queries])
+        symbols.append(_symbol(one, group.queries))
+    trace = _points(one, x, intervals)
+    trace["line"] = {"width": 1, "dash": one.dash}
+    trace["customdata"] = customdata
+    trace["hovertemplate"] = "%{customdata[0]} right, %{customdata[1]} queries: %{y:.3g}"
+    trace["mode"] = "markers+lines"
+    trace["marker"]["symbol"] = symbols
+    return trace
 
 
 def by_behavior(series: Sequence[Series]) -> Chart | None:
-    """DJ that the tokens of each behavior carry, with each estimator."""
-    there = _measured(series)
-    found = [rows for one in there for rows in one.part("readiness")["influence"].values()]
-    names = list(dict.fromkeys(row["behavior"] for rows in found for row in rows["behaviors"]))
+    """The part of dJ that the tokens of each behavior carry, with each estimator."""
+    measured = _measured(series)
+    names = _behaviors(measured)
     variants = {}
     for estimator in estimators(series):
         for per in PER:
-            data = []
-            for place, one in enumerate(there):
-                rows = one.part("readiness")["influence"][estimator]["behaviors"]
-                x = [names.index(row["behavior"]) + _shift(place, len(there)) for row in rows]
-                trace = _points(one, x, [row[per] for row in rows])
-                trace["customdata"] = [[row["behavior"], row["tokens"]] for row in rows]
-                trace["hovertemplate"] = "%{customdata[0]}, %{customdata[1]:,} tokens: %{y:.3g}"
-                data.append(trace)
-            xaxis = {
-                "tickvals": list(range(len(names))),
-                "ticktext": names,
-                "range": [-0.5, len(names) - 0.5],
-            }
-            variants[f"{estimator}/{per}"] = figure(
-                data, "", PER[per], xaxis=xaxis, yaxis={"zeroline": True}
-            )
-    return {"controls": ["estimator", "per"], "variants": variants} if variants else None
+            variants[f"{estimator}/{per}"] = _by_behavior(measured, estimator, per, names)
+    if not variants:
+        return None
+    return {"controls": ["estimator", "per"], "variants": variants}
+
+
+def _behaviors(measured: dict[Series, ReadinessSummary]) -> list[str]:
+    """The names of all behaviors, in the order in which they come."""
+    names: dict[str, None] = {}
+    for readiness in measured.values():
+        for influence in readiness.influence.values():
+            for row in influence.behaviors:
+                names[row.behavior] = None
+    return list(names)
+
+
+def _by_behavior(
+    measured: dict[Series, ReadinessSummary], estimator: str, per: str, names: Sequence[str]
+) -> Figure:
+    data = []
+    for number, (one, readiness) in enumerate(measured.items()):
+        rows = readiness.influence[estimator].behaviors
+        data.append(_behavior_trace(one, rows, per, names, _shift(number, len(measured))))
+    xaxis = {
+        "tickvals": list(range(len(names))),
+        "ticktext": list(names),
+        "range": [-0.5, len(names) - 0.5],
+    }
+    return figure(data, "", PER[per], xaxis=xaxis, yaxis=_ZEROLINE)
+
+
+def _behavior_trace(
+    one: Series, rows: Sequence[BehaviorInfluence], per: str, names: Sequence[str], shift: float
+) -> Trace:
+    x = []
+    intervals: list[Interval] = []
+    customdata = []
+    for row in rows:
+        x.append(names.index(row.behavior) + shift)
+        intervals.append(getattr(row, per))
+        customdata.append([row.behavior, row.tokens])
+    trace = _points(one, x, intervals)
+    trace["customdata"] = customdata
+    trace["hovertemplate"] = "%{customdata[0]}, %{customdata[1]:,} tokens: %{y:.3g}"
+    return trace
 
 
 def all_against_all(series: Sequence[Series]) -> dict[Series, Chart]:
-    """DJ with the queries' own rollouts in the target, without them, and what they alone give; a
-    panel per series.
+    """DJ with the queries' own rollouts in the target, without them, and what they alone give.
+
+    One panel per series, all with the same scale.
     """
-    found = {one: one.part("readiness")["all_against_all"]["groups"] for one in _with_pairs(series)}
-    values = [
-        triple(group[part])[1:] for groups in found.values() for group in groups for part in _PARTS
-    ]
-    span = _same_scale([bound for pair in values for bound in pair])
-    looks = {
-        "dj": ("circle", 0.0),
-        "without_self": ("diamond-open", -0.2),
-        "self_term": ("x-thin", 0.2),
-    }
+    pairs = _with_pairs(series)
+    bounds: list[float] = []
+    for summary in pairs.values():
+        for part in _PARTS:
+            bounds += _bounds(_part(summary.groups, part))
+    scale = _same_scale(bounds)
     charts = {}
-    for one, groups in found.items():
-        data = []
-        for part, name in _PARTS.items():
-            symbol, shift = looks[part]
-            color = MUTED if part == "self_term" else one.color
-            trace = _points(
-                one, [group["right"] + shift for group in groups], [group[part] for group in groups]
-            )
-            trace |= {
-                "name": name,
-                "marker": {"color": color, "symbol": symbol, "size": 8, "line": {"width": 2}},
-            }
-            trace["marker"]["line"]["color"] = color
-            trace["error_y"] |= {"color": color}
-            data.append(trace)
-        axes = {"xaxis": _group_axis(_samples(one)), "yaxis": {"zeroline": True, "range": span}}
-        charts[one] = chart(figure(data, "rollouts right", "dJ", **axes))
+    for one, summary in pairs.items():
+        data = [_part_trace(one, summary.groups, part) for part in _PARTS]
+        xaxis = _group_axis(_samples(one))
+        yaxis = {"zeroline": True, "range": scale}
+        charts[one] = chart(figure(data, "rollouts right", "dJ", xaxis=xaxis, yaxis=yaxis))
     return charts
+
+
+def _part(groups: Sequence[PairsGroup], part: str) -> list[Interval]:
+    return [getattr(group, part) for group in groups]
+
+
+def _part_trace(one: Series, groups: Sequence[PairsGroup], part: str) -> Trace:
+    symbol, shift = _PART_LOOKS[part]
+    color = MUTED if part == "self_term" else one.color
+    x = [group.right + shift for group in groups]
+    trace = _points(one, x, _part(groups, part))
+    trace["name"] = _PARTS[part]
+    trace["marker"] = {
+        "color": color,
+        "symbol": symbol,
+        "size": 8,
+        "line": {"width": 2, "color": color},
+    }
+    trace["error_y"]["color"] = color
+    return trace
 
 
 def heat_maps(series: Sequence[Series]) -> dict[Series, Chart]:
-    """Mean influence of a query of one accuracy group on a query of another; one color scale for
-    all panels.
+    """Mean influence of a query of one accuracy group on a query of another.
+
+    One panel per series, all with the same color scale.
     """
-    found = {
-        one: one.part("readiness")["all_against_all"]["heat_map"] for one in _with_pairs(series)
-    }
-    every = [
-        abs(v) for heat in found.values() for row in heat["values"] for v in row if v is not None
-    ]
-    most = max(every, default=0) or 1
+    pairs = _with_pairs(series)
+    largest = 0.0
+    for summary in pairs.values():
+        values = np.array(summary.heat_map.values, dtype=np.float64)  # None becomes nan
+        largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
     charts = {}
-    for one, heat in found.items():
-        names = [f"{right}/{_samples(one)}" for right in heat["groups"]]
-        trace = {
-            "type": "heatmap",
-            "x": names,
-            "y": names,
-            "z": [[tidy(value) for value in row] for row in heat["values"]],
-            "zmin": -most,
-            "zmax": most,
-            "colorscale": _DIVERGING,
-            "xgap": 1,
-            "ygap": 1,
-            "hoverongaps": False,
-            "hovertemplate": "training on %{x} right, effect on %{y} right: %{z:.3g}<extra></extra>",
-            "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".2~g", "nticks": 5},
-        }
-        axis = {"type": "category", "showgrid": False, "tickangle": 0}
-        heat_map = figure(
-            [trace],
-            "group trained on",
-            "group it acts on",
-            xaxis=axis,
-            yaxis=axis,
-            plot_bgcolor=_NO_PAIR,
-        )
-        charts[one] = chart(heat_map)
+    for one, summary in pairs.items():
+        charts[one] = chart(_heat_map(one, summary.heat_map, largest or 1))
     return charts
 
 
-def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
-    """One real step per query: change of the expected reward, predicted (x) and realized (y) with
-    its interval.
-    """
-    found = {
-        one: one.part("realized") for one in series if (one.part("realized") or {}).get("points")
-    }
-    every = list(found.values())
-    return {
-        one: {
-            "controls": ["realized"],
-            "variants": {name: _steps(one, measured, name, every) for name in REALISED},
-        }
-        for one, measured in found.items()
-    }
-
-
-def _steps(one: Series, measured: Any, name: str, every: Sequence[Any]) -> Figure:
-    """The steps of one series; ``every`` series' steps decide the scale."""
-    value, lower, upper = _REALISED_FIELDS[name]
-    across = _same_scale([row["predicted"] for other in every for row in other["points"]])
-    floors = [sign * other["noise_floor"] for other in every for sign in (-1, 1)]
-    up = _same_scale(
-        [row[bound] for other in every for row in other["points"] for bound in (lower, upper)]
-        + floors
-    )
-    rows, floor, (low, high) = measured["points"], measured["noise_floor"], across
+def _heat_map(one: Series, heat_map: HeatMap, largest: float) -> Figure:
+    names = [f"{right}/{_samples(one)}" for right in heat_map.groups]
     trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": one.label,
-        "x": [tidy(row["predicted"]) for row in rows],
-        "y": [tidy(row[value]) for row in rows],
-        "error_y": errors([(row[value], row[lower], row[upper]) for row in rows])
-        | {"color": one.color, "thickness": 1, "width": 0},
-        "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
-        "opacity": 0.75,
-        "customdata": [[row["query"], row["right"], row["of"], row["seed"]] for row in rows],
-        "hovertemplate": "%{customdata[0]}, %{customdata[1]}/%{customdata[2]} right, seed %{customdata[3]}<br>"
-        "predicted %{x:.3g}, realized %{y:.3g}<extra></extra>",
+        "type": "heatmap",
+        "x": names,
+        "y": names,
+        "z": list(map(tidy, heat_map.values)),
+        "zmin": -largest,
+        "zmax": largest,
+        "colorscale": _DIVERGING,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "hovertemplate": "training on %{x} right, effect on %{y} right: %{z:.3g}<extra></extra>",
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".2~g", "nticks": 5},
     }
-    band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -floor, "y1": floor}
-    line = {
+    axis = {"type": "category", "showgrid": False, "tickangle": 0}
+    return figure(
+        [trace],
+        "group trained on",
+        "group it acts on",
+        xaxis=axis,
+        yaxis=axis,
+        plot_bgcolor=_NO_PAIR,
+    )
+
+
+def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
+    """One real step per query: change of the expected reward, predicted (x) and realized (y)."""
+    panels: dict[Series, Chart] = {}
+    predicted: list[float] = []
+    bounds: dict[str, list[float]] = {name: [] for name in REALISED}
+    for one in series:
+        if not one.realized:
+            continue
+        panels[one] = {"controls": ["realized"], "variants": {}}
+        noise = one.realized.noise_floor
+        predicted += [point.predicted for point in one.realized.points]
+        for name in REALISED:
+            bounds[name] += [-noise, noise, *_bounds(_realized(one.realized, name))]
+    for one, panel in panels.items():
+        for name in REALISED:
+            across, up = _same_scale(predicted), _same_scale(bounds[name])
+            panel["variants"][name] = _steps(one, name, across, up)
+    return panels
+
+
+def _realized(summary: RealizedSummary, name: str) -> list[Interval]:
+    """The realized change of every point: to first order (odd), or of the step ahead alone."""
+    return [getattr(point, f"{name}_interval") for point in summary.points]
+
+
+def _steps(one: Series, name: str, across: Sequence[float], up: Sequence[float]) -> Figure:
+    """The steps of one series, with the diagonal and the band of noise."""
+    assert one.realized
+    noise = one.realized.noise_floor
+    low, high = across
+    diagonal = {
         "type": "line",
         "x0": low,
         "x1": high,
@@ -236,120 +307,180 @@ def _steps(one: Series, measured: Any, name: str, every: Sequence[Any]) -> Figur
         "y1": high,
         "line": {"color": MUTED, "dash": "dash"},
     }
-    shapes = [
-        band | {"fillcolor": MUTED, "opacity": 0.16, "line": {"width": 0}, "layer": "below"},
-        line,
-    ]
-    axes = {"xaxis": {"zeroline": True, "range": across}, "yaxis": {"zeroline": True, "range": up}}
-    return figure([trace], "predicted change of J", "realized change of J", shapes=shapes, **axes)
+    band = {
+        "type": "rect",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": -noise,
+        "y1": noise,
+        "fillcolor": MUTED,
+        "opacity": 0.16,
+        "line": {"width": 0},
+        "layer": "below",
+    }
+    return figure(
+        [_step_trace(one, one.realized, name)],
+        "predicted change of J",
+        "realized change of J",
+        shapes=[band, diagonal],
+        xaxis={"zeroline": True, "range": across},
+        yaxis={"zeroline": True, "range": up},
+    )
+
+
+def _step_trace(one: Series, realized: RealizedSummary, name: str) -> Trace:
+    intervals = _realized(realized, name)
+    predicted = []
+    customdata = []
+    for step in realized.points:
+        predicted.append(step.predicted)
+        customdata.append([step.query, step.right, step.of, step.seed])
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": one.label,
+        "x": tidy(predicted),
+        "y": tidy(interval.value for interval in intervals),
+        "error_y": errors(intervals) | {"color": one.color, "thickness": 1, "width": 0},
+        "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
+        "opacity": 0.75,
+        "customdata": customdata,
+        "hovertemplate": "%{customdata[0]}, %{customdata[1]}/%{customdata[2]} right, "
+        "seed %{customdata[3]}<br>predicted %{x:.3g}, realized %{y:.3g}<extra></extra>",
+    }
 
 
 def during_rl(series: Sequence[Series]) -> Chart | None:
-    """What was logged while RL trained: reward on the target set, its predicted and its realized
-    change, dJ.
-    """
-    there = [(one, one.part("during_rl")) for one in series if one.part("during_rl")]
-    if not there:
+    """Measured during RL: reward on the target set, its predicted and realized change, and dJ."""
+    watched = [one for one in series if one.analyses]
+    if not watched:
         return None
+    changes: list[Trace] = []
+    for one in watched:
+        changes += _changes(one)
     variants = {
-        "reward": figure([_reward(one, rows) for one, rows in there], "RL step", DURING["reward"]),
-        "change": figure(
-            [trace for one, rows in there for trace in _changes(one, rows)],
-            "RL step",
-            "change of J on the target set",
-            yaxis={"zeroline": True},
-        ),
+        "reward": figure([_reward(one) for one in watched], "RL step", DURING["reward"]),
+        "change": figure(changes, "RL step", "change of J on the target set", yaxis=_ZEROLINE),
         "groups": figure(
-            [_mean_dj(one, rows) for one, rows in there],
+            [_mean_dj(one) for one in watched],
             "RL step",
             "mean dJ of the step's queries",
-            yaxis={"zeroline": True},
+            yaxis=_ZEROLINE,
         ),
     }
     return {"controls": ["during"], "variants": variants}
 
 
-def _reward(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
-    steps = sorted({row["step"] for row in rows})
-    at = {step: [row for row in rows if row["step"] == step] for step in steps}
-    means = [sum(row["target_reward"] for row in at[step]) / len(at[step]) for step in steps]
-    half = [
-        _Z95 * sum(row["target_se"] ** 2 for row in at[step]) ** 0.5 / len(at[step])
-        for step in steps
+def _by_step(analyses: Sequence[Analysis]) -> dict[int, list[Analysis]]:
+    """The analyses of all seeds, by step in rising order."""
+    by_step = defaultdict(list)
+    for analysis in sorted(analyses, key=lambda analysis: analysis.step):
+        by_step[analysis.step].append(analysis)
+    return by_step
+
+
+def _reward(one: Series) -> Trace:
+    """Mean over the seeds, each with its own standard error."""
+    by_step = _by_step(one.analyses)
+    intervals = []
+    for analyses in by_step.values():
+        reward = sum(analysis.target_reward for analysis in analyses) / len(analyses)
+        squares = sum(analysis.target_se**2 for analysis in analyses)
+        intervals.append(Interval.of_error(reward, squares**0.5 / len(analyses)))
+    trace = _points(one, list(by_step), intervals)
+    return trace | {"mode": "lines+markers", "line": {"dash": one.dash}}
+
+
+def _changes(one: Series) -> list[Trace]:
+    """Predicted (hollow, dotted) and realized change; a line only if there is one seed."""
+    predicted_at = []
+    predicted = []
+    realized_at = []
+    realized = []
+    for analysis in one.analyses:
+        if analysis.predicted is not None:
+            predicted_at.append(analysis)
+            predicted.append(Interval.of_error(analysis.predicted, 0.0))
+        if analysis.realized is not None:
+            realized_at.append(analysis)
+            realized.append(Interval.of_error(analysis.realized, analysis.noise or 0.0))
+    return [
+        _change(one, "predicted", predicted_at, predicted, "dot", f"{one.symbol}-open"),
+        _change(one, "realized", realized_at, realized, "solid", one.symbol),
     ]
-    intervals = [(mean, mean - h, mean + h) for mean, h in zip(means, half, strict=True)]
-    return _points(one, steps, intervals) | {"mode": "lines+markers", "line": {"dash": one.dash}}
 
 
-def _changes(one: Series, rows: Sequence[Any]) -> list[dict[str, Any]]:
-    traces = []
-    for name, dash, symbol in (
-        ("predicted", "dot", f"{one.symbol}-open"),
-        ("realized", "solid", one.symbol),
-    ):
-        kept = [row for row in rows if row[name] is not None]
-        noise = [_Z95 * (row["noise"] or 0.0) if name == "realized" else 0.0 for row in kept]
-        intervals = [
-            (row[name], row[name] - n, row[name] + n) for row, n in zip(kept, noise, strict=True)
-        ]
-        trace = _points(one, [row["step"] for row in kept], intervals)
-        trace |= {"mode": "lines+markers" if len({row["seed"] for row in kept}) < 2 else "markers"}
-        trace |= {"name": f"{one.label}, {name}", "line": {"dash": dash, "width": 1.5}}
-        trace["marker"] |= {"symbol": symbol}
-        traces.append(trace)
-    return traces
+def _change(
+    one: Series,
+    name: str,
+    analyses: Sequence[Analysis],
+    intervals: Sequence[Interval],
+    dash: str,
+    symbol: str,
+) -> Trace:
+    seeds = {analysis.seed for analysis in analyses}
+    trace = _points(one, [analysis.step for analysis in analyses], intervals)
+    trace["mode"] = "lines+markers" if len(seeds) < 2 else "markers"
+    trace["name"] = f"{one.label}, {name}"
+    trace["line"] = {"dash": dash, "width": 1.5}
+    trace["marker"]["symbol"] = symbol
+    return trace
 
 
-def _mean_dj(one: Series, rows: Sequence[Any]) -> dict[str, Any]:
-    """Mean over the queries of a step (and its seeds), each group by its number of queries."""
-    steps = sorted({row["step"] for row in rows if row.get("groups")})
-    means = []
-    for step in steps:
-        groups = [group for row in rows if row["step"] == step for group in row.get("groups") or []]
-        queries = sum(group["queries"] for group in groups)
-        means.append(
-            sum(group["queries"] * triple(group["dj"])[0] for group in groups) / max(1, queries)
-        )
-    line = {"color": one.color, "dash": one.dash}
+def _mean_dj(one: Series) -> Trace:
+    """Mean over the queries of a step and its seeds."""
+    means: dict[int, float] = {}
+    for step, analyses in _by_step(one.analyses).items():
+        queries = 0
+        total = 0.0
+        for analysis in analyses:
+            for group in analysis.groups:
+                if group.dj is not None:
+                    queries += group.queries
+                    total += group.queries * group.dj.value
+        if queries:
+            means[step] = total / queries
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": one.label,
-        "x": steps,
-        "y": [tidy(mean) for mean in means],
-        "line": line,
+        "x": list(means),
+        "y": tidy(means.values()),
+        "line": {"color": one.color, "dash": one.dash},
         "marker": {"color": one.color, "symbol": one.symbol, "size": 7},
     }
 
 
-def _measured(series: Sequence[Series]) -> list[Series]:
-    return [one for one in series if (one.part("readiness") or {}).get("influence")]
-
-
-def _with_pairs(series: Sequence[Series]) -> list[Series]:
-    return [one for one in series if (one.part("readiness") or {}).get("all_against_all")]
-
-
 def _samples(one: Series) -> int:
-    return int(one.part("readiness")["samples_per_prompt"])
+    """Number of rollouts per query."""
+    return one.readiness.samples_per_prompt if one.readiness else 0
 
 
 def _symbol(one: Series, queries: int) -> str:
-    """Hollow where too few queries stand behind a point for a bootstrap to say how sure it is."""
+    """Hollow if a point has too few queries for a bootstrap to tell how certain it is."""
     return one.symbol if queries >= FEW_QUERIES else f"{one.symbol}-open"
 
 
-def _shift(place: int, count: int) -> float:
-    return (place - (count - 1) / 2) * _SPREAD / max(1, count)
+def _shift(number: int, count: int) -> float:
+    """Where a series is drawn beside the others, along x."""
+    return (number - (count - 1) / 2) * _SPREAD / max(1, count)
 
 
-def _group_axis(samples: int) -> dict[str, Any]:
-    places = list(range(samples + 1))
+def _group_axis(samples: int) -> Json:
+    ticks = list(range(samples + 1))
     return {
-        "tickvals": places,
-        "ticktext": [f"{p}/{samples}" for p in places],
+        "tickvals": ticks,
+        "ticktext": [f"{right}/{samples}" for right in ticks],
         "range": [-0.5, samples + 0.5],
     }
+
+
+def _bounds(intervals: Sequence[Interval]) -> list[float]:
+    bounds: list[float] = []
+    for interval in intervals:
+        bounds += [interval.low, interval.high]
+    return bounds
 
 
 def _same_scale(values: Sequence[float]) -> list[float]:
@@ -358,40 +489,36 @@ def _same_scale(values: Sequence[float]) -> list[float]:
     return [low - margin, high + margin]
 
 
-def _points(one: Series, x: Sequence[float], intervals: Sequence[Any]) -> dict[str, Any]:
+def _points(one: Series, x: Sequence[float], intervals: Sequence[Interval]) -> Trace:
     """Points with error bars in the looks of a series."""
     return {
         "type": "scatter",
         "mode": "markers",
         "name": one.label,
         "x": list(x),
-        "y": [tidy(triple(interval)[0]) for interval in intervals],
+        "y": tidy(interval.value for interval in intervals),
         "error_y": errors(intervals) | {"color": one.color},
         "marker": {"color": one.color, "symbol": one.symbol, "size": 8},
     }
 
 
-def correlation_text(measured: Any) -> str:
+def correlation_text(realized: RealizedSummary) -> str:
     """Correlations, noise floor and control of predicted against realized, in words."""
+    controls = realized.controls
+    predicted = sum(step.predicted for step in controls) / len(controls)
+    to_first_order = sum(step.odd for step in controls) / len(controls)
     parts = [
-        f"first order: {_correlation(measured['correlation_odd'])}",
-        f"step ahead: {_correlation(measured['correlation'])}",
-        f"noise floor {small(measured['noise_floor'])}, step of norm {small(measured['step_norm'])}",
-    ]
-    controls = measured["controls"]
-    predicted, realized = (
-        sum(row[name] for row in controls) / len(controls) for name in ("predicted", "odd")
-    )
-    parts.append(
+        f"first order: {_correlation(realized.correlation_odd)}",
+        f"step ahead: {_correlation(realized.correlation)}",
+        f"noise floor {small(realized.noise_floor)}, step of norm {small(realized.step_norm)}",
         f"control, along the target's own gradient: predicted {small(predicted)}, "
-        f"realized to first order {small(realized)}"
-    )
+        f"realized to first order {small(to_first_order)}",
+    ]
     return "; ".join(parts)
 
 
-def _correlation(interval: Any) -> str:
-    if interval is None or not math.isfinite(sum(triple(interval))):
-        return "no correlation can be given"
-    value, low, high = triple(interval)
-    sure = "" if low > 0 or high < 0 else ", no more than chance"
-    return f"correlation {small(value)} ({small(low)} to {small(high)}){sure}"
+def _correlation(interval: Interval | None) -> str:
+    if interval is None or not math.isfinite(sum(interval)):
+        return "too few or equal points for a correlation"
+    certainty = "" if interval.sign else ", not more than chance"
+    return f"correlation {small_interval(interval)}{certainty}"

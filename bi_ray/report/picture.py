@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,13 +13,18 @@ from matplotlib.figure import Figure
 from bi_ray.intervals import Floats, Interval
 from bi_ray.report.scores import TableRow
 
-Looks = dict[str, tuple[str, str]]  # color and marker by arm
-
-# Okabe and Ito's palette, which stays distinct under every common color blindness; markers tell
-# arms apart in gray.
+# Okabe and Ito's palette, which stays distinct under every common form of color blindness; markers
+# distinguish arms in gray.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_SMOOTHING_SHARE = 0.05  # of the steps, in the moving average of a training curve
+_SMOOTHING_SHARE = 0.05  # share of the steps in the moving average of a training curve
+
+
+class Look(NamedTuple):
+    """Color and marker of an arm."""
+
+    color: str
+    marker: str
 
 
 def draw_picture(
@@ -27,21 +33,21 @@ def draw_picture(
     path: Path,
     title: str = "",
 ) -> None:
-    """Draw training curves (left) and SFT -> RL with intervals (right) into an image, readable at
-    800 pixels' width.
+    """Draw training curves (left) and SFT → RL with intervals (right), readable at 800 pixels.
 
     Args:
         rewards: mean training reward of every RL step, by arm, one sequence per training seed.
         table: from ``make_table``.
-        path: where to; the suffix gives the format.
+        path: path of the image; its suffix gives the format.
         title: above the picture.
     """
     figure = Figure(figsize=(8, 3.8), dpi=200, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    arms = list(dict.fromkeys([*rewards, *(row.arm for row in table)]))
-    looks = {
-        arm: (COLORS[i % len(COLORS)], _MARKERS[i % len(_MARKERS)]) for i, arm in enumerate(arms)
-    }
+    looks: dict[str, Look] = {}
+    for arm in [*rewards, *(row.arm for row in table)]:
+        number = len(looks)
+        look = Look(COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)])
+        looks.setdefault(arm, look)
     _draw_curves(left, rewards, looks)
     _draw_gains(right, table, looks)
     if title:
@@ -50,37 +56,39 @@ def draw_picture(
 
 
 def _draw_curves(
-    axes: Axes, rewards: Mapping[str, Sequence[Sequence[float]]], looks: dict[str, tuple[str, str]]
+    axes: Axes, rewards: Mapping[str, Sequence[Sequence[float]]], looks: Mapping[str, Look]
 ) -> None:
     for arm, runs in rewards.items():
-        color, marker = looks[arm]
-        steps = min(len(run) for run in runs)
-        smooth = np.stack(
-            [moving_average(np.asarray(run[:steps], dtype=np.float64)) for run in runs]
-        )
-        x = np.arange(1, steps + 1)
-        axes.plot(
-            x,
-            smooth.mean(axis=0),
-            color=color,
-            marker=marker,
-            markevery=max(1, steps // 6),
-            label=arm,
-            lw=2,
-        )
-        # each seed, or the one seed's raw curve
-        for run in smooth if len(smooth) > 1 else np.asarray(runs)[:, :steps]:
-            axes.plot(x, run, color=color, alpha=0.25, lw=0.8)
+        _draw_curve(axes, arm, runs, looks[arm])
     axes.set(xlabel="RL step", ylabel="training reward")
-    axes.set_title("Reward while RL trains", fontsize=10)
+    axes.set_title("Reward during RL", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if rewards:
         axes.legend(frameon=False, fontsize=10)
 
 
+def _draw_curve(axes: Axes, arm: str, runs: Sequence[Sequence[float]], look: Look) -> None:
+    """The moving average over the seeds, and thin lines: each seed, or the one seed's raw curve."""
+    steps = min(len(run) for run in runs)
+    raw = np.array([run[:steps] for run in runs], dtype=np.float64)  # [seeds, steps]
+    smooth = np.stack([moving_average(run) for run in raw])
+    x = np.arange(1, steps + 1)
+    axes.plot(
+        x,
+        smooth.mean(axis=0),
+        color=look.color,
+        marker=look.marker,
+        markevery=max(1, steps // 6),
+        label=arm,
+        lw=2,
+    )
+    for line in smooth if len(smooth) > 1 else raw:
+        axes.plot(x, line, color=look.color, alpha=0.25, lw=0.8)
+
+
 def moving_average(values: Floats) -> Floats:
-    """Mean over the last steps, fewer at the start, same shape."""
+    """Mean over the last 5 % of the steps, fewer at the start; same shape as ``values``."""
     width = max(1, round(_SMOOTHING_SHARE * len(values)))
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
@@ -88,49 +96,56 @@ def moving_average(values: Floats) -> Floats:
     return (total[end] - total[start]) / (end - start)
 
 
-def _draw_gains(axes: Axes, table: Sequence[TableRow], looks: Looks) -> None:
-    """One line per arm and set: hollow point before RL, filled after it, an arrow between them."""
+def _draw_gains(axes: Axes, table: Sequence[TableRow], looks: Mapping[str, Look]) -> None:
+    """One line per arm and set: hollow point before RL, filled after it, the gain beside them."""
     sets = list(dict.fromkeys(row.set for row in table))
-    rows = [row for name in sets for row in table if row.set == name]
-    for position, row in enumerate(rows):
-        y = -(position + sets.index(row.set))  # a gap between the sets
-        color, marker = looks[row.arm]
-        _draw_point(axes, row.sft.accuracy, y + 0.16, color, marker, filled=False)
-        note = ""
-        if row.rl and row.gain:
-            _draw_point(axes, row.rl.accuracy, y - 0.16, color, marker, filled=True)
-            note = f"{100 * row.gain.value:+.1f} ({100 * row.gain.low:+.1f} to {100 * row.gain.high:+.1f})"
-        axes.annotate(
-            note, (1.0, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9
-        )
-    axes.set_yticks(
-        [-(i + sets.index(row.set)) for i, row in enumerate(rows)],
-        [f"{r.arm}\n{r.set}" for r in rows],
-    )
+    ticks: list[int] = []
+    labels: list[str] = []
+    highest = 0.0
+    for row in sorted(table, key=lambda row: sets.index(row.set)):
+        y = -(len(ticks) + sets.index(row.set))  # with a gap between the sets
+        ticks.append(y)
+        labels.append(f"{row.arm}\n{row.set}")
+        look = looks[row.arm]
+        _draw_point(axes, row.sft.accuracy, y + 0.16, look, filled=False)
+        highest = max(highest, 100 * row.sft.accuracy.high)
+        if not row.rl:
+            continue
+        highest = max(highest, 100 * row.rl.accuracy.high)
+        if row.gain:
+            _draw_point(axes, row.rl.accuracy, y - 0.16, look, filled=True)
+            _write_gain(axes, row.gain, y)
+    axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", labelsize=9, length=0)
-    high = max(
-        [100 * (row.rl or row.sft).accuracy.high for row in rows]
-        + [100 * row.sft.accuracy.high for row in rows]
-    )
-    axes.set(xlabel="greedy accuracy, %", xlim=(0, high * 1.75))
+    axes.set(xlabel="greedy accuracy, %", xlim=(0, highest * 1.75))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
     axes.set_title("SFT (hollow) → RL (filled), gain at the right", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_point(
-    axes: Axes, interval: Interval, y: float, color: str, marker: str, filled: bool
-) -> None:
-    value, low, high = (100 * part for part in interval)
+def _write_gain(axes: Axes, gain: Interval, y: float) -> None:
+    value, low, high = 100 * gain.value, 100 * gain.low, 100 * gain.high
+    axes.annotate(
+        f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
+        (1.0, y),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="center",
+        fontsize=9,
+    )
+
+
+def _draw_point(axes: Axes, interval: Interval, y: float, look: Look, filled: bool) -> None:
+    value, low, high = 100 * interval.value, 100 * interval.low, 100 * interval.high
     axes.errorbar(
         value,
         y,
         xerr=[[value - low], [high - value]],
-        color=color,
-        marker=marker,
+        color=look.color,
+        marker=look.marker,
         markersize=7,
-        markerfacecolor=color if filled else "white",
+        markerfacecolor=look.color if filled else "white",
         capsize=2,
         lw=1.5,
     )

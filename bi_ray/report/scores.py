@@ -1,46 +1,24 @@
-"""From evaluated samples to accuracies, gains and intervals (section 8 of docs/method.md), as plain
-data.
+"""From evaluated samples to accuracies, gains and intervals (section 8 of docs/method.md).
 
 A row is one sample as ``actors.driver.sampling`` writes it: ``mode`` (greedy or sampled), ``id`` of
-the problem, ``answer``, ``failure`` (None where there is a verdict) and the fields of
+the problem, ``answer``, ``failure`` (None if there is a verdict) and the fields of
 ``bi_ray.verification.verdicts.Verdict``.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from bi_ray.intervals import Interval, bootstrap_mean, pass_at_k, wilson
+from bi_ray.intervals import Interval, bootstrap_mean, mean_of_known, pass_at_k, wilson
 
 Stage = Literal["SFT", "RL"]
 Row = Mapping[str, Any]
 
-_SHARES = ("truncated", "format_right")  # of the greedy responses
-
-
-def constant_answer_baseline(answers: Iterable[str]) -> tuple[str, float]:
-    """The commonest answer and the accuracy of always giving it.
-
-    Raises:
-        ValueError: there are no answers.
-    """
-    counts = Counter(answers)
-    if not counts:
-        raise ValueError("no answers")
-    answer, times = counts.most_common(1)[0]
-    return answer, times / counts.total()
-
-
-def informative_share(right: ArrayLike, samples: int) -> float:
-    """Share of the problems with 0 < right < ``samples``; ``right`` has shape [problems]."""
-    counts = np.asarray(right)
-    return float(np.mean((counts > 0) & (counts < samples)))
+_KS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -48,17 +26,20 @@ class SetScore:
     """What one policy did on one set.
 
     Attributes:
-        arm, stage, set, seed: which policy (of which training seed) and which problems.
+        arm: arm of the policy.
+        stage: training stage of the policy.
+        set: name of the set of problems.
+        seed: training seed of the policy.
         greedy: whether the greedy response was right, by problem.
-        sampled: how many of the samples were right and how many there are, by problem.
-        truncated, format_right, trace_valid: shares of the greedy responses; the last None without
-        graphs.
-        progress: share of the needed quantities that a greedy response solves before its first bad
-            line, on average.
+        sampled: number of samples that were right and number of samples, by problem.
+        truncated: share of the greedy responses that were truncated.
+        format_right: share of the greedy responses in the right format.
+        trace_valid: share of the greedy traces that are valid; None without graphs.
+        failures: number of samples without a verdict, left out of all the above.
+        progress: mean share of the needed quantities that a greedy response solves before its first
+            bad line; None without graphs.
         right_reflections: share of the greedy responses' reflections that were right to turn back;
-            those behind a bad line do not count as right. None where there are none. Both are None
-            without graphs, and in evaluations older than them.
-        failures: samples without a verdict, left out of all the above.
+            those behind a bad line do not count as right. None if there are none, or no graphs.
     """
 
     arm: str
@@ -75,73 +56,79 @@ class SetScore:
     right_reflections: float | None = None
 
     def pass_at(self, k: int) -> float | None:
-        """Mean pass@k over the problems with at least 2k samples; None where there are none."""
-        values = [
-            pass_at_k(total, right, k) for right, total in self.sampled.values() if total >= 2 * k
-        ]
-        return float(np.mean(values)) if values else None
+        """Mean pass@k over the problems with at least 2k samples; None if there are none."""
+        values: list[float | None] = []
+        for right, total in self.sampled.values():
+            if total >= 2 * k:
+                values.append(pass_at_k(total, right, k))
+        return mean_of_known(values)
 
     @property
     def informative(self) -> float | None:
-        """Share of the sampled problems with some but not all samples right; None where nothing was
-        sampled.
-        """
-        if not self.sampled:
-            return None
-        return float(np.mean([0 < right < total for right, total in self.sampled.values()]))
+        """Share of the sampled problems with some but not all samples right; None if none was."""
+        return mean_of_known([0 < right < total for right, total in self.sampled.values()])
 
 
-def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Iterable[Row]) -> SetScore:
+def score_set(arm: str, stage: Stage, set_name: str, seed: int, rows: Sequence[Row]) -> SetScore:
     """Summarize the rows of one policy on one set.
 
     Raises:
         ValueError: no greedy response has a verdict.
     """
-    rows = list(rows)
     judged = [row for row in rows if row["failure"] is None]
     greedy = [row for row in judged if row["mode"] == "greedy"]
     if not greedy:
         raise ValueError(
             f"{arm}, {stage}, {set_name}: no greedy response has a verdict ({len(rows)} failures)"
         )
-    sampled: dict[str, tuple[int, int]] = {}
-    for row in judged:
-        if row["mode"] == "sampled":
-            right, total = sampled.get(row["id"], (0, 0))
-            sampled[row["id"]] = (right + bool(row["right"]), total + 1)
-    traces = [row["trace_valid"] for row in greedy if row["trace_valid"] is not None]
-    shares = {name: float(np.mean([row[name] for row in greedy])) for name in _SHARES}
     return SetScore(
         arm=arm,
         stage=stage,
         set=set_name,
         seed=seed,
         greedy={row["id"]: bool(row["right"]) for row in greedy},
-        sampled=sampled,
-        trace_valid=float(np.mean(traces)) if traces else None,
+        sampled=_right_of_sampled(judged),
+        truncated=_share(greedy, "truncated"),
+        format_right=_share(greedy, "format_right"),
+        trace_valid=_mean_of_field(greedy, "trace_valid"),
         failures=len(rows) - len(judged),
-        progress=_mean(row.get("progress") for row in greedy),
+        progress=_mean_of_field(greedy, "progress"),
         right_reflections=_right_reflections(greedy),
-        **shares,
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are there; None where none is."""
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+def _share(rows: Sequence[Row], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))
 
 
-def _right_reflections(rows: Iterable[Row]) -> float | None:
-    graded = [row for row in rows if row.get("right_reflections") is not None]
-    written = sum(row["reflections"] for row in graded)
-    return sum(row["right_reflections"] for row in graded) / written if written else None
+def _mean_of_field(rows: Sequence[Row], name: str) -> float | None:
+    return mean_of_known([row.get(name) for row in rows])
+
+
+def _right_of_sampled(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """Number of right samples and of samples, by problem."""
+    sampled: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        if row["mode"] == "sampled":
+            right, total = sampled.get(row["id"], (0, 0))
+            sampled[row["id"]] = (right + bool(row["right"]), total + 1)
+    return sampled
+
+
+def _right_reflections(rows: Sequence[Row]) -> float | None:
+    right = written = 0
+    for row in rows:
+        if row.get("right_reflections") is not None:
+            right += row["right_reflections"]
+            written += row["reflections"]
+    return right / written if written else None
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One stage of an arm on a set, over its training seeds. Shares and pass@k are means over the
-    seeds.
+    """One stage of an arm on a set, over its training seeds.
+
+    Shares and pass@k are means over the seeds; see ``SetScore``.
     """
 
     accuracy: Interval
@@ -174,8 +161,8 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
     Args:
         scores: of any number of arms, sets and training seeds; every arm and set needs its SFT
             scores.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        draws: number of bootstrap draws.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: an arm and set has RL scores but no SFT scores, or RL and SFT share no problem.
@@ -189,74 +176,98 @@ def make_table(scores: Sequence[SetScore], draws: int, seed: int = 0) -> list[Ta
 def _table_row(
     arm: str, set_name: str, scores: Sequence[SetScore], draws: int, seed: int
 ) -> TableRow:
-    before = {score.seed: score for score in scores if score.stage == "SFT"}
-    after = {score.seed: score for score in scores if score.stage == "RL"}
+    before = list(_of_stage(scores, "SFT").values())
+    after = list(_of_stage(scores, "RL").values())
     if not before:
         raise ValueError(f"{arm}, {set_name}: there is no score before RL")
-    both = [_gains(before[s], after[s]) for s in before if s in after]
+    gains = [list(of_seed.values()) for of_seed in _gains_by_seed(scores).values()]
     return TableRow(
         arm=arm,
         set=set_name,
         seeds=len(before),
-        problems=sum(len(score.greedy) for score in before.values()),
-        sft=_summarize(list(before.values()), draws, seed),
-        rl=_summarize(list(after.values()), draws, seed) if after else None,
-        gain=bootstrap_mean([list(gains.values()) for gains in both], draws, seed)
-        if both
-        else None,
+        problems=sum(len(score.greedy) for score in before),
+        sft=_summarize_stage(before, draws, seed),
+        rl=_summarize_stage(after, draws, seed) if after else None,
+        gain=bootstrap_mean(gains, draws, seed) if gains else None,
     )
 
 
-def _gains(before: SetScore, after: SetScore) -> dict[str, int]:
-    """After minus before (-1, 0 or 1) by problem, for the problems that both have."""
-    return {
-        name: after.greedy[name] - right
-        for name, right in before.greedy.items()
-        if name in after.greedy
-    }
+def _gains_by_seed(scores: Sequence[SetScore]) -> dict[int, dict[str, int]]:
+    """After minus before RL (-1, 0 or 1), by training seed and problem, of one arm on one set."""
+    after = _of_stage(scores, "RL")
+    gains = {}
+    for seed, before in _of_stage(scores, "SFT").items():
+        if seed in after:
+            gains[seed] = _difference(after[seed].greedy, before.greedy)
+    return gains
 
 
-def _summarize(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
-    ks = (1, 2, 4, 8, 16, 32, 64)
-    pass_at = {
-        k: [value for score in scores if (value := score.pass_at(k)) is not None] for k in ks
-    }
-    informative = [score.informative for score in scores if score.informative is not None]
-    traces = [score.trace_valid for score in scores if score.trace_valid is not None]
-    right = [list(score.greedy.values()) for score in scores]
+def _of_stage(scores: Sequence[SetScore], stage: Stage) -> dict[int, SetScore]:
+    """The scores of one stage by training seed."""
+    return {score.seed: score for score in scores if score.stage == stage}
+
+
+def _difference(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    """First minus second by problem, for the problems that both have."""
+    return {name: first[name] - value for name, value in second.items() if name in first}
+
+
+def _summarize_stage(scores: Sequence[SetScore], draws: int, seed: int) -> StageSummary:
     return StageSummary(
-        accuracy=wilson(sum(right[0]), len(right[0]))
-        if len(right) == 1
-        else bootstrap_mean(right, draws, seed),
-        pass_at={
-            k: float(np.mean(values)) for k, values in pass_at.items() if len(values) == len(scores)
-        },
-        informative=float(np.mean(informative)) if informative else None,
+        accuracy=_accuracy(scores, draws, seed),
+        pass_at=_mean_pass_at(scores),
+        informative=_mean_over_seeds(scores, "informative"),
         truncated=float(np.mean([score.truncated for score in scores])),
         format_right=float(np.mean([score.format_right for score in scores])),
-        trace_valid=float(np.mean(traces)) if traces else None,
+        trace_valid=_mean_over_seeds(scores, "trace_valid"),
         failures=sum(score.failures for score in scores),
-        progress=_mean(score.progress for score in scores),
-        right_reflections=_mean(score.right_reflections for score in scores),
+        progress=_mean_over_seeds(scores, "progress"),
+        right_reflections=_mean_over_seeds(scores, "right_reflections"),
     )
+
+
+def _mean_over_seeds(scores: Sequence[SetScore], name: str) -> float | None:
+    return mean_of_known([getattr(score, name) for score in scores])
+
+
+def _accuracy(scores: Sequence[SetScore], draws: int, seed: int) -> Interval:
+    """Greedy accuracy: Wilson's interval for one training seed, else over seeds and problems."""
+    right = [list(score.greedy.values()) for score in scores]
+    if len(right) == 1:
+        return wilson(sum(right[0]), len(right[0]))
+    return bootstrap_mean(right, draws, seed)
+
+
+def _mean_pass_at(scores: Sequence[SetScore]) -> dict[int, float]:
+    """Mean pass@k over the training seeds, for each k that all of them have."""
+    means = {}
+    for k in _KS:
+        values = [score.pass_at(k) for score in scores]
+        mean = mean_of_known(values)
+        if mean is not None and None not in values:
+            means[k] = mean
+    return means
 
 
 def gain_difference(
     scores: Sequence[SetScore], arm: str, against: str, set_name: str, draws: int, seed: int = 0
-) -> Interval:
+) -> Interval | None:
     """How much more ``arm`` gained from RL than ``against``, paired by training seed and problem.
 
+    Returns:
+        None if the arms have no training seed with all four scores in common.
+
     Raises:
-        ValueError: the arms have no training seed with all four scores in common.
+        ValueError: the four scores of a training seed have no problem in common.
     """
-    of = {(score.arm, score.stage, score.seed): score for score in scores if score.set == set_name}
-    pairs: list[list[int]] = []
-    for s in dict.fromkeys(key[2] for key in of):
-        wanted = [(arm, "SFT", s), (arm, "RL", s), (against, "SFT", s), (against, "RL", s)]
-        if all(key in of for key in wanted):
-            first, second = (
-                _gains(of[arm, "SFT", s], of[arm, "RL", s]),
-                _gains(of[against, "SFT", s], of[against, "RL", s]),
-            )
-            pairs.append([first[name] - second[name] for name in first if name in second])
-    return bootstrap_mean(pairs, draws, seed)
+    first = _gains_by_seed(_of_arm(scores, arm, set_name))
+    second = _gains_by_seed(_of_arm(scores, against, set_name))
+    pairs = []
+    for training_seed, gains in first.items():
+        if training_seed in second:
+            pairs.append(list(_difference(gains, second[training_seed]).values()))
+    return bootstrap_mean(pairs, draws, seed) if pairs else None
+
+
+def _of_arm(scores: Sequence[SetScore], arm: str, set_name: str) -> list[SetScore]:
+    return [score for score in scores if score.arm == arm and score.set == set_name]

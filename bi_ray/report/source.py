@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
+from bi_ray.config import RunConfig, load_config
 from bi_ray.files.errors import RunError
-from bi_ray.runs.layout import is_finished
+from bi_ray.report.summary import Summary
+from bi_ray.runs.layout import (
+    CONFIG_FILE,
+    EVAL_RL,
+    EVAL_SFT,
+    METRICS_FILE,
+    RL,
+    SEEDS,
+    SFT,
+    stage_of,
+    work_of,
+)
 from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.stages import is_finished
 
-# folder of the evaluated samples to the stage that they come after
-STAGES = {"eval_sft": "SFT", "eval_rl": "RL"}
-_SEEDS = "seed_*"
+MetricsRow = Mapping[str, Any]  # a line of metrics.jsonl: the values of one step by name
+
+_STAGES = (SFT, EVAL_SFT, RL, EVAL_RL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,41 +34,43 @@ class Source:
     """A run, or the runs of a study, that a page shows.
 
     Attributes:
-        label: how the page calls it.
-        config: of the runs, seeds aside.
+        label: its name on the page.
+        config: configuration of the runs, seeds aside.
         runs: their directories, one per seed.
-        summary: what ``summary.json`` holds; it may lack whatever the runs have not got to.
+        summary: their results.
     """
 
     label: str
     config: RunConfig
     runs: tuple[Path, ...]
-    summary: dict[str, Any]
+    summary: Summary
 
-    def metrics(self, stage: str, arm: str) -> list[list[dict[str, Any]]]:
-        """Rows of the training ``stage`` (sft or rl) by seed, of a training under way too; no row:
-        not begun.
+    def metrics(self, stage: str, arm: str) -> list[Sequence[MetricsRow]]:
+        """Rows of the training ``stage`` (sft or rl) by seed, also of a training under way.
+
+        A training that has not begun has no rows.
         """
-        found = []
+        by_seed: list[Sequence[MetricsRow]] = []
         for run in self.runs:
             folder = run / stage / arm
-            rows = read_steps(
-                folder / "metrics.jsonl", growing=not (stage == "rl" and is_finished(folder))
-            )
-            found.append(rows or read_steps(run / "work" / stage / arm / "metrics.jsonl"))
-        return found
+            complete = stage == RL and is_finished(folder)
+            rows = read_steps(folder / METRICS_FILE, growing=not complete)
+            if not rows:
+                rows = read_steps(run / work_of(stage_of(stage, arm)) / METRICS_FILE)
+            by_seed.append(rows)
+        return by_seed
 
     def missing(self) -> list[str]:
-        """The stages that a run has not finished, by run where there are several."""
-        absent: dict[str, list[str]] = {}
+        """The stages that a run has not finished, with the run's name if there are several."""
+        missing = []
         for run in self.runs:
             for arm in self.config.arms:
-                for stage in ("sft", "eval_sft", "rl", "eval_rl"):
-                    if not (run / stage / arm).exists():
-                        absent.setdefault(run.name, []).append(f"{stage}/{arm}")
-        if len(self.runs) == 1:
-            return [stage for stages in absent.values() for stage in stages]
-        return [f"{run}/{stage}" for run, stages in absent.items() for stage in stages]
+                for stage in _STAGES:
+                    if (run / stage / arm).exists():
+                        continue
+                    name = stage_of(stage, arm)
+                    missing.append(name if len(self.runs) == 1 else f"{run.name}/{name}")
+        return missing
 
 
 def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
@@ -67,30 +81,26 @@ def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
         ConfigError: its configuration cannot be read.
     """
     path = path.absolute()
-    if (path / RUN_CONFIG_FILE).exists():
-        return load_config(path / RUN_CONFIG_FILE, RunConfig), (path,)
-    seeds = sorted(
-        path.glob(f"{_SEEDS}/{RUN_CONFIG_FILE}"),
-        key=lambda file: (len(file.parent.name), file.parent.name),
-    )
-    if seeds:
-        return load_config(seeds[0], RunConfig), tuple(file.parent for file in seeds)
+    if (path / CONFIG_FILE).exists():
+        return load_config(path / CONFIG_FILE, RunConfig), (path,)
+    runs = [file.parent for file in path.glob(f"{SEEDS}/{CONFIG_FILE}")]
+    runs.sort(key=lambda run: (len(run.name), run.name))  # seed_2 before seed_10
+    if runs:
+        return load_config(runs[0] / CONFIG_FILE, RunConfig), tuple(runs)
     if not path.is_dir():
         raise RunError(f"{path}: no such run")
-    if (path / "data").is_dir() or list(path.glob(f"{_SEEDS}/data")):
-        raise RunError(
-            f"{path}: a run without {RUN_CONFIG_FILE}, made by an older version; run its command again (finished "
-            "stages are kept) and the file is there"
-        )
     raise RunError(
-        f"{path}: no run and no study: it holds neither {RUN_CONFIG_FILE} nor {_SEEDS}/{RUN_CONFIG_FILE}"
+        f"{path}: neither a run nor a study: it holds neither {CONFIG_FILE} nor "
+        f"{SEEDS}/{CONFIG_FILE}"
     )
 
 
 def distinct_labels(paths: Sequence[Path]) -> list[str]:
-    """The names of the folders, with their parents' where two are the same."""
+    """The names of the folders, with their parents' names where two are the same."""
     names = [path.absolute().name for path in paths]
-    return [
-        name if names.count(name) == 1 else "/".join(path.absolute().parts[-2:])
-        for name, path in zip(names, paths, strict=True)
-    ]
+    labels = []
+    for name, path in zip(names, paths, strict=True):
+        if names.count(name) > 1:
+            name = "/".join(path.absolute().parts[-2:])
+        labels.append(name)
+    return labels

@@ -9,10 +9,16 @@ from rich.table import Table
 from bi_ray.intervals import Interval
 from bi_ray.report.scores import StageSummary, TableRow
 
+# fields of `scores.StageSummary`; those of the trace are too many for a terminal
+_SHARES = ("informative", "trace_valid", "format_right")
+_TRACE = ("progress", "right_reflections")
+_STYLES = {1: "green", 0: "default", -1: "red"}  # by the sign of a gain
+
 
 def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -> Table:
-    """The table for a terminal, intervals in brackets; a gain whose interval is above 0 is green,
-    below 0 red.
+    """The table for a terminal, with intervals in parentheses.
+
+    A gain whose interval is above 0 is green, below 0 red.
     """
     rendered = Table(
         title=title,
@@ -25,7 +31,7 @@ def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -
     for row in table:
         gain = "-"
         if row.gain:
-            style = "green" if row.gain.above_zero else "red" if row.gain.high < 0 else "default"
+            style = _STYLES[row.gain.sign]
             gain = f"[{style}]{_percent(row.gain, signed=True)}[/{style}]"
         rl = _short(row.rl.accuracy) if row.rl else "-"
         rendered.add_row(row.arm, row.set, _short(row.sft.accuracy), rl, gain)
@@ -33,78 +39,69 @@ def render_table(table: Sequence[TableRow], title: str = "Greedy accuracy, %") -
 
 
 def render_samples(table: Sequence[TableRow]) -> Table:
-    """What the sampled responses and the greedy traces say, before RL and after it."""
+    """What the sampled responses and the greedy traces show, before RL and after it."""
     rendered = Table(
         title="Before → after RL, %", caption="pass@k, informative: sampled; trace, format: greedy"
     )
-    every = {k for row in table for k in row.sft.pass_at}
-    ks = sorted({min(every), max(every)}) if every else []
+    ks = extreme_ks(table)
     rendered.add_column("arm", no_wrap=True)
     rendered.add_column("set", no_wrap=True)
-    for name in (*(f"pass@{k}" for k in ks), "informative", "trace", "format"):
+    names = [f"pass@{k}" for k in ks]
+    for name in (*names, "informative", "trace", "format"):
         rendered.add_column(name, justify="right", no_wrap=True)
     for row in table:
-        rendered.add_row(row.arm, row.set, *_before_after(row, ks))
+        rendered.add_row(row.arm, row.set, *_before_after(row, ks, _SHARES))
     return rendered
+
+
+def extreme_ks(table: Sequence[TableRow]) -> list[int]:
+    """The smallest and the largest k for which any row has pass@k."""
+    ks: set[int] = set()
+    for row in table:
+        ks |= row.sft.pass_at.keys()
+    return sorted({min(ks), max(ks)}) if ks else []
 
 
 def markdown_table(table: Sequence[TableRow]) -> str:
     """Both tables in one, as Markdown."""
     lines = [
-        "| arm | set | SFT | RL | gain | pass@1 | informative | valid trace | right format | progress "
-        "| right reflections |",
+        "| arm | set | SFT | RL | gain | pass@1 | informative | valid trace | right format "
+        "| progress | right reflections |",
         f"|{'---|' * 11}",
     ]
     for row in table:
-        after = _percent(row.rl.accuracy) if row.rl else "-"
-        gain = _percent(row.gain, signed=True) if row.gain else "-"
         cells = [
             row.arm,
             row.set,
             _percent(row.sft.accuracy),
-            after,
-            gain,
-            *_before_after(row, [1], _TRACE),
+            _percent(row.rl.accuracy) if row.rl else "-",
+            _percent(row.gain, signed=True) if row.gain else "-",
+            *_before_after(row, [1], (*_SHARES, *_TRACE)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-# `evaluation.SetScore` says what they are; too many for a terminal
-_TRACE = ("progress", "right_reflections")
+def _before_after(row: TableRow, ks: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Cells "before → after": pass@k for every k, and the named fields, in percent."""
+    before = _figures(row.sft, ks, names)
+    after = _figures(row.rl, ks, names) if row.rl else ["-"] * len(before)
+    return list(map("{} → {}".format, before, after))
 
 
-def _before_after(row: TableRow, ks: Sequence[int], more: Sequence[str] = ()) -> list[str]:
-    """Cells "before → after": pass@k for every k, informative share, valid traces, right format,
-    and ``more``.
-    """
-
-    def figures(stage: StageSummary | None) -> list[float | None]:
-        if stage is None:
-            return [None] * (len(ks) + 3 + len(more))
-        others = (
-            stage.informative,
-            stage.trace_valid,
-            stage.format_right,
-            *(getattr(stage, name) for name in more),
-        )
-        return [*(stage.pass_at.get(k) for k in ks), *others]
-
-    pairs = zip(figures(row.sft), figures(row.rl), strict=True)
-    return [
-        " → ".join("-" if value is None else f"{100 * value:.0f}" for value in pair)
-        for pair in pairs
-    ]
+def _figures(stage: StageSummary, ks: Sequence[int], names: Sequence[str]) -> list[str]:
+    values = [stage.pass_at.get(k) for k in ks]
+    values += [getattr(stage, name) for name in names]
+    return ["-" if value is None else f"{100 * value:.0f}" for value in values]
 
 
 def _short(interval: Interval) -> str:
-    """For example "41.5 (38–45)": the table fits a terminal of 80."""
-    value, low, high = (100 * part for part in interval)
-    return f"{value:.1f} ({low:.0f}–{high:.0f})"
+    """For example "41.5 (38–45)": the table fits a terminal of 80 columns."""
+    return f"{100 * interval.value:.1f} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
 
 
 def _percent(interval: Interval, signed: bool = False) -> str:
-    """For example "41.5 (38.5 to 44.6)"; parentheses, since rich reads square brackets as markup."""
+    """For example "41.5 (38.5 to 44.6)"; parentheses, since rich reads brackets as markup."""
     sign = "+" if signed else ""
-    value, low, high = (100 * part for part in interval)
+    value, low, high = 100 * interval.value, 100 * interval.low, 100 * interval.high
     return f"{value:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"

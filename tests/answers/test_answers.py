@@ -288,7 +288,7 @@ def test_checkers(options, response, answer, right):
 def test_an_answer_that_nothing_could_be_compared_with_is_a_fault():
     assert checker().fault_of("anything") is None
     assert checker(checker="numeric").fault_of("5 km") is None
-    assert "no number" in checker(checker="numeric").fault_of("five")
+    assert "not a number" in checker(checker="numeric").fault_of("five")
     assert checker(checker="math").fault_of(r"\sqrt{2}") is None
     assert "cannot read" in checker(checker="math").fault_of(r"\frac{")
 
@@ -336,9 +336,9 @@ def test_a_wrong_import_path_is_told_with_its_option(functions):
     ("options", "words"),
     [
         ({"checker": "regex"}, "pattern"),
-        ({"pattern": "(a)"}, "pattern: it goes with checker 'regex'"),
+        ({"pattern": "(a)"}, "pattern: checker 'regex' needs it"),
         ({"checker": "function"}, "function"),
-        ({"checker": "regex", "pattern": "(a"}, "is no regular expression"),
+        ({"checker": "regex", "pattern": "(a"}, "is not a regular expression"),
         ({"checker": "regex", "pattern": "a"}, "has 0 groups"),
         ({"checker": "regex", "pattern": "(a)(b)"}, "has 2 groups"),
     ],

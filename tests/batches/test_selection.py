@@ -43,12 +43,12 @@ def test_a_filter_that_keeps_none_says_what_to_change(right):
     config = QueryFilterConfig()
     rows = reject([(str(i), samples(right)) for i in range(5)], config)
     with pytest.raises(
-        SelectionError, match=r"keeps none of 5 queries .* make task.sets.rl easier or harder"
+        SelectionError, match=r"keeps none of 5 queries.*Make task.sets.rl easier or harder"
     ):
         describe_selection(rows, 5, config)
 
 
 @pytest.mark.parametrize("options", [{"least_right": 8}, {"most_right": 0}, {"most_right": 9}])
 def test_a_range_that_is_none_is_refused(options):
-    with pytest.raises(ValidationError, match="is no range"):
+    with pytest.raises(ValidationError, match="expected least_right <= most_right"):
         QueryFilterConfig(**options)

@@ -14,7 +14,7 @@ from bi_ray.api import task_of
 from bi_ray.config import BRIDGE
 from bi_ray.data.export import layout_of
 from bi_ray.data.sets import write_injected, write_set
-from bi_ray.injection.rows import inject_rows
+from bi_ray.injection.user_rows import inject_rows
 from bi_ray.policy.chat import encode_prompt, messages
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.rows.fields import rows_of

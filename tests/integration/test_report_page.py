@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from report_run import N, config_of, measured, write_run
+from report_run import N, config_of, measured, with_measured, write_run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from bi_ray.report.page import write_page
 from bi_ray.report.source import Source
-from bi_ray.report.summary import summarize
+from bi_ray.report.summary import summarize_runs
 
 FLAGS = (
     "--headless",
@@ -60,8 +60,10 @@ def sources(tmp_path_factory):
     for seed, run in enumerate(runs):
         write_run(run, config, seed)
     write_run(folder / "young", small, 5, problems=6, stages=("eval_sft",))
-    study = Source("study", config, runs, summarize(config, runs)[0] | measured(config))
-    young = Source("young", small, (folder / "young",), summarize(small, [folder / "young"])[0])
+    summary = with_measured(summarize_runs(config, runs), measured(config))
+    study = Source("study", config, runs, summary)
+    young_run = folder / "young"
+    young = Source("young", small, (young_run,), summarize_runs(small, [young_run]))
     return study, young
 
 
@@ -168,20 +170,18 @@ def test_it_looks_right_and_nothing_is_wrong_in_the_console(browser, page, size,
 def test_the_answer_and_the_tables_agree_with_the_data(browser, page, sources):
     look(browser, page)
     summary = sources[0].summary
-    difference = summary["difference_of_gains"][0]["difference"]
+    difference = summary.difference_of_gains[0].difference
     heading = browser.find_element(By.TAG_NAME, "h1").text
-    assert f"{100 * abs(difference['value']):.1f} points" in heading
-    assert ("no difference beyond chance" in heading) == (
-        difference["low"] <= 0 <= difference["high"]
-    )
+    assert f"{100 * abs(difference.value):.1f} points" in heading
+    assert ("no difference beyond chance" in heading) == (difference.sign == 0)
     table = browser.find_element(By.CSS_SELECTOR, "#result table").text
-    for row in summary["table"]:
-        assert f"{100 * row['rl']['accuracy'][0]:.1f}" in table
-        assert f"{100 * row['gain'][0]:+.1f}".replace("-", "−") in table
+    for row in summary.table:
+        assert f"{100 * row.rl.accuracy.value:.1f}" in table
+        assert f"{100 * row.gain.value:+.1f}".replace("-", "−") in table
     bars = browser.find_elements(By.CSS_SELECTOR, "#chart-histogram-1 .bars .point")
     assert len(bars) == N + 1
     heights = [bar.size["height"] for bar in bars]
-    counts = summary["readiness"]["bridge"]["accuracy"]["histogram"]
+    counts = summary.readiness["bridge"].accuracy.histogram
     assert [height / heights[0] for height in heights] == pytest.approx(
         [c / counts[0] for c in counts], abs=0.03
     )
@@ -206,17 +206,18 @@ def test_the_theme_can_be_switched_and_the_charts_follow(browser, page):
 
 def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page, sources):
     look(browser, page)
-    influence = sources[0].summary["readiness"]["bridge"]["influence"]
+    influence = sources[0].summary.readiness["bridge"].influence
 
     def expect(estimator, quantity):
-        groups = [g[quantity]["value"] for g in influence[estimator]["groups"] if g[quantity]]
+        means = [getattr(group, quantity) for group in influence[estimator].groups]
+        groups = [mean.value for mean in means if mean is not None]
         assert shown(browser, "groups")["bridge"] == pytest.approx(groups, rel=1e-3)
         points = browser.find_elements(
             By.CSS_SELECTOR, "#chart-groups .scatterlayer .trace:nth-child(2) .point"
         )
         assert len(points) == len(groups)
         assert shown(browser, "behaviors")["bridge"] == pytest.approx(
-            [row["dj"]["value"] for row in influence[estimator]["behaviors"]], rel=1e-3
+            [row.dj.value for row in influence[estimator].behaviors], rel=1e-3
         )
         line = browser.find_elements(By.CSS_SELECTOR, f"[data-when='estimator={estimator}']")
         assert all(row.is_displayed() for row in line)
@@ -339,7 +340,7 @@ def test_several_runs_are_shown_side_by_side(browser, sources, tmp_path):
         look(browser, page, size)
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert (
-            "Not there yet: rl/vanilla, eval_rl/vanilla"
+            "Still missing: rl/vanilla, eval_rl/vanilla"
             in browser.find_element(By.ID, "answer").text
         )
         labels = [arm.text for arm in browser.find_elements(By.CSS_SELECTOR, ".tiles .arm")]
@@ -354,7 +355,9 @@ def test_several_runs_are_shown_side_by_side(browser, sources, tmp_path):
 def test_the_report_of_an_unfinished_run_names_what_is_missing(browser, tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    source = Source("begun", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])
+    source = Source(
+        "begun", config, (tmp_path / "run",), summarize_runs(config, [tmp_path / "run"])
+    )
     page = tmp_path / "report.html"
     write_page(page, [source])
     look(browser, page)

@@ -148,7 +148,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--model-config"):
         Shape.read(tmp_path / "absent.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="no valid JSON"):
+    with pytest.raises(ConfigError, match="not valid JSON"):
         Shape.read(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 2}')
     with pytest.raises(ConfigError, match="lacks hidden_size"):

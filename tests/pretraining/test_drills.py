@@ -27,8 +27,12 @@ TASK = PromptBenchTask(
 PREMISE = {
     r"The value of (\w+) is (-?\d+)\.": None,
     r"(\w+) gets its value by adding together the value of (\w+) and (\w+)\.": Operator.ADD,
-    r"(\w+) gets its value by subtracting the value of (\w+) from the value of (\w+)\.": Operator.SUBTRACT,
-    r"(\w+) gets its value by multiplying together the value of (\w+) and (\w+)\.": Operator.MULTIPLY,
+    r"(\w+) gets its value by subtracting the value of (\w+) from the value of (\w+)\.": (
+        Operator.SUBTRACT
+    ),
+    r"(\w+) gets its value by multiplying together the value of (\w+) and (\w+)\.": (
+        Operator.MULTIPLY
+    ),
     r"(\w+) gets its value by squaring the value that (\w+) has\.": Operator.SQUARE,
 }
 TRUTH = {

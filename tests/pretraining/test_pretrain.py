@@ -274,7 +274,7 @@ def test_a_model_without_a_step_to_resume_from_is_not_replaced(tmp_path):
     model = tmp_path / "checkpoint" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="no step to resume from; name a new directory"):
+    with pytest.raises(RunError, match="no step to resume from; choose a new directory"):
         next(module.pretrain(config_of(), tmp_path))
     assert (model / "config.json").read_text() == "{}"
 

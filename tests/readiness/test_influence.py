@@ -1,4 +1,4 @@
-"""Influence against per-rollout gradients made one by one, and against Eq. 5 computed the long way."""
+"""Influence against gradients of single rollouts, and against Eq. 5 computed the long way."""
 
 import itertools
 import random
@@ -8,6 +8,7 @@ import torch
 from ranks import logprobs_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.readiness.influence import (
     Differentiator,
     direction_in_halves,
@@ -19,7 +20,7 @@ from bi_ray.readiness.influence import (
     pairwise_influence,
     reward_direction,
 )
-from bi_ray.readiness.rollouts import Rollout, ScoredGroup
+from bi_ray.readiness.rollouts import unweighted_rows
 
 # tiny tensors: on a busy machine a second thread is what everything waits for
 torch.set_num_threads(1)
@@ -83,15 +84,15 @@ def gradient_of(model, group, rollout, token_scale="sum"):
     ).double()
 
 
-def differentiator(model, **options):
+def make_differentiator(model, **options):
     return Differentiator(model, TEMPERATURE, microbatch_tokens=64, **options)
 
 
 @pytest.mark.parametrize("token_scale", ["sum", "mean"])
 def test_influence_is_equation_5_computed_the_long_way(model, queries, target, token_scale):
-    tool = differentiator(model)
-    direction = objective_direction(tool, target, token_scale)
-    measured = measure_influence(tool, queries, direction, token_scale)
+    differentiator = make_differentiator(model)
+    direction = objective_direction(differentiator, target, token_scale)
+    measured = measure_influence(differentiator, queries, direction, token_scale)
 
     def K(one, other):
         return float(
@@ -119,28 +120,37 @@ def test_influence_is_equation_5_computed_the_long_way(model, queries, target, t
 
 
 def test_derivatives_equal_those_of_gradients_made_one_by_one(model, queries, target):
-    tool = differentiator(model)
-    direction = objective_direction(tool, target, "sum")
-    rows = [row for g in queries for row in g.rows([1.0] * len(g.rollouts))]
-    measured = torch.stack([values.sum() for values in tool.along(rows, direction)]).double()
+    differentiator = make_differentiator(model)
+    direction = objective_direction(differentiator, target, "sum")
+    rows = unweighted_rows(queries)
+    measured = torch.stack(
+        [values.sum() for values in differentiator.along(rows, direction)]
+    ).double()
     flat = flatten(direction).double()
     exact = torch.stack([gradient_of(model, g, o) @ flat for g in queries for o in g.rollouts])
     assert float((measured - exact).norm() / exact.norm()) <= 1e-4
 
 
 def test_the_size_of_micro_batches_changes_nothing(model, queries, target):
-    small, large = differentiator(model), Differentiator(model, TEMPERATURE, microbatch_tokens=4096)
-    one, other = (objective_direction(tool, target, "sum") for tool in (small, large))
+    small = make_differentiator(model)
+    large = Differentiator(model, TEMPERATURE, microbatch_tokens=4096)
+    one, other = (
+        objective_direction(differentiator, target, "sum") for differentiator in (small, large)
+    )
     assert float((flatten(one) - flatten(other)).norm()) <= 1e-5 * norm(one)
-    first, second = (measure_influence(tool, queries, one, "sum") for tool in (small, large))
+    first, second = (
+        measure_influence(differentiator, queries, one, "sum") for differentiator in (small, large)
+    )
     assert [q.dj for q in first] == pytest.approx([q.dj for q in second], rel=1e-4, abs=1e-7)
 
 
 def test_behaviors_share_out_the_whole_influence(model, queries, target):
-    tool = differentiator(model)
+    differentiator = make_differentiator(model)
     for query, found in zip(
         queries,
-        measure_influence(tool, queries, objective_direction(tool, target, "sum"), "sum"),
+        measure_influence(
+            differentiator, queries, objective_direction(differentiator, target, "sum"), "sum"
+        ),
         strict=True,
     ):
         assert sum(part for _, part in found.behaviors.values()) == pytest.approx(
@@ -152,11 +162,11 @@ def test_behaviors_share_out_the_whole_influence(model, queries, target):
 
 
 def test_a_behavior_gets_the_derivative_of_its_own_tokens(model, queries, target):
-    tool = differentiator(model)
+    differentiator = make_differentiator(model)
     query = queries[2]
-    direction = objective_direction(tool, target, "sum")
-    found = measure_influence(tool, [query], direction, "sum")[0].behaviors["b"][1]
-    derivatives = tool.along(query.rows([1.0] * 4), direction)
+    direction = objective_direction(differentiator, target, "sum")
+    found = measure_influence(differentiator, [query], direction, "sum")[0].behaviors["b"][1]
+    derivatives = differentiator.along(unweighted_rows([query]), direction)
     expected = sum(
         advantage / 4 * float(value)
         for rollout, advantage, values in zip(
@@ -169,24 +179,28 @@ def test_a_behavior_gets_the_derivative_of_its_own_tokens(model, queries, target
 
 
 def test_halves_make_up_the_whole_direction_and_their_cosine_tells_signal_from_noise(model, target):
-    tool = differentiator(model)
-    whole, cosine = direction_in_halves(tool, target, "sum")
-    exact = objective_direction(tool, target, "sum")
+    differentiator = make_differentiator(model)
+    whole, cosine = direction_in_halves(differentiator, target, "sum")
+    exact = objective_direction(differentiator, target, "sum")
     assert float((flatten(whole) - flatten(exact)).norm()) <= 1e-5 * norm(exact)
-    one, other = (flatten(objective_direction(tool, target[part::2], "sum")) for part in (0, 1))
+    one, other = (
+        flatten(objective_direction(differentiator, target[part::2], "sum")) for part in (0, 1)
+    )
     assert cosine == pytest.approx(float(torch.cosine_similarity(one, other, dim=0)), abs=1e-6)
-    assert direction_in_halves(tool, [target[0], target[0]], "sum")[1] == pytest.approx(1, abs=1e-5)
-    assert direction_in_halves(tool, target[:1], "sum")[1] is None
+    assert direction_in_halves(differentiator, [target[0], target[0]], "sum")[1] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert direction_in_halves(differentiator, target[:1], "sum")[1] is None
 
 
 @pytest.mark.parametrize("token_scale", ["sum", "mean"])
 def test_all_against_all_agrees_with_the_directional_way_and_keeps_the_self_term_apart(
     model, queries, token_scale
 ):
-    tool = differentiator(model)
-    matrix = pairwise_influence(tool, queries, token_scale)
-    direction = objective_direction(tool, queries, token_scale)
-    measured = measure_influence(tool, queries, direction, token_scale)
+    differentiator = make_differentiator(model)
+    matrix = pairwise_influence(differentiator, queries, token_scale)
+    direction = objective_direction(differentiator, queries, token_scale)
+    measured = measure_influence(differentiator, queries, direction, token_scale)
     assert matrix.mean(dim=0).tolist() == pytest.approx(
         [q.dj for q in measured], rel=1e-4, abs=1e-9
     )
@@ -204,10 +218,12 @@ def test_all_against_all_agrees_with_the_directional_way_and_keeps_the_self_term
 
 
 def test_shifted_passes_are_within_two_percent_of_forward_mode(model, queries, target):
-    exact, shifted = differentiator(model), differentiator(model, method="shifted")
+    exact, shifted = make_differentiator(model), make_differentiator(model, method="shifted")
     direction = objective_direction(exact, target, "sum")
-    rows = [row for g in queries for row in g.rows([1.0] * len(g.rollouts))]
-    one, other = (torch.cat(tool.along(rows, direction)) for tool in (exact, shifted))
+    rows = unweighted_rows(queries)
+    one, other = (
+        torch.cat(differentiator.along(rows, direction)) for differentiator in (exact, shifted)
+    )
     assert 0 < float((one - other).norm() / one.norm()) < 0.02
 
 

@@ -5,6 +5,7 @@ do.
 import json
 import math
 import random
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from bi_ray.readiness.measure import (
     held_out_perplexity,
     measure_queries,
     pairs_by_right,
-    scored_group,
 )
 from bi_ray.readiness.realized import (
     Forecast,
@@ -26,8 +26,11 @@ from bi_ray.readiness.realized import (
     realized_change,
     step_along,
 )
-from bi_ray.readiness.summary import bootstrap_ratio, summarize
+from bi_ray.readiness.records import Pair, read_policy, read_queries
+from bi_ray.readiness.rollouts import packing_rows, scored_group
+from bi_ray.readiness.summary import bootstrap_ratio, summarize_readiness
 from bi_ray.report.readiness import read_readiness, render_readiness
+from bi_ray.verification.verdicts import Verdict
 
 torch.set_num_threads(1)
 SAMPLES = 4
@@ -39,7 +42,7 @@ def policy(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def tool(policy):
+def differentiator(policy):
     return Differentiator(load_model(policy, attention="eager").eval(), microbatch_tokens=512)
 
 
@@ -70,7 +73,7 @@ def rows_of(seed, count, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def measured(tool, policy):
+def measured(differentiator, policy):
     tokenizer = load_tokenizer(policy)
 
     def measure(seed, pairwise_mib=100):
@@ -80,7 +83,7 @@ def measured(tool, policy):
             for rows in (queries, target)
         ]
         rows, whole = measure_queries(
-            tool,
+            differentiator,
             groups[0],
             [row["samples"] for row in queries],
             groups[1],
@@ -88,106 +91,98 @@ def measured(tool, policy):
             pairwise_mib,
         )
         demonstrations = {"own demonstrations": [([5, 6], [7, 8, 9]), ([5], [6, 7])]}
-        return rows, whole | {"perplexity": held_out_perplexity(tool, demonstrations)}
+        perplexity = held_out_perplexity(differentiator, demonstrations)
+        return rows, replace(whole, perplexity=perplexity)
 
     return measure
 
 
-def test_entropy_and_perplexity_are_those_of_the_models_own_distribution(tool):
+def test_entropy_and_perplexity_are_those_of_the_models_own_distribution(differentiator):
     prompt, response = [5, 6], [7, 8, 9]
-    logits = tool.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, 1:-1].double()
+    logits = (
+        differentiator.model(input_ids=torch.tensor([[*prompt, *response]]))
+        .logits[0, 1:-1]
+        .double()
+    )
     logs = logits.log_softmax(-1)
     expected = math.exp(-logs[range(3), response].mean().item())
-    assert perplexities(tool.model, [(prompt, response), ([5], [6])], 64)[0] == pytest.approx(
-        expected, rel=1e-5
-    )
-    row = {"tokens": response, "response": "", "reward": 1.0, "right": True}
+    assert perplexities(differentiator.model, [(prompt, response), ([5], [6])], 64)[
+        0
+    ] == pytest.approx(expected, rel=1e-5)
+    verdict = asdict(Verdict(1.0, True, True, False, None))
+    row = {"tokens": response, "response": "", **verdict}
     group = scored_group({"id": "q", "prompt_tokens": prompt, "samples": [row, row]}, None, None)
     hotter = (logits / 2).log_softmax(-1)
     expected = -(hotter.exp() * hotter).sum(-1).mean().item()
-    assert entropies(tool.model, [group], 2.0, 64)[0] == pytest.approx(expected, rel=1e-5)
+    assert entropies(differentiator.model, [group], 2.0, 64)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_averages_of_a_summary_are_those_of_its_rows(measured):
     seeds = [measured(0), measured(1)]
-    summary = json.loads(
-        json.dumps(summarize([rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200))
+    summary = summarize_readiness(
+        [rows for rows, _ in seeds], [whole for _, whole in seeds], draws=200
     )
     rows = [row for rows, _ in seeds for row in rows]
-    accuracy = summary["accuracy"]
-    assert accuracy["histogram"] == [4, 4, 4, 4, 4]
-    assert accuracy["informative"]["value"] == pytest.approx(0.6)
-    assert accuracy["signal"]["value"] == pytest.approx(
+    accuracy = summary.accuracy
+    assert accuracy.histogram == [4, 4, 4, 4, 4]
+    assert accuracy.informative.value == pytest.approx(0.6)
+    assert accuracy.signal.value == pytest.approx(
         np.mean([math.sqrt(a * (4 - a)) / 4 for a in range(5)])
     )
-    assert accuracy["pass_at"] == {
-        "1": pytest.approx(0.5),
-        "2": pytest.approx(np.mean([0, 0.5, 5 / 6, 1, 1])),
+    assert accuracy.pass_at == {
+        1: pytest.approx(0.5),
+        2: pytest.approx(np.mean([0, 0.5, 5 / 6, 1, 1])),
     }
     none = dict.fromkeys(("analysis", "correction", "verification", "planning"), 0.0)
-    assert accuracy["behaviors"] == {"reflection": 1.5, "subgoal": 1.0} | none
+    assert accuracy.behaviors == {"reflection": 1.5, "subgoal": 1.0} | none
     for scale in ("sum", "mean"):
-        influence = summary["influence"][scale]
-        assert influence["all"]["dj"]["value"] == pytest.approx(
-            np.mean([r["influence"][scale]["dj"] for r in rows])
+        influence = summary.influence[scale]
+        assert influence.all.dj.value == pytest.approx(
+            np.mean([row.influence[scale].dj for row in rows])
         )
-        groups = {group["right"]: group for group in influence["groups"]}
-        assert groups[0]["k_plus"] is None
-        assert groups[4]["k_minus"] is None
-        chosen = [r["influence"][scale]["k_plus"] for r in rows if r["right"] == 2]
-        assert groups[2]["k_plus"]["value"] == pytest.approx(np.mean(chosen))
-        assert (
-            groups[2]["k_plus"]["low"]
-            <= groups[2]["k_plus"]["value"]
-            <= groups[2]["k_plus"]["high"]
-        )
-        plain = influence["behaviors"][0]
-        assert plain["behavior"] == "plain"
-        assert plain["dj"]["value"] == pytest.approx(influence["all"]["dj"]["value"])
-        assert plain["dj_per_token"]["value"] * plain["tokens"] == pytest.approx(
-            20 * plain["dj"]["value"]
-        )
-    every = summary["all_against_all"]["groups"]
-    for group in every:
-        assert group["dj"]["value"] == pytest.approx(
-            group["self_term"]["value"] + group["without_self"]["value"]
-        )
-        assert group["self_term"]["value"] >= 0
+        groups = {group.right: group for group in influence.groups}
+        assert groups[0].k_plus is None
+        assert groups[4].k_minus is None
+        chosen = [row.influence[scale].k_plus for row in rows if row.right == 2]
+        k_plus = groups[2].k_plus
+        assert k_plus.value == pytest.approx(np.mean(chosen))
+        assert k_plus.low <= k_plus.value <= k_plus.high
+        plain = influence.behaviors[0]
+        assert plain.behavior == "plain"
+        assert plain.dj.value == pytest.approx(influence.all.dj.value)
+        assert plain.dj_per_token.value * plain.tokens == pytest.approx(20 * plain.dj.value)
+    for group in summary.all_against_all.groups:
+        assert group.dj.value == pytest.approx(group.self_term.value + group.without_self.value)
+        assert group.self_term.value >= 0
     table = render_readiness({"vanilla": summary})
     assert table.row_count == 1
-    assert list(table.columns[-1].cells) == [f"{summary['halves_cosine']['sum']:.2f}"]
+    assert list(table.columns[-1].cells) == [f"{summary.halves_cosine['sum']:.2f}"]
 
 
 def test_samples_without_a_graph_say_nothing_of_traces_and_behaviors(measured):
-    shown = {
-        "tokens": [1, 2],
-        "truncated": False,
-        "format_right": True,
-        "reflections": 0,
-        "analyses": 0,
-        "subgoals": 0,
-    }
-    found = describe_samples([shown | {"trace_valid": None}] * 2)
-    assert (found["trace_valid"], found["behaviors"], found["format_right"]) == (None, {}, 1)
+    sample = {"tokens": [1, 2], **asdict(Verdict(1.0, True, True, False, None))}
+    summary = describe_samples([sample] * 2)
+    assert (summary.trace_valid, summary.behaviors, summary.format_right) == (None, {}, 1)
     rows, whole = measured(0)
-    rows = [row | {name: found[name] for name in ("trace_valid", "behaviors")} for row in rows]
-    accuracy = summarize([rows], [whole], draws=50)["accuracy"]
-    assert (accuracy["trace_valid"], accuracy["behaviors"]) == (None, {})
+    rows = [replace(row, trace_valid=None, behaviors={}) for row in rows]
+    accuracy = summarize_readiness([rows], [whole], draws=50).accuracy
+    assert (accuracy.trace_valid, accuracy.behaviors) == (None, {})
 
 
 def test_gradients_that_do_not_fit_are_left_out(measured):
     rows, whole = measured(0, pairwise_mib=0)
-    assert "pairs" not in whole
-    assert all("all_against_all" not in row for row in rows)
-    assert "all_against_all" not in summarize([rows], [whole], draws=50)
+    assert "pairs" not in whole.as_json()
+    assert all("all_against_all" not in row.as_json() for row in rows)
+    assert summarize_readiness([rows], [whole], draws=50).all_against_all is None
 
 
 def test_pairs_leave_self_pairs_out():
     matrix = torch.tensor([[9.0, 1.0, 2.0], [1.0, 9.0, 3.0], [2.0, 3.0, 9.0]], dtype=torch.float64)
-    found = {
-        (p["row"], p["column"]): (p["sum"], p["count"]) for p in pairs_by_right(matrix, [1, 1, 2])
-    }
-    assert found == {(1, 1): (2.0, 2), (1, 2): (5.0, 2), (2, 1): (5.0, 2)}
+    assert pairs_by_right(matrix, [1, 1, 2]) == [
+        Pair(1, 1, 2.0, 2),
+        Pair(1, 2, 5.0, 2),
+        Pair(2, 1, 5.0, 2),
+    ]
 
 
 def test_a_ratio_has_the_interval_of_its_sums():
@@ -200,21 +195,23 @@ def test_a_ratio_has_the_interval_of_its_sums():
     assert ratio.high - ratio.low == pytest.approx(2 * 1.96 * error, rel=0.3)
 
 
-def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy):
+def test_the_predicted_change_is_the_surrogates_own_to_first_order(differentiator, policy):
     """The surrogate sum of centered reward times log pi, on fixed samples, moves as its gradient
     says.
     """
     tokenizer = load_tokenizer(policy)
     query, *target = [scored_group(row, tokenizer, None) for row in rows_of(7, 6, tokenizer)[1:]]
-    goal = reward_direction(tool, target)
-    weights, predicted = step_along(tool, reward_direction(tool, [query]), 1e-3, goal)
-    moved = flatten(weights) - flatten(tool.parameters)
+    goal = reward_direction(differentiator, target)
+    weights, predicted = step_along(
+        differentiator, reward_direction(differentiator, [query]), 1e-3, goal
+    )
+    moved = flatten(weights) - flatten(differentiator.parameters)
     assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
 
     def surrogate(parameters):
-        other = Differentiator(tool.model)
+        other = Differentiator(differentiator.model)
         other.parameters = parameters
-        rows = [row for g in target for row in g.rows(g.centered_rewards())]
+        rows = [row for g in target for row in packing_rows(g, g.centered_rewards())]
         from bi_ray.policy.packing import in_batches
 
         with torch.no_grad():
@@ -224,16 +221,16 @@ def test_the_predicted_change_is_the_surrogates_own_to_first_order(tool, policy)
             )
 
     total = sum(len(g.rollouts) for g in target)
-    realized = (surrogate(weights) - surrogate(tool.parameters)) / total
+    realized = (surrogate(weights) - surrogate(differentiator.parameters)) / total
     assert predicted == pytest.approx(realized, rel=0.1, abs=1e-6)
     assert predicted != 0
 
 
-def test_a_step_needs_a_gradient(tool):
-    direction = {name: torch.zeros_like(p) for name, p in tool.parameters.items()}
+def test_a_step_needs_a_gradient(differentiator):
+    direction = {name: torch.zeros_like(p) for name, p in differentiator.parameters.items()}
     assert norm(direction) == 0
     with pytest.raises(ValueError, match="same reward"):
-        step_along(tool, direction, 0.1, direction)
+        step_along(differentiator, direction, 0.1, direction)
 
 
 def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
@@ -244,12 +241,12 @@ def test_a_forecast_is_compared_on_the_problems_that_both_steps_have():
         20, torch.tensor([0.0, 0.0]), torch.tensor([0.1, 0.1]), {"a": 0.5, "b": 0.5, "d": 0.0}
     )
     row = after.against(before)
-    assert row["predicted"] == pytest.approx(0.3)
-    assert row["realized"] == pytest.approx(0.25)
-    assert row["noise"] == pytest.approx(0.25)
-    assert (row["since"], row["target_reward"]) == (10, pytest.approx(1 / 3))
-    assert before.against(None)["predicted"] is None
-    assert before.against(after)["predicted"] is None  # RL went back
+    assert row.predicted == pytest.approx(0.3)
+    assert row.realized == pytest.approx(0.25)
+    assert row.noise == pytest.approx(0.25)
+    assert (row.since, row.target_reward) == (10, pytest.approx(1 / 3))
+    assert before.against(None).predicted is None
+    assert before.against(after).predicted is None  # RL went back
 
 
 def test_a_change_is_paired_by_problem():
@@ -266,23 +263,22 @@ def test_a_change_is_paired_by_problem():
 def test_correlation_tells_a_trend_from_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=40)
-    trend = [
-        {"predicted": a, "realized": a + b}
-        for a, b in zip(x, 0.3 * rng.normal(size=40), strict=True)
-    ]
-    noise = [{"predicted": a, "realized": b} for a, b in zip(x, rng.normal(size=40), strict=True)]
-    strong, weak = correlation(trend, "realized", 1000), correlation(noise, "realized", 1000)
-    assert strong["low"] > 0.8
-    assert weak["low"] < 0 < weak["high"]
-    assert correlation(trend[:3], "realized", 10) is None
+    trend = x + 0.3 * rng.normal(size=40)
+    noise = rng.normal(size=40)
+    assert correlation(x, trend, 1000).low > 0.8
+    weak = correlation(x, noise, 1000)
+    assert weak.low < 0 < weak.high
+    assert correlation(x[:3], trend[:3], 10) is None
 
 
 def test_results_are_read_from_run_directories(measured, tmp_path):
     rows, whole = measured(0)
     folder = tmp_path / "readiness" / "bridge"
     folder.mkdir(parents=True)
-    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "readiness.json").write_text(json.dumps(whole))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row.as_json()) + "\n" for row in rows))
+    (folder / "readiness.json").write_text(json.dumps(whole.as_json()))
+    assert read_queries([folder / "queries.jsonl"]) == [rows]
+    assert read_policy(folder / "readiness.json", rows[0]) == whole
     (tmp_path / "realized" / "bridge").mkdir(parents=True)
     points = [
         {
@@ -317,6 +313,6 @@ def test_results_are_read_from_run_directories(measured, tmp_path):
     }
     (tmp_path / "rl" / "bridge" / "influence.jsonl").write_text(json.dumps(watched) + "\n")
     found = read_readiness(["vanilla", "bridge"], [tmp_path], draws=50)
-    assert list(found["readiness"]) == ["bridge"]
-    assert found["realized"]["bridge"]["noise_floor"] == 0.03
-    assert found["during_rl"]["bridge"][0]["groups"][0]["dj"]["value"] == pytest.approx(0.2)
+    assert list(found.readiness) == ["bridge"]
+    assert found.realized["bridge"].noise_floor == 0.03
+    assert found.during_rl["bridge"][0].groups[0].dj.value == pytest.approx(0.2)

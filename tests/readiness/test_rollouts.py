@@ -1,14 +1,17 @@
 """Which tokens a behavior wrote, on real demonstrations, and the weights of a group's rollouts."""
 
+from dataclasses import asdict
+
 import pytest
 
+from bi_ray.batches.scored import Rollout, ScoredGroup
 from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.pretraining.tokenizer import build_tokenizer
-from bi_ray.readiness.measure import scored_group
-from bi_ray.readiness.rollouts import PLAIN, Rollout, ScoredGroup, token_behaviors
+from bi_ray.readiness.rollouts import PLAIN, scored_group, token_behaviors
 from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.promptbench.wording import node_names, phrases
+from bi_ray.verification.verdicts import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,11 @@ def test_advantages_are_those_of_equation_6():
     assert group(1.0, 0.0).informative
 
 
+def sample(reward, right, outcome):
+    verdict = Verdict(reward, right, True, False, None, outcome=outcome)
+    return {"tokens": [2], "response": "", **asdict(verdict)}
+
+
 def test_what_only_format_or_rounding_tells_apart_is_not_informative():
     row = {"id": "q", "prompt_tokens": [1]}
     answers = {
@@ -91,19 +99,14 @@ def test_what_only_format_or_rounding_tells_apart_is_not_informative():
     }
     informative = {}
     for name, verdicts in answers.items():
-        samples = [
-            {"tokens": [2], "reward": r, "right": right, "outcome": o} for r, right, o in verdicts
-        ]
-        made = scored_group(row | {"samples": samples})
-        informative[name] = made.informative
-        assert any(made.advantages()) == made.informative
-        assert made.rewards == [reward for reward, _, _ in verdicts]
+        samples = [sample(*verdict) for verdict in verdicts]
+        group = scored_group(row | {"samples": samples})
+        informative[name] = group.informative
+        assert any(group.advantages()) == group.informative
+        assert group.rewards == [reward for reward, _, _ in verdicts]
         if name == "format":
             assert scored_group(row | {"samples": samples}, by_outcome=False).informative
-    almost = [
-        {"tokens": [2], "reward": 0.45 + added, "right": False, "outcome": 0.45}
-        for added in (0.0, 0.1)
-    ]
+    almost = [sample(0.45 + added, False, 0.45) for added in (0.0, 0.1)]
     # a reward for the format makes no answer right
     assert scored_group(row | {"samples": almost}).right == 0
     assert informative == {

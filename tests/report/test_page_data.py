@@ -12,15 +12,15 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pytest
-from report_run import NASTY, config_of, measured, write_run
+from report_run import NASTY, config_of, measured, with_measured, write_run
 
 from bi_ray.report import charts, influence, samples
-from bi_ray.report.charts import all_series
+from bi_ray.report.findings import answer
 from bi_ray.report.page import render_page
 from bi_ray.report.samples import collect_samples
+from bi_ray.report.series import all_series
 from bi_ray.report.source import Source
-from bi_ray.report.summary import summarize
-from bi_ray.report.wording import answer
+from bi_ray.report.summary import summarize_runs
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,8 @@ def study(tmp_path_factory):
     runs = tuple(folder / f"seed_{seed}" for seed in (0, 1))
     for seed, run in enumerate(runs):
         write_run(run, config, seed)
-    return Source("study", config, runs, summarize(config, runs)[0] | measured(config))
+    summary = with_measured(summarize_runs(config, runs), measured(config))
+    return Source("study", config, runs, summary)
 
 
 def samples_of(book):
@@ -44,7 +45,7 @@ def page_data(text):
 
 
 def test_samples_are_whole_problems_of_every_seed_and_within_the_quota(study):
-    book = collect_samples(all_series([study]))
+    book = collect_samples(all_series([study])).as_json()
     cells = Counter((s["arm"], s["stage"], s["set"], s["mode"]) for s in samples_of(book))
     assert len(cells) == 2 * 2 * 2 * 2
     # all there are
@@ -55,12 +56,12 @@ def test_samples_are_whole_problems_of_every_seed_and_within_the_quota(study):
         if s["mode"] == "sampled"
     )
     assert set(groups.values()) == {8}
-    assert book == collect_samples(all_series([study]))
+    assert book == collect_samples(all_series([study])).as_json()
 
 
 def test_quota_and_room_are_kept(study, monkeypatch):
     monkeypatch.setattr(samples, "QUOTAS", {"greedy": 5, "sampled": 20})
-    book = collect_samples(all_series([study]))
+    book = collect_samples(all_series([study])).as_json()
     counts = Counter(
         (s["arm"], s["stage"], s["set"], s["mode"], s["seed"]) for s in samples_of(book)
     )
@@ -68,13 +69,13 @@ def test_quota_and_room_are_kept(study, monkeypatch):
         ("greedy", 0): 3, ("greedy", 1): 2, ("sampled", 0): 8, ("sampled", 1): 8,
     }  # fmt: skip
     monkeypatch.setattr(samples, "ROOM", 50_000)
-    small = collect_samples(all_series([study]))["samples"]
+    small = collect_samples(all_series([study])).samples
     # the pointers into the book come on top
     assert 20_000 < len(json.dumps(small, separators=(",", ":"))) < 55_000
 
 
 def test_parts_join_to_the_response_and_carry_its_marks(study):
-    book = collect_samples(all_series([study]))
+    book = collect_samples(all_series([study])).as_json()
     rows = [
         json.loads(line)
         for line in (study.runs[0] / "eval_sft/bridge/test_id.jsonl").read_text().splitlines()
@@ -137,22 +138,22 @@ def test_charts_show_the_numbers_of_the_data(study):
     series = all_series([study])
     group = influence.by_group(series)["variants"]["mean/k_minus"]["data"][1]
     expected = [
-        entry["k_minus"]["value"]
-        for entry in study.summary["readiness"]["bridge"]["influence"]["mean"]["groups"]
-        if entry["k_minus"] is not None
+        entry.k_minus.value
+        for entry in study.summary.readiness["bridge"].influence["mean"].groups
+        if entry.k_minus is not None
     ]
     assert group["y"] == pytest.approx(expected, rel=1e-4)
     assert group["error_y"]["array"] == pytest.approx([0.3 * 0.02 * 3] * 8, rel=1e-3)
     histogram = charts.histograms(series)[series[0]]["variants"][""]["data"][0]
     assert sum(histogram["y"]) == pytest.approx(100, abs=0.01)
-    assert histogram["customdata"] == study.summary["readiness"]["vanilla"]["accuracy"]["histogram"]
+    assert histogram["customdata"] == study.summary.readiness["vanilla"].accuracy.histogram
 
 
 def test_a_group_of_few_queries_is_hollow_and_the_noise_floor_is_in_sight(study):
-    summary = json.loads(json.dumps(study.summary))
-    summary["readiness"]["vanilla"]["influence"]["sum"]["groups"][3]["queries"] = 4
-    summary["realized"]["vanilla"]["noise_floor"] = 0.5
-    series = all_series([replace(study, summary=summary)])
+    parts = measured(study.config)
+    parts["readiness"]["vanilla"]["influence"]["sum"]["groups"][3]["queries"] = 4
+    parts["realized"]["vanilla"]["noise_floor"] = 0.5
+    series = all_series([replace(study, summary=with_measured(study.summary, parts))])
     vanilla, bridge = influence.by_group(series)["variants"]["sum/dj"]["data"]
     assert vanilla["marker"]["symbol"] == [*["circle"] * 3, "circle-open", *["circle"] * 5]
     assert set(bridge["marker"]["symbol"]) == {"square"}
@@ -166,16 +167,18 @@ def test_a_group_of_few_queries_is_hollow_and_the_noise_floor_is_in_sight(study)
 def test_a_direction_that_is_mostly_noise_can_be_told(study):
     text = render_page([study])
     assert text.count('<td class="n">0.123</td>') == len(study.config.arms)
-    summary = json.loads(json.dumps(study.summary))
-    for found in summary["readiness"].values():
-        del found["halves_cosine"]  # as runs of older versions have it
+    parts = measured(study.config)
+    for readiness in parts["readiness"].values():
+        readiness["halves_cosine"] = {"sum": None, "mean": None}
+    summary = with_measured(study.summary, parts)
     assert '<td class="n">0.123</td>' not in render_page([replace(study, summary=summary)])
 
 
 def test_one_estimator_alone_is_enough(study):
-    summary = json.loads(json.dumps(study.summary))
-    for found in summary["readiness"].values():
-        del found["influence"]["sum"], found["all_against_all"]
+    parts = measured(study.config)
+    for readiness in parts["readiness"].values():
+        del readiness["influence"]["sum"], readiness["all_against_all"]
+    summary = with_measured(study.summary, parts)
     text = render_page([replace(study, summary=summary)])
     assert set(page_data(text)["charts"]["groups"]["variants"]) == {
         "mean/dj",
@@ -184,7 +187,7 @@ def test_one_estimator_alone_is_enough(study):
     }
     assert 'value="sum"' not in text
     assert text.count("Nothing to show.") == 1
-    forecast = answer(replace(study, summary=summary))[3]
+    forecast = answer(summary)[3]
     assert "dJ was" in forecast
     assert "2.4 (" not in forecast  # of the sums, which are not there
 
@@ -247,7 +250,7 @@ class Elements(HTMLParser):
 
 
 def test_nothing_in_the_data_becomes_markup_and_nothing_is_loaded(study):
-    summary = study.summary | {"code_versions": [NASTY]}
+    summary = replace(study.summary, code_versions=[NASTY])
     text = render_page([replace(study, label=NASTY, summary=summary)])
     elements = Elements(text)
     assert "img" not in [tag for tag, _ in elements.found]
@@ -285,8 +288,8 @@ def test_a_run_without_any_measurement_says_so_in_every_section(tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
     text = render_page(
-        [Source("young", config, (tmp_path / "run",), summarize(config, [tmp_path / "run"])[0])]
+        [Source("young", config, (tmp_path / "run",), summarize_runs(config, [tmp_path / "run"]))]
     )
     assert "No answer yet" in text
-    assert "Not there yet: eval_sft/vanilla, rl/vanilla, eval_rl/vanilla" in text
+    assert "Still missing: eval_sft/vanilla, rl/vanilla, eval_rl/vanilla" in text
     assert text.count("Nothing to show.") == 9

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from bi_ray.cli import main as cli
 from bi_ray.config import save_config
 from bi_ray.files.errors import RunError
-from bi_ray.runs.directory import RunDirectory, key_of
+from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.keys import key_of
 
 ARM = "bridge"
 KEY = key_of({"rl": {"steps": 4}}, {"data": "1a"})
@@ -241,7 +242,7 @@ QUICK = ("data/stage.json", f"rl/{ARM}/metrics.jsonl")
 def test_a_damaged_file_is_one_line(finished, tmp_path, command, monkeypatch, name, older):
     checks_passed = serve_checks(monkeypatch)
     monkeypatch.setattr(
-        "bi_ray.report.summary.write_page", lambda *_: None
+        "bi_ray.report.writing.write_page", lambda *_: None
     )  # its text is tested elsewhere, and takes longest
     for how in DAMAGES:
         run = tmp_path / how.replace(" ", "_")

@@ -1,5 +1,5 @@
-// Theme, charts and samples of the report. The data come as JSON in the page; text of models only ever becomes text
-// nodes, never markup.
+// Theme, charts and samples of the report. The data are embedded in the page as JSON; what a model wrote only ever
+// becomes text nodes, never markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -23,7 +23,7 @@
 
   const controls = [...document.querySelectorAll("[data-control]")];
 
-  /** The value that a control stands at: a select, or the checked one of its radio buttons. */
+  /** The value of a control: of a select, or of the checked one of its radio buttons. */
   function valueOf(name) {
     const all = controls.filter((control) => control.dataset.control === name);
     return (all.find((control) => control.type !== "radio" || control.checked) ?? { value: "" }).value;
@@ -67,22 +67,22 @@
     };
   }
 
-  function draw(place, dark = isDark()) {
-    const figure = figureOf(place.dataset.chart);
+  function draw(plot, dark = isDark()) {
+    const figure = figureOf(plot.dataset.chart);
     const { data: traces, layout } = dark ? recolor(figure) : figure;
     const legend = traces.filter((trace) => trace.showlegend !== false).length > 1;
     const copy = structuredClone({ traces, layout: themed({ showlegend: legend, ...layout }, dark) });
-    return Plotly.react(place, copy.traces, copy.layout, { displayModeBar: false, responsive: true });
+    return Plotly.react(plot, copy.traces, copy.layout, { displayModeBar: false, responsive: true });
   }
 
-  const places = [...document.querySelectorAll("[data-chart]")];
-  const drawAll = (dark = isDark()) => places.forEach((place) => draw(place, dark));
+  const plots = [...document.querySelectorAll("[data-chart]")];
+  const drawAll = (dark = isDark()) => plots.forEach((plot) => draw(plot, dark));
 
   function changed(name) {
-    for (const place of places) {
-      if (data.charts[place.dataset.chart].controls.includes(name)) {
-        draw(place);
-        fillNumbers(document.querySelector(`[data-numbers="${place.dataset.chart}"]`));
+    for (const plot of plots) {
+      if (data.charts[plot.dataset.chart].controls.includes(name)) {
+        draw(plot);
+        fillNumbers(document.querySelector(`[data-numbers="${plot.dataset.chart}"]`));
       }
     }
     for (const part of document.querySelectorAll(`[data-when^="${name}="]`)) {
@@ -95,12 +95,12 @@
   const shown = (value) =>
     typeof value !== "number" ? String(value ?? "–") : String(Number(value.toPrecision(4))).replace("-", "−");
 
-  /** A label of an axis for a place on it: its tick's text where it has any. */
+  /** The label of a value on an axis: the text of its tick if the axis has texts. */
   const label = (axis, value) => (ticks(axis) && typeof value === "number" ? ticks(axis)[Math.round(value)] ?? shown(value) : shown(value));
 
-  /** Rows (name, x, value, low, high) of the traces that can be pointed at. */
+  /** Rows (name, x, value, low, high) of the traces that show a tooltip. */
   function* numbersOf({ data: traces, layout }) {
-    for (const trace of traces.filter((one) => one.hoverinfo !== "skip")) {
+    for (const trace of traces.filter((trace) => trace.hoverinfo !== "skip")) {
       if (trace.type === "heatmap") {
         for (const [row, values] of trace.z.entries()) {
           for (const [column, value] of values.entries()) {
@@ -138,8 +138,8 @@
   const NAMES = { reflection: 0, analysis: 0, subgoal: 0, correction: 0, verification: 0, planning: 0 };
   const form = document.getElementById("filters");
   const list = document.getElementById("list");
-  let found = [];
-  let only = null; // the problem whose responses alone are listed
+  let matching = [];
+  let only = null; // list the responses to this problem only
 
   function make(tag, className = "", text = "") {
     const element = document.createElement(tag);
@@ -173,22 +173,22 @@
   function filter() {
     const wanted = filters();
     if (only !== null) wanted.push([(sample) => sample.problem === only]);
-    found = data.samples.filter((sample) => wanted.every(([test, value]) => test(sample, value)));
+    matching = data.samples.filter((sample) => wanted.every(([test, value]) => test(sample, value)));
     list.replaceChildren();
     showMore();
   }
 
   function showMore() {
-    const next = found.slice(list.childElementCount, list.childElementCount + BATCH);
+    const next = matching.slice(list.childElementCount, list.childElementCount + BATCH);
     list.append(...next.map(row));
     const all = data.samples.length.toLocaleString("en");
-    document.getElementById("count").textContent = 
-      `${found.length.toLocaleString("en")} of ${all} samples on this page` +
+    document.getElementById("count").textContent =
+      `${matching.length.toLocaleString("en")} of ${all} samples on this page` +
       (only === null ? "" : `: every response to ${data.problems[only].id}; Reset shows all`);
-    document.getElementById("more").hidden = list.childElementCount >= found.length;
+    document.getElementById("more").hidden = list.childElementCount >= matching.length;
   }
 
-  /** One sample of the list; its body is made when it is first opened. */
+  /** One sample of the list; its body is built when it is first opened. */
   function row(sample) {
     const item = document.createElement("li");
     const details = document.createElement("details");
@@ -242,7 +242,7 @@
     const same = make("button", "link", "same problem");
     same.type = "button";
     same.addEventListener("click", () => {
-      form.reset(); // takes back the last choice of a problem too, then filters
+      form.reset(); // clears an earlier choice of a problem too, then filters
       only = sample.problem;
       document.getElementById("count").scrollIntoView({ block: "center" });
     });
@@ -252,7 +252,7 @@
     return line;
   }
 
-  // ---- the start --------------------------------------------------------------------------------------------------
+  // ---- start ------------------------------------------------------------------------------------------------------
 
   toggle.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
@@ -266,7 +266,7 @@
   addEventListener("beforeprint", () => drawAll(false));
   addEventListener("afterprint", () => drawAll());
 
-  // The section that is read is named in the bar.
+  // Mark the section in view in the bar.
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
   const watcher = new IntersectionObserver(
     (entries) => {
@@ -276,7 +276,7 @@
   );
   document.querySelectorAll("main > section").forEach((section) => watcher.observe(section));
 
-  // A browser may bring back what its controls stood at before the page was loaded again.
+  // A browser may restore the state of the controls when a page is reloaded.
   new Set(controls.map((control) => control.dataset.control)).forEach(changed);
   showTheme();
   if (form) {
@@ -289,7 +289,7 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.elements.text.addEventListener("input", filter);
     form.addEventListener("change", (event) => {
-      if (event.target !== form.elements.text) filter(); // that one's comes late, when a click may open a sample
+      if (event.target !== form.elements.text) filter(); // the text field filters on input; its change comes late, when a click may open a sample
     });
     form.addEventListener("reset", () => {
       only = null;
