@@ -144,7 +144,7 @@ class Served:
 
 @contextmanager
 def serving(run: Path, *options: str) -> Iterator[Served]:
-    """`bi-ray serve RUN` until the end of the block, which SIGTERM brings: nothing may stay behind."""
+    """`bi-ray serve RUN` until the block ends; SIGTERM stops it, and nothing may stay behind."""
     port, output = free_port(), run.with_name(f"{run.name}.log")
     command = [
         str(Path(sys.executable).parent / "bi-ray"),
