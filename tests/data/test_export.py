@@ -64,10 +64,8 @@ def test_messages_are_the_conversations_that_our_own_sft_learns_from(export, tmp
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "messages", "completion", "arrow"])
 def test_what_was_exported_can_be_graded(export, name):
     rejects = Rejects(strict=True)
-    assert all(
-        one.right and one.trace_valid
-        for _, one in grade_rows(rows_of(export(name), rejects), TASK, rejects)
-    )
+    verdicts = [row.verdict for row in grade_rows(rows_of(export(name), rejects), TASK, rejects)]
+    assert all(verdict.right and verdict.trace_valid for verdict in verdicts)
 
 
 def test_a_card_as_the_hub_reads_it(export):
