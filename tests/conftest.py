@@ -1,4 +1,4 @@
-"""What tests share: a local Ray, and tiny models that transformers and vLLM both load."""
+"""Fixtures of all tests: a local Ray, tiny models for transformers and vLLM, and an S3 server."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pytest
 
-# Before Ray is imported anywhere: every Ray of a test asks for a token, and reports to nobody.
+# Set before Ray is imported: each Ray of a test requires a token, and sends no usage reports.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-# clusters of tests too stay on loopback (actors/local_ray.py)
+# Clusters of tests also stay on loopback (see actors/local_ray.py).
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# pytest-xdist sets it, and a console keeps the width with which it was made.
+os.environ.pop("COLUMNS", None)
 
-LOCAL_CPUS = 4  # logical ones: what Ray hands out, whatever the machine has
+LOCAL_CPUS = 4  # logical CPUs that Ray assigns, whatever the machine has
 NAME_POOL = 48
 
 
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
-    """A Ray of this test file alone, with ``LOCAL_CPUS`` logical CPUs."""
+    """A Ray for this test file only, with ``LOCAL_CPUS`` logical CPUs."""
     import ray
 
     from actors.local_ray import start_local_ray
@@ -37,16 +39,14 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny_model(tied, seed=0)``: a random 2-layer Llama of 64 with the project's tokenizer, in a
-    directory.
-    """
-    made: dict[tuple[bool, int], Path] = {}
+    """``tiny_model(tied, seed=0)``: directory of a random 2-layer Llama with our tokenizer."""
+    directories: dict[tuple[bool, int], Path] = {}
 
     def make(tied: bool, seed: int = 0) -> Path:
-        if (tied, seed) not in made:
-            made[tied, seed] = tmp_path_factory.mktemp("tiny")
-            _write_tiny_model(made[tied, seed], tied, seed)
-        return made[tied, seed]
+        if (tied, seed) not in directories:
+            directories[tied, seed] = tmp_path_factory.mktemp("tiny")
+            _write_tiny_model(directories[tied, seed], tied, seed)
+        return directories[tied, seed]
 
     return make
 
@@ -70,7 +70,7 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
             num_key_value_heads=2,
             max_position_embeddings=1024,
             tie_word_embeddings=tied,
-            # wide, so that a random model has opinions and a wrong weight shows
+            # Large, so that distributions are far from uniform and a wrong weight shows.
             initializer_range=0.15,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -84,9 +84,7 @@ def _write_tiny_model(directory: Path, tied: bool, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """A real S3 server on loopback with a bucket called ``bucket``; gives the query that URIs need
-    to find it.
-    """
+    """A real S3 server on loopback with a bucket ``bucket``; gives the query for its URIs."""
     import boto3
     from moto.server import ThreadedMotoServer
 

@@ -1,10 +1,10 @@
-"""Values in the fields of requests that something behind the gateway may stumble over."""
+"""Values for fields of requests that may break something behind the gateway."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# One value a line would be pages.
+# One value per line would fill pages.
 # fmt: off
 NUMBERS: list[Any] = [
     0, -1, 1, 2, 3, 16, 17, 20, 21, 100, 10_000, 2**15, 2**31 - 1, 2**31, -(2**31) - 1, 2**32,
@@ -24,7 +24,7 @@ OTHERS: list[Any] = [
     [1, "a", None], [[1], [2]], {"a": 1}, {"a": {"b": [1]}}, ["\ud800"], {"\ud800": "\ud800"},
     [0] * 3000, ["a"] * 3000, dict.fromkeys("abcdefgh", 1),
 ]
-# around sizes of vocabularies, also of the tests' model
+# around the sizes of vocabularies, including that of the tests' model
 TOKENS: list[int] = [
     -(2**63), -2, -1, 0, 1, 2, 3, 191, 192, 193, 255, 256, 999, 1000, 31_999, 32_000, 2**17,
     2**31, 2**40, 2**63, 2**70,
@@ -105,7 +105,7 @@ TRANSFERS: list[Any] = [
     {}, {"do_remote_decode": True},
     {"do_remote_prefill": True, "remote_block_ids": [1], "remote_host": "x"}, {"x": None}, 5,
 ]
-# several fields at once, or one that needs no table
+# several fields at once, or a field with a single value
 COMBINATIONS: list[dict[str, Any]] = [
     {"structured_outputs": {"regex": "a+"}, "min_tokens": 3, "stop": ["a"], "ignore_eos": True},
     {"stream": True, "n": 3},

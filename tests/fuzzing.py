@@ -1,4 +1,4 @@
-"""Requests that no client should send, made at random from a seed."""
+"""Requests that no client should send, generated at random from a seed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tests import fuzz_values as values
 
+Fields = dict[str, Any]  # of a request's JSON
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 PARTS = ["text", "image_url", "input_audio", "video_url", "refusal", "file", "thinking", "x"]
@@ -22,13 +23,13 @@ LENGTHS = [100, 4300, 4301, 100_000]
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent.
+    """An HTTP request.
 
     Attributes:
-        path: with its query.
-        body: raw.
-        method: of HTTP.
-        headers: besides the key and the content type, which is JSON unless it is among them.
+        path: with the query.
+        body: raw bytes.
+        method: HTTP method.
+        headers: besides the API key and the content type, which is JSON unless given here.
     """
 
     path: str
@@ -38,13 +39,13 @@ class Request:
 
 
 class Fuzzer:
-    """An endless source of requests, the same ones for the same seed.
+    """An endless source of requests, the same for the same seed.
 
     Args:
-        model: name in most requests.
-        completion_fields: names of all fields that ``/v1/completions`` knows.
-        chat_fields: names of all fields that ``/v1/chat/completions`` knows.
-        seed: of the random numbers.
+        model: the model that most requests name.
+        completion_fields: names of all fields of ``/v1/completions``.
+        chat_fields: names of all fields of ``/v1/chat/completions``.
+        seed: random seed.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Fuzzer:
             make = self._random.choices(makers, list(weights.values()))[0]
             yield make()
 
-    def _plain(self, path: str) -> dict[str, Any]:
-        content: dict[str, Any] = {"model": self._model, "max_tokens": self._one_of([1, 2, 3])}
+    def _plain(self, path: str) -> Fields:
+        content: Fields = {"model": self._model, "max_tokens": self._one_of([1, 2, 3])}
         if path == CHAT:
             content["messages"] = [{"role": "user", "content": "hi"}]
         else:
@@ -84,7 +85,7 @@ class Fuzzer:
     def _path(self) -> str:
         return self._one_of([COMPLETIONS, CHAT])
 
-    def _post(self, path: str, content: dict[str, Any]) -> Request:
+    def _post(self, path: str, content: Fields) -> Request:
         if self._random.random() < 0.15:
             content = {"stream": True} | content
         return Request(path, json.dumps(content).encode())
@@ -132,7 +133,7 @@ class Fuzzer:
         return self._post(path, content)
 
     def _tokens(self) -> Any:
-        """One prompt or several ones of token ids, of which the model has not got all."""
+        """One or several prompts of token ids, some of which the model does not have."""
         prompts = []
         for _ in range(self._one_of([1, 1, 2, 20])):
             length = self._one_of([1, 2, 5, 300])
@@ -166,7 +167,7 @@ class Fuzzer:
         return part | {kind: self._one_of([{"url": address}, address, None])}
 
     def _wrong_bytes(self) -> Request:
-        """A body that is not JSON, not in UTF-8, nested without end, or not a request."""
+        """A body that is not JSON, not UTF-8, nested too deeply, or not a request."""
         path = self._path()
         plain = json.dumps(self._plain(path))
         whole, opened = plain.encode(), plain[:-1].encode()
@@ -202,20 +203,20 @@ class Fuzzer:
         return Request(path, body, headers=self._one_of(values.HEADERS))
 
 
-def traps() -> list[dict[str, Any]]:
-    """Parts of requests that have the right shape, and values that something may stumble over."""
-    found = [*values.COMBINATIONS]
+def traps() -> list[Fields]:
+    """Parts of requests with the right shape, and with values that may break something."""
+    parts = [*values.COMBINATIONS]
     for name, options in values.VALUES.items():
-        found += [{name: option} for option in options]
+        parts += [{name: option} for option in options]
     for name in values.COUNTS:
-        found += [{name: number} for number in values.NUMBERS]
-    found += [{"logprobs": True, "top_logprobs": number} for number in values.NUMBERS]
-    found += [{"tools": [TOOL], "tool_choice": choice} for choice in values.TOOL_CHOICES]
-    return found + _constraints() + _token_traps()
+        parts += [{name: number} for number in values.NUMBERS]
+    parts += [{"logprobs": True, "top_logprobs": number} for number in values.NUMBERS]
+    parts += [{"tools": [TOOL], "tool_choice": choice} for choice in values.TOOL_CHOICES]
+    return parts + _constraints() + _token_traps()
 
 
-def _constraints() -> list[dict[str, Any]]:
-    """Everything that restricts the text: schemas, regular expressions, grammars, tags, choices."""
+def _constraints() -> list[Fields]:
+    """All that constrains the text: schemas, regular expressions, grammars, tags, choices."""
     families = {
         "json": values.SCHEMAS,
         "regex": values.REGEXES,
@@ -223,22 +224,22 @@ def _constraints() -> list[dict[str, Any]]:
         "structural_tag": values.TAGS,
         "choice": values.CHOICES,
     }
-    found: list[dict[str, Any]] = []
+    parts: list[Fields] = []
     for kind, options in families.items():
-        found += [{"structured_outputs": {kind: option}} for option in options]
+        parts += [{"structured_outputs": {kind: option}} for option in options]
     for schema in values.SCHEMAS:
         named = {"name": "x", "schema": schema}
-        found.append({"response_format": {"type": "json_schema", "json_schema": named}})
+        parts.append({"response_format": {"type": "json_schema", "json_schema": named}})
         function = {"name": "f", "parameters": schema}
-        found.append({"tools": [{"type": "function", "function": function}]})
-    return found
+        parts.append({"tools": [{"type": "function", "function": function}]})
+    return parts
 
 
-def _token_traps() -> list[dict[str, Any]]:
-    """Token ids in every field that takes some."""
-    found: list[dict[str, Any]] = []
+def _token_traps() -> list[Fields]:
+    """Token ids in every field that takes them."""
+    parts: list[Fields] = []
     for token in values.TOKENS:
-        found += [
+        parts += [
             {"logit_bias": {str(token): 1}},
             {"allowed_token_ids": [token]},
             {"stop_token_ids": [token], "min_tokens": 2},
@@ -246,4 +247,4 @@ def _token_traps() -> list[dict[str, Any]]:
             {"prompt_logprob_token_ids": [[token]]},
             {"trace_decode_token_ids": [token]},
         ]
-    return found
+    return parts

@@ -1,6 +1,4 @@
-"""The sockets at which a command and everything that it started can be reached, read from the
-system.
-"""
+"""The sockets on which a command and its descendants listen, as the system reports them."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-# What tests set for themselves in tests/conftest.py, and a user has not.
+# Set in tests/conftest.py for tests only.
 SET_FOR_TESTS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
 
 
@@ -32,34 +30,31 @@ class Listener:
 
 
 def listeners(root: int) -> set[Listener]:
-    """Those of process ``root`` and of all its descendants, at this moment."""
-    found = set()
+    """The listeners of process ``root`` and of all its descendants at this moment."""
+    sockets = set()
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(root)
         for member in [process, *process.children(recursive=True)]:
-            found |= _of(member)
-    return found
+            sockets |= _listeners_of(member)
+    return sockets
 
 
-def _of(process: psutil.Process) -> set[Listener]:
-    found = set()
+def _listeners_of(process: psutil.Process) -> set[Listener]:
+    sockets = set()
     with contextlib.suppress(psutil.NoSuchProcess):  # it ended, or is a zombie
-        title = (process.cmdline() or [process.name()])[0]
+        title = os.path.basename((process.cmdline() or [process.name()])[0])
         for connection in process.net_connections("inet"):
-            is_open = (
-                connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
-            )
+            is_udp = connection.type == socket.SOCK_DGRAM
+            is_open = is_udp or connection.status == psutil.CONN_LISTEN
             if is_open and not connection.raddr:
-                found.add(
-                    Listener(os.path.basename(title), connection.laddr.ip, connection.laddr.port)
-                )
-    return found
+                sockets.add(Listener(title, connection.laddr.ip, connection.laddr.port))
+    return sockets
 
 
 def user_environment(**more: str) -> dict[str, str]:
     """The environment of a user who sets nothing about Ray."""
-    kept = {name: value for name, value in os.environ.items() if name not in SET_FOR_TESTS}
-    return kept | more
+    inherited = {name: value for name, value in os.environ.items() if name not in SET_FOR_TESTS}
+    return inherited | more
 
 
 needs_root = pytest.mark.skipif(

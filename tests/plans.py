@@ -10,10 +10,10 @@ from bi_ray.reasoning.trace import Plan, Step, StepKind, another_way, vanilla_pl
 
 
 def every_behavior(graph: Graph, rng: random.Random) -> Plan:
-    """A plan that shows each behavior wherever it can."""
-    plan = (
-        [Step(graph.question, kind=StepKind.OUTLINE)] if graph.nodes[graph.question].parents else []
-    )
+    """A plan that shows each behavior wherever possible."""
+    plan = []
+    if graph.nodes[graph.question].parents:
+        plan.append(Step(graph.question, kind=StepKind.OUTLINE))
     solved: set[str] = set()
     for step in vanilla_plan(graph):
         node = graph.nodes[step.node]

@@ -1,6 +1,4 @@
-"""What the tests of serving share: a run directory, the command that serves it, and transformers as
-the truth.
-"""
+"""For tests of serving: a run directory, the command that serves it, and transformers as truth."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ START_S, STOP_S = 330, 60
 
 
 def write_run(run: Path, model: Path) -> RunConfig:
-    """A run of one arm with its problems and its configuration, before any training."""
+    """Write a run with one arm, its problems and its configuration, but no policy yet."""
     easy = {"problems": 8, "depth": 2, "redundant_nodes": [1, 4]}
     config = RunConfig.model_validate(
         {
@@ -57,16 +55,12 @@ def write_run(run: Path, model: Path) -> RunConfig:
 def conversations(config: RunConfig, count: int) -> list[list[dict[str, str]]]:
     """Chats that ask the first problems of the test set."""
     task = build_task(config.task, 0)
-    return [
-        messages(task.system_prompt, task.problem("test_id", index).question)
-        for index in range(count)
-    ]
+    questions = [task.problem("test_id", index).question for index in range(count)]
+    return [messages(task.system_prompt, question) for question in questions]
 
 
 def put_policy(stage: Path, model: Path) -> None:
-    """Let a policy appear as a training does it: whole, by a rename; a checkpoint with a record of
-    its files.
-    """
+    """Add a policy as training does: complete, by a rename; a checkpoint lists its files."""
     with write_atomically(stage) as folder:
         shutil.copytree(model, folder / "policy")
         if (step := step_of(stage.name)) is not None:
@@ -74,7 +68,7 @@ def put_policy(stage: Path, model: Path) -> None:
 
 
 def record_checkpoint(folder: Path, step: int) -> None:
-    """Write, or write again, the record of a checkpoint's files."""
+    """Write the list of a checkpoint's files, or write it again."""
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     state = CheckpointState(step=step, files=record_files(folder))
     (folder / CHECKPOINT_FILE).write_text(state.model_dump_json())
@@ -82,7 +76,7 @@ def record_checkpoint(folder: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class Truth:
-    """Greedy decoding by transformers."""
+    """A greedy response by transformers."""
 
     prompt_tokens: list[int]
     tokens: list[int]
@@ -91,7 +85,7 @@ class Truth:
 
 
 def greedy(model_path: Path, conversation: list[dict[str, str]], max_tokens: int) -> Truth:
-    """What the model answers, token by token; an end token counts as a token and not as text."""
+    """The model's greedy response; an end token is among the tokens but not in the text."""
     tokenizer, model = load_tokenizer(model_path), load_model(model_path).eval()
     prompt = encode_prompt(tokenizer, conversation[0]["content"], conversation[1]["content"])
     tokens: list[int] = []
@@ -101,8 +95,8 @@ def greedy(model_path: Path, conversation: list[dict[str, str]], max_tokens: int
             row = model(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].log_softmax(-1)
             tokens.append(int(row.argmax()))
             logprobs.append(float(row.max()))
-    said = tokens[:-1] if tokens[-1] == tokenizer.eos_token_id else tokens
-    return Truth(prompt, tokens, str(tokenizer.decode(said)), logprobs)
+    text_tokens = tokens[:-1] if tokens[-1] == tokenizer.eos_token_id else tokens
+    return Truth(prompt, tokens, str(tokenizer.decode(text_tokens)), logprobs)
 
 
 def free_port() -> int:
@@ -112,7 +106,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Served:
-    """A run that is being served by the command."""
+    """A run that `bi-ray serve` is serving."""
 
     run: Path
     url: str
@@ -123,13 +117,12 @@ class Served:
         return OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
 
     def engines(self) -> list[psutil.Process]:
-        """The processes of the engines that run now."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [
-            child
-            for child in children
-            if child.status() != "zombie" and "VLLM" in " ".join(child.cmdline())
-        ]
+        """The engines' processes that are running now."""
+        running = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if child.status() != "zombie" and "VLLM" in " ".join(child.cmdline()):
+                running.append(child)
+        return running
 
     def version(self, model: str) -> str:
         return self.client().models.retrieve(model).policy_version  # type: ignore[attr-defined]
@@ -144,16 +137,10 @@ class Served:
 
 @contextmanager
 def serving(run: Path, *options: str) -> Iterator[Served]:
-    """`bi-ray serve RUN` until the block ends; SIGTERM stops it, and nothing may stay behind."""
+    """Run `bi-ray serve` during the block, then stop it by SIGTERM; no process may remain."""
     port, output = free_port(), run.with_name(f"{run.name}.log")
-    command = [
-        str(Path(sys.executable).parent / "bi-ray"),
-        "serve",
-        str(run),
-        "--port",
-        str(port),
-        *options,
-    ]
+    bi_ray = str(Path(sys.executable).parent / "bi-ray")
+    command = [bi_ray, "serve", str(run), "--port", str(port), *options]
     with open(output, "w") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, text=True, env=dict(os.environ)

@@ -31,7 +31,9 @@ app = typer.Typer(
 def options(
     prefix: Annotated[
         str | None,
-        typer.Argument(help="Only options that begin with this, such as rl.validation"),
+        typer.Argument(
+            metavar="PREFIX", help="Only options that begin with this, such as rl.validation"
+        ),
     ] = None,
     of: Annotated[
         Literal["run", "pretrain", "extract"],

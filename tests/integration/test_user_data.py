@@ -32,36 +32,39 @@ def write(path, rows):
     return str(path)
 
 
-def write_config(folder, model):
-    """A configuration over files in ``folder``."""
-    rows = [
-        {
-            "question": f"{i} + {i} = ?",
-            "answer": f"{2 * i:,} apples",
-            "chain_of_thought": f"{i} + {i} = {2 * i}",
-        }
-        for i in range(400)
-    ]
-    bad = [
+def good_rows():
+    rows = []
+    for i in range(400):
+        row = {"question": f"{i} + {i} = ?", "answer": f"{2 * i:,} apples"}
+        rows.append(row | {"chain_of_thought": f"{i} + {i} = {2 * i}"})
+    return rows
+
+
+def bad_rows():
+    return [
         "{",
         {"question": "no answer"},
         {"question": "too long " * 40, "answer": 1},
-        rows[0],
+        good_rows()[0],
         {"answer": 3},
     ]
-    data = write(folder / "sums.jsonl", [*rows, *bad])
+
+
+def injected_rows():
     response = (
         "<think>\nwait, no\n{0} + {0} = {1}\n</think>\n<answer> The final answer is {1} </answer>"
     )
-    injected = [
-        {
-            "question": f"{i} + {i} = ?",
-            "response": response.format(i, 2 * i),
-            "spans": [{"start": 8, "end": 16, "behavior": "reflection"}],
-        }
-        for i in range(400, 432)
-    ]
-    write(folder / "injected.jsonl", injected)
+    rows = []
+    for i in range(400, 432):
+        row = {"question": f"{i} + {i} = ?", "response": response.format(i, 2 * i)}
+        rows.append(row | {"spans": [{"start": 8, "end": 16, "behavior": "reflection"}]})
+    return rows
+
+
+def write_config(folder, model):
+    """A configuration over files in ``folder``."""
+    data = write(folder / "sums.jsonl", [*good_rows(), *bad_rows()])
+    write(folder / "injected.jsonl", injected_rows())
     config = {
         "name": "sums",
         "task": {
