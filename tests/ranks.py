@@ -41,7 +41,7 @@ def on_ranks(ranks, function, *arguments):
 
 
 def logprobs_of(model, tokens, first, temperature=1.0):
-    """Log-probabilities of ``tokens[first:]``, from the model's plain logits for this one sequence."""
+    """Log-probabilities of ``tokens[first:]``, from the model's plain logits for one sequence."""
     logs = (model(input_ids=torch.tensor([tokens])).logits[0] / temperature).log_softmax(-1)
     return logs[torch.arange(first - 1, len(tokens) - 1), torch.tensor(tokens[first:])]
 

@@ -1,4 +1,4 @@
-"""The driver as an actor, and what its callers make of its errors, on a real Ray with cheap actors."""
+"""The driver as an actor, and what its callers make of its errors, on a real, cheap Ray."""
 
 from __future__ import annotations
 
