@@ -1,4 +1,6 @@
-"""Functions on several gloo processes without Ray; log-probabilities and distances of weights."""
+"""A way to run something on several gloo processes without Ray, a distance of weights, plain
+log-probabilities.
+"""
 
 import multiprocessing
 import os
@@ -7,7 +9,7 @@ import tempfile
 import torch
 from torch import distributed
 
-TOKENS = 150  # below the vocabulary of the tiny model
+TOKENS = 150  # fewer than the tiny model has
 multiprocessing.set_forkserver_preload(
     ["bi_ray.learning.rl", "bi_ray.learning.sft", "torch.distributed.tensor"]
 )
@@ -24,9 +26,12 @@ def _enter(rank, ranks, rendezvous, function, arguments):
 
 
 def on_ranks(ranks, function, *arguments):
-    """Call ``function(*arguments)`` on every rank of a new process group; results go to files."""
+    """Call ``function(*arguments)`` on every rank of a fresh process group; results go through
+    files.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        # The fork server imports torch and transformers once; imports take longer than the tests.
+        # A server that imported torch and transformers once, and forks: importing takes longer than
+        # the tests.
         torch.multiprocessing.start_processes(
             _enter,
             (ranks, f"{folder}/rendezvous", function, arguments),
@@ -36,16 +41,15 @@ def on_ranks(ranks, function, *arguments):
 
 
 def logprobs_of(model, tokens, first, temperature=1.0):
-    """Log-probabilities of ``tokens[first:]`` from the model's plain logits for this sequence."""
+    """Log-probabilities of ``tokens[first:]``, from the model's plain logits for one sequence."""
     logs = (model(input_ids=torch.tensor([tokens])).logits[0] / temperature).log_softmax(-1)
     return logs[torch.arange(first - 1, len(tokens) - 1), torch.tensor(tokens[first:])]
 
 
 def distance(left, right):
-    """Relative distance of two dicts of tensors, each taken as one long vector."""
+    """Relative distance of two dicts of tensors, as one long vector."""
     assert left.keys() == right.keys()
-    difference, norm = 0.0, 0.0
-    for name, reference in right.items():
-        difference += float((left[name].double() - reference.double()).square().sum())
-        norm += float(reference.double().square().sum())
-    return (difference / norm) ** 0.5
+    difference = sum(
+        float((left[name].double() - right[name].double()).square().sum()) for name in left
+    )
+    return (difference / sum(float(right[name].double().square().sum()) for name in right)) ** 0.5
