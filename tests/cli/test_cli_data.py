@@ -25,13 +25,13 @@ def test_bad_rows_of_a_user_are_left_out_and_reported(user_file, tmp_path):
     behaviors = ["--behavior", "reflection:0.5", "--behavior", "subgoal"]
     output = call("inject", user_file, "--out", out, *behaviors, "--config", QUICKSTART)
     assert "4 demonstrations with" in output
-    assert "mine.jsonl, line 2: no valid JSON" in output
+    assert "mine.jsonl, line 2: not valid JSON" in output
     assert "mine.jsonl, line 4: its answer is 123456, but its question comes to" in output
     assert "2 rows were left out; " in output
     assert [row["id"] for row in rows_in(out)] == ["row-1", "row-3", "row-5", "row-6"]
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     reasons = [(reject["line"], reject["reason"][:10]) for reject in rejects]
-    assert reasons == [(2, "no valid J"), (4, "its answer")]
+    assert reasons == [(2, "not valid "), (4, "its answer")]
     assert json.loads((out / "manifest.json").read_text())["rejected"] == 2
 
 
@@ -52,7 +52,7 @@ def test_strict_stops_at_the_first_bad_row_and_leaves_nothing(
 ):
     arguments = ["inject", user_file, "--out", tmp_path / "out", "--recipe", "bridge"]
     output = printed_error(monkeypatch, capsys, *arguments, "--config", QUICKSTART, "--strict")
-    assert "mine.jsonl, line 2: no valid JSON" in output
+    assert "mine.jsonl, line 2: not valid JSON" in output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
@@ -187,6 +187,6 @@ def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems
     assert words in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run.yaml"]
     if problems:
-        assert "1 row left out, no valid JSON (first: line 2)" in message
+        assert "1 row left out, not valid JSON (first: line 2)" in message
     else:
         assert words.partition(";")[0] in error_of("show", config, "--set", "rl")

@@ -76,9 +76,9 @@ def test_a_configuration_has_no_ids():
     [
         ("", "has no rows; there is nothing to show"),
         ("[1]\n{\n", "could be used; there is nothing to show"),
-        ("[1]\n{\n", "line 1: no JSON object: found list"),
+        ("[1]\n{\n", "line 1: not a JSON object: found list"),
         ('{"question": "Why?"}\n[1]\n', r"has no row 5 (its 1 rows count from 0)"),
-        ('{"question": "Why?"}\n[1]\n', "1 row left out, no JSON object (first: line 2)"),
+        ('{"question": "Why?"}\n[1]\n', "1 row left out, not a JSON object (first: line 2)"),
     ],
 )
 def test_show_explains_why_there_is_no_such_row(content, words, tmp_path):
