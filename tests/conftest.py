@@ -16,6 +16,8 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# pytest-xdist sets it, and a console keeps the width with which it was made.
+os.environ.pop("COLUMNS", None)
 
 LOCAL_CPUS = 4  # logical CPUs that Ray assigns, whatever the machine has
 NAME_POOL = 48

@@ -1,7 +1,9 @@
-"""How dense the code is, in figures with limits: `python tools/house.py`, `--worst` lists where to look first.
+"""How dense the code is, in figures with limits: `python tools/house.py`.
 
-Decision points are counted as cyclomatic complexity counts them, per ten lines of code without blank lines,
-comments and docstrings. Exits with 1 where a figure is over its limit.
+`--worst` lists where to look first.
+
+Decision points are counted as cyclomatic complexity counts them, per ten lines of code without
+blank lines, comments and docstrings. Exits with 1 where a figure is over its limit.
 """
 
 from __future__ import annotations

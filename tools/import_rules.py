@@ -188,7 +188,7 @@ def _torch_in_config(root: Path) -> list[str]:
 
 
 def _file_of(root: Path, module: str) -> Path | None:
-    """The file of a module of this repository, None for any other and for a name inside a module."""
+    """The file of a module of this repository; None for any other, and for a name in a module."""
     base = root.joinpath(*module.split("."))
     for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.is_file():

@@ -36,5 +36,8 @@ def describe_fault(fault: Mapping[str, Any], model: type[Config], section: str =
     if where:
         message = f"{where}: {message}"
     value = fault["input"]
-    # a whole section says nothing that the message does not
-    return message if isinstance(value, dict) else f"{message} (found {value!r:.60})"
+    shown = f"{value!r:.60}"
+    # A whole section adds nothing to the message, and some messages quote the value themselves.
+    if isinstance(value, dict) or message.endswith(f"got {shown}"):
+        return message
+    return f"{message} (found {shown})"

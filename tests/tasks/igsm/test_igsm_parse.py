@@ -152,7 +152,7 @@ def test_an_unknown_category_is_what_its_holder_holds_directly():
     [
         (
             FOREIGN.format(category="Classroom"),
-            "'Classroom' is no category of a known world: pass world",
+            "'Classroom' is not a category of a known world: pass world",
         ),
         (
             "The number of each A's B equals lots. How many B does each A have?",

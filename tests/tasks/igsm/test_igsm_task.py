@@ -200,7 +200,7 @@ def test_the_shipped_configs_are_good(path, ops):
     ("options", "message"),
     [
         ("ops: 41", "at most 40"),
-        ("ops: [5, 3]", "no range"),
+        ("ops: [5, 3]", r"ops: expected \[low, high\] with 0 <= low <= high, got \[5, 3\]$"),
         ("depth: 3", "unknown option"),
         ("ops: 0", "greater than 0"),
     ],
