@@ -30,10 +30,11 @@ from actors.local_ray import (
 from bi_ray.config import RayConfig
 from bi_ray.files.errors import RunError
 from bi_ray.files.private import PrivacyError, read_own, write_private
-from bi_ray.runs.directory import RunDirectory, job_id
+from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.layout import CLUSTER_FILE
+from bi_ray.runs.process import job_id
 
 NAMESPACE = "bi_ray"  # of the named drivers; Ray gives every job an anonymous one otherwise
-ADDRESS_FILE = ".cluster.json"
 TOKEN_ADVICE = (
     "set RAY_AUTH_MODE=token (or give --auth-mode token where a command has it), and put the cluster's token into "
     "RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token; `ray get-auth-token` on "
@@ -212,7 +213,7 @@ def write_address(run: Path) -> None:
     is_local = is_loopback(address.rpartition(":")[0])
     token = os.environ.get(AUTH_TOKEN) if is_local else None
     there = _Whereabouts(address, os.environ.get(AUTH_MODE), token)
-    if not write_private(run / ADDRESS_FILE, json.dumps(asdict(there))):
+    if not write_private(run / CLUSTER_FILE, json.dumps(asdict(there))):
         log.warning("%s has no file modes: `bi-ray scale` needs --address for this run", run)
 
 
@@ -223,7 +224,7 @@ def _read_address(directory: RunDirectory) -> _Whereabouts | None:
         ClusterError: somebody else can have written it.
     """
     try:
-        there = _Whereabouts(**json.loads(read_own(directory.path / ADDRESS_FILE)))
+        there = _Whereabouts(**json.loads(read_own(directory.path / CLUSTER_FILE)))
     except FileNotFoundError:
         return None
     except PrivacyError as error:
@@ -232,9 +233,9 @@ def _read_address(directory: RunDirectory) -> _Whereabouts | None:
         ) from error
     except (ValueError, TypeError) as error:
         raise ClusterError(
-            f"{directory.path / ADDRESS_FILE} is damaged ({error}); give the --address of the cluster"
+            f"{directory.path / CLUSTER_FILE} is damaged ({error}); give the --address of the cluster"
         ) from error
-    check_address(str(there.address), str(directory.path / ADDRESS_FILE))
+    check_address(str(there.address), str(directory.path / CLUSTER_FILE))
     return there
 
 
@@ -285,7 +286,7 @@ def scale(
     there = None if address or job_id() else _read_address(directory)
     if there is not None:
         address = there.address
-        _join(address, ADDRESS_FILE, there.auth_mode or os.environ.get(AUTH_MODE), there.token)
+        _join(address, CLUSTER_FILE, there.auth_mode or os.environ.get(AUTH_MODE), there.token)
     else:
         source = "--address" if address and not job_id() else "RAY_ADDRESS"
         address = (None if job_id() else address) or os.environ.get("RAY_ADDRESS")

@@ -21,16 +21,17 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bi_ray
-from actors.cluster import ADDRESS_FILE, TOKEN_ADVICE
+from actors.cluster import TOKEN_ADVICE
 from actors.local_ray import bypass_proxies, is_loopback
-from bi_ray.runs.directory import CODE_VERSION_VARIABLE, code_version
+from bi_ray.runs.layout import CLUSTER_FILE
+from bi_ray.runs.process import CODE_VERSION_VARIABLE, code_version
 
 DEFAULT_PORT = 8265
 DEFAULT_ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
 # Ray itself leaves out .git, .venv and what .gitignore names; these stand for projects without that
 # file.
 EXCLUDES = [
-    ADDRESS_FILE,
+    CLUSTER_FILE,
     "/runs/",
     "/.venv-*/",
     "/.git",

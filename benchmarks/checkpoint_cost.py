@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bi_ray.files.integrity import record_files, sync_folder
+from bi_ray.files.atomic import sync_folder
+from bi_ray.files.integrity import record_files
 from bi_ray.runs.checkpoints import StepDirectories, checkpoint_damage
 
 COLUMNS = 1024

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bi_ray.files.atomic import write_text
+
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 
@@ -17,9 +19,6 @@ def report(name: str, ratio: float, setup: str, **figures: object) -> None:
     for key, value in figures.items():
         print(f"  {key}: {value}")
     BUILD.mkdir(parents=True, exist_ok=True)
-    temporary = BUILD / f"{name}.tmp"
-    temporary.write_text(
-        json.dumps({"name": name, "ratio": ratio, "setup": setup, **figures}, indent=1)
-    )
-    temporary.rename(BUILD / f"{name}.json")
+    result = {"name": name, "ratio": ratio, "setup": setup, **figures}
+    write_text(BUILD / f"{name}.json", json.dumps(result, indent=1), durable=False)
     print(f"RATIO {name} {ratio:.2f}")

@@ -34,8 +34,8 @@ from bi_ray.config import RayConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.policy.chat import conversation
 from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.runs.directory import job_id
 from bi_ray.runs.display import Display
+from bi_ray.runs.process import job_id
 from bi_ray.tasks.registry import build_task
 from serve.access import (
     API_KEYS_VARIABLE,

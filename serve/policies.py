@@ -8,14 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
-from bi_ray.files.records import damaged, read_record
+from bi_ray.config import RunConfig, load_config
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
 from bi_ray.policy.files import CheckpointError
-from bi_ray.runs.checkpoints import checkpoint_damage, step_of
-from bi_ray.runs.directory import stage_damage
-from bi_ray.runs.layout import STAGE_FILE, is_finished, read_stage, require_sizes
-from bi_ray.runs.validation import OUTCOME, Outcome
+from bi_ray.runs.checkpoints import checkpoint_damage
+from bi_ray.runs.layout import (
+    CONFIG_FILE,
+    POLICY,
+    RL,
+    SFT,
+    stage_of,
+    step_name,
+    step_of,
+    steps_in,
+    work_of,
+)
+from bi_ray.runs.stages import is_finished, require_sizes, stage_damage
+from bi_ray.runs.validation import read_outcome
 
 Kind = Literal["sft", "rl"]
 KINDS: tuple[Kind, ...] = ("sft", "rl")
@@ -63,12 +72,12 @@ def read_run(run: str | Path) -> RunConfig:
         raise ServeError(
             f"no run at {path}: make one with `bi-ray run configs/quickstart.yaml --run {path}`"
         )
-    if not (path / RUN_CONFIG_FILE).exists():
+    if not (path / CONFIG_FILE).exists():
         raise ServeError(
-            f"{path} has no {RUN_CONFIG_FILE}: run `bi-ray run CONFIG --run {path}` (again); it writes the file, "
+            f"{path} has no {CONFIG_FILE}: run `bi-ray run CONFIG --run {path}` (again); it writes the file, "
             f"and what is finished stays"
         )
-    return load_config(path / RUN_CONFIG_FILE, RunConfig)
+    return load_config(path / CONFIG_FILE, RunConfig)
 
 
 def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
@@ -83,39 +92,27 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
-    if kind == "sft" and (run / "sft" / arm / STAGE_FILE).exists():
-        return _finished_policy(name, "sft", run / "sft" / arm)
+    sft = run / stage_of(SFT, arm)
+    if kind == "sft" and is_finished(sft):
+        return _finished_policy(name, "sft", sft)
     if kind == "sft":
-        return _policy(name, "sft", run / "sft" / arm / "policy")
-    if (finished := run / "rl" / arm / STAGE_FILE).exists():
-        return _finished_policy(name, f"rl-{_kept_step(finished.parent)}", finished.parent)
-    work = run / "work" / "rl" / arm
+        return _policy(name, "sft", sft / POLICY)
+    finished = run / stage_of(RL, arm)
+    if is_finished(finished):
+        return _finished_policy(name, f"rl-{read_outcome(finished).step}", finished)
+    work = run / work_of(stage_of(RL, arm))
     if not work.is_dir():
         return None
-    steps = max((step_of(path.name) or 0 for path in work.iterdir()), default=0)
-    return _policy(
-        name, f"rl-{steps}", (work / f"step_{steps}" if steps else run / "sft" / arm) / "policy"
-    )
-
-
-def _kept_step(finished: Path) -> int:
-    """The RL step whose policy a finished stage has: with ``rl.validation.use_best`` or an early
-    stop not the last.
-    """
-    if (outcome := finished / OUTCOME).exists():
-        return read_record(outcome, Outcome).step
-    rl = read_stage(finished).config.get("rl")
-    steps = rl.get("steps") if isinstance(rl, dict) else None
-    if not isinstance(steps, int):
-        raise damaged(finished / STAGE_FILE, "config.rl.steps is missing")
-    return steps
+    newest = max(steps_in(work), default=0)
+    stage = work / step_name(newest) if newest else sft
+    return _policy(name, f"rl-{newest}", stage / POLICY)
 
 
 def _finished_policy(name: str, label: str, stage: Path) -> Policy:
-    policy = _policy(name, label, stage / "policy")
+    policy = _policy(name, label, stage / POLICY)
     if policy is None:
         raise ServeError(
-            f"{stage / 'policy'} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}"
+            f"{stage / POLICY} has no {WEIGHTS}, though the stage is finished; {MAKE_AGAIN}"
         )
     return policy
 

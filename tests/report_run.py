@@ -13,7 +13,7 @@ from datasets import Dataset
 from pydantic import TypeAdapter
 
 from bi_ray.config import RunConfig, load_config
-from bi_ray.data.problems import describe
+from bi_ray.data.export import Counts
 from bi_ray.injection.recipes import Recipe
 from bi_ray.readiness.summary import ReadinessSummary
 from bi_ray.report.readiness import Analysis, RealizedSummary
@@ -69,9 +69,18 @@ def write_run(
             for p in made[name]
         ]
         Dataset.from_list(rows).save_to_disk(run / "data" / name)
-        (run / "data" / name / MANIFEST).write_text(
-            json.dumps(describe(rows) | {"set": name, "hashes": []})
-        )
+        counts = Counts()
+        for row in rows:
+            counts.add_answer(row["answer"])
+        lengths = [len(row["prompt_tokens"]) for row in rows]
+        manifest = {
+            **counts.summary(),
+            "prompt_tokens_mean": sum(lengths) / len(lengths),
+            "prompt_tokens_max": max(lengths),
+            "set": name,
+            "hashes": [],
+        }
+        (run / "data" / name / MANIFEST).write_text(json.dumps(manifest))
     for arm in config.arms:
         rate = {"eval_sft": 0.4, "eval_rl": 0.5 if arm == "vanilla" else 0.75}
         if "rl" in stages:

@@ -25,8 +25,8 @@ from bi_ray.files.atomic import write_atomically
 from bi_ray.files.integrity import record_files
 from bi_ray.policy.chat import encode_prompt, messages
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
-from bi_ray.runs.checkpoints import CheckpointState, step_of
-from bi_ray.runs.layout import CHECKPOINT_FILE
+from bi_ray.runs.checkpoints import CheckpointState
+from bi_ray.runs.layout import CHECKPOINT_FILE, step_of
 from bi_ray.tasks.registry import build_task
 
 KEY = "a key of the tests"

@@ -108,7 +108,9 @@ def main(root: Path, show_places: bool) -> int:
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             counts.add(path.relative_to(root))
-    loose = sorted(path.name for path in (root / "bi_ray").glob("*.py") if path.name != "__init__.py")
+    loose = sorted(
+        path.name for path in (root / "bi_ray").glob("*.py") if path.name != "__init__.py"
+    )
     thousands = counts.code / 1000
     figures = {
         "branches per 10 lines": 10 * counts.branches / counts.code,
@@ -127,7 +129,9 @@ def main(root: Path, show_places: bool) -> int:
             over += 1
         print(f"{figure:6.2f}  {name} (at most {LIMITS[name]:g}){verdict}")
     if show_places:
-        densest = [f"{value:.1f} {place}" for value, place in sorted(counts.functions, reverse=True)]
+        densest = [
+            f"{value:.1f} {place}" for value, place in sorted(counts.functions, reverse=True)
+        ]
         _show("Densest functions", densest)
         _show("Nested comprehensions", counts.nested)
         _show("Long lines", counts.long_lines)

@@ -35,13 +35,20 @@ from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_select
 from bi_ray.config import EvaluationConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
-from bi_ray.files.records import read_jsonl
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.rollouts import scored_group
+from bi_ray.runs.layout import (
+    INFLUENCE_FILE,
+    METRICS_FILE,
+    POLICY,
+    RL,
+    SELECTED_QUERIES_FILE,
+    step_name,
+)
+from bi_ray.runs.records import read_jsonl
 
-QUERIES = "queries.jsonl"
 _CONTROL_CALLS = 64
 
 
@@ -167,7 +174,9 @@ class Driver:
         right = [[rollout.right for rollout in group.rollouts] for group in scored]
         rows = reject(zip([group.id for group in scored], right, strict=True), config)
         summary = describe_selection(rows, len(queries), config)
-        (out / QUERIES).write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        (out / SELECTED_QUERIES_FILE).write_text(
+            "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+        )
         return summary
 
     def _report(self, phase: str, done: int, total: int | None) -> None:
@@ -195,9 +204,13 @@ class Driver:
             target: problems whose influence is watched, if it is.
             selection: folder that ``select_queries`` filled; None: every query is trained on.
         """
-        queries = read_problems(data / "rl")
+        queries = read_problems(data / RL)
         if selection:
-            kept = {row.id for row in read_jsonl(selection / QUERIES, QueryRow) if row.kept}
+            kept = {
+                row.id
+                for row in read_jsonl(selection / SELECTED_QUERIES_FILE, QueryRow)
+                if row.kept
+            }
             queries = [query for query in queries if query.id in kept]
         self._monitor = await self._make_monitor(sft_policy, target, out) if target else None
         validator = Validator(self.config.rl, data, out, self._evaluate)
@@ -215,7 +228,7 @@ class Driver:
             await self._sync(version, path, in_flight=rl.max_staleness > 0)
 
         def policy_of(step: int) -> Path:
-            return (out / f"step_{step}" / "policy" if step else sft_policy) / WEIGHTS
+            return (out / step_name(step) / POLICY if step else sft_policy) / WEIGHTS
 
         def settled_first(step: int) -> bool:
             validated = rl.validation is not None and rl.validation.is_due(step, rl.steps)
@@ -228,7 +241,7 @@ class Driver:
             sync=sync,
             validate=validator.validate,
             usage=self._usage,
-            metrics_file=out / "metrics.jsonl",
+            metrics_file=out / METRICS_FILE,
             schedule=Schedule(rl.steps, rl.max_staleness, settled_first, validator.is_over),
         )
 
@@ -244,7 +257,7 @@ class Driver:
         await self.readiness.begin_watch()
         problems = read_problems(target)
         return InfluenceMonitor(
-            self.config, self.readiness.analyzer, problems, policy, out / "influence.jsonl"
+            self.config, self.readiness.analyzer, problems, policy, out / INFLUENCE_FILE
         )
 
     async def join(self, step: int) -> int:

@@ -34,10 +34,9 @@ from bi_ray.readiness.measure import (
 from bi_ray.readiness.realized import Forecast, step_along
 from bi_ray.readiness.records import WatchedQuery
 from bi_ray.readiness.rollouts import scored_group
+from bi_ray.runs.layout import MEASURED_QUERIES_FILE, READINESS_FILE
 from bi_ray.tasks.registry import build_task
 
-QUERIES = "queries.jsonl"  # a row per measured query
-POLICY = "readiness.json"  # what belongs to the policy as a whole
 _POLITE = 19  # the lowest priority that there is; Ray starts its workers at 15
 GroupRow = Mapping[str, Any]
 
@@ -95,8 +94,9 @@ class InfluenceAnalyzer:
         )
         self._set_phase("perplexity")
         whole = replace(whole, perplexity=held_out_perplexity(tool, demonstrations))
-        (out / QUERIES).write_text("".join(json.dumps(row.as_json()) + "\n" for row in rows))
-        (out / POLICY).write_text(json.dumps(whole.as_json()))
+        lines = [json.dumps(row.as_json()) + "\n" for row in rows]
+        (out / MEASURED_QUERIES_FILE).write_text("".join(lines))
+        (out / READINESS_FILE).write_text(json.dumps(whole.as_json()))
 
     def watch(
         self,

@@ -22,15 +22,14 @@ from actors.rollout.pool import RolloutPool
 from bi_ray.batches.rollout import Group, GroupRequest, rl_sampling, seed_for
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
-from bi_ray.files.records import read_jsonl
 from bi_ray.intervals import Z95
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.realized import mean_and_error, realized_change
 from bi_ray.readiness.rollouts import scored_group
+from bi_ray.runs.layout import REALIZED_FILE, ROLLOUTS_FILE
+from bi_ray.runs.records import read_jsonl
 
-ROLLOUTS = "rollouts.jsonl"
-REALISED = "realized.json"
 _POLL_S = 1.0
 _ANALYSES = 3  # times that an analysis is begun when the analyzer dies over it
 _DIED = (
@@ -116,7 +115,7 @@ class ReadinessMeter:
         )
         names = {problem.id for problem in queries}
         kinds = [("query" if row["id"] in names else "target", row) for row in rows]
-        (out / ROLLOUTS).write_text(
+        (out / ROLLOUTS_FILE).write_text(
             "".join(json.dumps({"kind": kind} | row) + "\n" for kind, row in kinds)
         )
         chosen = {kind: [row for k, row in kinds if k == kind] for kind in ("query", "target")}
@@ -139,7 +138,7 @@ class ReadinessMeter:
             target: the problems of the target.
             out: an existing folder.
         """
-        lines = read_jsonl(readiness / ROLLOUTS, dict[str, Any])
+        lines = read_jsonl(readiness / ROLLOUTS_FILE, dict[str, Any])
         settings, seed = self.config.readiness, "realized"
         by_outcome = self.config.rl.wrong_groups == "outcome"
         queries = [row for row in lines if row["kind"] == "query"]
@@ -180,7 +179,7 @@ class ReadinessMeter:
             "unchanged_policy": {"difference": difference, "noise_floor": Z95 * error},
             "step_norm": settings.realized_step_norm,
         }
-        (out / REALISED).write_text(json.dumps(result))
+        (out / REALIZED_FILE).write_text(json.dumps(result))
 
     async def _rewards(
         self, weights: Path, problems: Sequence[ProblemRow], seed: str

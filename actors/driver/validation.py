@@ -10,8 +10,9 @@ from typing import Any
 from bi_ray.config import EvaluationConfig, RLConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
+from bi_ray.runs.layout import METRICS_FILE, VALIDATION
 from bi_ray.runs.metrics import read_steps
-from bi_ray.runs.validation import FOLDER, scores_of, stops_after, summarize
+from bi_ray.runs.validation import scores_of, stops_after, summarize
 
 Evaluate = Callable[[Sequence[ProblemRow], EvaluationConfig], Awaitable[list[dict[str, Any]]]]
 
@@ -57,7 +58,7 @@ class Validator:
         return figures
 
     def _keep(self, step: int, rows: list[dict[str, Any]]) -> None:
-        file = self._out / FOLDER / f"{step}.jsonl"
+        file = self._out / VALIDATION / f"{step}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -65,6 +66,6 @@ class Validator:
         """Whether RL ends with ``step``, before its last one: the patience is at its end."""
         if self._config.validation is None or self._config.validation.patience is None:
             return False
-        rows = read_steps(self._out / "metrics.jsonl")
+        rows = read_steps(self._out / METRICS_FILE)
         last = stops_after(scores_of(rows, self._config.validation), self._config.validation)
         return last is not None and step >= last

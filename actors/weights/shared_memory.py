@@ -24,9 +24,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.weights.base import EXTENSION, Announcement, WeightSyncError
-from bi_ray.files.atomic import remove_leftovers
-from bi_ray.files.names import temporary_name
-from bi_ray.files.private import open_private
+from bi_ray.files.atomic import remove_leftovers, write_whole
 from bi_ray.policy.published import _SUFFIX, WeightOwner, make_weights_directory, weights_directory
 from bi_ray.policy.version import PolicyVersion
 
@@ -159,11 +157,12 @@ class SharedMemorySync:
     async def _fetch(self, announcement: FileAnnouncement, target: Path) -> None:
         owner = owner_on(announcement.node_id, self.copies.parent)
         remove_leftovers(self.copies)
-        temporary = temporary_name(target)
-        with open(temporary, "wb", opener=open_private) as file:
+        with (
+            write_whole(target, durable=False, mode=0o600) as fresh,
+            open(fresh, "wb") as file,
+        ):
             while chunk := await owner.read.remote(announcement.path, file.tell()):
                 file.write(chunk)
-        temporary.rename(target)
 
 
 async def load_file(engine: AsyncLLM, path: str | Path, version: str, timeout_s: float) -> None:

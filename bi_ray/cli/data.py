@@ -19,11 +19,12 @@ from bi_ray.config import ConfigError, ExtractConfig, RunConfig, SetName, load_c
 from bi_ray.data.export import Format
 from bi_ray.files.atomic import remove_leftovers, write_whole
 from bi_ray.files.errors import RunError, in_words
-from bi_ray.files.records import parse_record, read_jsonl
+from bi_ray.files.records import parse_record
 from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import fields_of, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Place, Reject, Rejects
 from bi_ray.runs.display import Display
+from bi_ray.runs.records import read_jsonl
 
 console = Console()
 _COLORS = {

@@ -16,10 +16,11 @@ from rich.console import Console
 from bi_ray.config import ConfigError, RunConfig, load_config
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import credentials_of, hide_credentials, public_name
-from bi_ray.runs.directory import refuse_relative
-from bi_ray.runs.layout import refuse_foreign
-from bi_ray.runs.mirror import RunPlace
-from bi_ray.runs.status import describe_status, lock_holder
+from bi_ray.runs.foreign_folders import refuse_foreign
+from bi_ray.runs.lock import lock_holder
+from bi_ray.runs.place import RunPlace
+from bi_ray.runs.process import refuse_relative
+from bi_ray.runs.status import describe_status
 
 console = Console()
 jobs_app = typer.Typer(

@@ -23,7 +23,6 @@ from bi_ray.cli.jobs import Local, RunText
 from bi_ray.cli.jobs import add_commands as add_job_commands
 from bi_ray.cli.plan import add_commands as add_plan_commands
 from bi_ray.config import (
-    RUN_CONFIG_FILE,
     ConfigError,
     PretrainConfig,
     RunConfig,
@@ -32,7 +31,7 @@ from bi_ray.config import (
 )
 from bi_ray.files.errors import RunError, in_words
 from bi_ray.files.uri import public_name, uri_in
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 
 if TYPE_CHECKING:
     from bi_ray.pretraining.pretrain import DrillScore
@@ -152,7 +151,7 @@ def pretrain(
     from bi_ray.pretraining.pretrain import pretrain as train
     from bi_ray.pretraining.pretrain import score_drills
     from bi_ray.runs.directory import RunDirectory
-    from bi_ray.runs.display import Display, figures_of
+    from bi_ray.runs.display import Display, figures_line
 
     config = load_config(config_file, PretrainConfig)
     if score:
@@ -164,7 +163,7 @@ def pretrain(
         display.task(f"pre-training {config.name}", config.steps),
     ):
         for row in train(config, directory.path):
-            display.set(row["step"], config.steps, figures_of(row))
+            display.set(row["step"], config.steps, figures_line(row))
     model = directory.path / "checkpoint" / "model"
     _show_scores(score_drills(model, config))
     console.print(f"The model: {model}", highlight=False)
@@ -271,22 +270,39 @@ def serve(
 
 
 @app.command()
-def options() -> None:
-    """Print every option of a run with its default and its unit."""
-    from bi_ray.config.options import describe_options
+def options(
+    prefix: Annotated[
+        str | None,
+        typer.Argument(help="Only options that begin with this, such as rl.validation"),
+    ] = None,
+    of: Annotated[
+        Literal["run", "pretrain", "extract"],
+        typer.Option(help="The configuration file whose options to print"),
+    ] = "run",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the whole page docs/options.md")
+    ] = False,
+) -> None:
+    """Print every option of a configuration with its type, default, unit and meaning."""
+    from bi_ray.config.manual import FILES, as_markdown, as_text
+    from bi_ray.config.options import find_options
 
-    console.print("\n".join(describe_options(RunConfig)), highlight=False, markup=False)
+    if markdown:
+        print(as_markdown(), end="")
+        return
+    width = min(console.width, 100) if console.is_terminal else None
+    print(as_text(find_options(FILES[of], prefix or ""), width))
 
 
 @contextmanager
 def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None) -> Iterator[Any]:
     """The pipeline of a run in its directory, which is locked meanwhile."""
     from actors.pipeline import Pipeline
-    from bi_ray.files.names import STAGES
     from bi_ray.policy.chat import check_chat
     from bi_ray.policy.checkpoint import check_model, load_tokenizer
     from bi_ray.runs.directory import keep_config
     from bi_ray.runs.display import Display
+    from bi_ray.runs.layout import CONFIG_FILE, STAGES
 
     # A wrong model shows before anything starts.
     check_model(config.model.path)
@@ -298,7 +314,7 @@ def _pipeline(config: RunConfig, place: RunPlace, from_stage: str | None = None)
         keep_config(config, directory.path, replace=False)
         yield Pipeline(config, directory, Display(console))
         keep_config(config, directory.path, replace=True)  # no stage refused it
-        place.publish_file(RUN_CONFIG_FILE)
+        place.publish_file(CONFIG_FILE)
 
 
 def _run(config: RunConfig, place: RunPlace, from_stage: str | None, until: str | None) -> None:

@@ -1,6 +1,6 @@
-"""Every option of a run, by section. Imports no torch.
+"""Every option of the configuration files, by section. Imports no torch.
 
-Options have their unit in their name; an unknown key is an error. ``load_config`` reads a YAML file.
+Names end in their unit; an unknown key is an error. ``load_config`` reads a YAML file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from bi_ray.config.base import (
     Config,
     ConfigError,
     Fraction,
+    InKeyOf,
+    NotInKey,
     Positive,
     Seconds,
     SetName,
 )
 from bi_ray.config.files import (
-    RUN_CONFIG_FILE,
     load_config,
     save_config,
 )
@@ -82,7 +83,6 @@ __all__ = [
     "BRIDGE",
     "PAPER_COPIES",
     "RECIPES",
-    "RUN_CONFIG_FILE",
     "TASK_KINDS",
     "TRACKERS",
     "VANILLA",
@@ -101,11 +101,13 @@ __all__ = [
     "IGSMConfig",
     "IGSMDifficultyConfig",
     "ImportanceConfig",
+    "InKeyOf",
     "KLConfig",
     "LearnerConfig",
     "LoRAConfig",
     "LogicName",
     "ModelConfig",
+    "NotInKey",
     "OperatorName",
     "OptimizerConfig",
     "Positive",

@@ -1,6 +1,4 @@
-"""The columns of a user's rows that nothing here reads: kept beside a demonstration, each with one
-type for the set.
-"""
+"""The extra columns of a user's rows: nothing reads them; they are kept beside demonstrations."""
 
 from __future__ import annotations
 
@@ -10,8 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-# What a demonstration has itself, and conversations: these would still hold the response that it
-# replaces.
+Row = Mapping[str, Any]  # of a user's file, whatever is in it
+
+# The columns of a demonstration itself; and conversations, which would still hold the response that
+# it replaces.
 OWN = frozenset(
     {
         "id",
@@ -27,77 +27,82 @@ OWN = frozenset(
     }
 )
 _ROWS_PER_TYPE = 1000  # whose values are looked at together
-_MOST_KEYS = 200  # of an object: more are no columns of columns, but data of their own
+_MOST_KEYS = 200  # of an object: one with more is data of its own, not a struct
 
 
-def extra_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row has beside ``OWN``."""
+def extra_columns(row: Row) -> dict[str, Any]:
+    """The columns of a row beside ``OWN``."""
     return {name: value for name, value in row.items() if name not in OWN}
 
 
 class ExtraColumns:
-    """The further columns of a set, with a type for each that all its values have; JSON text where
-    there is none.
+    """The extra columns of a set, each with a type that all its values have.
+
+    A column without such a type is JSON text.
 
     Args:
-        rows: all of them, whole; they are read once, and none is kept.
+        rows: all of them; they are read once, and none is kept.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[Row]) -> None:
         self._types: dict[str, pa.DataType | None] = {}
-        waiting: dict[str, list[Any]] = {}
-        for number, row in enumerate(rows, 1):
-            for name, value in extra_columns(row).items():
-                waiting.setdefault(str(name), []).append(value)
-            if number % _ROWS_PER_TYPE == 0:
-                self._look_at(waiting)
-                waiting = {}
-        self._look_at(waiting)
+        block: list[Row] = []
+        for row in rows:
+            block.append(row)
+            if len(block) == _ROWS_PER_TYPE:
+                self._widen_types(block)
+                block = []
+        self._widen_types(block)
 
     @property
     def schema(self) -> pa.Schema:
-        """Name and type of each, in the order in which they came."""
-        return pa.schema(
-            [(name, pa.string() if kind is None else kind) for name, kind in self._types.items()]
-        )
+        """Name and type of each column, in the order in which they came."""
+        fields = []
+        for name, kind in self._types.items():
+            fields.append((name, pa.string() if kind is None else kind))
+        return pa.schema(fields)
 
-    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def of(self, row: Row) -> dict[str, Any]:
         """The values of a row, None where it lacks one."""
-        return {
-            name: _as_text(row.get(name)) if kind is None else row.get(name)
-            for name, kind in self._types.items()
-        }
+        values = {}
+        for name, kind in self._types.items():
+            value = row.get(name)
+            values[name] = _as_text(value) if kind is None else value
+        return values
 
-    def _look_at(self, columns: Mapping[str, list[Any]]) -> None:
+    def _widen_types(self, rows: Iterable[Row]) -> None:
+        """Let the type of each column take the values of further rows, too."""
+        columns: dict[str, list[Any]] = {}
+        for row in rows:
+            for name, value in extra_columns(row).items():
+                columns.setdefault(str(name), []).append(value)
         for name, values in columns.items():
-            self._types[name] = _common(self._types.get(name, pa.null()), values)
+            known = self._types.get(name, pa.null())
+            self._types[name] = None if known is None else _common_type(known, values)
 
 
-def _common(known: pa.DataType | None, values: list[Any]) -> pa.DataType | None:
-    """The type of a column so far that takes further values, too; None: there is no such type."""
-    if known is None:
-        return None
+def _common_type(known: pa.DataType, values: list[Any]) -> pa.DataType | None:
+    """A type for the values of type ``known`` and further ones; None: there is none."""
     try:
-        fields = [pa.schema([("", one)]) for one in (known, pa.array(values).type)]
-        found: pa.DataType = pa.unify_schemas(fields, promote_options="permissive").field(0).type
-        pa.array(values, found)
+        schemas = [pa.schema([("", kind)]) for kind in (known, pa.array(values).type)]
+        common: pa.DataType = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        pa.array(values, common)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return None
-    return found if _can_be_saved(found) else None
+    return common if _can_be_saved(common) else None
 
 
 def _can_be_saved(kind: pa.DataType) -> bool:
-    """Parquet has no struct without fields, which ``{}`` in every row would be."""
+    """Whether Parquet has the type: it has no struct without fields, which ``{}`` would be."""
     if pa.types.is_struct(kind):
-        return 0 < kind.num_fields <= _MOST_KEYS and all(
-            _can_be_saved(field.type) for field in kind
-        )
-    return not pa.types.is_list(kind) or _can_be_saved(kind.value_type)
+        has_fields = 0 < kind.num_fields <= _MOST_KEYS
+        return has_fields and all(_can_be_saved(field.type) for field in kind)
+    if pa.types.is_list(kind):
+        return _can_be_saved(kind.value_type)
+    return True
 
 
 def _as_text(value: Any) -> str | None:
-    return (
-        value
-        if value is None or isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False, default=str)
-    )
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)

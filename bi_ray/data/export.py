@@ -1,8 +1,8 @@
-"""Sets as other tools read them without glue: columns for TRL and verl, and a card for the hub.
+"""Sets as other tools read them without glue: columns for TRL and verl, a card for the hub.
 
 TRL takes conversations: ``messages`` (SFT), ``prompt`` and ``completion`` (SFT with the loss on the
-response alone), ``prompt`` (GRPO, whose reward functions get the further columns). verl's: its
-documentation, "Prepare Data for Post-Training".
+response alone), ``prompt`` (GRPO, whose reward functions get the further columns). The columns of
+verl are those of its documentation, "Prepare Data for Post-Training".
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 import pyarrow as pa
 import yaml
+from typing_extensions import TypedDict
 
 from bi_ray.config import ConfigError
 from bi_ray.data.columns import ExtraColumns
 from bi_ray.data.shards import FileFormat
 
 Format = Literal["arrow", "jsonl", "parquet", "messages", "completion", "verl"]
-Row = Mapping[str, Any]
+Row = Mapping[str, Any]  # a problem, a demonstration, or what a file gets of it
+Manifest = dict[str, Any]  # JSON of a set's manifest.json
+Message = dict[str, str]  # of a conversation: role and content
 CARD = "README.md"
 
 _TEXT = pa.string()
@@ -62,8 +65,12 @@ _VERL_SCHEMA = pa.schema(
 
 
 class Layout(NamedTuple):
-    """How a set is written: the files' format, their columns, and what makes a row of a problem or
-    demonstration.
+    """How a set is written.
+
+    Attributes:
+        file_format: of the files.
+        schema: their columns.
+        convert: makes a row of the files from a problem or demonstration and its number.
     """
 
     file_format: FileFormat
@@ -84,96 +91,115 @@ def layout_of(
         demonstrations: whether the rows have responses.
 
     Raises:
-        ConfigError: ``completion`` was asked for, and there are none; or ``verl``, which would lose
-            them.
+        ConfigError: ``completion`` was asked for, and there are no responses; or ``verl``, which
+            would lose them.
     """
-
-    def prompt(row: Row) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        return [*system, {"role": "user", "content": row["question"]}]
-
-    def response(row: Row) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": row["response"]}]
-
+    conversations = _Conversations(system_prompt, source, split)
     if name == "completion":
         if not demonstrations:
             raise ConfigError(
                 "format completion needs responses; problems alone have none: use messages"
             )
-        return Layout(
-            "parquet",
-            _COMPLETION_SCHEMA,
-            lambda row, index: {
-                "id": row["id"],
-                "prompt": prompt(row),
-                "completion": response(row),
-            },
-        )
-    if name == "messages" and demonstrations:
-        return Layout(
-            "parquet",
-            _MESSAGES_SCHEMA,
-            lambda row, index: {"id": row["id"], "messages": prompt(row) + response(row)},
-        )
+        return Layout("parquet", _COMPLETION_SCHEMA, conversations.with_completion)
     if name == "messages":
-        return Layout(
-            "parquet",
-            _PROMPT_SCHEMA,
-            lambda row, index: {"id": row["id"], "prompt": prompt(row), "answer": row["answer"]},
-        )
+        if demonstrations:
+            return Layout("parquet", _MESSAGES_SCHEMA, conversations.whole)
+        return Layout("parquet", _PROMPT_SCHEMA, conversations.with_answer)
     if name == "verl":
         if demonstrations:
             raise ConfigError(
                 "format verl is for RL and has no responses: use messages, or bi-ray data for verl"
             )
-        return Layout(
-            "parquet",
-            _VERL_SCHEMA,
-            lambda row, index: _verl_row(row, index, prompt(row), source, split),
-        )
-    return Layout(
-        name, DEMONSTRATION_SCHEMA if demonstrations else PROBLEM_SCHEMA, lambda row, index: row
-    )
+        return Layout("parquet", _VERL_SCHEMA, conversations.of_verl)
+    schema = DEMONSTRATION_SCHEMA if demonstrations else PROBLEM_SCHEMA
+    return Layout(name, schema, lambda row, index: row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Conversations:
+    """Makes conversations of rows; the attributes are arguments of ``layout_of``."""
+
+    system_prompt: str
+    source: str
+    split: str
+
+    def with_completion(self, row: Row, index: int) -> Row:
+        return {"id": row["id"], "prompt": self._prompt(row), "completion": _response(row)}
+
+    def whole(self, row: Row, index: int) -> Row:
+        return {"id": row["id"], "messages": self._prompt(row) + _response(row)}
+
+    def with_answer(self, row: Row, index: int) -> Row:
+        return {"id": row["id"], "prompt": self._prompt(row), "answer": row["answer"]}
+
+    def of_verl(self, row: Row, index: int) -> Row:
+        extra = {
+            "split": self.split,
+            "index": index,
+            "id": row["id"],
+            "question": row["question"],
+            "graph": row["graph"],
+        }
+        return {
+            "data_source": self.source,
+            "prompt": self._prompt(row),
+            "ability": "reasoning",
+            "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+            "extra_info": extra,
+        }
+
+    def _prompt(self, row: Row) -> list[Message]:
+        question = {"role": "user", "content": row["question"]}
+        if not self.system_prompt:
+            return [question]
+        return [{"role": "system", "content": self.system_prompt}, question]
+
+
+def _response(row: Row) -> list[Message]:
+    return [{"role": "assistant", "content": row["response"]}]
 
 
 def with_columns(layout: Layout, extra: ExtraColumns) -> Layout:
-    """The same with a user's further columns behind its own."""
+    """The layout with a user's extra columns behind its own."""
     return layout._replace(
         schema=pa.schema([*layout.schema, *extra.schema]),
         convert=lambda row, index: {**layout.convert(row, index), **extra.of(row)},
     )
 
 
-def _verl_row(row: Row, index: int, prompt: list[dict[str, str]], source: str, split: str) -> Row:
-    extra = {
-        "split": split,
-        "index": index,
-        "id": row["id"],
-        "question": row["question"],
-        "graph": row["graph"],
-    }
-    return {
-        "data_source": source,
-        "prompt": prompt,
-        "ability": "reasoning",
-        "reward_model": {"style": "rule", "ground_truth": row["answer"]},
-        "extra_info": extra,
-    }
-
-
 def split_of(set_name: str) -> str:
-    """What the hub calls a set."""
-    return {
-        "val": "validation",
-        "val_ood": "validation",
-        "test_id": "test",
-        "test_ood": "test",
-    }.get(set_name, "train")
+    """The hub's name for a set: train, validation or test."""
+    splits = {"val": "validation", "val_ood": "validation", "test_id": "test", "test_ood": "test"}
+    return splits.get(set_name, "train")
+
+
+class CountsSummary(TypedDict):
+    """Counts over the rows of a set, as its manifest has them.
+
+    Attributes:
+        problems: number of rows.
+        zero_answer_share: share of the rows with the answer 0.
+        best_constant_answer: the most frequent answer.
+        best_constant_accuracy: its share: what always giving that answer scores.
+        behaviors_per_row: mean number of each injected behavior, where there are any.
+    """
+
+    problems: int
+    zero_answer_share: float
+    best_constant_answer: str
+    best_constant_accuracy: float
+    behaviors_per_row: NotRequired[dict[str, float]]
 
 
 @dataclass(slots=True)
 class Counts:
-    """What is counted over the rows of a set."""
+    """Counts over the rows of a set.
+
+    Attributes:
+        rows: number of rows.
+        answers: rows by their answer.
+        behaviors: injected behaviors in all rows, by name.
+    """
 
     rows: int = 0
     answers: Counter[str] = field(default_factory=Counter)
@@ -181,36 +207,36 @@ class Counts:
 
     def add(self, row: Row) -> None:
         """Count a problem or a demonstration."""
-        self.count(row["answer"])
+        self.add_answer(row["answer"])
         self.behaviors.update(span["behavior"] for span in row.get("spans", ()))
 
-    def count(self, answer: str) -> None:
-        """Count a row by its answer."""
+    def add_answer(self, answer: str) -> None:
+        """Count a row by its answer alone."""
         self.rows += 1
         self.answers[answer] += 1
 
-    def summary(self) -> dict[str, Any]:
-        """How often the answer is zero, what the best constant answer would score, behaviors per
-        row.
-        """
-        constant, times = self.answers.most_common(1)[0] if self.answers else ("", 0)
+    def summary(self) -> CountsSummary:
+        """The counts as shares and means."""
+        answer, times = "", 0
+        if self.answers:
+            answer, times = self.answers.most_common(1)[0]
         rows = max(1, self.rows)
-        found: dict[str, Any] = {
-            "problems": self.rows,
-            "zero_answer_share": self.answers["0"] / rows,
-            "best_constant_answer": constant,
-            "best_constant_accuracy": times / rows,
-        }
+        summary = CountsSummary(
+            problems=self.rows,
+            zero_answer_share=self.answers["0"] / rows,
+            best_constant_answer=answer,
+            best_constant_accuracy=times / rows,
+        )
         if self.behaviors:
-            found["behaviors_per_row"] = {
-                name: n / rows for name, n in sorted(self.behaviors.items())
-            }
-        return found
+            counted = sorted(self.behaviors.items())
+            summary["behaviors_per_row"] = {name: count / rows for name, count in counted}
+        return summary
 
 
 def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
-    """A README.md as the hub reads it: YAML header, then what the set is, how it was made and what
-    was counted.
+    """Write a README.md as the hub reads it.
+
+    A YAML header, then what the set is, how it was made and what was counted.
 
     Args:
         directory: of the set.
@@ -218,59 +244,70 @@ def write_card(directory: Path, layout: Layout, manifest: Mapping[str, Any]) -> 
         manifest: ``Counts.summary()`` with ``name``, ``split``, ``code_version`` and ``made_from``
             (plain JSON data).
     """
-    rows = manifest["problems"]
-    header = {
-        "pretty_name": manifest["name"],
-        "language": ["en"],
-        "task_categories": ["text-generation"],
-        "tags": ["reasoning", "reinforcement-learning", "bi_ray"],
-        "size_categories": [_size(rows)],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [
-                    {"split": manifest["split"], "path": f"data-*.{layout.file_format}"}
-                ],
-            }
-        ],
-    }
-    counted = {
-        "rows": f"{rows:,}",
-        "best constant answer": f"{manifest['best_constant_answer']!r}, right in "
-        f"{manifest['best_constant_accuracy']:.1%} of the rows",
-        "answer 0": f"{manifest['zero_answer_share']:.1%} of the rows",
-    }
-    counted |= {
-        f"{name} per row": f"{n:.2f}" for name, n in manifest.get("behaviors_per_row", {}).items()
-    }
-    counted |= {"rejected rows": f"{manifest['rejected']:,}"} if "rejected" in manifest else {}
-    table = "\n".join(f"| {name} | {value} |" for name, value in counted.items())
+    header = yaml.safe_dump(_card_header(layout, manifest), sort_keys=False)
     columns = ", ".join(f"`{name}`" for name in layout.schema.names)
+    table = "\n".join(f"| {name} | {value} |" for name, value in _card_counts(manifest).items())
     made = yaml.safe_dump(manifest["made_from"], sort_keys=False)
-    proof = (
-        "Every response was recomputed line by line before it was written, and every reflection in it is proven to "
-        "turn back from a quantity that could not be solved yet.\n\n"
-        if "recipe" in manifest["made_from"]
-        else ""
-    )
-    if proof and "spans" in layout.schema.names:
-        proof = proof.rstrip() + " `spans` says which characters a behavior wrote.\n\n"
     (directory / CARD).write_text(
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {manifest['name']}\n\n"
-        f"Made by `bi_ray` {manifest['code_version']} (behavior injection, arXiv:2505.18917). Columns: {columns}.\n\n"
-        f"{proof}| | |\n|---|---|\n{table}\n\n## Made from\n\n```yaml\n{made}```\n",
+        f"---\n{header}---\n\n# {manifest['name']}\n\n"
+        f"Made by `bi_ray` {manifest['code_version']} (behavior injection, arXiv:2505.18917). "
+        f"Columns: {columns}.\n\n"
+        f"{_proof(layout, manifest)}| | |\n|---|---|\n{table}\n\n"
+        f"## Made from\n\n```yaml\n{made}```\n",
         encoding="utf-8",
     )
 
 
+def _card_header(layout: Layout, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    files = {"split": manifest["split"], "path": f"data-*.{layout.file_format}"}
+    return {
+        "pretty_name": manifest["name"],
+        "language": ["en"],
+        "task_categories": ["text-generation"],
+        "tags": ["reasoning", "reinforcement-learning", "bi_ray"],
+        "size_categories": [_size(manifest["problems"])],
+        "configs": [{"config_name": "default", "data_files": [files]}],
+    }
+
+
+def _card_counts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The rows of the card's table."""
+    constant = manifest["best_constant_answer"]
+    counts = {
+        "rows": f"{manifest['problems']:,}",
+        "best constant answer": f"{constant!r}, right in "
+        f"{manifest['best_constant_accuracy']:.1%} of the rows",
+        "answer 0": f"{manifest['zero_answer_share']:.1%} of the rows",
+    }
+    for name, mean in manifest.get("behaviors_per_row", {}).items():
+        counts[f"{name} per row"] = f"{mean:.2f}"
+    if "rejected" in manifest:
+        counts["rejected rows"] = f"{manifest['rejected']:,}"
+    return counts
+
+
+def _proof(layout: Layout, manifest: Mapping[str, Any]) -> str:
+    """A paragraph about what was verified of demonstrations; "" of problems."""
+    if "recipe" not in manifest["made_from"]:
+        return ""
+    proof = (
+        "Every response was recomputed line by line before it was written, and every reflection in "
+        "it is proven to turn back from a quantity that could not be solved yet."
+    )
+    if "spans" in layout.schema.names:
+        proof += " `spans` says which characters a behavior wrote."
+    return f"{proof}\n\n"
+
+
 def _size(rows: int) -> str:
     """The hub's name of a size."""
-    for limit, name in (
-        (1_000, "n<1K"),
-        (10_000, "1K<n<10K"),
-        (100_000, "10K<n<100K"),
-        (1_000_000, "100K<n<1M"),
-    ):
+    limits = {
+        1_000: "n<1K",
+        10_000: "1K<n<10K",
+        100_000: "10K<n<100K",
+        1_000_000: "100K<n<1M",
+    }
+    for limit, name in limits.items():
         if rows < limit:
             return name
     return "1M<n<10M"

@@ -1,15 +1,14 @@
-"""Problems in bulk: those of a set that differ from one another, made in any number of processes,
-always the same.
+"""The distinct problems of a set, made in any number of processes, always the same.
 
-Item i of a set is a pure function of the task's configuration, the set, the seed and i, so
-processes make slices of it and nobody has to agree with anybody; which items are kept is decided in
-the order of i, by the hash of their graphs.
+Item i of a set is a pure function of the task's configuration, the set, the seed and i, so each
+process makes slices of the set by itself. Which items are kept is decided in the order of i, by the
+hash of their graphs.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -20,17 +19,17 @@ from bi_ray.rows.rejects import DataError
 from bi_ray.tasks.base import FiniteTask, Problem, Task
 from bi_ray.tasks.registry import build_task
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # of a set, see ``problem_row``
 Numbered = Generator[tuple[int, Row], None, None]
 _ITEMS_PER_CALL = 64  # that a process makes at a time
 _DRAWS_PER_PROBLEM = 20  # before a set is said to repeat itself too often
 
 
 def problem_row(problem: Problem) -> Row:
-    """A problem as data: id, question, answer, graph (JSON) and hash (of the graph, 16 hexadecimal
-    digits).
+    """A problem as data: id, question, answer, graph (JSON) and hash.
 
-    Without a graph the hash is the question's, and graph is "".
+    The hash is the graph's, 16 hexadecimal digits. Without a graph it is the question's, and graph
+    is "".
     """
     return {
         "id": problem.id,
@@ -44,20 +43,16 @@ def problem_row(problem: Problem) -> Row:
 def problems(
     task: Task, name: SetName, first: int = 0
 ) -> Generator[tuple[int, Problem], None, None]:
-    """Every item of a set from ``first`` on, with its index, made here and one by one; a set of
-    files ends.
-    """
-    indices = (
-        range(first, task.available(name))
-        if isinstance(task, FiniteTask)
-        else itertools.count(first)
-    )
+    """Every item of a set from ``first`` on, with its index; a set of files ends."""
+    indices: Iterable[int] = itertools.count(first)
+    if isinstance(task, FiniteTask):
+        indices = range(first, task.available(name))
     for index in indices:
         yield index, task.problem(name, index)
 
 
 def items(task: Task, name: SetName, first: int = 0) -> Numbered:
-    """The same as rows."""
+    """The items of ``problems`` as rows."""
     for index, problem in problems(task, name, first):
         yield index, problem_row(problem)
 
@@ -65,8 +60,7 @@ def items(task: Task, name: SetName, first: int = 0) -> Numbered:
 def items_of_processes(
     config: Any, seed: int, name: SetName, processes: int, first: int = 0
 ) -> Numbered:
-    """The same items in the same order, made by several processes; to be closed by who stops
-    asking.
+    """The same as ``items``, made by several processes; to be closed by who stops asking.
 
     Args:
         config: of the task.
@@ -81,9 +75,9 @@ def items_of_processes(
         ValueError: the configuration yields no problem of this set.
     """
     jobs = ((name, start) for start in itertools.count(first, _ITEMS_PER_CALL))
-    with closing(in_processes(_make, jobs, processes, _begin_making, (config, seed))) as batches:
-        for (_, start), made in batches:
-            yield from enumerate(made, start)
+    with closing(in_processes(_Maker, (config, seed), jobs, processes)) as slices:
+        for (_, start), rows in slices:
+            yield from enumerate(rows, start)
 
 
 def distinct(
@@ -93,8 +87,14 @@ def distinct(
     count: int | None,
     seen: Seen,
 ) -> Iterator[tuple[int, T]]:
-    """The items that differ from all before them, until ``seen`` holds ``count``; None: until they
-    end.
+    """The items that differ from all before them, until ``seen`` holds ``count``.
+
+    Args:
+        numbered: the items with their indices.
+        hash_of: hexadecimal hash of an item; equal ones have the same.
+        name: of the set, for messages.
+        count: how many; None: all, until the items end.
+        seen: the hashes of what came before; it grows.
 
     Raises:
         DataError: the set repeats itself too often, or ends.
@@ -105,14 +105,15 @@ def distinct(
             if count is None:
                 return
             raise DataError(
-                f"set {name}: {len(seen)} usable problems, and {count} are asked for; add rows, or ask for fewer"
+                f"set {name}: {len(seen)} usable problems, and {count} are asked for; add rows, or "
+                "ask for fewer"
             )
         if seen.add(int(hash_of(item), 16)):
             yield index, item
         elif count is not None and index > _DRAWS_PER_PROBLEM * count:
             raise DataError(
-                f"set {name}: only {len(seen)} different problems in {index} draws; "
-                f"ask for fewer, or make task.sets.{name} harder (raise its depth or redundant_nodes)"
+                f"set {name}: only {len(seen)} different problems in {index} draws; ask for fewer, "
+                f"or make task.sets.{name} harder (raise its depth or redundant_nodes)"
             )
 
 
@@ -135,35 +136,32 @@ def distinct_problems(
         count: how many; None: all, which only a set of files has.
         processes: how many make them, where they are not read from files; the outcome does not
             depend on it.
-        first: where to go on, with ``seen`` the hashes of what came before.
+        first: where to continue, with ``seen`` the hashes of what came before.
         seen: see ``first``; it grows.
         task: of this configuration, where there is one already.
 
     Raises:
-        DataError, ValueError: there are not so many.
+        DataError, ValueError: there are fewer.
     """
-    # here too: a fault of the configuration shows as itself
+    # Also where processes make the problems: a fault of the configuration shows as itself.
     task = task or build_task(config, seed)
     if processes == 1 or isinstance(task, FiniteTask):
         source = items(task, name, first)
     else:
         source = items_of_processes(config, seed, name, processes, first)
+    if seen is None:
+        seen = Seen()
     with closing(source):
-        yield from distinct(
-            source, lambda row: row["hash"], name, count, Seen() if seen is None else seen
-        )
+        yield from distinct(source, lambda row: row["hash"], name, count, seen)
 
 
-_task: Task  # of this process
+class _Maker:
+    """Makes slices of a set as rows, in a process of its own."""
 
+    def __init__(self, config: Any, seed: int) -> None:
+        self._task = build_task(config, seed)
 
-def _begin_making(config: Any, seed: int) -> None:
-    global _task
-    _task = build_task(config, seed)
-
-
-def _make(job: tuple[SetName, int]) -> list[Row]:
-    name, first = job
-    return [
-        problem_row(_task.problem(name, index)) for index in range(first, first + _ITEMS_PER_CALL)
-    ]
+    def __call__(self, job: tuple[SetName, int]) -> list[Row]:
+        name, first = job
+        indices = range(first, first + _ITEMS_PER_CALL)
+        return [problem_row(self._task.problem(name, index)) for index in indices]

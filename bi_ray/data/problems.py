@@ -1,52 +1,60 @@
-"""Sets of problems and of demonstrations on disk: Arrow data sets with a manifest beside them."""
+"""The problem sets of a run on disk: Arrow data sets with a manifest beside them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
-from typing_extensions import TypedDict
 
-from bi_ray.config import (
-    ModelConfig,
-    SetName,
-)
-from bi_ray.data.export import PROBLEM_SCHEMA, Counts
-from bi_ray.data.generation import distinct, problems
+from bi_ray.config import ModelConfig, SetName
+from bi_ray.data.export import Counts, CountsSummary, Manifest
+from bi_ray.data.generation import Row, distinct, problems
 from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ShardWriter
-from bi_ray.files.records import damaged
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.rows.rejects import DataError, Place
+from bi_ray.runs.records import damaged
 from bi_ray.tasks.base import FiniteTask, Problem, Task
 
-_TOKENS = ("prompt_tokens", pa.list_(pa.int64()))
-_TEXT = [(name, pa.string()) for name in ("reference", "response", "spans", "place")]
+Tokens = Sequence[int]
+
 _SCHEMA = pa.schema(
-    [*[PROBLEM_SCHEMA.field(name) for name in ("id", "question", "answer", "graph")], _TOKENS]
+    {
+        "id": pa.string(),
+        "question": pa.string(),
+        "answer": pa.string(),
+        "graph": pa.string(),
+        "prompt_tokens": pa.list_(pa.int64()),
+    }
 )
-_TEXT_SCHEMA = pa.schema([*_SCHEMA, *_TEXT])
+_TEXT_SCHEMA = pa.schema(  # of free text
+    [*_SCHEMA, *[(name, pa.string()) for name in ("reference", "response", "spans", "place")]]
+)
 disable_progress_bars()  # a run shows its own
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemRow:
-    """A problem as the engines and the verifier need it; see ``Problem`` for the last four."""
+    """A problem as the engines and the verifier need it; see ``Problem`` for the rest.
+
+    Attributes:
+        graph: JSON of ``Graph``, "" where there is none.
+        prompt_tokens: the prompt, chat template included.
+    """
 
     id: str
     question: str
     answer: str
-    graph: str  # JSON of Graph, "" where there is none
+    graph: str
     prompt_tokens: tuple[int, ...]
     reference: str = ""
     response: str = ""
@@ -54,14 +62,13 @@ class ProblemRow:
     place: Place | None = None
 
     def problem(self) -> Problem:
-        """The problem again."""
+        """The problem that was written as this row."""
         graph = Graph.from_json(self.graph) if self.graph else None
-        answer = None if graph else self.answer
         return Problem(
             self.id,
             self.question,
             graph,
-            answer,
+            None if graph else self.answer,
             self.reference,
             self.response,
             self.spans,
@@ -71,19 +78,19 @@ class ProblemRow:
 
 @dataclass(frozen=True, slots=True)
 class SetManifest:
-    """What a set's manifest has that a run reads again: ``Problem.hash`` of every problem."""
+    """The part of a set's manifest that a run reads again: ``Problem.hash`` of every problem."""
 
     hashes: list[str]
 
 
-class SetSummary(TypedDict):
-    """What a set's manifest has that a report shows; see ``Counts.summary``."""
+class SetSummary(CountsSummary):
+    """What a set's manifest has that a report shows.
+
+    Attributes:
+        prompt_tokens_mean: mean length of the prompts, in tokens.
+    """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    problems: int
-    zero_answer_share: float
-    best_constant_answer: str
-    best_constant_accuracy: float
     prompt_tokens_mean: float
 
 
@@ -95,15 +102,14 @@ def write_problems(
     model: ModelConfig,
     directory: Path,
     exactly: bool = True,
-) -> dict[str, Any]:
-    """Make the first ``count`` problems of a set that differ from one another; returns the
-    manifest.
+) -> Manifest:
+    """Make the first ``count`` different problems of a set; returns the manifest.
 
     Args:
         task: their source. Of a ``FiniteTask`` those that cannot be used are added to its
             ``rejects`` and left out.
         name: the set.
-        count: None: all that a ``FiniteTask`` has.
+        count: how many; None: all that a ``FiniteTask`` has.
         tokenizer: of the policy.
         model: its limits.
         directory: gets the data set and the manifest.
@@ -114,85 +120,112 @@ def write_problems(
             often, or there are too few problems.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    counts, hashes, writer = _TokenCounts(), list[str](), ShardWriter(directory, "arrow", _SCHEMA)
-    finite = task if isinstance(task, FiniteTask) else None
-    found = (
-        problems(task, name)
-        if finite
-        else distinct(problems(task, name), Problem.hash, name, count or 1, Seen())
-    )
-    for _, problem in found:
-        if finite and len(hashes) == count:
-            break
-        tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
-        if len(tokens) > model.max_prompt_tokens:
-            reason = (
-                f"{len(tokens)} tokens; raise model.max_prompt_tokens ({model.max_prompt_tokens})"
-            )
-            if finite and problem.place:
-                finite.rejects.add(problem.place, f"prompt too long: {reason}", problem.question)
-                continue
-            raise DataError(
-                f"{problem.id}: its prompt has {reason} or make the problems of task.sets.{name} smaller"
-            )
+    if isinstance(task, FiniteTask):
+        usable = _usable_problems(task, name, count, tokenizer, model)
+    else:
+        usable = _drawn_problems(task, name, count or 1, tokenizer, model)
+    writer = ShardWriter(directory, "arrow", _SCHEMA)
+    counts = Counts()
+    hashes: list[str] = []
+    lengths: list[int] = []  # of the prompts, in tokens
+    for problem, tokens in usable:
         if problem.graph is None and not hashes:
             writer = ShardWriter(directory, "arrow", _TEXT_SCHEMA)
         hashes.append(problem.hash())
-        row = _as_row(problem) | {"prompt_tokens": tokens}
-        counts.add(row)
-        writer.write(row)
-    if finite and (not hashes or (exactly and len(hashes) < (count or 0))):
-        raise DataError(_too_few(finite, name, len(hashes), count))
+        lengths.append(len(tokens))
+        counts.add_answer(problem.answer)
+        writer.write(_as_row(problem) | {"prompt_tokens": tokens})
+    if isinstance(task, FiniteTask):
+        least = max(1, count or 0) if exactly else 1
+        if len(hashes) < least:
+            raise DataError(_too_few(task, name, len(hashes), count))
     writer.close()
-    manifest = counts.summary() | {"set": name, "hashes": hashes}
+    manifest = {
+        **counts.summary(),
+        "prompt_tokens_mean": sum(lengths) / max(1, len(lengths)),
+        "prompt_tokens_max": max(lengths, default=0),
+        "set": name,
+        "hashes": hashes,
+    }
     (directory / MANIFEST).write_text(json.dumps(manifest))
     return manifest
 
 
-def _as_row(problem: Problem) -> dict[str, Any]:
+def _drawn_problems(
+    task: Task,
+    name: SetName,
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+) -> Iterator[tuple[Problem, Tokens]]:
+    """The first ``count`` different problems with the tokens of their prompts.
+
+    Raises:
+        DataError: a prompt is too long, or the set repeats itself too often.
+    """
+    for _, problem in distinct(problems(task, name), Problem.hash, name, count, Seen()):
+        tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
+        if len(tokens) > model.max_prompt_tokens:
+            raise DataError(
+                f"{problem.id}: its prompt has {_too_long(tokens, model)} or make the problems of "
+                f"task.sets.{name} smaller"
+            )
+        yield problem, tokens
+
+
+def _usable_problems(
+    task: FiniteTask,
+    name: SetName,
+    count: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    model: ModelConfig,
+) -> Iterator[tuple[Problem, Tokens]]:
+    """At most ``count`` problems with the tokens of their prompts; too long ones are rejected.
+
+    Raises:
+        DataError: a prompt is too long, and no row of a file is to blame.
+    """
+    usable = 0
+    for _, problem in problems(task, name):
+        if usable == count:
+            return
+        tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
+        if len(tokens) <= model.max_prompt_tokens:
+            usable += 1
+            yield problem, tokens
+            continue
+        reason = _too_long(tokens, model)
+        if problem.place is None:
+            raise DataError(
+                f"{problem.id}: its prompt has {reason} or make the problems of task.sets.{name} "
+                "smaller"
+            )
+        task.rejects.add(problem.place, f"prompt too long: {reason}", problem.question)
+
+
+def _too_long(tokens: Tokens, model: ModelConfig) -> str:
+    return f"{len(tokens)} tokens; raise model.max_prompt_tokens ({model.max_prompt_tokens})"
+
+
+def _as_row(problem: Problem) -> Row:
     """The columns of a problem; those of free text only where it is free text."""
-    row = {"id": problem.id, "question": problem.question, "answer": problem.answer}
+    row: Row = {"id": problem.id, "question": problem.question, "answer": problem.answer}
     if problem.graph is not None:
         return row | {"graph": problem.graph.to_json()}
-    row |= {"graph": "", "reference": problem.reference, "response": problem.response}
+    place = [problem.place.file, problem.place.line] if problem.place else None
     return row | {
+        "graph": "",
+        "reference": problem.reference,
+        "response": problem.response,
         "spans": json.dumps(problem.spans),
-        "place": json.dumps([problem.place.file, problem.place.line] if problem.place else None),
+        "place": json.dumps(place),
     }
 
 
-def _too_few(task: FiniteTask, name: SetName, found: int, wanted: int | None) -> str:
+def _too_few(task: FiniteTask, name: SetName, usable: int, wanted: int | None) -> str:
     asked = f", and task.sets.{name}.problems asks for {wanted}" if wanted else ""
-    rejected = "".join(f"\n{line}" for line in task.rejects.summary())
-    return f"set {name}: {found} usable problems{asked}; add rows, or ask for fewer{rejected}"
-
-
-@dataclass(slots=True)
-class _TokenCounts(Counts):
-    tokens: int = 0
-    most_tokens: int = 0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        self.count(row["answer"])
-        self.tokens += len(row["prompt_tokens"])
-        self.most_tokens = max(self.most_tokens, len(row["prompt_tokens"]))
-
-    def summary(self) -> dict[str, Any]:
-        mean = self.tokens / max(1, self.rows)
-        return Counts.summary(self) | {
-            "prompt_tokens_mean": mean,
-            "prompt_tokens_max": self.most_tokens,
-        }
-
-
-def describe(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts over a set: how often the answer is zero, and what the best constant answer would
-    score.
-    """
-    counts = _TokenCounts()
-    for row in rows:
-        counts.add(row)
-    return counts.summary()
+    first = f"set {name}: {usable} usable problems{asked}; add rows, or ask for fewer"
+    return "\n".join([first, *task.rejects.summary()])
 
 
 def read_problems(directory: Path) -> list[ProblemRow]:
@@ -217,12 +250,12 @@ def _problems(directory: Path) -> Iterator[ProblemRow]:
             raise DataError(
                 f"{directory}, row {number}: no answer; every problem needs one to be verified"
             )
-        row = {**row, "prompt_tokens": tuple(row["prompt_tokens"])}
+        columns = {**row, "prompt_tokens": tuple(row["prompt_tokens"])}
         if "spans" in row:
             place = json.loads(row["place"])
-            row |= {"spans": tuple(Span(*span) for span in json.loads(row["spans"]))}
-            row |= {"place": Place(*place) if place else None}
-        yield ProblemRow(**row)
+            columns["spans"] = tuple(Span(*span) for span in json.loads(row["spans"]))
+            columns["place"] = Place(*place) if place else None
+        yield ProblemRow(**columns)
 
 
 def _load(directory: Path) -> Dataset:

@@ -1,5 +1,6 @@
-"""Sets in directories of their own, as `bi-ray data` and `inject` leave them: files, manifest.json
-and README.md.
+"""Sets in directories of their own, as `bi-ray data` and `inject` write them.
+
+Each has its rows in numbered files, manifest.json and README.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from bi_ray.data.export import (
     Counts,
     Format,
     Layout,
+    Manifest,
+    Row,
     layout_of,
     split_of,
     with_columns,
@@ -33,12 +36,13 @@ from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ROWS_PER_SHARD, ShardWriter
 from bi_ray.files.atomic import put_in_place, write_atomically, write_text
 from bi_ray.files.errors import RunError, naming
-from bi_ray.files.names import RUN_MARK
-from bi_ray.files.records import read_record
 from bi_ray.rows.fields import MANIFEST, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Rejects
-from bi_ray.runs.directory import RunDirectory, StageKey, code_version, differences, key_of
-from bi_ray.runs.layout import LOCK_FILE
+from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.keys import StageKey, differences, key_of
+from bi_ray.runs.layout import LOCK_FILE, RUN_MARK
+from bi_ray.runs.process import code_version
+from bi_ray.runs.records import read_record
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files
 
@@ -55,13 +59,12 @@ def write_set(
     export: Format = "arrow",
     processes: int = 1,
     on_progress: OnProgress = lambda done: None,
-) -> dict[str, Any]:
-    """Make the first ``count`` different problems of a set and write them as they come; returns the
-    manifest.
+) -> Manifest:
+    """Write the first ``count`` different problems of a set as they come; returns the manifest.
 
-    Work goes on in ``OUT.partial``, file by file of 10,000 rows; after a kill the same call goes on
-    behind the last one. The files are the same bytes for any number of processes, killed in between
-    or not.
+    They are written to ``OUT.partial``, in files of 10,000 rows; after a kill the same call resumes
+    behind the last whole file. The files are the same bytes for any number of processes, killed in
+    between or not.
 
     Args:
         config: its task and data seed are used.
@@ -73,24 +76,13 @@ def write_set(
         on_progress: called with the number of problems so far.
 
     Raises:
-        DataError: ``out`` holds something else, or there are not so many problems.
+        DataError: ``out`` holds something else, or there are too few problems.
         RunLocked: another process is at it.
     """
     task = build_task(config.task, config.seeds.data, config.verifier)
-    layout = layout_of(
-        export,
-        task.system_prompt,
-        f"bi_ray/{config.task.kind}",
-        split_of(name),
-        demonstrations=False,
-    )
-    made_from = {
-        "set": name,
-        "problems": count,
-        "data_seed": config.seeds.data,
-        "task": config.task,
-    }
-    key = key_of({**made_from, "format": export}, data_files(config.task))
+    source = f"bi_ray/{config.task.kind}"
+    layout = layout_of(export, task.system_prompt, source, split_of(name), demonstrations=False)
+    key = _key_of_set(config, name, count, export)
     if refuse_existing(out, key):
         _remove_marks(out)
         return read_manifest(out)
@@ -99,64 +91,81 @@ def write_set(
     with RunDirectory(out.with_name(out.name + PARTIAL)) as locked:
         work = locked.path
         progress = _Progress(work, key)
-        writer = ShardWriter(
-            work, layout.file_format, layout.schema, progress.shards, progress.save
-        )
+        first, seen = progress.next_index, progress.seen
         rows = distinct_problems(
-            config.task,
-            config.seeds.data,
-            name,
-            count,
-            processes,
-            progress.next_index,
-            progress.seen,
-            task,
+            config.task, config.seeds.data, name, count, processes, first, seen, task
         )
-        on_progress(progress.counts.rows)
-        for index, row in rows:
-            converted = layout.convert(row, progress.counts.rows)
-            progress.add(index, row)
-            writer.write(converted)
-            on_progress(progress.counts.rows)
-        writer.close()
-        progress.forget()
-        about: dict[str, Any] = {
-            "name": f"{config.name} {name}",
-            "set": name,
-            "split": split_of(name),
-            "format": export,
-        }
+        _write_rows(rows, layout, work, progress, on_progress)
+        about: Manifest = {"name": f"{config.name} {name}", "set": name, "split": split_of(name)}
+        about["format"] = export
         if isinstance(task, FiniteTask):
             task.rejects.write(work / REJECTS)
             about["rejected"] = len(task.rejects.rows)
-        manifest = _sign(
-            work, layout, about | {"key": key.digest, "made_from": key.config}, progress.counts
-        )
+        about |= {"key": key.digest, "made_from": key.config}
+        manifest = _sign(work, layout, about, progress.counts)
         put_in_place(work, out)
     _remove_marks(out)
     return manifest
 
 
+def _key_of_set(config: RunConfig, name: SetName, count: int | None, export: Format) -> StageKey:
+    made_from = {
+        "set": name,
+        "problems": count,
+        "data_seed": config.seeds.data,
+        "task": config.task,
+        "format": export,
+    }
+    return key_of(made_from, data_files(config.task))
+
+
+def _write_rows(
+    rows: Iterable[tuple[int, Row]],
+    layout: Layout,
+    work: Path,
+    progress: _Progress,
+    on_progress: OnProgress,
+) -> None:
+    """Write the rows that are still to come, each with its index in the set."""
+    writer = ShardWriter(work, layout.file_format, layout.schema, progress.shards, progress.save)
+    on_progress(progress.counts.rows)
+    for index, row in rows:
+        converted = layout.convert(row, progress.counts.rows)
+        progress.add(index, row)
+        writer.write(converted)
+        on_progress(progress.counts.rows)
+    writer.close()
+    progress.forget()
+
+
 def _remove_marks(out: Path) -> None:
-    """A finished set is no run any more; until it has its name a kill has to leave it as one, or
-    nobody may go on.
+    """Take from a finished set what makes a run of its directory.
+
+    Until the set has its name it is one, or nobody could resume it after a kill.
     """
     for file in (LOCK_FILE, RUN_MARK):
         (out / file).unlink(missing_ok=True)
 
 
 def _require_rows(task: FiniteTask, name: SetName, count: int | None) -> None:
-    """Raises DataError where the files have too few rows, before anything is made for them."""
+    """Refuse a set with too few rows in its files, before anything is made of them.
+
+    Raises:
+        DataError: it has too few.
+    """
     available = task.available(name)
     if not available:
         raise DataError(task.rejects.explain(f"set {name}", "nothing was written"))
     if available < (count or 0):
-        told = f"set {name}: {available} usable problems, and {count} are asked for; add rows, or ask for fewer"
-        raise DataError("\n".join([told, *task.rejects.summary()]))
+        first = (
+            f"set {name}: {available} usable problems, and {count} are asked for; add rows, or ask "
+            "for fewer"
+        )
+        raise DataError("\n".join([first, *task.rejects.summary()]))
 
 
 def write_injected(
-    rows: Iterable[dict[str, Any]],
+    rows: Iterable[Row],
     rejects: Rejects,
     source: Path,
     out: Path,
@@ -165,13 +174,12 @@ def write_injected(
     about: Mapping[str, Any],
     export: Format = "arrow",
     on_progress: OnProgress = lambda done: None,
-) -> dict[str, Any]:
-    """Write demonstrations as they come, and the rows that were left out to rejects.jsonl; returns
-    the manifest.
+) -> Manifest:
+    """Write demonstrations as they come, and the rejected rows; returns the manifest.
 
     Args:
         rows: of ``bi_ray.injection.rows.inject_rows``.
-        rejects: gets the bad ones meanwhile.
+        rejects: gets the bad ones meanwhile; they are written to rejects.jsonl.
         source: where they came from.
         out: a directory that does not exist yet.
         system_prompt: of the conversations.
@@ -184,48 +192,53 @@ def write_injected(
         DataError: ``out`` exists.
     """
     refuse_existing(out)
-    before = read_manifest(source).get("made_from", {})
-    task = run.task if run else before.get("task")
-    data_seed = run.seeds.data if run else before.get("data_seed")
-    made_from = key_of(
-        {"input": source.name, "task": task, "data_seed": data_seed, **about}, {}
-    ).config
+    made_from = key_of({**_source_of(source, run), **about}, {}).config  # plain JSON data
     kind = (made_from["task"] or {}).get("kind", "free_text")
     layout = layout_of(export, system_prompt, f"bi_ray/{kind}", "train", demonstrations=True)
-    # a first reading, for the types: JSON lines can hold anything
     if layout.schema is DEMONSTRATION_SCHEMA:
-        layout = with_columns(layout, ExtraColumns(row for _, row in rows_of(source, Rejects())))
+        # A first reading, for the types of the extra columns: JSON lines can hold anything.
+        extra = ExtraColumns(row for _, row in rows_of(source, Rejects()))
+        layout = with_columns(layout, extra)
     counts = Counts()
     with write_atomically(out) as folder:
         writer = ShardWriter(folder, layout.file_format, layout.schema)
-        for made in rows:
-            writer.write(layout.convert(made, counts.rows))
-            counts.add(made)
+        for row in rows:
+            writer.write(layout.convert(row, counts.rows))
+            counts.add(row)
             on_progress(counts.rows)
         if not counts.rows:
             raise DataError(rejects.explain(source, "nothing was written"))
         writer.close()
         rejects.write(folder / REJECTS)
-        about_it = {
+        card = {
             "name": f"{source.stem} with behaviors",
             "split": "train",
             "format": export,
             "rejected": len(rejects.rows),
+            "made_from": made_from,
         }
-        return _sign(folder, layout, about_it | {"made_from": made_from}, counts)
+        return _sign(folder, layout, card, counts)
 
 
-def _sign(folder: Path, layout: Layout, about: Mapping[str, Any], counts: Counts) -> dict[str, Any]:
+def _source_of(source: Path, run: RunConfig | None) -> Manifest:
+    """Where the rows of ``source`` came from, by the configuration or by their manifest."""
+    made_from = read_manifest(source).get("made_from", {})
+    task, data_seed = made_from.get("task"), made_from.get("data_seed")
+    if run is not None:
+        task, data_seed = run.task, run.seeds.data
+    return {"input": source.name, "task": task, "data_seed": data_seed}
+
+
+def _sign(folder: Path, layout: Layout, about: Mapping[str, Any], counts: Counts) -> Manifest:
     """Write manifest and card; returns the manifest."""
-    manifest = {**about, "code_version": code_version()} | counts.summary()
+    manifest = {**about, "code_version": code_version(), **counts.summary()}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     write_card(folder, layout, manifest)
     return manifest
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a set says of itself; empty for a file, and for a directory that this project did not
-    make.
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a set; empty for a file, and for a directory that bi-ray did not make.
 
     Raises:
         RunError: it is damaged.
@@ -250,11 +263,11 @@ def refuse_existing(out: Path, key: StageKey | None = None) -> bool:
 
 
 class _Manifest(TypedDict, total=False):
-    """Of a manifest what is read again; the rest stays in it."""
+    """The part of a manifest that is read again; the rest stays in it."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     key: str
-    made_from: dict[str, Any]
+    made_from: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,15 +275,18 @@ class _State:
     """An unfinished set as ``progress.json`` keeps it."""
 
     key: str
-    config: dict[str, Any]
+    config: Manifest
     shards: int
     next_index: int
     answers: dict[str, int]
 
 
 class _Progress:
-    """What an unfinished set has to know to go on: kept after every whole file, forgotten at the
-    end.
+    """What an unfinished set resumes from: kept after every whole file, removed at the end.
+
+    Raises:
+        DataError: the set was begun under other settings.
+        RunError: a file is damaged.
     """
 
     def __init__(self, folder: Path, key: StageKey) -> None:
@@ -279,7 +295,7 @@ class _Progress:
         self._fresh: list[int] = []
         self.counts, self.shards, self.next_index = Counts(), 0, 0
         if (folder / _PROGRESS).exists():
-            self._go_on(read_record(folder / _PROGRESS, _State, f"remove {folder} to begin again"))
+            self._resume(read_record(folder / _PROGRESS, _State, f"remove {folder} to begin again"))
         known = 8 * self.counts.rows
         self._hashes.touch()
         if self._hashes.stat().st_size < known:
@@ -289,27 +305,28 @@ class _Progress:
         os.truncate(self._hashes, known)  # a kill between the two files of `save` leaves more
         self.seen = Seen(np.fromfile(self._hashes, dtype=np.uint64))
 
-    def _go_on(self, state: _State) -> None:
+    def _resume(self, state: _State) -> None:
         if state.key != self._key.digest:
             changed = "\n  ".join(differences(state.config, self._key.config))
             raise DataError(
-                f"{self._folder} was begun under other settings:\n  {changed}\nremove it, or choose another --out"
+                f"{self._folder} was begun under other settings:\n  {changed}\nremove it, or "
+                "choose another --out"
             )
         self.shards, self.next_index = state.shards, state.next_index
         self.counts = Counts(self.shards * ROWS_PER_SHARD, Counter(state.answers))
 
-    def add(self, index: int, row: Mapping[str, Any]) -> None:
-        """A row is about to be written."""
+    def add(self, index: int, row: Row) -> None:
+        """Count a row that is about to be written."""
         self.next_index = index + 1
         self.counts.add(row)
         self._fresh.append(int(row["hash"], 16))
 
     def save(self, shards: int) -> None:
-        """Everything so far is in whole files."""
+        """Keep everything so far: it is in ``shards`` whole files."""
         with naming(self._hashes), self._hashes.open("ab") as file:
             file.write(np.array(self._fresh, dtype=np.uint64).tobytes())
             file.flush()
-            os.fsync(file.fileno())  # before the count of the rows, which stands in the other file
+            os.fsync(file.fileno())  # before the number of the rows, which is in the other file
         self._fresh = []
         state = _State(
             self._key.digest, self._key.config, shards, self.next_index, dict(self.counts.answers)
@@ -317,6 +334,6 @@ class _Progress:
         write_text(self._folder / _PROGRESS, json.dumps(asdict(state)))
 
     def forget(self) -> None:
-        """The set is whole."""
+        """Remove what was kept: the set is whole."""
         (self._folder / _PROGRESS).unlink(missing_ok=True)
         self._hashes.unlink()

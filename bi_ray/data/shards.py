@@ -1,6 +1,4 @@
-"""Rows to disk as they come: numbered Arrow, Parquet or JSON-lines files of equal size, each whole
-or absent.
-"""
+"""Rows written as they come to numbered files of equal size, each whole or absent."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ import pyarrow.parquet as pq
 from bi_ray.files.atomic import put_in_place
 from bi_ray.files.names import temporary_name
 
+Row = Mapping[str, Any]
 FileFormat = Literal["arrow", "parquet", "jsonl"]
 ROWS_PER_BATCH = 500  # held in memory, and one record batch or row group of a file
 ROWS_PER_SHARD = 10_000  # one file
@@ -22,7 +21,7 @@ SHARD = "data-{number:05d}.{suffix}"
 
 
 class _File(Protocol):
-    def write(self, rows: list[Mapping[str, Any]]) -> None: ...
+    def write(self, rows: list[Row]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -33,7 +32,7 @@ class _ArrowFile:
         self.file = pa.OSFile(str(path), "wb")
         self.writer = pa.ipc.new_stream(self.file, schema)
 
-    def write(self, rows: list[Mapping[str, Any]]) -> None:
+    def write(self, rows: list[Row]) -> None:
         self.writer.write_batch(pa.RecordBatch.from_pylist(rows, self.schema))
 
     def close(self) -> None:
@@ -46,7 +45,7 @@ class _ParquetFile:
         self.schema = schema
         self.writer = pq.ParquetWriter(path, schema)
 
-    def write(self, rows: list[Mapping[str, Any]]) -> None:
+    def write(self, rows: list[Row]) -> None:
         self.writer.write_batch(pa.RecordBatch.from_pylist(rows, self.schema))
 
     def close(self) -> None:
@@ -58,11 +57,10 @@ class _JSONFile:
         self.names = schema.names
         self.file = path.open("w", encoding="utf-8")
 
-    def write(self, rows: list[Mapping[str, Any]]) -> None:
+    def write(self, rows: list[Row]) -> None:
         for row in rows:
-            self.file.write(
-                json.dumps({name: row[name] for name in self.names}, ensure_ascii=False) + "\n"
-            )
+            columns = {name: row[name] for name in self.names}
+            self.file.write(json.dumps(columns, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -94,19 +92,17 @@ class ShardWriter:
         shards: int = 0,
         on_shard: Callable[[int], None] = lambda shards: None,
     ) -> None:
-        self.directory, self.file_format, self.schema, self.shards = (
-            directory,
-            file_format,
-            schema,
-            shards,
-        )
+        self.directory = directory
+        self.file_format = file_format
+        self.schema = schema
+        self.shards = shards
         self._on_shard = on_shard
         self._file: _File | None = None
-        self._rows: list[Mapping[str, Any]] = []
+        self._rows: list[Row] = []
         self._in_file = 0
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Take a row; on disk it is at the latest after ``close``."""
+    def write(self, row: Row) -> None:
+        """Take a row; it is on the disk after ``close`` at the latest."""
         self._rows.append(row)
         if len(self._rows) == ROWS_PER_BATCH:
             self._flush()
@@ -115,7 +111,7 @@ class ShardWriter:
                 self._on_shard(self.shards)
 
     def close(self) -> None:
-        """Write the rest; a set of no rows is one file without rows."""
+        """Write the rest; a set without rows is one file without rows."""
         if self._rows or self.shards == 0:
             self._flush()
         if self._file is not None:
@@ -144,8 +140,9 @@ class ShardWriter:
 
 
 def _make_loadable(directory: Path, schema: pa.Schema, shards: int) -> None:
-    """What `datasets.load_from_disk` wants beside the files: written by `datasets` itself, for a
-    set of no rows.
+    """Write what `datasets.load_from_disk` needs beside the files.
+
+    `datasets` itself writes it, for a set without rows.
     """
     from datasets import Dataset, disable_progress_bars
 

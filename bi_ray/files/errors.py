@@ -1,4 +1,4 @@
-"""What goes wrong with files, in words for people."""
+"""Errors of the file system, in words for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bi_ray.files.names import TEMPORARY
 
 
 class RunError(RuntimeError):
-    """A run directory that cannot be used as asked; the message says what to change."""
+    """A run directory cannot be used as asked; the message says what to change."""
 
 
 class DiskFull(RunError):
@@ -38,13 +38,15 @@ def in_words(error: OSError) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let every error of the file system name ``path``: that of a write names no file, that of a
-    rename our own.
+    """Let every error of the file system in the block name ``path``.
+
+    That of a write names no file, and that of a rename one of our temporary ones.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or TEMPORARY in str(error.filename)):
+        names_another = error.filename is None or TEMPORARY in str(error.filename)
+        if error.errno is not None and names_another:
             error.filename = str(path)
             del error.filename2
         raise
@@ -52,8 +54,10 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
-    """Raises DiskFull, which says what to do, where the block fails for want of space while it
-    writes ``what``.
+    """Explain a full disk in the block, which writes ``what`` into ``folder``.
+
+    Raises:
+        DiskFull: the block failed for want of space.
     """
     try:
         yield
@@ -61,14 +65,16 @@ def explain_full_disk(folder: Path, what: str) -> Iterator[None]:
         if not _is_disk_full(error):
             raise
         raise DiskFull(
-            f"no space left on the disk of {folder} while {what} was written; nothing half-written remains; free some "
-            "space and run the same command again"
+            f"no space left on the disk of {folder} while {what} was written; nothing half-written "
+            "remains; free some space and run the same command again"
         ) from error
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """Whether a write failed for want of space; safetensors and arrow raise errors of their own
-    with the same words.
+    """Whether a write failed for want of space.
+
+    safetensors and Arrow raise errors of their own with the words of the operating system.
     """
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)

@@ -1,5 +1,4 @@
-"""Sizes and digests of the files of a folder, to tell later whether they are still what was
-written.
+"""Sizes and digests of the files of a folder, which tell later whether they are as written.
 
 A power cut can leave a file short or full of zeros under its final name, and disks and networks
 flip bits now and then.
@@ -8,6 +7,7 @@ flip bits now and then.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,15 @@ from pathlib import Path
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+log = logging.getLogger(__name__)
+
 
 class FileRecord(BaseModel):
-    """What a file was when it was written.
+    """Size and digest of a file when it was written.
 
     Attributes:
-        bytes: its size.
-        xxh3_128: its digest, hexadecimal; ``xxhsum -H2 FILE`` prints the same.
+        bytes: size of the file.
+        xxh3_128: digest, hexadecimal; ``xxhsum -H2 FILE`` prints the same.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -31,9 +33,7 @@ class FileRecord(BaseModel):
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and digest of every file below ``folder``, hidden ones left out, by its path relative to
-    it.
-    """
+    """Size and digest of every file below ``folder`` by its relative path, hidden ones left out."""
     records: dict[str, FileRecord] = {}
     for name in file_names(folder):
         file = folder / name
@@ -42,58 +42,40 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def find_damage(folder: Path, records: Mapping[str, FileRecord]) -> str | None:
-    """The first file below ``folder`` that is not as recorded, and how it differs; None if all are
-    as recorded.
-    """
+    """The first file below ``folder`` that is not as recorded, and how it differs; None: none."""
     try:
         # Sizes first: they cost nothing, and most damage shows there.
         for name, record in records.items():
             file = folder / name
             if not file.exists():
                 return f"{name} is missing"
-            if file.stat().st_size != record.bytes:
-                return f"{name} has {file.stat().st_size:,} bytes, not {record.bytes:,}"
+            size = file.stat().st_size
+            if size != record.bytes:
+                return f"{name} has {size:,} bytes, not {record.bytes:,}"
         for name, record in records.items():
             if _digest(folder / name) != record.xxh3_128:
                 return f"{name} has changed since it was written (its digest differs)"
     except OSError as error:
+        log.info("%s cannot be compared with its digests", folder, exc_info=True)
         return f"{error.filename or folder} cannot be read: {error.strerror or error}"
     return None
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the disk write every file and directory below ``folder``, and the folder itself, before
-    this returns.
-
-    Without it, a power cut soon after a rename can leave files that are empty or cut under their
-    final names.
-    """
-    for parent, _, files in os.walk(folder):
-        for file in files:
-            sync(Path(parent) / file)
-        sync(Path(parent))
-
-
-def sync(path: Path) -> None:
-    """Have the disk write one file, or one directory's list of names, before this returns."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def file_names(folder: Path) -> list[str]:
-    """Relative paths of all files below ``folder``, without hidden ones (``.nfs0001``) and what is
-    being written.
+    """Relative paths of all files below ``folder``, sorted.
+
+    Without hidden ones, such as ``.nfs0001``, and without what is being written.
     """
-    names = []
+    names: list[str] = []
     for parent, folders, files in os.walk(folder):  # passes over folders that are removed meanwhile
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in files:
-            if not file.startswith("."):
-                names.append((Path(parent) / file).relative_to(folder).as_posix())
+        folders[:] = _visible(folders)
+        relative = Path(parent).relative_to(folder)
+        names += [(relative / file).as_posix() for file in _visible(files)]
     return sorted(names)
+
+
+def _visible(names: list[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".")]
 
 
 def _digest(file: Path) -> str:

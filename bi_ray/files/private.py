@@ -14,9 +14,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class PrivacyError(RunError):
-    """A folder or file that belongs to another user, or that others can change; the message says
-    what to do.
-    """
+    """A folder or file is another user's, or others can change it; the message says what to do."""
 
 
 def private_folder(path: Path) -> Path:
@@ -27,14 +25,15 @@ def private_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode):
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
             raise PrivacyError(f"{path} is a link, not a directory: remove it")
-        if found.st_uid != os.geteuid():
+        if status.st_uid != os.geteuid():
             raise PrivacyError(
-                f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}: ask that user to remove it"
+                f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}: ask "
+                "that user to remove it"
             )
-        if found.st_mode & _GROUP_OR_OTHERS:
+        if status.st_mode & _GROUP_OR_OTHERS:
             path.chmod(0o700)
     except OSError as error:
         raise PrivacyError(f"cannot make the folder {path}: {in_words(error)}") from error
@@ -42,10 +41,10 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(file: Path, text: str) -> bool:
-    """Write a file that only this user can read, in place of one that is there.
+    """Make or replace a file that only this user can read.
 
     Returns:
-        whether the file system keeps others out; where it has no modes, nothing is written.
+        Whether the file system keeps others out; where it has no modes, nothing is written.
     """
     temporary = temporary_name(file)
     with open(temporary, "x", opener=open_private) as content:
@@ -83,10 +82,10 @@ def read_own(file: Path) -> str:
         return content.read()
 
 
-def _refuse_foreign(path: Path, found: os.stat_result) -> None:
-    if found.st_uid != os.geteuid():
+def _refuse_foreign(path: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid():
         raise PrivacyError(
-            f"{path} belongs to user {found.st_uid}, and this is user {os.geteuid()}"
+            f"{path} belongs to user {status.st_uid}, and this is user {os.geteuid()}"
         )
-    if found.st_mode & _WRITABLE_BY_OTHERS:
+    if status.st_mode & _WRITABLE_BY_OTHERS:
         raise PrivacyError(f"others can write to {path} (chmod go-w would keep them out)")

@@ -1,4 +1,4 @@
-"""JSON and JSON-lines files read against a type; what is damaged is named."""
+"""JSON and JSON lines read against a type; an error names the file, the line and the field."""
 
 from __future__ import annotations
 
@@ -6,91 +6,77 @@ import functools
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from bi_ray.files.atomic import T
 from bi_ray.files.errors import RunError, in_words
-from bi_ray.files.names import RUN_MARK, STAGES
 
-
-def read_record(path: Path, kind: type[T], remedy: str | None = None) -> T:
-    """A JSON file as an object of ``kind``: a dataclass, a TypedDict or a type such as ``dict[str,
-    int]``.
-
-    Args:
-        path: the file.
-        kind: its fields and their types; further fields are left out, or kept where ``kind`` allows
-            them.
-        remedy: what makes the file again, for the message; None: the stage that it belongs to.
-
-    Raises:
-        RunError: it is missing or damaged; one line that names the file and the remedy.
-    """
-    return parse_record(_content(path, remedy), kind, str(path), remedy or remedy_for(path))
+T = TypeVar("T")
 
 
 def parse_record(text: bytes | str, kind: type[T], where: str, remedy: str) -> T:
-    """The same of the text of a JSON file.
+    """The text of a JSON file as an object of ``kind``.
 
     Args:
         text: of the file, or of one line of it.
-        kind: see ``read_record``.
+        kind: a dataclass, a TypedDict, or a type such as ``dict[str, int]``. Fields that it does
+            not have are dropped, or kept where ``kind`` allows them.
         where: the file, and the line, for the message.
-        remedy: what makes the file again, for the message.
+        remedy: how to make the file again, for the message.
 
     Raises:
-        RunError: see ``read_record``.
+        RunError: it is damaged; one line with ``where``, the fault and the remedy.
     """
     try:
         value = json.loads(text.decode() if isinstance(text, bytes) else text)
         return cast(T, _adapter(cast(Hashable, kind)).validate_python(value))
+    except UnicodeDecodeError as error:
+        raise _damaged(where, "not UTF-8", remedy) from error
     except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(map(str, fault["loc"])) or "it"
-        reason = f"{field}: {fault['msg'].lower()}"
-    except UnicodeDecodeError:
-        reason = "not UTF-8"
-    except (ValueError, RecursionError):
+        raise _damaged(where, _first_fault(error), remedy) from error
+    except (ValueError, RecursionError) as error:
         reason = "not JSON" if text.strip() else "empty"
-    raise RunError(f"{where} is damaged ({reason}): {remedy}")
-
-
-def read_jsonl(path: Path, kind: type[T], growing: bool = False) -> list[T]:
-    """The rows of a file of JSON lines, each an object of ``kind``.
-
-    Args:
-        path: the file.
-        kind: see ``read_record``.
-        growing: somebody may be writing it: it may be absent, and a last line without an end is
-            left out.
-
-    Raises:
-        RunError: it is missing or damaged; one line that names the file, the line and the remedy.
-    """
-    if growing and not path.exists():
-        return []
-    return parse_jsonl(_content(path, None), kind, str(path), remedy_for(path), growing)
+        raise _damaged(where, reason, remedy) from error
 
 
 def parse_jsonl(
     text: bytes | str, kind: type[T], where: str, remedy: str, growing: bool = False
 ) -> list[T]:
-    """The same of the text of a file; the arguments are those of ``parse_record``."""
-    content = text if isinstance(text, bytes) else text.encode()
+    """The text of a file of JSON lines as objects of ``kind``.
+
+    Args:
+        text: of the file.
+        kind: see ``parse_record``.
+        where: the file, for the message.
+        remedy: how to make the file again, for the message.
+        growing: another process may be writing the file: a last line without an end is dropped.
+
+    Raises:
+        RunError: a line is damaged.
+    """
+    content = text.encode() if isinstance(text, str) else text
     *lines, rest = content.split(b"\n")
     if rest and not growing:
-        raise RunError(f"{where} is damaged (line {len(lines) + 1} is cut off): {remedy}")
+        raise _damaged(where, f"line {len(lines) + 1} is cut off", remedy)
     return [
         parse_record(line, kind, f"{where}, line {number},", remedy)
         for number, line in enumerate(lines, start=1)
     ]
 
 
-def damaged(path: Path, reason: str) -> RunError:
-    """The error about a file of a run that is not as it was written."""
-    return RunError(f"{path} is damaged ({reason}): {remedy_for(path)}")
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        RunError: it is missing, with ``remedy``, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: {remedy}") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {in_words(error)}") from error
 
 
 @functools.cache
@@ -98,21 +84,11 @@ def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, kind))
 
 
-def _content(path: Path, remedy: str | None) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: {remedy or remedy_for(path)}") from error
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {in_words(error)}") from error
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    field = ".".join(map(str, fault["loc"])) or "it"
+    return f"{field}: {fault['msg'].lower()}"
 
 
-def remedy_for(path: Path) -> str:
-    """What makes a file of a run directory again."""
-    for folder in path.parents:
-        if any((folder / name).exists() for name in (RUN_MARK, ".lock", "config.yaml")):
-            parts = path.relative_to(folder).parts
-            stage = parts[1] if parts[0] == "work" and len(parts) > 2 else parts[0]
-            if stage in STAGES:
-                return f"make it again with --from {stage}"
-    return "restore it from a copy, or remove it and make it again"
+def _damaged(where: str, reason: str, remedy: str) -> RunError:
+    return RunError(f"{where} is damaged ({reason}): {remedy}")

@@ -14,8 +14,9 @@ _ANY_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 
 
 def uri_in(path: object) -> str | None:
-    """The URI that somebody gave where a path is wanted, whose double slash ``Path`` has made a
-    single one; or None.
+    """The URI that was given where a path is expected; None where it was a path.
+
+    ``Path`` has made a single slash of its double one.
     """
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path), re.DOTALL)
     return f"{match[1]}://{match[2]}" if match else None
@@ -29,9 +30,9 @@ def public_name(uri: str) -> str:
 
 
 def credentials_of(uri: str) -> str:
-    """What stands before the host or bucket, ``KEY:SECRET``; empty if nothing does.
+    """The part before the host or bucket, ``KEY:SECRET``; empty if there is none.
 
-    A secret may have a ``/``, ``?`` or ``#`` that should have been escaped; it is all of it here
+    A secret may have a ``/``, ``?`` or ``#`` that should have been escaped; it is whole here
     nevertheless.
     """
     scheme, _, rest = uri.partition("://")
@@ -45,7 +46,7 @@ def credentials_of(uri: str) -> str:
 
 
 def parses(uri: str) -> bool:
-    """Whether the credentials of a URI, if it has any, end before its first ``/``, ``?`` or ``#``."""
+    """Whether the credentials of a URI, if any, end before its first ``/``, ``?`` or ``#``."""
     credentials = credentials_of(uri)
     if not credentials:
         return True
@@ -53,23 +54,28 @@ def parses(uri: str) -> bool:
 
 
 def hide_secrets(text: str, uri: str) -> str:
-    """A message about ``uri`` without its credentials, the values in its query, and those in the
-    environment.
-    """
+    """A message about ``uri`` without the secrets in the URI and in the environment."""
     text = text.replace(uri, public_name(uri))
-    credentials = credentials_of(uri)
-    secrets = [credentials, unquote(credentials), *re.split(r"[:/?#@]", credentials)]
-    secrets += [unquote(secret) for secret in secrets]
-    for name, value in parse_qsl(urlsplit(uri).query if parses(uri) else ""):
-        if name not in _HARMLESS:
-            secrets.append(value)
-    secrets += [os.environ.get(name, "") for name in _SECRET_VARIABLES]
-    for secret in sorted(set(secrets), key=len, reverse=True):
+    secrets = _secrets_of(uri)
+    secrets |= {os.environ.get(name, "") for name in _SECRET_VARIABLES}
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _LEAST_CHARACTERS:
             text = text.replace(secret, "***")
     return text
 
 
+def _secrets_of(uri: str) -> set[str]:
+    """The credentials of a URI, whole and in parts, and the values in its query."""
+    credentials = credentials_of(uri)
+    as_written = {credentials, unquote(credentials), *re.split(r"[:/?#@]", credentials)}
+    secrets = as_written | {unquote(secret) for secret in as_written}
+    if parses(uri):
+        for name, value in parse_qsl(urlsplit(uri).query):
+            if name not in _HARMLESS:
+                secrets.add(value)
+    return secrets
+
+
 def hide_credentials(text: str) -> str:
     """A text with every URI in it as ``public_name`` shows it."""
-    return _ANY_URI.sub(lambda found: public_name(found[0]), text)
+    return _ANY_URI.sub(lambda match: public_name(match[0]), text)

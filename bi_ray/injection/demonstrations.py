@@ -24,12 +24,12 @@ from bi_ray.config import (
 from bi_ray.data.generation import distinct, problems
 from bi_ray.data.problems import ProblemRow, SetManifest, read_problems
 from bi_ray.data.seen import Seen
-from bi_ray.files.records import read_record
 from bi_ray.injection.recipes import Demonstration, Recipe
 from bi_ray.policy.chat import check_tokens, encode_prompt, end_of_turn
 from bi_ray.policy.spans import encode_with_ends, token_spans
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.rows.rejects import REJECTS, DataError, Rejects
+from bi_ray.runs.records import read_record
 from bi_ray.tasks.base import Problem, Task, text_hash
 from bi_ray.tasks.userdata import TRAINING_SETS, UserDataTask, refuse_tested
 

@@ -134,11 +134,10 @@ def inject_rows(
         done = ((block, _inject(block, task, maker, extractor)) for block in blocks)
     else:
         done = in_processes(
-            _inject_here,
+            _Injector,
+            (task, recipe, seed, count_tokens),
             _blocks(rows, _ROWS_PER_CALL),
             processes,
-            _begin,
-            (task, recipe, seed, count_tokens),
         )
     seen = Seen()
     with closing(done):
@@ -195,18 +194,18 @@ def _demonstrated(worder: Task, problem: Problem, row: RowValues, maker: Recipe)
     return _Outcome(made, keys=keys)
 
 
-_here: tuple[Task | None, Recipe]  # of this process
+class _Injector:
+    """Injects a recipe into blocks of rows, in a process of its own."""
 
+    def __init__(
+        self, task: Task | None, recipe: RecipeConfig, seed: int, count_tokens: CountTokens | None
+    ) -> None:
+        kind = task.kind if task else ""
+        self._task = task
+        self._recipe = Recipe(recipe.for_task(kind), seed, count_tokens)
 
-def _begin(
-    task: Task | None, recipe: RecipeConfig, seed: int, count_tokens: CountTokens | None
-) -> None:
-    global _here
-    _here = task, Recipe(recipe.for_task(task.kind if task else ""), seed, count_tokens)
-
-
-def _inject_here(block: Sequence[NumberedRow]) -> list[_Outcome]:
-    return _inject(block, *_here)
+    def __call__(self, block: Sequence[NumberedRow]) -> list[_Outcome]:
+        return _inject(block, self._task, self._recipe)
 
 
 def _blocks(rows: Iterable[NumberedRow], size: int) -> Iterator[list[NumberedRow]]:

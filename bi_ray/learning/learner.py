@@ -48,6 +48,7 @@ from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.noise import switch_off_noise
 from bi_ray.policy.packing import MicroBatch, Packing, Row, pack
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import POLICY
 
 
 class TrainingError(RuntimeError):
@@ -300,7 +301,7 @@ def load_checkpoint(
     if not step:
         return Learner(base, model, options, optimizer, device)
     folder = directories.path(step)
-    policy, adapters = (base, folder / ADAPTERS) if options.lora else (folder / "policy", None)
+    policy, adapters = (base, folder / ADAPTERS) if options.lora else (folder / POLICY, None)
     learner = Learner(policy, model, options, optimizer, device, adapters)
     learner.load_optimizer(folder / "optimizer.safetensors")
     return learner
@@ -326,7 +327,7 @@ def save_checkpoint(
     weights, state = gather_weights(learner.model), learner.gather_optimizer()
 
     def fill(folder: Path) -> None:
-        save_policy(learner.plain(weights), base, folder / "policy")
+        save_policy(learner.plain(weights), base, folder / POLICY)
         if adapters := adapters_of(weights):
             save_file(adapters, folder / ADAPTERS)
         save_optimizer(state, folder / "optimizer.safetensors")

@@ -36,6 +36,7 @@ from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.policy.published import publish_weights
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import METRICS_FILE
 from bi_ray.runs.metrics import read_steps
 from bi_ray.runs.validation import scores_of
 
@@ -199,7 +200,7 @@ def _directories(job: RLJob) -> StepDirectories:
     """
 
     def scores() -> dict[int, float]:
-        return scores_of(read_steps(job.output / "metrics.jsonl"), job.config.validation)
+        return scores_of(read_steps(job.output / METRICS_FILE), job.config.validation)
 
     return StepDirectories(job.output, job.config.keep_last, job.config.keep_best, scores)
 

@@ -23,9 +23,8 @@ from bi_ray.policy.chat import check_tokens
 from bi_ray.policy.checkpoint import load_tokenizer, save_policy
 from bi_ray.policy.packing import MicroBatch, Row
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import METRICS_FILE, POLICY, SFT_CHECKPOINTS
 from bi_ray.runs.metrics import append_metrics, cut_metrics
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def train(job: SFTJob, device: torch.device) -> None:
     demonstrations = load_demonstrations(job.data, config.loss_on_prompt)
     check_tokens(load_tokenizer(job.base), [max(row.tokens) for row in demonstrations])
     steps = config.epochs * steps_per_epoch(len(demonstrations), config)
-    directories = StepDirectories(job.output / CHECKPOINTS)
+    directories = StepDirectories(job.output / SFT_CHECKPOINTS)
     learner, start = _resume(job, directories, steps, device)
 
     def loss(batch: MicroBatch, _: Totals) -> Tensor:
@@ -144,12 +143,12 @@ def train(job: SFTJob, device: torch.device) -> None:
                 "learning_rate": rate,
             }
             row |= {"grad_norm": result["grad_norm"], "step_s": time.perf_counter() - began}
-            append_metrics(job.output / "metrics.jsonl", row, durable=is_checkpointed)
+            append_metrics(job.output / METRICS_FILE, row, durable=is_checkpointed)
         if is_checkpointed:
             save_checkpoint(learner, job.base, directories, step)
     weights = learner.gather_weights()
     if learner.rank == 0:
-        with write_atomically(job.output / "policy") as folder:
+        with write_atomically(job.output / POLICY) as folder:
             save_policy(weights, job.base, folder)
     distributed.barrier()  # nobody is done before the policy is there
 
@@ -161,7 +160,7 @@ def _resume(
     found = [0]
     if distributed.get_rank() == 0:
         found = [directories.recover(last_step)]
-        cut_metrics(job.output / "metrics.jsonl", found[0])
+        cut_metrics(job.output / METRICS_FILE, found[0])
     distributed.broadcast_object_list(found)
     step = found[0]
     return load_checkpoint(

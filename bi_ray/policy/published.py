@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bi_ray.files.atomic import remove_leftovers
-from bi_ray.files.private import open_private, private_folder
+from bi_ray.files.private import private_folder
 from bi_ray.policy.version import PolicyVersion, parse_version
 from bi_ray.policy.weights_file import EMBEDDING, HEAD, write_weights_file
 
@@ -99,14 +99,14 @@ def publish_weights(state: dict[str, Tensor], path: Path) -> None:
         remove_leftovers(path.parent)  # of learners that were killed: they fill the memory
         with suppress(FileNotFoundError):
             path.with_name(SPARE).rename(file)
-        with open(file, "r+b" if file.exists() else "wb", opener=open_private) as content:
+        with open(file, "r+b") as content:
             content.write(_header(tensors))
             for tensor in tensors.values():
                 numbers: Any = tensor.flatten().view(torch.uint8).numpy()  # no copy
                 content.write(numbers)
             content.truncate()
 
-    write_weights_file(tensors, path, write)
+    write_weights_file(tensors, path, write, mode=0o600)
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:

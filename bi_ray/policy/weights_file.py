@@ -12,8 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
+from bi_ray.files.atomic import write_whole
 from bi_ray.files.errors import in_words
-from bi_ray.files.names import temporary_name
 from bi_ray.policy.files import CheckpointError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -22,7 +22,7 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def write_weights_file(
-    tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None]
+    tensors: dict[str, Tensor], path: Path, write: Callable[[Path], None], mode: int = 0o666
 ) -> None:
     """Let ``write`` fill a temporary file, which then takes the name ``path``.
 
@@ -30,13 +30,11 @@ def write_weights_file(
         CheckpointError: the file system refused; says how much space ``tensors`` need where space
             is the reason.
     """
-    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.rename(path)
+        with write_whole(path, durable=False, mode=mode) as fresh:
+            write(fresh)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(_write_fault(tensors, path, error)) from error
 
 

@@ -29,7 +29,6 @@ from bi_ray.config import PretrainConfig
 from bi_ray.files.atomic import write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.files.names import temporary_name
-from bi_ray.files.records import read_record
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.pretraining import drills
@@ -37,7 +36,9 @@ from bi_ray.pretraining.drills import MAKERS, Drill, Practice, draw_drill
 from bi_ray.pretraining.muon import Muon
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import METRICS_FILE
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
+from bi_ray.runs.records import read_record
 from bi_ray.tasks import igsm, promptbench
 
 _PROGRESS = "progress.json"  # in a checkpoint
@@ -233,7 +234,7 @@ def pretrain(config: PretrainConfig, directory: Path) -> Iterator[dict[str, Any]
         RuntimeError: a process ended early; its traceback is part of the message.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / METRICS_FILE
     rendezvous = temporary_name(directory / "rendezvous")
     _refuse_foreign_checkpoint(directory / NEWEST)
     processes = torch.multiprocessing.spawn(
@@ -278,7 +279,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
     checkpoints = StepDirectories(directory / CHECKPOINTS)
     start, seconds = _resume(checkpoints, config.steps, model, [muon, adamw])
     if rank == 0:
-        cut_metrics(directory / "metrics.jsonl", start)
+        cut_metrics(directory / METRICS_FILE, start)
     parent = os.getppid()
     for step, micro in enumerate(batches(config, tokenizer, start), start):
         if os.getppid() != parent:  # the command was killed, and nobody waits for this process
@@ -309,7 +310,7 @@ def _train(rank: int, config: PretrainConfig, directory: Path, rendezvous: Path)
         }
         is_last = step + 1 == config.steps
         is_checkpointed = is_last or (step + 1) % config.checkpoint_every_steps == 0
-        append_metrics(directory / "metrics.jsonl", row, durable=is_checkpointed)
+        append_metrics(directory / METRICS_FILE, row, durable=is_checkpointed)
         if is_checkpointed:
             _save(checkpoints, model, tokenizer, [muon, adamw], step + 1, seconds)
     distributed.destroy_process_group()

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bi_ray.files.records import damaged, read_jsonl, read_record
 from bi_ray.intervals import Interval
+from bi_ray.runs.records import damaged, read_jsonl, read_record
 
 
 class BehaviorPart(NamedTuple):

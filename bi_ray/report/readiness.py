@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bi_ray.files.records import read_jsonl, read_record
 from bi_ray.intervals import Interval
 from bi_ray.readiness.realized import correlation
 from bi_ray.readiness.records import (
@@ -26,7 +25,17 @@ from bi_ray.readiness.summary import (
     summarize_readiness,
     watched_groups,
 )
-from bi_ray.runs.layout import is_finished
+from bi_ray.runs.layout import (
+    INFLUENCE_FILE,
+    MEASURED_QUERIES_FILE,
+    READINESS,
+    READINESS_FILE,
+    REALIZED,
+    REALIZED_FILE,
+    RL,
+)
+from bi_ray.runs.records import read_jsonl, read_record
+from bi_ray.runs.stages import is_finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +122,13 @@ def read_readiness(arms: Sequence[str], runs: Sequence[Path], draws: int) -> Rea
 def _measured(arm: str, runs: Sequence[Path], draws: int) -> ReadinessSummary | None:
     folders = []
     for run in runs:
-        folder = run / "readiness" / arm
-        if (folder / "queries.jsonl").exists() or is_finished(folder):
+        folder = run / READINESS / arm
+        if (folder / MEASURED_QUERIES_FILE).exists() or is_finished(folder):
             folders.append(folder)
     if not folders:
         return None
-    rows = read_queries([folder / "queries.jsonl" for folder in folders])
-    policies = [read_policy(folder / "readiness.json", rows[0][0]) for folder in folders]
+    rows = read_queries([folder / MEASURED_QUERIES_FILE for folder in folders])
+    policies = [read_policy(folder / READINESS_FILE, rows[0][0]) for folder in folders]
     return summarize_readiness(rows, policies, draws)
 
 
@@ -129,7 +138,7 @@ def _realized(arm: str, runs: Sequence[Path], draws: int) -> RealizedSummary | N
     floors = []
     step_norms = []
     for seed, run in enumerate(runs):
-        file = run / "realized" / arm / "realized.json"
+        file = run / REALIZED / arm / REALIZED_FILE
         if not file.exists() and not is_finished(file.parent):
             continue
         result = read_record(file, Realized)
@@ -154,7 +163,7 @@ def _realized(arm: str, runs: Sequence[Path], draws: int) -> RealizedSummary | N
 def _analyses(arm: str, runs: Sequence[Path], draws: int) -> list[Analysis]:
     analyses = []
     for seed, run in enumerate(runs):
-        for row in read_jsonl(run / "rl" / arm / "influence.jsonl", Watched, growing=True):
+        for row in read_jsonl(run / RL / arm / INFLUENCE_FILE, Watched, growing=True):
             analysis = Analysis(
                 seed=seed,
                 step=row.step,

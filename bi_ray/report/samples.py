@@ -16,6 +16,7 @@ from bi_ray.reasoning.parse import place_of
 from bi_ray.reasoning.trace import Span
 from bi_ray.report.series import Series
 from bi_ray.report.summary import EVALUATIONS
+from bi_ray.runs.layout import DATA, samples_file
 from bi_ray.tasks.base import Task
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.samples import read_samples
@@ -95,8 +96,8 @@ class Samples:
         """Choose the samples of one cell: whole problems, up to the first that does not fit."""
         source = one.source
         task = build_task(source.config.task, source.config.seeds.data)
-        by_seed = [_samples(run / folder / one.arm / f"{set_name}.jsonl") for run in source.runs]
-        directories = [run / "data" / set_name for run in source.runs]
+        by_seed = [_samples(run / folder / one.arm / samples_file(set_name)) for run in source.runs]
+        directories = [run / DATA / set_name for run in source.runs]
         for mode, quota in QUOTAS.items():
             room = self.room * quota // sum(QUOTAS.values())
             for seed, rows in _by_turns(by_seed, mode):
@@ -220,7 +221,7 @@ def behaviors_per_response(one: Series, folder: str, set_name: str) -> dict[str,
     counts: Counter[str] = Counter()
     responses = 0
     for run in one.source.runs:
-        for row in _samples(run / folder / one.arm / f"{set_name}.jsonl"):
+        for row in _samples(run / folder / one.arm / samples_file(set_name)):
             if row["failure"] is not None or row["trace_valid"] is None:
                 continue
             responses += 1

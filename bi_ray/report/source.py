@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bi_ray.config import RUN_CONFIG_FILE, RunConfig, load_config
+from bi_ray.config import RunConfig, load_config
 from bi_ray.files.errors import RunError
 from bi_ray.report.summary import Summary
-from bi_ray.runs.layout import is_finished
+from bi_ray.runs.layout import (
+    CONFIG_FILE,
+    EVAL_RL,
+    EVAL_SFT,
+    METRICS_FILE,
+    RL,
+    SEEDS,
+    SFT,
+    stage_of,
+    work_of,
+)
 from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.stages import is_finished
 
 MetricsRow = Mapping[str, Any]  # a line of metrics.jsonl: the values of one step by name
 
-_SEEDS = "seed_*"
-_STAGES = ("sft", "eval_sft", "rl", "eval_rl")
+_STAGES = (SFT, EVAL_SFT, RL, EVAL_RL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +53,10 @@ class Source:
         by_seed: list[Sequence[MetricsRow]] = []
         for run in self.runs:
             folder = run / stage / arm
-            complete = stage == "rl" and is_finished(folder)
-            rows = read_steps(folder / "metrics.jsonl", growing=not complete)
+            complete = stage == RL and is_finished(folder)
+            rows = read_steps(folder / METRICS_FILE, growing=not complete)
             if not rows:
-                rows = read_steps(run / "work" / stage / arm / "metrics.jsonl")
+                rows = read_steps(run / work_of(stage_of(stage, arm)) / METRICS_FILE)
             by_seed.append(rows)
         return by_seed
 
@@ -58,7 +68,7 @@ class Source:
                 for stage in _STAGES:
                     if (run / stage / arm).exists():
                         continue
-                    name = f"{stage}/{arm}"
+                    name = stage_of(stage, arm)
                     missing.append(name if len(self.runs) == 1 else f"{run.name}/{name}")
         return missing
 
@@ -71,17 +81,17 @@ def find_runs(path: Path) -> tuple[RunConfig, tuple[Path, ...]]:
         ConfigError: its configuration cannot be read.
     """
     path = path.absolute()
-    if (path / RUN_CONFIG_FILE).exists():
-        return load_config(path / RUN_CONFIG_FILE, RunConfig), (path,)
-    runs = [file.parent for file in path.glob(f"{_SEEDS}/{RUN_CONFIG_FILE}")]
+    if (path / CONFIG_FILE).exists():
+        return load_config(path / CONFIG_FILE, RunConfig), (path,)
+    runs = [file.parent for file in path.glob(f"{SEEDS}/{CONFIG_FILE}")]
     runs.sort(key=lambda run: (len(run.name), run.name))  # seed_2 before seed_10
     if runs:
-        return load_config(runs[0] / RUN_CONFIG_FILE, RunConfig), tuple(runs)
+        return load_config(runs[0] / CONFIG_FILE, RunConfig), tuple(runs)
     if not path.is_dir():
         raise RunError(f"{path}: no such run")
     raise RunError(
-        f"{path}: neither a run nor a study: it holds neither {RUN_CONFIG_FILE} nor "
-        f"{_SEEDS}/{RUN_CONFIG_FILE}"
+        f"{path}: neither a run nor a study: it holds neither {CONFIG_FILE} nor "
+        f"{SEEDS}/{CONFIG_FILE}"
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import SetSummary
-from bi_ray.files.records import read_record
 from bi_ray.intervals import Interval
 from bi_ray.readiness.summary import ReadinessSummary
 from bi_ray.report.readiness import Analysis, RealizedSummary, read_readiness
@@ -24,18 +23,19 @@ from bi_ray.report.scores import (
 )
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.runs.layout import (
-    StageRecord,
-    is_finished,
-    read_stage,
-    require_sizes,
-    stage_folders,
+    DATA,
+    EVAL_BASE,
+    EVAL_RL,
+    EVAL_SFT,
+    EVAL_SFT_DOUBLE,
+    samples_file,
 )
+from bi_ray.runs.records import read_record
+from bi_ray.runs.stages import StageRecord, is_finished, read_stage, require_sizes, stage_folders
 from bi_ray.verification.samples import read_samples
 
 # folder of the evaluated samples, by the training stage that they come after
-EVALUATIONS: dict[Stage, str] = {"SFT": "eval_sft", "RL": "eval_rl"}
-_DOUBLE = "eval_sft_double"
-_BASE = "eval_base"
+EVALUATIONS: dict[Stage, str] = {"SFT": EVAL_SFT, "RL": EVAL_RL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def read_scores(config: RunConfig, run: Path, seed: int) -> list[SetScore]:
     for arm in config.arms:
         for stage, folder in EVALUATIONS.items():
             for name in config.evaluation.sets:
-                file = run / folder / arm / f"{name}.jsonl"
+                file = run / folder / arm / samples_file(name)
                 if file.exists() or is_finished(file.parent):
                     scores.append(score_set(arm, stage, name, seed, read_samples(file)))
     return scores
@@ -174,7 +174,7 @@ def _sets(config: RunConfig, runs: Sequence[Path]) -> dict[str, dict[str, list[A
     for name in config.task.sets:
         values: dict[str, list[Any]] = defaultdict(list)
         for run in runs:
-            file = run / "data" / name / MANIFEST
+            file = run / DATA / name / MANIFEST
             if not file.parent.exists():
                 continue
             for key, value in read_record(file, SetSummary).items():
@@ -189,7 +189,7 @@ def _base_model(config: RunConfig, runs: Sequence[Path]) -> list[Control]:
     """Greedy accuracy before SFT, if the run measured it."""
     if not config.evaluation.base_model:
         return []
-    return _controls(config, "base", [run / _BASE for run in runs])
+    return _controls(config, "base", [run / EVAL_BASE for run in runs])
 
 
 def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[Control]:
@@ -198,7 +198,7 @@ def _double_sft(config: RunConfig, runs: Sequence[Path]) -> list[Control]:
         return []
     controls = []
     for arm in config.arms:
-        controls += _controls(config, arm, [run / _DOUBLE / arm for run in runs])
+        controls += _controls(config, arm, [run / EVAL_SFT_DOUBLE / arm for run in runs])
     return controls
 
 
@@ -211,7 +211,7 @@ def _controls(config: RunConfig, arm: str, folders: Sequence[Path]) -> list[Cont
     for name in config.evaluation.sets:
         scores = []
         for seed, folder in enumerate(existing):
-            rows = read_samples(folder / f"{name}.jsonl")
+            rows = read_samples(folder / samples_file(name))
             scores.append(score_set(arm, "SFT", name, seed, rows))
         row = make_table(scores, config.evaluation.bootstrap_draws)[0]
         controls.append(Control(arm, name, row.sft.accuracy))

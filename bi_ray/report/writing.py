@@ -17,17 +17,20 @@ from bi_ray.report.readiness import render_readiness
 from bi_ray.report.source import Source, distinct_labels, find_runs
 from bi_ray.report.summary import Summary, as_json, summarize_runs
 from bi_ray.report.tables import markdown_table, render_samples, render_table
+from bi_ray.runs.foreign_folders import refuse_foreign_page, refuse_foreign_report
 from bi_ray.runs.layout import (
+    EVAL_RL,
     MARKDOWN,
+    METRICS_FILE,
     PAGE,
     PICTURE,
     REPORT,
+    RL,
     SUMMARY,
-    is_finished,
-    refuse_foreign_page,
-    refuse_foreign_report,
+    samples_file,
 )
 from bi_ray.runs.metrics import read_steps
+from bi_ray.runs.stages import is_finished
 
 
 def write_summary(config: RunConfig, runs: Sequence[Path], out: Path) -> Summary:
@@ -67,8 +70,8 @@ def _rewards(runs: Sequence[Path], arm: str) -> list[list[float]]:
     """Mean training reward of every RL step, one list per run."""
     by_run = []
     for run in runs:
-        folder = run / "rl" / arm
-        rows = read_steps(folder / "metrics.jsonl", growing=not is_finished(folder))
+        folder = run / RL / arm
+        rows = read_steps(folder / METRICS_FILE, growing=not is_finished(folder))
         # step 0 has only been validated
         by_run.append([row["reward"] for row in rows if "reward" in row])
     return by_run
@@ -119,7 +122,7 @@ def show_summary(summary: Summary, console: Console, out: Path) -> None:
     )
     console.print("Every sample with its verdict, and the rest of the report:", highlight=False)
     for name in (
-        "eval_rl/<arm>/<set>.jsonl",
+        f"{EVAL_RL}/<arm>/{samples_file('<set>')}",
         f"{REPORT}/{PICTURE}",
         f"{REPORT}/{MARKDOWN}",
         f"{REPORT}/{SUMMARY}",

@@ -1,4 +1,4 @@
-"""What a cell of a user's row holds, whoever wrote it: JSON, Parquet, `datasets`, pandas or numpy."""
+"""The cells of a user's row, whoever wrote them: JSON, Parquet, `datasets`, pandas or numpy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-_MISSING = ("NAType", "NaTType")  # pandas' own; pandas itself need not be there
+_MISSING = ("NAType", "NaTType")  # pandas' own; pandas itself need not be installed
 _MOST_ZEROS = 30  # written out, before a number keeps its exponent
 _SHOWN = 40  # characters of a value that a reason quotes
+_TIMES_OF_NUMPY = ("datetime64", "timedelta64")
+_SHORT_FLOATS = ("float16", "float32", "longdouble")
+_KINDS = {  # in the words of JSON
+    list: "a list",
+    tuple: "a list",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+}
 
 
 class RowError(ValueError):
@@ -19,10 +29,10 @@ class RowError(ValueError):
 
 
 def cell_text(value: object, field: str) -> str | None:
-    """A cell as the text that an answer is compared with; None where nothing is in it.
+    """A cell as the text that an answer is compared with; None where it is empty.
 
     A number is written as people write it: 452.0 (which a column of floats makes of 452) is "452",
-    1e21 has all its digits, and NaN, as NULL, is nothing.
+    and 1e21 has all its digits. NaN is empty, as NULL is.
 
     Args:
         value: of JSON, Python, numpy, pandas or Arrow.
@@ -31,27 +41,23 @@ def cell_text(value: object, field: str) -> str | None:
     Raises:
         RowError: it is neither text nor a number, or is infinite.
     """
-    if value is None or type(value).__name__ in _MISSING:
+    if is_missing(value):
         return None
-    if isinstance(value, str):
-        return str(value)
     if isinstance(value, bytes | bytearray):
         return _decoded(bytes(value), field)
-    if isinstance(value, bool):
+    if isinstance(value, str | bool | Fraction):
         return str(value)
     if isinstance(value, int):
-        return _whole(value, field)
+        return _whole_number(value, field)
     if isinstance(value, float | Decimal):
         return _number(value, field)
-    if isinstance(value, Fraction):
-        return str(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a scalar of numpy or torch
+    if _is_scalar(value):
         return _scalar(value, field)
-    raise RowError(f"{field} has to be text or a number, found {describe(value)}")
+    raise _wrong_kind(value, field)
 
 
 def text_cell(value: object, field: str) -> str | None:
-    """A cell that holds text, or nothing (None, NaN, pandas' NA).
+    """A cell that holds text, or is empty.
 
     Raises:
         RowError: it holds anything else.
@@ -79,27 +85,36 @@ def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         RowError: a text in it is not valid Unicode (half a surrogate pair), so nothing could write
             it again.
     """
-    return {
-        _whole_text(str(name), "a column's name"): _plain(value, str(name))
-        for name, value in row.items()
-    }
+    plain: dict[str, Any] = {}
+    for name, value in row.items():
+        column = _valid_text(str(name), "a column's name")
+        plain[column] = _plain(value, str(name))
+    return plain
 
 
 def _plain(value: Any, field: str) -> Any:
     if isinstance(value, str):
-        return _whole_text(value, field)
+        return _valid_text(value, field)
     if isinstance(value, Mapping):
         return {_plain(name, field): _plain(inner, field) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, field) for inner in value]
-    if getattr(value, "shape", None) and hasattr(value, "tolist"):  # an array of numpy or torch
+    if _is_array(value):
         return _plain(value.tolist(), field)
     return value
 
 
-def _whole_text(text: str, field: str) -> str:
-    if text.isascii():
-        return text
+def _is_array(value: object) -> bool:
+    """Whether a value is an array of numpy or torch, of one dimension or more."""
+    return bool(getattr(value, "shape", None)) and hasattr(value, "tolist")
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether a value is a scalar of numpy or torch."""
+    return getattr(value, "shape", None) == () and hasattr(value, "item")
+
+
+def _valid_text(text: str, field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -115,25 +130,20 @@ def _decoded(value: bytes, field: str) -> str:
         raise RowError(f"{field} has bytes that are not UTF-8 text: {value[:40]!r}") from error
 
 
-def _whole(value: int, field: str) -> str:
+def _whole_number(value: int, field: str) -> str:
     try:
         return str(int(value))
     except ValueError as error:  # more digits than Python writes
         raise RowError(f"{field} is a number with too many digits: {error}") from error
 
 
-def _number(value: float | Decimal, field: str) -> str | None:
-    if is_missing(value):
-        return None
+def _number(value: float | Decimal, field: str) -> str:
     if math.isinf(value):
         raise RowError(f"{field} has to be a finite number, found {value}")
     number = Decimal(str(value))  # the digits that tell it from its neighbors, and no more
-    exponent = number.as_tuple().exponent
-    if (
-        not isinstance(exponent, int)
-        or abs(number.adjusted()) > _MOST_ZEROS
-        or exponent > _MOST_ZEROS
-    ):
+    exponent = int(number.as_tuple().exponent)
+    zeros = max(abs(number.adjusted()), exponent)
+    if zeros > _MOST_ZEROS:
         return str(value)
     digits = format(number, "f")
     if "." in digits:
@@ -143,35 +153,30 @@ def _number(value: float | Decimal, field: str) -> str | None:
 
 def _scalar(value: Any, field: str) -> str | None:
     kind = type(value).__name__
-    if kind in ("datetime64", "timedelta64"):  # of some units `item` makes plain numbers
+    if kind in _TIMES_OF_NUMPY:  # of some units, `item` makes plain numbers
         if str(value) == "NaT":
             return None
-        raise RowError(f"{field} has to be text or a number, found {describe(value)}")
-    if kind in ("float16", "float32", "longdouble"):  # as a Python float it would get more digits
+        raise _wrong_kind(value, field)
+    if kind in _SHORT_FLOATS:  # as a Python float it would get more digits
         return cell_text(Decimal(str(value)), field)
     inner = value.item()
     if type(inner) is type(value):
-        raise RowError(f"{field} has to be text or a number, found {describe(value)}")
+        raise _wrong_kind(value, field)
     return cell_text(inner, field)
+
+
+def _wrong_kind(value: object, field: str) -> RowError:
+    return RowError(f"{field} has to be text or a number, found {describe(value)}")
 
 
 def describe(value: object) -> str:
     """A value of the wrong kind, in the words of JSON, and its start."""
-    names = {
-        list: "a list",
-        tuple: "a list",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-    }
-    kind = (
-        "an object" if isinstance(value, Mapping) else names.get(type(value), type(value).__name__)
-    )
-    if isinstance(value, date | time | timedelta) or kind in ("datetime64", "timedelta64"):
+    kind = _KINDS.get(type(value), type(value).__name__)
+    if isinstance(value, Mapping):
+        kind = "an object"
+    if isinstance(value, date | time | timedelta) or kind in _TIMES_OF_NUMPY:
         return f"a date or time: {value}; write it as text, as responses have to"
     try:
-        shown = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes is in it
+        return f"{kind}: {repr(value)[:_SHOWN]}"
+    except ValueError:  # it has a whole number of more digits than Python writes
         return kind
-    return f"{kind}: {shown[:_SHOWN]}"

@@ -12,22 +12,22 @@ from typing import Any
 from bi_ray.files.atomic import write_text
 
 REJECTS = "rejects.jsonl"
-
 _SHOWN = 200  # characters of a bad row that are kept: enough to find it
-
 _REASON = 400  # and of a reason: it may quote the row
-
-RowValues = Mapping[str, Any]
+RowValues = Mapping[str, Any]  # of a user's file, whatever is in it
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the row and says what to change."""
+    """Data cannot be used; the message names the row and says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands: its file, and its line there (from 1; in Parquet and data sets the number
-    of the row).
+    """Where a row is.
+
+    Attributes:
+        file: path of the file or data set.
+        line: from 1; in Parquet and data sets the number of the row.
     """
 
     file: str
@@ -42,7 +42,7 @@ class Reject:
     """A row that was left out.
 
     Attributes:
-        file, line: where it stands (see ``Place``).
+        file, line: see ``Place``.
         reason: why it cannot be used.
         row: the start of its content.
     """
@@ -78,41 +78,46 @@ class Rejects:
         )
 
     def write(self, path: Path) -> None:
-        """A JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
+        """Write a JSON line per bad row: ``file``, ``line``, ``reason``, ``row``."""
         text = "".join(
             json.dumps(asdict(reject), ensure_ascii=False) + "\n" for reject in self.rows
         )
         write_text(path, text)
 
     def summary(self) -> list[str]:
-        """A line per file and reason, the commonest first; reasons that differ only in their
-        figures are one.
+        """A line per file and reason, the most frequent first.
+
+        Reasons that differ only behind their colon are one.
         """
-        counts = Counter((reject.file, reject.reason.partition(":")[0]) for reject in self.rows)
-        first = {
-            (reject.file, reject.reason.partition(":")[0]): reject.line
-            for reject in reversed(self.rows)
-        }
-        return [
-            f"{file}: {count} row{'s' * (count > 1)} left out, {reason} (first: line {first[file, reason]})"
-            for (file, reason), count in counts.most_common()
-        ]
+        counts: Counter[tuple[str, str]] = Counter()
+        first_lines: dict[tuple[str, str], int] = {}
+        for reject in self.rows:
+            cause = reject.file, reject.reason.partition(":")[0]
+            counts[cause] += 1
+            first_lines.setdefault(cause, reject.line)
+        lines = []
+        for cause, count in counts.most_common():
+            file, reason = cause
+            rows = "row" if count == 1 else "rows"
+            first = first_lines[cause]
+            lines.append(f"{file}: {count} {rows} left out, {reason} (first: line {first})")
+        return lines
 
     def explain(self, source: object, what: str) -> str:
-        """Why nothing of ``source`` could be used, where nothing could: every reason, and the first
-        one in full.
+        """Why nothing of ``source`` could be used: every reason, and the first one in full.
+
+        Args:
+            source: where the rows came from.
+            what: the consequence, such as "nothing was written".
         """
         if not self.rows:
             return f"{source} has no rows; {what}"
         first = self.rows[0]
-        told = [] if len(self.rows) == 1 else self.summary()
-        return "\n".join(
-            [
-                f"no row of {source} could be used; {what}",
-                *told,
-                f"line {first.line}: {first.reason}",
-            ]
-        )
+        lines = [f"no row of {source} could be used; {what}"]
+        if len(self.rows) > 1:
+            lines += self.summary()
+        lines.append(f"line {first.line}: {first.reason}")
+        return "\n".join(lines)
 
 
 def _start_of(row: object) -> str:
@@ -126,5 +131,5 @@ def _start_of(row: object) -> str:
 
 
 def _writable(text: str) -> str:
-    """The same with half surrogate pairs escaped, which no file takes."""
+    """A text with half surrogate pairs escaped: no file takes them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

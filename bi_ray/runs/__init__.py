@@ -1,1 +1,1 @@
-"""A run on disk: its layout, directory and lock, mirror at a URI, checkpoints, metrics and status."""
+"""A run on disk: layout, directory and lock, mirror at a URI, checkpoints, metrics, status."""

@@ -1,36 +1,23 @@
-"""What a training leaves on disk to resume from: directories of steps, each with the digests of its
-files.
-"""
+"""Checkpoints of a training: a directory per step, each with the digests of its files."""
 
 from __future__ import annotations
 
 import logging
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bi_ray.files.atomic import discard, tidy, write_atomically
+from bi_ray.files.atomic import discard, remove, tidy, write_atomically
 from bi_ray.files.errors import explain_full_disk
-from bi_ray.files.integrity import (
-    FileRecord,
-    file_names,
-    find_damage,
-    record_files,
-    sync,
-    sync_folder,
-)
-from bi_ray.runs.layout import CHECKPOINT_FILE
+from bi_ray.files.integrity import FileRecord, file_names, find_damage, record_files
+from bi_ray.runs.layout import CHECKPOINT_FILE, damaged_name, step_name, step_of, steps_in
 
 log = logging.getLogger(__name__)
-_STEP = re.compile(r"step_([1-9][0-9]*)")
-_DAMAGED = ".damaged"
 
 
 class CheckpointState(BaseModel):
-    """Content of ``state.json``: the last file of a checkpoint that is written.
+    """Content of ``state.json``, the file of a checkpoint that is written last.
 
     Attributes:
         step: how many steps the training had made.
@@ -43,15 +30,10 @@ class CheckpointState(BaseModel):
     files: dict[str, FileRecord]
 
 
-def step_of(name: str) -> int | None:
-    """The step of a directory called ``name``; None if it is not the name of a checkpoint."""
-    match = _STEP.fullmatch(name)
-    return int(match[1]) if match else None
-
-
 def checkpoint_damage(folder: Path) -> str | None:
-    """Why the checkpoint ``step_N`` cannot be used, naming the file; None if it is whole. Reads all
-    of it.
+    """Why the checkpoint ``step_N`` cannot be used, naming the file; None if it is whole.
+
+    Reads every file.
     """
     if not folder.is_dir():
         return "it is not a directory"
@@ -67,19 +49,20 @@ def checkpoint_damage(folder: Path) -> str | None:
         return f"{CHECKPOINT_FILE} is cut short or damaged"
     if state.step != step_of(folder.name):
         return f"{CHECKPOINT_FILE} is of step {state.step}"
+    expected = {CHECKPOINT_FILE, *state.files}
     for name in file_names(folder):
-        if name != CHECKPOINT_FILE and name not in state.files:
+        if name not in expected:
             return f"{name} does not belong there"  # whoever loads the folder might read it
     return find_damage(folder, state.files)
 
 
 class StepDirectories:
-    """The directories ``step_N`` of a training, the newest whole one of which it resumes from.
+    """The checkpoints ``step_N`` of a training, which resumes from the newest whole one.
 
     Args:
         directory: where they are.
-        keep_last: how many of the newest stay.
-        keep_best: how many of those with the highest score stay beside them.
+        keep_last: how many of the newest to keep.
+        keep_best: how many of those with the highest score to keep besides.
         scores: by step, as known when a step is written; higher is better. Of equal ones the
             earlier is better.
     """
@@ -98,7 +81,7 @@ class StepDirectories:
 
     def path(self, step: int) -> Path:
         """Directory of ``step``."""
-        return self.directory / f"step_{step}"
+        return self.directory / step_name(step)
 
     def recover(
         self, last_step: int | None = None, note: Callable[[str], None] = log.warning
@@ -114,19 +97,20 @@ class StepDirectories:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         tidy(self.directory)
-        steps = sorted(self._steps(), reverse=True)
+        steps = sorted(steps_in(self.directory), reverse=True)
         for step in steps:
             if self._is_whole(step, last_step, note):
                 return step
         if steps:
             note(
-                f"no intact checkpoint is left in {self.directory}: training starts at its first step"
+                f"no intact checkpoint is left in {self.directory}: training starts at its first "
+                "step"
             )
         return 0
 
     def whole_steps(self, note: Callable[[str], None] = log.warning) -> set[int]:
         """Every whole step; those that are damaged are renamed as ``recover`` does."""
-        return {step for step in self._steps() if self._is_whole(step, None, note)}
+        return {step for step in steps_in(self.directory) if self._is_whole(step, None, note)}
 
     def write(self, step: int, fill: Callable[[Path], None]) -> None:
         """Make ``step_N`` by filling a new folder, then remove the steps that are not kept.
@@ -142,14 +126,12 @@ class StepDirectories:
             fill(folder)
             state = CheckpointState(step=step, files=record_files(folder))
             (folder / CHECKPOINT_FILE).write_text(state.model_dump_json(indent=1))
-            sync_folder(folder)
-        sync(self.directory)
-        _remove(path.with_name(path.name + _DAMAGED))
-        for old in self._steps() - self._kept():
+        remove(path.with_name(damaged_name(path.name)))
+        for old in steps_in(self.directory) - self._kept():
             discard(self.path(old))
 
     def _is_whole(self, step: int, last_step: int | None, note: Callable[[str], None]) -> bool:
-        """Whether it can be used; if not, it is set aside."""
+        """Whether a checkpoint can be used; if not, it is renamed."""
         path = self.path(step)
         if last_step is not None and step > last_step:
             reason: str | None = f"the training has only {last_step} steps"
@@ -157,26 +139,15 @@ class StepDirectories:
             reason = checkpoint_damage(path)
         if reason is None:
             return True
-        aside = path.with_name(path.name + _DAMAGED)
-        _remove(aside)
+        aside = path.with_name(damaged_name(path.name))
+        remove(aside)
         path.rename(aside)
         note(f"checkpoint {path} is left out: {reason}; it was renamed to {aside.name}")
         return False
 
     def _kept(self) -> set[int]:
-        steps = sorted(self._steps())
-        scores = {step: score for step, score in self._scores().items() if step in steps}
-        best = sorted(scores, key=lambda step: (-scores[step], step))[: self._keep_best]
-        return {*steps[-self._keep_last :], *best}
-
-    def _steps(self) -> set[int]:
-        steps = (step_of(path.name) for path in self.directory.iterdir())
-        return {step for step in steps if step is not None}
-
-
-def _remove(path: Path) -> None:
-    """Remove a directory or a file, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        steps = sorted(steps_in(self.directory))
+        scores = self._scores()
+        scored = [step for step in steps if step in scores]
+        best_first = sorted(scored, key=lambda step: -scores[step])  # stable: the earlier is better
+        return {*steps[-self._keep_last :], *best_first[: self._keep_best]}

@@ -1,128 +1,48 @@
-"""Files that are either whole or absent, and the run directory that is made of them."""
+"""The run directory: stages that are whole or absent, and the work of unfinished ones."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
-from pydantic_core import to_jsonable_python
-
-from bi_ray.config import RUN_CONFIG_FILE, Config, save_config
+from bi_ray.config import Config, save_config
 from bi_ray.files.atomic import discard, restore, tidy, write_atomically
-from bi_ray.files.errors import RunError, explain_full_disk, in_words, naming
-from bi_ray.files.integrity import FileRecord, find_damage, record_files
-from bi_ray.files.names import RUN_MARK
+from bi_ray.files.errors import RunError, explain_full_disk, naming
+from bi_ray.files.integrity import find_damage, record_files
 from bi_ray.files.uri import public_name
-from bi_ray.runs.layout import (
-    LOCK_FILE,
-    REPORT,
-    STAGE_FILE,
-    StageRecord,
-    holder_in,
-    read_stage,
+from bi_ray.runs.foreign_folders import (
     refuse_foreign,
     refuse_foreign_files,
     refuse_foreign_report,
-    require_sizes,
 )
+from bi_ray.runs.keys import StageKey, differences, key_of
+from bi_ray.runs.layout import (
+    CONFIG_FILE,
+    REPORT,
+    RUN_MARK,
+    STAGE_FILE,
+    kind_of,
+    work_of,
+)
+from bi_ray.runs.lock import take_lock
+from bi_ray.runs.process import absolute
+from bi_ray.runs.stages import StageRecord, read_stage, require_sizes, write_stage
 
-# set for a job, whose copy of the code comes without .git
-CODE_VERSION_VARIABLE = "BI_RAY_CODE_VERSION"
 _SHOWN_DIFFERENCES = 20
 
 
-class RunLocked(RunError):
-    """Another process works in the run directory."""
-
-
 class StageChanged(RunError):
-    """A stage's artifact was made under another configuration or from other inputs."""
-
-
-def job_id() -> str | None:
-    """The id of the Ray job that this command is, None outside of one. Ray's job supervisor sets
-    the variable.
-    """
-    job_config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    return (
-        json.loads(job_config).get("metadata", {}).get("job_submission_id", "unknown")
-        if job_config
-        else None
-    )
-
-
-def this_process() -> str:
-    """What a lock says of its holder."""
-    job = job_id()
-    return f"{os.getpid()} (job {job} on {socket.gethostname()})" if job else str(os.getpid())
-
-
-def absolute(path: str | Path) -> Path:
-    """The absolute path of a run directory.
-
-    Raises:
-        RunError: it is relative, and this is a Ray job.
-    """
-    if job_id():
-        refuse_relative("the run directory", path)
-    return Path(path).absolute()
-
-
-def refuse_relative(what: str, path: str | Path) -> None:
-    """Raises RunError for a relative path: a job's folder is thrown away."""
-    if not Path(path).is_absolute():
-        raise RunError(
-            f"{what}, {path}, is relative: a job runs in a copy of the working directory, and results in there would "
-            "be lost; give an absolute path that every node sees, or a URI such as s3://bucket/run"
-        )
-
-
-@dataclass(frozen=True)
-class StageKey:
-    """What an artifact depends on, as plain JSON data, and the hash of it.
-
-    Attributes:
-        config: the parts of the configuration that the stage reads, by name.
-        inputs: the digest of every artifact that the stage reads, by stage.
-        digest: hash of the canonical JSON of both (64 bits, hexadecimal).
-    """
-
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    digest: str
-
-
-def key_of(config: Mapping[str, object], inputs: Mapping[str, str]) -> StageKey:
-    """The key of a stage.
-
-    Args:
-        config: parts of the configuration, sections or plain values, such as ``{"sft": run.sft,
-            "seed": 3}``.
-        inputs: digests of the stages that this one reads, such as ``{"data": data_key.digest}``.
-    """
-    parts = json.loads(json.dumps(to_jsonable_python(dict(config)), allow_nan=False))
-    text = json.dumps([parts, dict(inputs)], sort_keys=True, separators=(",", ":"))
-    return StageKey(parts, dict(inputs), hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+    """A stage was made under another configuration or from other inputs."""
 
 
 class RunDirectory:
-    """Where the artifacts of one run live: the folder ``STAGE`` for each, ``work/STAGE`` while
-    made.
+    """Where the stages of one run are: the folder ``STAGE`` of each, ``work/STAGE`` until then.
 
     Used as a context manager it holds the run's lock, which the kernel releases when the process
-    ends in whatever way.
+    ends in whatever way. See ``layout`` for the names of everything in it.
 
     Attributes:
         path: the directory, absolute.
@@ -130,7 +50,7 @@ class RunDirectory:
             copy of.
 
     Args:
-        path: a directory, made if absent. For a URI see ``mirror.RunPlace``.
+        path: a directory, made if absent. For a URI see ``place.RunPlace``.
 
     Raises:
         RunError: the path is a URI or a file, or relative inside a Ray job.
@@ -139,7 +59,8 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         if "://" in str(path):
             raise RunError(
-                f"{public_name(str(path))}: this command works in a directory; `bi-ray run` and `study` take a URI"
+                f"{public_name(str(path))}: this command works in a directory; `bi-ray run` and "
+                "`study` take a URI"
             )
         self.path = absolute(path)
         self.name = str(self.path)
@@ -156,35 +77,9 @@ class RunDirectory:
             RunError: the directory has files and is not a run directory; nothing in it was touched.
         """
         begin_directory(self.path)
-        self._lock = self._take_lock()
+        self._lock = take_lock(self.path)
         tidy(self.path)
         return self
-
-    def _take_lock(self) -> IO[bytes]:
-        file = self.path / LOCK_FILE
-        with naming(file):
-            lock = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b", 0)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = holder_in(lock.read())
-            lock.close()
-            raise RunLocked(
-                f"{self.path} is in use by process {holder}: wait for it, or choose another run"
-            ) from error
-        except OSError as error:
-            lock.close()
-            raise RunError(
-                f"{file} cannot be locked: {in_words(error)}; choose a directory on another disk"
-            ) from error
-        try:
-            with naming(file):
-                lock.truncate(0)
-                lock.write(this_process().encode())
-        except OSError:
-            lock.close()
-            raise
-        return lock
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -197,16 +92,16 @@ class RunDirectory:
         return key_of({"path": self.name}, {}).digest
 
     def artifact(self, stage: str) -> Path:
-        """Where the finished artifact of ``stage`` is, or will be."""
+        """Where the finished ``stage`` is, or will be."""
         return self.path / stage
 
     def is_done(self, stage: str, key: StageKey) -> bool:
-        """Whether ``stage`` has its artifact.
+        """Whether ``stage`` is finished.
 
         Raises:
-            StageChanged: it has one under another key; the message lists what differs.
-            RunError: it has one, and files of it are damaged. Absent ones, such as weights that
-                were removed to make room, matter to whoever reads them; see ``require_whole``.
+            StageChanged: it is, under another key; the message lists what differs.
+            RunError: it is, and files of it are damaged. Absent ones, such as weights that were
+                removed to make room, matter to whoever reads them; see ``require_whole``.
         """
         folder = self.artifact(stage)
         restore(folder)
@@ -216,28 +111,30 @@ class RunDirectory:
         return True
 
     def work(self, stage: str, key: StageKey) -> Path:
-        """The folder for what an unfinished ``stage`` keeps to go on from (checkpoints, metrics);
-        made if absent.
+        """The folder for what an unfinished ``stage`` resumes from, made if absent.
 
         Raises:
             StageChanged: the work there was begun under another key.
             RunError: the folder is there, and bi-ray did not make it.
         """
-        folder = self.path / "work" / stage
+        folder = self.path / work_of(stage)
         if not self._is_under(folder, stage, key):
             refuse_foreign_files(folder)
             with write_atomically(folder) as fresh:
-                _write_stage_file(fresh, key, seconds=None, files=None)
+                write_stage(fresh, key, seconds=None, files=None)
         return folder
 
     @contextmanager
     def commit(self, stage: str, key: StageKey, began: float | None = None) -> Iterator[Path]:
-        """A folder to fill with the artifact of ``stage``; it appears, whole, when the block ends
-        without an error.
+        """A folder to fill, which becomes ``stage``, whole, when the block ends without an error.
 
-        The folder that ``work`` gave is removed then. ``stage.json`` in the artifact holds the key,
-        the code version, size and digest of every file, and the seconds since ``began`` (of
-        ``time.monotonic``; None: since the block began).
+        The folder that ``work`` gave is removed then. ``stage.json`` holds the key, the code
+        version, size and digest of every file, and the seconds since ``began``.
+
+        Args:
+            stage: its name.
+            key: of the stage.
+            began: when it began, by ``time.monotonic``; None: when the block begins.
 
         Raises:
             DiskFull: the disk filled while the block ran.
@@ -250,13 +147,14 @@ class RunDirectory:
             write_atomically(self.artifact(stage)) as folder,
         ):
             yield folder
-            record = record_files(folder)
-            _write_stage_file(folder, key, seconds=time.monotonic() - began, files=record)
-        discard(self.path / "work" / stage)
+            files = record_files(folder)
+            write_stage(folder, key, time.monotonic() - began, files)
+        discard(self.path / work_of(stage))
 
     def require_whole(self, *stages: str) -> None:
-        """Compare the files of finished stages with their digests, each stage once; whoever reads a
-        stage calls this.
+        """Compare the files of finished stages with their digests, each stage once.
+
+        Whoever reads a stage calls this.
 
         Raises:
             RunError: a file is not what it was when its stage was finished.
@@ -264,92 +162,90 @@ class RunDirectory:
         for stage in stages:
             if stage in self._whole:
                 continue
-            # none recorded: nothing to compare with
-            files = read_stage(self.artifact(stage)).files or {}
-            if reason := find_damage(self.artifact(stage), files):
-                raise RunError(
-                    f"{self.artifact(stage)} is damaged: {reason}; {self._remedy(stage)}"
-                )
+            folder = self.artifact(stage)
+            damage = find_damage(folder, read_stage(folder).files or {})
+            if damage is not None:
+                raise RunError(f"{folder} is damaged: {damage}; {self._remedy(stage)}")
             self._whole.add(stage)
 
     def _remedy(self, stage: str) -> str:
-        return f"make the stage again with --from {stage.split('/')[0]}"
+        return f"make the stage again with --from {kind_of(stage)}"
 
     @contextmanager
     def keeping_work(self, stage: str, note: Callable[[str], None]) -> Iterator[None]:
-        """While the block makes ``stage``, keep its checkpoints where the run lives; here they are
-        there already.
+        """While the block makes ``stage``, keep its checkpoints where the run is.
+
+        In a directory they are there already.
 
         Args:
             stage: its name.
-            note: told, once in a row, why a checkpoint could not be kept.
+            note: takes a line when checkpoints cannot be kept.
         """
         yield
 
     def forget_from(self, stage_order: Sequence[str], stage: str) -> None:
-        """Remove the artifacts of ``stage`` and of every later one, all their arms, finished or
-        not.
+        """Remove ``stage`` and every later one, all their arms, finished or not.
 
         Whatever else is in those folders stays.
 
         Args:
-            stage_order: the first parts of the stages' names in the order of the run, such as data,
-                sft, rl.
+            stage_order: the first parts of the stages' names, in the order of a run.
             stage: where to start again.
 
         Raises:
-            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside an
-                artifact; nothing is removed then.
+            RunError: ``stage`` is not in ``stage_order``, or files of the user are inside a stage;
+                nothing is removed then.
         """
         if stage not in stage_order:
             raise RunError(f"no stage is called {stage!r}; the stages are {', '.join(stage_order)}")
         forgotten = stage_order[stage_order.index(stage) :]
-        doomed = [self._made_by(name) for name in reversed(forgotten)]
-        for folders in doomed:
-            for folder in folders:
-                discard(folder)
+        doomed: list[Path] = []
+        for name in reversed(forgotten):
+            doomed += self._folders_of(name)
+        for folder in doomed:
+            discard(folder)
         for name in forgotten:
-            for parent in (self.path / name, self.path / "work" / name):
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
+            _remove_if_empty(self.path / name)
+            _remove_if_empty(self.path / work_of(name))
 
-    def _made_by(self, stage: str) -> list[Path]:
-        """The folders of a stage, one per arm where it has arms, that hold what it made and nothing
-        else.
+    def _folders_of(self, kind: str) -> list[Path]:
+        """The folders of a stage, one per arm where it has arms, finished or not.
+
+        Raises:
+            RunError: there are files in them that the stage did not make.
         """
-        whole = self.path / stage
-        if stage == REPORT:
-            refuse_foreign_report(whole)
-            return [whole]
-        candidates = [whole, self.path / "work" / stage]
-        for parent in list(candidates):
-            if parent.is_dir():
-                candidates += sorted(child for child in parent.iterdir() if child.is_dir())
-        folders = [folder for folder in candidates if (folder / STAGE_FILE).exists()]
-        if not folders:
-            refuse_foreign_files(whole)
-        for folder in folders:
+        finished = self.path / kind
+        if kind == REPORT:
+            refuse_foreign_report(finished)
+            return [finished]
+        folders: list[Path] = []
+        for parent in (finished, self.path / work_of(kind)):
+            files = [*parent.glob(STAGE_FILE), *parent.glob(f"*/{STAGE_FILE}")]
+            folders += [file.parent for file in sorted(files)]
+        for folder in folders or [finished]:
             refuse_foreign_files(folder)
         return folders
 
     def _is_under(self, folder: Path, stage: str, key: StageKey) -> bool:
+        """Whether a stage's folder is there, finished or not, and of this key."""
         if not (folder / STAGE_FILE).exists():
             return False
-        found = read_stage(folder)
-        if found.key == key.digest:
-            return True
-        lines = differences(
-            {**found.config, "inputs": found.inputs}, {**key.config, "inputs": key.inputs}
-        )
-        more = (
-            [f"and {len(lines) - _SHOWN_DIFFERENCES} more"]
-            if len(lines) > _SHOWN_DIFFERENCES
-            else []
-        )
-        listed = "\n  ".join(lines[:_SHOWN_DIFFERENCES] + more)
-        raise StageChanged(
+        record = read_stage(folder)
+        if record.key != key.digest:
+            raise self._changed(stage, record, key)
+        return True
+
+    def _changed(self, stage: str, record: StageRecord, key: StageKey) -> StageChanged:
+        before = {**record.config, "inputs": record.inputs}
+        now = {**key.config, "inputs": key.inputs}
+        lines = differences(before, now)
+        shown = lines[:_SHOWN_DIFFERENCES]
+        if len(lines) > _SHOWN_DIFFERENCES:
+            shown.append(f"and {len(lines) - _SHOWN_DIFFERENCES} more")
+        listed = "\n  ".join(shown)
+        return StageChanged(
             f"stage {stage} of {self.path} was made under other settings:\n  {listed}\n"
-            f"use a new run directory, or make it again with --from {stage.split('/')[0]}"
+            f"use a new run directory, or make it again with --from {kind_of(stage)}"
         )
 
 
@@ -361,7 +257,7 @@ def begin_directory(path: Path) -> None:
     """
     refuse_foreign(path)
     with naming(path):
-        # `scale` trusts no directory that others can write to
+        # `scale` trusts no directory that others can write to.
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not (path / RUN_MARK).exists():
             (path / RUN_MARK).touch()
@@ -373,75 +269,13 @@ def keep_config(config: Config, directory: Path, replace: bool) -> None:
     Args:
         config: of the run.
         directory: of the run.
-        replace: whether a file that is there already gives way.
+        replace: whether to replace a file that is there already.
     """
-    file = directory / RUN_CONFIG_FILE
+    file = directory / CONFIG_FILE
     if replace or not file.exists():
         save_config(config, file)
 
 
-def differences(old: object, new: object, where: str = "") -> list[str]:
-    """What differs between two pieces of JSON data, a line per leaf: ``sft.epochs: 5 -> 10``."""
-    before, after = _leaves(old, where), _leaves(new, where)
-    return [
-        f"{name}: {before.get(name, '(absent)')} -> {after.get(name, '(absent)')}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _leaves(value: object, where: str) -> dict[str, str]:
-    """Every scalar, empty container and list of scalars in ``value`` as JSON text, by its dotted
-    name.
-    """
-    children: dict[str, object] = {}
-    if isinstance(value, dict):
-        children = {
-            f"{where}.{name}" if where else str(name): child for name, child in value.items()
-        }
-    elif isinstance(value, list) and any(isinstance(child, (dict, list)) for child in value):
-        children = {f"{where}[{index}]": child for index, child in enumerate(value)}
-    if not children:
-        return {where: json.dumps(value)}
-    return {
-        name: text
-        for path, child in children.items()
-        for name, text in _leaves(child, path).items()
-    }
-
-
-def code_version() -> str:
-    """The installed version of this package, with the commit where it runs, or was submitted, from
-    a git checkout.
-    """
-    if said := os.environ.get(CODE_VERSION_VARIABLE):
-        return said
-    version = metadata.version("bi-ray")
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return version
-    described = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        timeout=10,
-    )
-    return f"{version}+{described.stdout.strip()}" if described.returncode == 0 else version
-
-
-def stage_damage(folder: Path) -> str | None:
-    """How the files of a finished stage differ from what its ``stage.json`` says of them; None if
-    they do not.
-    """
-    try:
-        files = read_stage(folder).files or {}
-    except RunError as error:
-        return str(error)
-    return find_damage(folder, files)
-
-
-def _write_stage_file(
-    folder: Path, key: StageKey, seconds: float | None, files: dict[str, FileRecord] | None
-) -> None:
-    record = StageRecord(key.digest, key.config, key.inputs, code_version(), seconds, files)
-    (folder / STAGE_FILE).write_text(json.dumps(to_jsonable_python(record), indent=1))
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

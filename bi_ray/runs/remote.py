@@ -1,9 +1,7 @@
-"""A folder in a file system that pyarrow reaches by URI (s3://, gs://, file://), and what is sent
-to it and fetched.
+"""The stages and checkpoints of a run at a URI: each there is all of one send, or absent.
 
 A stage or checkpoint goes to a folder with a new random name, a generation. Its mark
-(``stage.json``, ``state.json``) is written last and in one piece, and names the generation: what is
-there is all of one send, or absent.
+(``stage.json``, ``state.json``) is written last and in one piece, and names the generation.
 """
 
 from __future__ import annotations
@@ -11,37 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
-from pyarrow import ArrowException
-from pyarrow.fs import (
-    FileInfo,
-    FileSelector,
-    FileSystem,
-    FileType,
-    LocalFileSystem,
-    SubTreeFileSystem,
-    copy_files,
-)
+from pyarrow.fs import FileInfo
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bi_ray.files.atomic import write_text
 from bi_ray.files.errors import RunError
 from bi_ray.files.integrity import FileRecord, file_names, find_damage
-from bi_ray.files.names import TEMPORARY, temporary_name
-from bi_ray.files.uri import hide_secrets, public_name
-from bi_ray.runs.checkpoints import step_of
-from bi_ray.runs.layout import CHECKPOINT_FILE, REPORT, REPORT_FILES, STAGE_FILE
+from bi_ray.files.names import TEMPORARY
+from bi_ray.runs.layout import CHECKPOINT_FILE, REPORT, REPORT_FILES, STAGE_FILE, WORK, step_at
+from bi_ray.runs.remote_files import RemoteFiles, is_inside
 
 log = logging.getLogger(__name__)
-WORK = "work/"
-_FETCHES = 8  # files that are fetched at a time
 _GENERATION = re.compile(r"(.+?)/(sent-[0-9a-f]{16})/")
 _ABANDONED_S = 86_400.0  # age of files that no mark names, after which nobody is still sending them
 
@@ -77,30 +59,21 @@ class NotWhole(RunError):
     """What is at the URI under a mark is not what was sent."""
 
 
-class Remote:
-    """A folder in a file system that pyarrow reaches by URI.
+class Remote(RemoteFiles):
+    """A run at a URI.
 
     Raises:
         RunError: from every method, when the file system refuses or does not answer.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.name = public_name(uri)
-        self._uri = uri
-        with self._explained("open"):
-            files, root = FileSystem.from_uri(uri)
-            self._files = SubTreeFileSystem(root, files)
-            self._folder = Path(root) if isinstance(files, LocalFileSystem) else None
-
     def stages(self) -> dict[str, Mark]:
-        """The mark of every finished stage, by stage; one that cannot be read is left out with a
-        line in the log.
-        """
-        folders = [name for name in self.folders_with(STAGE_FILE) if not name.startswith(WORK)]
-        return self._marks(folders, STAGE_FILE)
+        """The mark of every finished stage, by stage; one that cannot be read is logged."""
+        folders = self.folders_with(STAGE_FILE)
+        finished = [name for name in folders if not name.startswith(f"{WORK}/")]
+        return self._marks(finished, STAGE_FILE)
 
     def checkpoints(self, work: str) -> dict[str, Mark]:
-        """The mark of every checkpoint below the folder ``work``, by its path from the root."""
+        """The mark of every checkpoint below the folder ``work``, by its path in the run."""
         folders = self.folders_with(CHECKPOINT_FILE, work)
         return self._marks([name for name in folders if step_at(name)], CHECKPOINT_FILE)
 
@@ -110,7 +83,7 @@ class Remote:
             try:
                 marks[folder] = self.mark(folder, mark_name)
             except NotWhole as error:
-                log.warning("%s", error)
+                log.warning("%s", error, exc_info=True)
             except RunError:
                 if self.exists(f"{folder}/{mark_name}"):
                     raise
@@ -130,64 +103,6 @@ class Remote:
                 f"{folder}/{mark_name} at {self.name} is damaged; it is left out"
             ) from error
 
-    def folders_with(self, base_name: str, below: str = "") -> list[str]:
-        """Every folder that has a file of this name, by its path from the root."""
-        files = [file.path for file in self._list(below) if file.base_name == base_name]
-        return sorted(path.rpartition("/")[0] for path in files if "/" in path)
-
-    def files_below(self, folder: str) -> list[str]:
-        """The paths of all files below a folder, from the root."""
-        return sorted(file.path for file in self._list(folder))
-
-    def _list(self, below: str) -> list[FileInfo]:
-        """Every file below a folder whose path stays below it: buckets may be somebody else's."""
-        with self._explained("list"):
-            found = self._files.get_file_info(
-                FileSelector(below, recursive=True, allow_not_found=True)
-            )
-        return [file for file in found if file.type == FileType.File and _is_inside(file.path)]
-
-    def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        with self._explained("read"):
-            return self._files.get_file_info(name).type == FileType.File
-
-    def modified(self, name: str) -> float | None:
-        """When a file was written, by the store's own clock, in seconds since 1970; None if there
-        is no such file.
-        """
-        with self._explained("read"):
-            file = self._files.get_file_info(name)
-        if file.type != FileType.File:
-            return None
-        return file.mtime_ns / 1e9 if file.mtime_ns else time.time()
-
-    def now(self) -> float:
-        """The time by the store's own clock, in seconds since 1970: that of a file which is written
-        for it.
-        """
-        name = temporary_name(Path("clock")).name
-        self.write(name, "")
-        try:
-            return self.modified(name) or time.time()
-        finally:
-            self.remove_file(name)
-
-    def read(self, name: str) -> str:
-        """The text of a file."""
-        with self._explained("read"), self._files.open_input_stream(name) as stream:
-            return stream.read().decode(errors="replace")
-
-    def write(self, name: str, text: str) -> None:
-        """Make or replace a file, in one piece."""
-        with self._explained("write"):
-            if self._folder:
-                self._make_folder_of(name)
-                write_text(self._folder / name, text, durable=False)
-                return
-            with self._files.open_output_stream(name) as stream:  # object stores replace it whole
-                stream.write(text.encode())
-
     def send(
         self,
         folder: Path,
@@ -195,8 +110,7 @@ class Remote:
         mark_name: str = STAGE_FILE,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Replace the folder ``name`` by ``folder``, in one moment: that in which its mark is
-        written.
+        """Replace the folder ``name`` by ``folder``, at the moment in which its mark is written.
 
         Args:
             folder: in the working copy, with the file ``mark_name``.
@@ -205,10 +119,7 @@ class Remote:
             check: called before every file and before the mark; what it raises ends the sending.
         """
         content = json.loads((folder / mark_name).read_bytes())
-        before = ""
-        if self.exists(f"{name}/{mark_name}"):
-            with suppress(NotWhole):
-                before = self.mark(name, mark_name).generation
+        before = self._generation_of(name, mark_name)
         generation = f"sent-{uuid.uuid4().hex[:16]}"
         for file in file_names(folder):
             if file != mark_name:
@@ -217,8 +128,18 @@ class Remote:
         check()
         mark = Mark(generation=generation, content=content)
         self.write(f"{name}/{mark_name}", mark.model_dump_json(indent=1))
-        if before:
+        if before is not None:
             self.remove(f"{name}/{before}")
+
+    def _generation_of(self, folder: str, mark_name: str) -> str | None:
+        """The generation that a folder's mark names; None without a mark that can be read."""
+        if not self.exists(f"{folder}/{mark_name}"):
+            return None
+        try:
+            return self.mark(folder, mark_name).generation
+        except NotWhole:
+            log.info("%s/%s is replaced", folder, mark_name, exc_info=True)
+            return None
 
     def replace_report(self, folder: Path) -> None:
         """Replace the report, which has no mark, file by file.
@@ -228,23 +149,17 @@ class Remote:
         """
         fresh = file_names(folder)
         there = [file.removeprefix(f"{REPORT}/") for file in self.files_below(REPORT)]
-        old = [file for file in there if not file.startswith(".")]
-        foreign = [file for file in old if file not in REPORT_FILES]
+        old = {file for file in there if not file.startswith(".")}
+        foreign = sorted(old.difference(REPORT_FILES))
         if foreign:
             raise RunError(
-                f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and try again"
+                f"{REPORT}/{foreign[0]} at {self.name} is not part of a report; move it away and "
+                "try again"
             )
         for file in fresh:
             self.send_file(folder / file, f"{REPORT}/{file}")
-        for file in old:
-            if file not in fresh:
-                self.remove_file(f"{REPORT}/{file}")
-
-    def send_file(self, file: Path, name: str) -> None:
-        """Make or replace the file ``name``."""
-        with self._explained("write"):
-            self._make_folder_of(name)
-            copy_files(str(file), name, LocalFileSystem(), self._files)
+        for file in sorted(old.difference(fresh)):
+            self.remove_file(f"{REPORT}/{file}")
 
     def fetch(self, name: str, mark: Mark, mark_name: str, folder: Path) -> None:
         """Fill ``folder`` with the stage or checkpoint ``name``.
@@ -252,113 +167,98 @@ class Remote:
         Raises:
             NotWhole: a file there is missing or is not the one that was sent.
         """
-        what = f"{name} at {self.name}"
+        what = f"{name} at {self.name} is left out"
+        generation = f"{name}/{mark.generation}"
         try:
             files = mark.files()
         except ValidationError as error:
-            raise NotWhole(f"{what} is left out: {mark_name} is damaged") from error
-        if not all(map(_is_inside, files)):
-            raise NotWhole(f"{what} is left out: it names files outside of its folder")
-        there = set(self.files_below(f"{name}/{mark.generation}"))
-        missing = [file for file in files if f"{name}/{mark.generation}/{file}" not in there]
+            raise NotWhole(f"{what}: {mark_name} is damaged") from error
+        if not all(map(is_inside, files)):
+            raise NotWhole(f"{what}: it names files outside of its folder")
+        there = set(self.files_below(generation))
+        missing = [file for file in files if f"{generation}/{file}" not in there]
         if missing:
-            raise NotWhole(f"{what} is left out: {missing[0]} is missing")
-        self.fetch_files(f"{name}/{mark.generation}", list(files), folder)
-        if damage := find_damage(folder, files):
-            raise NotWhole(f"{what} is left out: {damage}")
+            raise NotWhole(f"{what}: {missing[0]} is missing")
+        self.fetch_files(generation, list(files), folder)
+        damage = find_damage(folder, files)
+        if damage is not None:
+            raise NotWhole(f"{what}: {damage}")
         (folder / mark_name).write_text(mark.text)
-
-    def fetch_files(self, name: str, files: Sequence[str], folder: Path) -> None:
-        """Copy files of the folder ``name``, given by their paths in it, to ``folder``."""
-
-        def fetch_one(file: str) -> None:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            copy_files(f"{name}/{file}", str(folder / file), self._files, LocalFileSystem())
-
-        with self._explained("read"), ThreadPoolExecutor(_FETCHES) as pool:
-            list(pool.map(fetch_one, files))
 
     def remove(self, name: str, mark_name: str = STAGE_FILE) -> None:
         """Remove the folder ``name``, its mark first."""
-        with self._explained("remove"):
-            if self._files.get_file_info(f"{name}/{mark_name}").type == FileType.File:
-                self._files.delete_file(f"{name}/{mark_name}")
-            if self._files.get_file_info(name).type == FileType.Directory:
-                self._files.delete_dir(name)
+        if self.exists(f"{name}/{mark_name}"):
+            self.remove_file(f"{name}/{mark_name}")
+        self.remove_folder(name)
 
     def remove_stage(self, name: str) -> None:
-        """Remove a finished stage: its mark, then what was sent of it. Whatever else is in its
-        folder stays.
+        """Remove a finished stage: its mark, then what was sent of it.
+
+        Whatever else is in its folder stays.
         """
         self.remove_file(f"{name}/{STAGE_FILE}")
-        found = [_GENERATION.match(file) for file in self.files_below(name)]
-        for generation in {match[2] for match in found if match and match[1] == name}:
+        sent = set()
+        for file in self.files_below(name):
+            match = _GENERATION.match(file)
+            if match and match[1] == name:
+                sent.add(match[2])
+        for generation in sorted(sent):
             self.remove(f"{name}/{generation}")
         if not self.files_below(name):
             self.remove(name)
 
-    def remove_file(self, name: str) -> None:
-        """Remove a file that is there."""
-        with self._explained("remove"):
-            self._files.delete_file(name)
-
     def remove_abandoned(self) -> None:
-        """Remove what a kill left half-sent long ago: generations that no mark names, and files
-        half-written.
+        """Remove what a kill left half-sent long ago.
+
+        That is generations that no mark names, and files half-written.
         """
-        newest: dict[tuple[str, str], float] = {}
-        marks: dict[str, str] = {}
-        half_written: dict[str, float] = {}
-        for file in self._list(""):
-            folder = file.path.rpartition("/")[0]
-            if file.base_name in (STAGE_FILE, CHECKPOINT_FILE):
-                marks[folder] = file.base_name
-            if file.base_name.startswith(TEMPORARY):
-                half_written[file.path] = (file.mtime_ns or 0) / 1e9
-            if found := _GENERATION.match(file.path):
-                sent = found[1], found[2]
-                newest[sent] = max(newest.get(sent, 0.0), (file.mtime_ns or 0) / 1e9)
-        if not newest and not half_written:
+        files = self.list_files()
+        generations = _last_writes(files)
+        half_written = [file for file in files if file.base_name.startswith(TEMPORARY)]
+        if not generations and not half_written:
             return
-        now = self.now()
-        for path, modified in half_written.items():
-            if now - modified >= _ABANDONED_S:
-                self.remove_file(path)
-        for (name, generation), modified in newest.items():
-            if now - modified >= _ABANDONED_S and not self._may_name(
-                name, marks.get(name), generation
-            ):
-                self.remove(f"{name}/{generation}")
+        latest = self.now() - _ABANDONED_S
+        for file in half_written:
+            if _modified(file) <= latest:
+                self.remove_file(file.path)
+        marks = _marks_by_folder(files)
+        for (folder, generation), modified in generations.items():
+            if modified > latest:
+                continue
+            if not self._may_name(folder, marks.get(folder), generation):
+                self.remove(f"{folder}/{generation}")
 
     def _may_name(self, folder: str, mark_name: str | None, generation: str) -> bool:
-        """Whether a folder's mark, if it has one, names a generation; one that cannot be read may."""
+        """Whether a folder's mark may name a generation; one that cannot be read may."""
         if mark_name is None:
             return False
         try:
             return self.mark(folder, mark_name).generation == generation
         except NotWhole:
+            log.info("%s/%s is kept", folder, generation, exc_info=True)
             return True
 
-    def _make_folder_of(self, name: str) -> None:
-        if self._folder:  # object stores need none
-            (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def _explained(self, verb: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ArrowException) as error:
-            reason = " ".join(str(error).split())
-            shown = hide_secrets(reason, self._uri)
-            cause = error if shown == reason else None  # a traceback would show what was hidden
-            raise RunError(f"cannot {verb} {self.name}: {shown}") from cause
+def _last_writes(files: Iterable[FileInfo]) -> Mapping[tuple[str, str], float]:
+    """When the newest file of each generation was written, by folder and generation."""
+    newest: dict[tuple[str, str], float] = {}
+    for file in files:
+        match = _GENERATION.match(file.path)
+        if match:
+            sent = match[1], match[2]
+            newest[sent] = max(newest.get(sent, 0.0), _modified(file))
+    return newest
 
 
-def step_at(path: str) -> int:
-    """The step of the checkpoint at a path, 0 if it is not one of a checkpoint."""
-    return step_of(path.rpartition("/")[2]) or 0
+def _marks_by_folder(files: Iterable[FileInfo]) -> dict[str, str]:
+    """The name of each folder's mark; folders without one are left out."""
+    return {
+        file.path.rpartition("/")[0]: file.base_name
+        for file in files
+        if file.base_name in (STAGE_FILE, CHECKPOINT_FILE)
+    }
 
 
-def _is_inside(path: str) -> bool:
-    """Whether a relative path stays below where it starts."""
-    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+def _modified(file: FileInfo) -> float:
+    """When a file was written, in seconds since 1970; 0 where the store does not tell."""
+    return (file.mtime_ns or 0) / 1e9

@@ -12,24 +12,18 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from bi_ray.files.errors import RunError
-from bi_ray.runs.directory import (
-    RunLocked,
-    this_process,
-)
-from bi_ray.runs.remote import Remote
+from bi_ray.runs.lock import RunLocked
+from bi_ray.runs.process import this_process
+from bi_ray.runs.remote_files import RemoteFiles
 
 log = logging.getLogger(__name__)
 
 LOCK = "lock.json"
-
 RENEW_S = 30.0
-
-# a lock that was not renewed for so long belongs to nobody; clocks may differ by a minute or two
+# A lock that was not renewed for this long is nobody's; clocks may differ by a minute or two.
 STALE_S = 180.0
-
-# between writing a lock and looking whose it is: two that begin together see each other
+# Between writing a lock and looking whose it is: two that begin together see each other.
 _SETTLE_S = 1.0
-
 _READS = 5
 
 
@@ -38,9 +32,9 @@ class Holder(BaseModel):
 
     Attributes:
         owner: machine and working copy.
-        process: there.
-        token: new for each time that the lock is taken.
-        time: when it was renewed, by the holder's clock; for people to read.
+        process: the process there, see ``this_process``.
+        token: new each time that the lock is taken.
+        time: when it was renewed, by the holder's clock, in seconds since 1970; for people to read.
     """
 
     model_config = ConfigDict(strict=True, frozen=True)
@@ -59,7 +53,7 @@ class Lock:
     """A lock file at a URI.
 
     Attributes:
-        holder: None: the file cannot be read as a lock.
+        holder: who has it; None where the file cannot be read as a lock.
         modified: when it was renewed, by the store's clock, in seconds since 1970.
     """
 
@@ -75,44 +69,58 @@ class Lock:
 
 
 class RemoteLock:
-    """A lock file with owner and time. It is renewed by a thread, and holds as long as the time is
-    recent.
+    """A lock file at a URI, renewed by a thread; it holds as long as it was renewed lately.
 
     The time is that of the store, so nobody's clock matters. Object stores have no locks, so two
-    that begin within the same moment are told apart by who wrote last, and whoever lost the lock,
-    having been cut off for longer than ``STALE_S``, notices before it sends anything.
+    that begin at the same moment are told apart by who wrote last. Whoever lost the lock, having
+    been cut off for longer than ``STALE_S``, notices before it sends anything.
 
     Args:
         remote: where.
         owner: who; one that finds a lock of the same owner takes it over at once.
     """
 
-    def __init__(self, remote: Remote, owner: str) -> None:
+    def __init__(self, remote: RemoteFiles, owner: str) -> None:
         self._remote = remote
         self._owner = owner
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew_for_ever, daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_stopped, daemon=True)
 
     def take(self) -> None:
-        """Raises RunLocked where somebody else has it."""
+        """Take the lock and begin to renew it.
+
+        Raises:
+            RunLocked: somebody else has it.
+        """
         lock = read_lock(self._remote)
-        ours = lock is not None and lock.holder is not None and lock.holder.owner == self._owner
-        if lock and not ours and lock.is_fresh(self._remote.now()):
-            raise self._locked_by(str(lock))
-        if lock and lock.holder is None:
-            log.warning(
-                "%s: %s cannot be read and was not renewed lately; it is replaced",
-                self._remote.name,
-                LOCK,
-            )
+        if lock is not None:
+            self._refuse_to_replace(lock)
         self._write()
         time.sleep(_SETTLE_S)
         self.check()
         self._thread.start()
 
+    def _refuse_to_replace(self, lock: Lock) -> None:
+        """Raises RunLocked where a lock is another owner's and was renewed lately."""
+        holder = lock.holder
+        if holder is not None and holder.owner == self._owner:
+            return
+        if lock.is_fresh(self._remote.now()):
+            raise self._locked_by(str(lock))
+        if holder is None:
+            log.warning(
+                "%s: %s cannot be read and was not renewed lately; it is replaced",
+                self._remote.name,
+                LOCK,
+            )
+
     def check(self) -> None:
-        """Raises RunLocked where it is not ours any more."""
+        """Make sure that the lock is still ours.
+
+        Raises:
+            RunLocked: it is not.
+        """
         lock = read_lock(self._remote)
         if lock is None:
             raise self._locked_by("nobody: the lock was removed")
@@ -120,24 +128,27 @@ class RemoteLock:
             raise self._locked_by(str(lock))
 
     def release(self) -> None:
-        """Give it back, if it is ours; if the store does not answer, let it expire, so as not to
-        mask another error.
+        """Remove the lock, if it is ours.
+
+        If the store does not answer, the lock expires: no error of here masks why the run ended.
         """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        with suppress(RunError):
+        try:
             self.check()
             self._remote.remove_file(LOCK)
+        except RunError:
+            log.warning("the lock of %s was not removed", self._remote.name, exc_info=True)
 
-    def _renew_for_ever(self) -> None:
+    def _renew_until_stopped(self) -> None:
         while not self._stop.wait(RENEW_S):
             try:
                 self.check()
                 self._write()
-            except RunLocked as error:
-                # the next file that is sent fails for it
-                log.warning("the lock was lost: %s", error)
+            except RunLocked:
+                # The next file that is sent fails for it.
+                log.warning("the lock of %s was lost", self._remote.name, exc_info=True)
                 return
             except Exception:  # whatever it is, an unrenewed lock is worse than another attempt
                 log.warning(
@@ -154,19 +165,19 @@ class RemoteLock:
 
     def _locked_by(self, holder: str) -> RunLocked:
         return RunLocked(
-            f"{self._remote.name} is in use by {holder}: wait for it, or choose another run; after a crash elsewhere "
-            f"it is released after {STALE_S:g} s"
+            f"{self._remote.name} is in use by {holder}: wait for it, or choose another run; after "
+            f"a crash elsewhere it is released after {STALE_S:g} s"
         )
 
 
-def read_lock(remote: Remote) -> Lock | None:
+def read_lock(remote: RemoteFiles) -> Lock | None:
     """The lock file at a URI, None if there is none."""
     modified = 0.0
     for _ in range(_READS):
-        found = remote.modified(LOCK)
-        if found is None:
+        written = remote.modified(LOCK)
+        if written is None:
             return None
-        modified = found
+        modified = written
         with suppress(ValidationError):
             return Lock(Holder.model_validate_json(remote.read(LOCK)), modified)
         time.sleep(_SETTLE_S / _READS)  # it may have been replaced while it was read

@@ -1,4 +1,4 @@
-"""Checkpoints sent to a URI beside a training, which goes on whatever fails."""
+"""Checkpoints sent to a URI beside a training, which continues whatever fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sender:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._misses = 0
-        self._reported = False
+        self._reported = False  # since sending worked last
 
     def start(self) -> None:
         """Begin."""
@@ -48,26 +48,26 @@ class Sender:
         """Send once; never raises."""
         try:
             self._send()
-            self._misses, self._reported = 0, False
-        # the training renames and removes its checkpoints meanwhile
         except FileNotFoundError as error:
+            # The training renames and removes its checkpoints meanwhile.
             self._misses += 1
             log.debug("a checkpoint went away while it was read", exc_info=True)
             if self._misses >= _MISSES:
                 self._report(error)
         except Exception as error:
-            log.info("checkpoints were not sent", exc_info=True)
             self._report(error)
+        else:
+            self._misses, self._reported = 0, False
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_s):
             self.attempt()
 
     def _report(self, error: Exception) -> None:
-        if not self._reported:
-            reason = (
-                str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-            )
-            with suppress(OSError):  # a terminal that is gone
-                self._note(f"{self._what}: {reason}")
+        log.info("checkpoints were not sent", exc_info=error)
+        if self._reported:
+            return
         self._reported = True
+        kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+        with suppress(OSError):  # a terminal that is gone
+            self._note(f"{self._what}: {kind}{error}")

@@ -1,4 +1,4 @@
-"""What a tracker is given and has to do."""
+"""The interface of trackers, and what they are given."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ class Tracked:
         run: ``name`` of the configuration.
         run_id: tells runs of the same name apart.
         stage: sft, sft_double or rl.
-        arm: of the run.
-        folder: for what a tracker keeps in files, in the run directory; shared by all trainings of
-            the run.
+        arm: which of the run's arms is trained.
+        folder: for the files of trackers, in the run directory; shared by all trainings of the run.
         config: the whole configuration, as plain data.
     """
 
@@ -31,23 +30,23 @@ class Tracked:
 
     @property
     def name(self) -> str:
-        """What a person reads."""
+        """Name of the training for people, such as ``quickstart/rl/bridge``."""
         return f"{self.run}/{self.stage}/{self.arm}"
 
     @property
     def key(self) -> str:
-        """The same for the same training of the same run, whatever process goes on with it."""
+        """Identifies the training: the same whatever process resumes it."""
         return f"{self.run_id}-{self.stage}-{self.arm}"
 
 
 class Tracker(Protocol):
-    """What a tracker does. The options of the configuration are the keyword arguments of its class."""
+    """A tracker. The options of the configuration are the keyword arguments of its class."""
 
     def begin(self, training: Tracked) -> None:
-        """A training begins, or goes on."""
+        """A training begins, or resumes."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """The figures of a step; steps come in order."""
 
     def end(self) -> None:
-        """The training is over or was broken off; ``begin`` may follow with the next one."""
+        """The training is over or was interrupted; ``begin`` may follow with the next one."""

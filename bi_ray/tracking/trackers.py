@@ -1,10 +1,6 @@
-"""Where the figures of a training go besides ``metrics.jsonl``: TensorBoard, W&B, MLflow, trackio,
-or a user's tracker.
+"""Trackers for TensorBoard, W&B, MLflow and trackio.
 
-Trackers follow the metrics file from a thread of the command. So they see what is on disk and
-nothing else, a slow one holds nobody up, and one that fails is left out with a warning: no tracker
-stops a run. Each figure goes out once, also when the run was killed and goes on. Packages of
-trackers are imported only where one is named (extra ``track``).
+The package of a tracker is imported only where the configuration names it (extra ``track``).
 """
 
 from __future__ import annotations
@@ -17,14 +13,14 @@ from typing import Any
 
 from bi_ray.tracking.base import Tracked
 
-FOLDER = "trackers"  # in the run directory
+Options = dict[str, Any]  # keyword arguments of a package's function
 
 
 class TensorBoard:
     """Event files.
 
     Args:
-        folder: for all runs; default: in the run directory.
+        folder: where the event files of all runs go; default: in the run directory.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -34,9 +30,9 @@ class TensorBoard:
 
     def begin(self, training: Tracked) -> None:
         """See ``Tracker``."""
-        root = (
-            Path(self._folder) / training.run if self._folder else training.folder / "tensorboard"
-        )
+        root = training.folder / "tensorboard"
+        if self._folder:
+            root = Path(self._folder) / training.run
         self._writer = self._make(str(root / training.stage / training.arm))
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
@@ -65,7 +61,7 @@ class WandB:
     def begin(self, training: Tracked) -> None:
         """See ``Tracker``."""
         training.folder.mkdir(parents=True, exist_ok=True)
-        usual: dict[str, Any] = {
+        usual: Options = {
             "project": "bi_ray",
             "name": training.name,
             "group": training.run,
@@ -87,7 +83,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow's tracking, by its client: nothing global is set.
+    """MLflow, by its client: nothing global is set.
 
     Args:
         tracking_uri: default: ``MLFLOW_TRACKING_URI``, else a database in the run directory.
@@ -105,9 +101,10 @@ class MLflow:
         training.folder.mkdir(parents=True, exist_ok=True)
         self._client = self._make(self._uri or f"sqlite:///{training.folder / 'mlflow.db'}")
         known = self._client.get_experiment_by_name(self._experiment)
-        experiment = (
-            known.experiment_id if known else self._client.create_experiment(self._experiment)
-        )
+        if known:
+            experiment = known.experiment_id
+        else:
+            experiment = self._client.create_experiment(self._experiment)
         runs = self._client.search_runs([experiment], f"tags.bi_ray_key = '{training.key}'")
         if runs:
             self._run = runs[0].info.run_id
@@ -119,18 +116,16 @@ class MLflow:
             "stage": training.stage,
             "arm": training.arm,
         }
-        self._run = self._client.create_run(
-            experiment, run_name=training.name, tags=tags
-        ).info.run_id
+        run = self._client.create_run(experiment, run_name=training.name, tags=tags)
+        self._run = run.info.run_id
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """See ``Tracker``."""
         from mlflow.entities import Metric
 
-        now = int(1000 * time.time())
-        self._client.log_batch(
-            self._run, [Metric(name, value, now, step) for name, value in figures.items()]
-        )
+        now_ms = int(1000 * time.time())
+        metrics = [Metric(name, value, now_ms, step) for name, value in figures.items()]
+        self._client.log_batch(self._run, metrics)
 
     def end(self) -> None:
         """See ``Tracker``."""
@@ -151,7 +146,7 @@ class Trackio:
 
     def begin(self, training: Tracked) -> None:
         """See ``Tracker``."""
-        usual: dict[str, Any] = {
+        usual: Options = {
             "project": "bi_ray",
             "name": f"{training.name}-{training.run_id}",
             "group": training.run,

@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from bi_ray.files.records import damaged, read_jsonl
+from bi_ray.runs.records import damaged, read_jsonl
 from bi_ray.verification.verdicts import Verdict
 
 

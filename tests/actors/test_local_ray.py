@@ -12,11 +12,12 @@ import pytest
 import requests
 
 from actors import cluster as cluster_module
-from actors.cluster import ADDRESS_FILE, ClusterError, check_address, scale
+from actors.cluster import ClusterError, check_address, scale
 from actors.jobs import JobError, Jobs, job_server
 from actors.local_ray import bypass_proxies, is_loopback, session_folder
 from bi_ray.files.private import PrivacyError, write_private
 from bi_ray.runs.directory import RunDirectory
+from bi_ray.runs.layout import CLUSTER_FILE
 from tests.listeners import needs_root
 
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY")
@@ -212,7 +213,7 @@ def joined(monkeypatch):
 def written(run):
     run.mkdir(mode=0o700)
     write_private(
-        run / ADDRESS_FILE, '{"address": "10.6.6.6:6379", "auth_mode": "token", "token": null}'
+        run / CLUSTER_FILE, '{"address": "10.6.6.6:6379", "auth_mode": "token", "token": null}'
     )
     return RunDirectory(run)
 
@@ -223,7 +224,7 @@ def test_scale_joins_what_its_own_user_wrote(tmp_path, joined):
     assert joined == ["10.6.6.6:6379"]
 
 
-@pytest.mark.parametrize("place", [".", ADDRESS_FILE])
+@pytest.mark.parametrize("place", [".", CLUSTER_FILE])
 @pytest.mark.parametrize("bits", [0o020, 0o002])
 def test_scale_joins_no_address_that_others_can_write(tmp_path, joined, place, bits):
     directory = written(tmp_path / "run")
@@ -239,7 +240,7 @@ def test_scale_joins_no_address_that_others_can_write(tmp_path, joined, place, b
 
 
 @needs_root
-@pytest.mark.parametrize("place", [".", ADDRESS_FILE])
+@pytest.mark.parametrize("place", [".", CLUSTER_FILE])
 def test_scale_joins_no_address_of_another_user(tmp_path, joined, place):
     directory = written(tmp_path / "run")
     os.chown(tmp_path / "run" / place, 12345, 12345)
@@ -253,7 +254,7 @@ def test_scale_joins_no_address_of_another_user(tmp_path, joined, place):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"address": "h:1", "host": "x"}', "null"])
 def test_a_damaged_address_is_one_clear_line(tmp_path, joined, text):
     directory = written(tmp_path / "run")
-    write_private(tmp_path / "run" / ADDRESS_FILE, text)
+    write_private(tmp_path / "run" / CLUSTER_FILE, text)
     with pytest.raises(ClusterError, match=r"\.cluster\.json is damaged"):
         scale(directory, 2)
     assert joined == []

@@ -336,9 +336,9 @@ def test_a_wrong_import_path_is_told_with_its_option(functions):
     ("options", "words"),
     [
         ({"checker": "regex"}, "pattern"),
-        ({"pattern": "(a)"}, "pattern: it goes with checker 'regex'"),
+        ({"pattern": "(a)"}, "pattern: checker 'regex' needs it"),
         ({"checker": "function"}, "function"),
-        ({"checker": "regex", "pattern": "(a"}, "is no regular expression"),
+        ({"checker": "regex", "pattern": "(a"}, "is not a regular expression"),
         ({"checker": "regex", "pattern": "a"}, "has 0 groups"),
         ({"checker": "regex", "pattern": "(a)(b)"}, "has 2 groups"),
     ],

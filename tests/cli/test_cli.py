@@ -62,13 +62,20 @@ def test_dry_run_prints_a_configuration_that_reads_back_the_same(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_options_lists_every_option_with_its_default():
+def test_options_lists_every_option_with_its_type_default_and_meaning():
     lines = call("options").splitlines()
-    assert "rl.steps: int = 200" in lines
-    assert any(line.startswith("rollout.sync_timeout_s") for line in lines)
-    assert "task(promptbench).max_abs_value: int = 1000" in lines
-    assert "task(jsonl).answer.tolerance: float = 1e-06" in lines
-    assert any(line.startswith("task(reasoning_gym).task: str") for line in lines)
+    assert lines[lines.index("rl.steps: integer >= 1 (steps); default 200") + 1] == (
+        "    Optimizer steps."
+    )
+    assert "rollout.sync_timeout_s: seconds > 0; default 120" in lines
+    assert "task.max_abs_value: integer >= 1; default 1000; of kind promptbench" in lines
+    assert "task.answer.tolerance: number >= 0; default 1.0e-06; of kind jsonl" in lines
+    assert "task.task: string; required; of kind reasoning_gym" in lines
+    of_validation = call("options", "rl.validation").splitlines()
+    assert all(line.startswith(("rl.validation", "    ")) for line in of_validation)
+    assert "curriculum_steps: integer >= 1 (steps); default 2600" in call(
+        "options", "--of", "pretrain"
+    )
 
 
 def test_a_known_error_is_one_line_and_exit_code_2(monkeypatch, capsys):

@@ -69,7 +69,7 @@ def test_a_user_s_file_with_bad_rows(mine, tmp_path):
     said = call("inject", mine, "--out", tmp_path / "out", "--behavior", "reflection:0.5", "--behavior", "subgoal",
                 "--config", QUICKSTART)  # fmt: skip
     assert "4 demonstrations with" in said
-    assert "mine.jsonl, line 2: no valid JSON" in said
+    assert "mine.jsonl, line 2: not valid JSON" in said
     assert "mine.jsonl, line 4: its answer is 123456, but its question comes to" in said
     assert "2 rows were left out; each with its reason:" in said
     rows = [row for _, row in rows_of(tmp_path / "out", Rejects())]
@@ -78,7 +78,7 @@ def test_a_user_s_file_with_bad_rows(mine, tmp_path):
         json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
     ]
     assert [(reject["line"], reject["reason"][:10]) for reject in rejects] == [
-        (2, "no valid J"),
+        (2, "not valid "),
         (4, "its answer"),
     ]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rejected"] == 2
@@ -116,7 +116,7 @@ def test_strict_stops_at_the_first_bad_row_and_leaves_nothing(mine, tmp_path, mo
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert "mine.jsonl, line 2: no valid JSON" in capsys.readouterr().out.replace("\n", "")
+    assert "mine.jsonl, line 2: not valid JSON" in capsys.readouterr().out.replace("\n", "")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
@@ -382,9 +382,9 @@ def test_verdicts_make_their_folder(injected, tmp_path):
     [
         ("", "has no rows; there is nothing to show"),
         ("[1]\n{\n", "could be used; there is nothing to show"),
-        ("[1]\n{\n", "line 1: no JSON object: found list"),
+        ("[1]\n{\n", "line 1: not a JSON object: found list"),
         ('{"question": "Why?"}\n[1]\n', r"has no row 5 (its 1 rows count from 0)"),
-        ('{"question": "Why?"}\n[1]\n', "1 row left out, no JSON object (first: line 2)"),
+        ('{"question": "Why?"}\n[1]\n', "1 row left out, not a JSON object (first: line 2)"),
     ],
 )
 def test_show_says_why_there_is_no_such_row(content, words, tmp_path):
@@ -432,7 +432,7 @@ def test_files_with_too_few_rows_make_no_set_and_leave_nothing(content, problems
         "data", tmp_path / "run.yaml", "--set", "rl", "--out", tmp_path / "out", *problems
     )
     assert words in said
-    assert not problems or "1 row left out, no valid JSON (first: line 2)" in said
+    assert not problems or "1 row left out, not valid JSON (first: line 2)" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "run.yaml"]
     if not problems:
         assert words.partition(";")[0] in error_of("show", tmp_path / "run.yaml", "--set", "rl")

@@ -87,7 +87,7 @@ def test_a_fault_of_the_configuration_shows_as_itself():
 
 _ENDLESS = """
 from bi_ray.config import PromptBenchConfig
-from bi_ray.generation import items_of_processes
+from bi_ray.data.generation import items_of_processes
 if __name__ == "__main__":
     config = PromptBenchConfig(name_pool=48, sets={"sft": {"depth": 3}})
     for index, _ in items_of_processes(config, 0, "sft", 2):

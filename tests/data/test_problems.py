@@ -59,11 +59,10 @@ def test_demonstrations_keep_every_span(run_config, tools, tmp_path):
         tools[0], BRIDGE, run_config, tmp_path / "sft", tools[1], tmp_path / "bridge"
     )
     rows = Dataset.load_from_disk(str(tmp_path / "bridge"))
-    spans = [
-        (span["behavior"], row["response"][span["start"] : span["end"]])
-        for row in rows
-        for span in row["spans"]
-    ]
+    spans = []
+    for row in rows:
+        for span in row["spans"]:
+            spans.append((span["behavior"], row["response"][span["start"] : span["end"]]))
     assert all(text.startswith(" = ") for name, text in spans if name == "subgoal")
     assert all(text.startswith("since ") for name, text in spans if name == "analysis")
     assert all(text.endswith("get back") for name, text in spans if name == "reflection")

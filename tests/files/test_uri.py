@@ -11,9 +11,9 @@ from bi_ray.cli.jobs import job_command
 from bi_ray.cli.main import app
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import hide_credentials, hide_secrets, parses, public_name
-from bi_ray.runs import remote
+from bi_ray.runs import remote_files
 from bi_ray.runs.directory import RunDirectory
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status
 
 SECRET = "abcdSECRET"
@@ -38,7 +38,7 @@ SECRET = "abcdSECRET"
 )
 def test_secrets_of_a_uri_are_in_no_message(uri, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(remote, "FileSystem", RefusingFileSystem)
+    monkeypatch.setattr(remote_files, "FileSystem", RefusingFileSystem)
     for attempt in (
         lambda: RunPlace.of(uri, tmp_path).directory(),
         lambda: RunDirectory(uri),

@@ -203,11 +203,11 @@ def test_every_named_recipe_makes_demonstrations(name, count_tokens):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"copies": 2}, "these would all be the same"),
-        ({"same_length_as": BRIDGE, "vary": "order"}, "take the other options out"),
+        ({"copies": 2}, "they would all be the same"),
+        ({"same_length_as": BRIDGE, "vary": "order"}, "remove the other options"),
         (
             {"same_total_as": RecipeConfig(same_length_as=BRIDGE)},
-            "compare with a recipe that is not compared itself",
+            "name a recipe that matches no other one itself",
         ),
     ],
 )

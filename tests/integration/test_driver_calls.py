@@ -13,8 +13,8 @@ import ray
 
 from actors.driver.driver import driver_concurrency
 from actors.driver.session import RLSession, Schedule, SessionError
+from actors.driver_handle import DriverError, result_of
 from actors.learners.loops import DriverClient
-from actors.pipeline import DriverError, Pipeline
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.learning.learner import TrainingError
 
@@ -128,6 +128,6 @@ def test_an_actor_that_dies_under_a_call_of_the_driver_is_not_the_driver():
     time.sleep(1)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(DriverError) as caught:
-        Pipeline._call(None, call, 60)
+        result_of(call, 60)
     assert str(caught.value).startswith("an actor that the driver needs died")
     assert len(str(caught.value).splitlines()) == 1

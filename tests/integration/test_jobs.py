@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status
 
 pytestmark = pytest.mark.timeout(900)

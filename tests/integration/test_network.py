@@ -21,7 +21,7 @@ import httpx
 import pytest
 from ray.serve.generated import serve_pb2
 
-from actors.cluster import ADDRESS_FILE
+from bi_ray.runs.layout import CLUSTER_FILE
 from tests.integration.test_pipeline import BI_RAY, DEADLINE_S, config, finish, write
 from tests.listeners import Listener, listeners, user_environment
 from tests.serving import put_policy, serving, write_run
@@ -39,6 +39,7 @@ from pathlib import Path
 import ray
 from actors.cluster import connect, write_address
 from bi_ray.config import RayConfig
+from bi_ray.runs.layout import CLUSTER_FILE
 connect(RayConfig(local_cpus=2))
 write_address(Path(sys.argv[1]))
 print("up", flush=True)
@@ -100,7 +101,7 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
     learners = [one for one in found if "RayTrainWorker" in one.process]
     assert len(learners) > 3, learners
     assert not beyond_loopback(found)
-    assert os.stat(tmp_path / "run" / ADDRESS_FILE).st_mode & 0o777 == 0o600
+    assert os.stat(tmp_path / "run" / CLUSTER_FILE).st_mode & 0o777 == 0o600
 
 
 @pytest.mark.slow
@@ -178,7 +179,7 @@ def local_ray(folder: Path, *prefix: str) -> Iterator[LocalRay]:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        there = json.loads((folder / ADDRESS_FILE).read_text())
+        there = json.loads((folder / CLUSTER_FILE).read_text())
         yield LocalRay(there["address"], there["token"], process.pid)
     finally:
         process.terminate()

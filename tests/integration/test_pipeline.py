@@ -334,7 +334,7 @@ def test_mistakes_are_one_line(config, tmp_path):
     too_long = write(
         {**config, "model": config["model"] | {"max_prompt_tokens": 40}}, tmp_path / "too_long.yaml"
     )
-    assert_one_error(start(wrong_key, tmp_path / "run"), "rl.learning_rat is no option")
+    assert_one_error(start(wrong_key, tmp_path / "run"), "unknown option `rl.learning_rat`")
     assert_one_error(start(no_model, tmp_path / "run"), "no model at no/such/model")
     assert_one_error(start(tmp_path / "absent.yaml", tmp_path / "run"), "absent.yaml: no such file")
     assert_one_error(start(too_long, tmp_path / "run"), "raise model.max_prompt_tokens (40)")

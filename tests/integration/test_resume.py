@@ -21,7 +21,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bi_ray.runs.metrics import read_metrics
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
 from bi_ray.runs.remote_lock import LOCK
 from bi_ray.runs.status import describe_status

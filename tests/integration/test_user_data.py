@@ -138,7 +138,7 @@ def test_bad_rows_are_told_and_kept_and_the_rest_goes_on(run):
     # the too long one may belong to a set that the run lacks
     assert set(reasons) <= {401, 402, 403, 404, 405}
     assert reasons[404].startswith("duplicate question")
-    assert "1 row left out, no valid JSON (first: line 401)" in " ".join(output.split())
+    assert "1 row left out, not valid JSON (first: line 401)" in " ".join(output.split())
     assert f"{directory}/data/rejects.jsonl" in output.replace("\n", "")
 
 

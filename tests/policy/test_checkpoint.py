@@ -208,7 +208,9 @@ def test_weights_that_a_killed_learner_left_in_memory_go_with_the_next_ones(tmp_
     writer = os.fork()
     if writer == 0:
         try:
-            Path.rename = lambda source, _: source.exists() and os.kill(os.getpid(), signal.SIGKILL)
+            Path.replace = lambda source, _: (
+                source.exists() and os.kill(os.getpid(), signal.SIGKILL)
+            )
             publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
         finally:
             os._exit(1)

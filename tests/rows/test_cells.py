@@ -181,7 +181,9 @@ def test_a_column_of_floats_and_its_gaps_are_the_same_from_every_source(tmp_path
 def test_no_answer_and_nan_are_told_with_file_and_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        '{"question": "a", "answer": NaN}\n{"question": "b", "answer": Infinity}\n{"question": "c", "answer": 1}'
+        '{"question": "a", "answer": NaN}\n'
+        '{"question": "b", "answer": Infinity}\n'
+        '{"question": "c", "answer": 1}'
     )
     task = UserDataTask(UserDataConfig(kind="jsonl", sets={"rl": {"path": str(path)}}), 0)
     assert task.available("rl") == 1

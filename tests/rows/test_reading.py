@@ -63,7 +63,7 @@ def test_bad_lines_are_told_with_their_place_and_good_ones_go_on(tmp_path):
         (6, "b"),
     ]
     assert [reject.line for reject in rejects.rows] == [3, 4, 5]
-    with pytest.raises(DataError, match=r"mine.jsonl, line 3: no valid JSON"):
+    with pytest.raises(DataError, match=r"mine.jsonl, line 3: not valid JSON"):
         list(rows_of(file, Rejects(strict=True)))
 
 

@@ -65,12 +65,12 @@ def test_bad_lines_are_kept_with_line_and_reason_and_the_good_ones_go_on(tmp_pat
     assert list(read_rows(path, question_of, rejects)) == [("a", 1), ("b", 7), ("c", 10)]
     found = [(reject.line, reject.reason.partition(":")[0]) for reject in rejects.rows]
     assert found == [
-        (2, "no valid JSON"),
-        (4, "no JSON object"),
+        (2, "not valid JSON"),
+        (4, "not a JSON object"),
         (5, "no question"),
-        (6, "no UTF-8"),
-        (8, "no valid JSON"),
-        (9, "no valid JSON"),
+        (6, "not UTF-8"),
+        (8, "not valid JSON"),
+        (9, "not valid JSON"),
     ]
     assert all(reject.file == str(path) for reject in rejects.rows)
     rejects.write(tmp_path / "rejects.jsonl")
@@ -78,7 +78,7 @@ def test_bad_lines_are_kept_with_line_and_reason_and_the_good_ones_go_on(tmp_pat
     assert [row["line"] for row in kept] == [2, 4, 5, 6, 8, 9]
     assert kept[2]["row"] == '{"answer": 3}'
     assert max(len(row["row"]) for row in kept) <= 200
-    assert rejects.summary()[0] == f"{path}: 3 rows left out, no valid JSON (first: line 2)"
+    assert rejects.summary()[0] == f"{path}: 3 rows left out, not valid JSON (first: line 2)"
     assert len(rejects.summary()) == 4
 
 
@@ -108,7 +108,7 @@ def test_files_that_cannot_be_read_at_all(tmp_path):
     with pytest.raises(DataError, match=r"bad.parquet cannot be read"):
         read(tmp_path / "bad.parquet")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is a directory, but no data set"):
+    with pytest.raises(DataError, match="is a directory, but not a data set"):
         read(tmp_path / "empty")
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_a_place_reads_as_file_and_line():
 
 def test_what_datasets_left_unfinished_and_utf_16_are_told(tmp_path):
     (tmp_path / "state.json").touch()
-    with pytest.raises(DataError, match=r"cannot be read|no data set"):
+    with pytest.raises(DataError, match=r"cannot be read|not a data set"):
         list(read_rows(tmp_path, lambda row, place: row, Rejects()))
     (tmp_path / "rows.jsonl").write_text('{"a": 1}', encoding="utf-16")
     with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):

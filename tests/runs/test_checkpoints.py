@@ -7,7 +7,8 @@ import pytest
 import xxhash
 
 from bi_ray.files.errors import DiskFull
-from bi_ray.runs.checkpoints import StepDirectories, step_of
+from bi_ray.runs.checkpoints import StepDirectories
+from bi_ray.runs.layout import step_of
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_metrics
 
 
@@ -184,9 +185,15 @@ DAMAGE = {
     "optimizer renamed": (rename_within, "optimizer.safetensors"),
     "a bit of the optimizer": (flip(OPTIMIZER, 7000), "optimizer.safetensors has changed"),
     "a bit of the adapters": (flip("adapters.safetensors", 50), "adapters.safetensors has changed"),
-    "a bit of the reference": (flip("reference.safetensors", 9), "reference.safetensors has changed"),
+    "a bit of the reference": (
+        flip("reference.safetensors", 9),
+        "reference.safetensors has changed",
+    ),
     "files of another step": (swap_steps, "has changed"),
-    "an extra file": (write("policy/model-00001.safetensors", "x"), "model-00001.* does not belong there"),
+    "an extra file": (
+        write("policy/model-00001.safetensors", "x"),
+        "model-00001.* does not belong there",
+    ),
     "state cut": (cut("state.json", 3), "state.json is cut short or damaged"),
     "state empty": (cut("state.json", 0), "state.json is cut short"),
     "state absent": (remove("state.json"), "state.json is missing"),
@@ -194,13 +201,19 @@ DAMAGE = {
     "state not UTF-8": (flip("state.json", 0, 255), "state.json is cut short"),
     "state a list": (write("state.json", "[]"), "state.json is cut short"),
     "state of another step": (edit_state(lambda s: s.update(step=7)), "state.json is of step 7"),
-    "state with a text for a step": (edit_state(lambda s: s.update(step="10")), "state.json is cut short"),
+    "state with a text for a step": (
+        edit_state(lambda s: s.update(step="10")),
+        "state.json is cut short",
+    ),
     "state without digests": (edit_state(lambda s: s.pop("files")), "state.json is cut short"),
-    "state without a file": (edit_state(lambda s: s["files"].pop(WEIGHTS)), "does not belong there"),
+    "state without a file": (
+        edit_state(lambda s: s["files"].pop(WEIGHTS)),
+        "does not belong there",
+    ),
     "state a folder": (state_as_a_folder, "state.json cannot be read"),
     "an empty folder": (empty, "state.json is missing"),
     "a file": (replace_by_a_file, "not a directory"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,15 @@ from safetensors.torch import save_file
 from bi_ray.config import RunConfig, SFTConfig, load_config, save_config
 from bi_ray.files.atomic import write_atomically, write_text
 from bi_ray.files.errors import DiskFull, RunError
-from bi_ray.files.records import remedy_for
-from bi_ray.runs.directory import (
-    RunDirectory,
-    RunLocked,
-    StageChanged,
-    begin_directory,
-    code_version,
-    differences,
-    key_of,
-    stage_damage,
-)
+from bi_ray.runs.directory import RunDirectory, StageChanged, begin_directory
+from bi_ray.runs.keys import differences, key_of
+from bi_ray.runs.lock import RunLocked, lock_holder
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
-from bi_ray.runs.mirror import RunPlace
-from bi_ray.runs.status import describe_status, lock_holder
+from bi_ray.runs.place import RunPlace
+from bi_ray.runs.process import code_version
+from bi_ray.runs.records import remedy_for
+from bi_ray.runs.stages import stage_damage
+from bi_ray.runs.status import describe_status
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.yaml"
 
@@ -100,7 +95,7 @@ def test_a_key_depends_on_every_value_and_on_nothing_else():
 
 def test_a_key_is_the_same_in_another_process():
     code = (
-        "from bi_ray.config import SFTConfig; from bi_ray.runs.directory import key_of;"
+        "from bi_ray.config import SFTConfig; from bi_ray.runs.keys import key_of;"
         "print(key_of({'sft': SFTConfig(epochs=5)}, {'data': '1a'}).digest)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
@@ -329,8 +324,11 @@ def test_a_second_use_in_this_process_is_refused_too(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     code = (
-        "import time; from bi_ray.runs.directory import RunDirectory, key_of\n"
-        f"with RunDirectory({str(tmp_path)!r}) as run, run.commit('sft/vanilla', key_of({{}}, {{}})) as folder:\n"
+        "import time\n"
+        "from bi_ray.runs.directory import RunDirectory\n"
+        "from bi_ray.runs.keys import key_of\n"
+        f"run = RunDirectory({str(tmp_path)!r})\n"
+        "with run, run.commit('sft/vanilla', key_of({}, {})) as folder:\n"
         "    (folder / 'half').write_text('x'); print('in', flush=True); time.sleep(60)"
     )
     writer = child(code)

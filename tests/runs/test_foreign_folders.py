@@ -16,7 +16,8 @@ from bi_ray.config import RunConfig, load_config
 from bi_ray.files.atomic import remove_leftovers, write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.report.writing import write_report
-from bi_ray.runs.directory import RunDirectory, begin_directory, keep_config, key_of
+from bi_ray.runs.directory import RunDirectory, begin_directory, keep_config
+from bi_ray.runs.keys import key_of
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs/quickstart.yaml"
@@ -135,31 +136,14 @@ def test_an_unfinished_set_is_not_begun_in_a_folder_of_the_user(thesis, capsys, 
 # --- what is a run
 
 
-def lock_of_old(run, content="4711"):
-    run.mkdir()
-    (run / ".lock").write_text(content)
-
-
-def old_stage(run):
+def stage_without_a_mark(run):
     (run / "sft/bridge").mkdir(parents=True)
     record = {"key": "1a", "config": {}, "inputs": {}, "code_version": "0.1", "seconds": 2.0}
     (run / "sft/bridge/stage.json").write_text(json.dumps(record))
 
 
-def old_study(run):
-    old_stage(run / "seed_0")
-
-
-def old_pretraining(run):
-    lock_of_old(run)
-    (run / "checkpoint").mkdir()
-    (run / "metrics.jsonl").touch()
-
-
-def killed_at_its_first_stage(run):
-    lock_of_old(run, "4711 (job raysubmit_1 on head)")
-    (run / "config.yaml").write_text("name: x")
-    (run / "data.4711.tmp").mkdir()
+def study_without_a_mark(run):
+    stage_without_a_mark(run / "seed_0")
 
 
 def begun(run):
@@ -172,13 +156,17 @@ def volume(run):
 
 
 MAKERS = [
-    lambda run: None, Path.mkdir, lock_of_old, old_stage, old_study, old_pretraining, killed_at_its_first_stage, begun,
+    lambda run: None,
+    Path.mkdir,
+    stage_without_a_mark,
+    study_without_a_mark,
+    begun,
     volume,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_a_run_of_any_age_is_one(make, tmp_path):
+def test_a_run_is_one_also_where_it_was_copied_without_hidden_files(make, tmp_path):
     make(tmp_path / "run")
     before = snapshot(tmp_path / "run")
     with RunDirectory(tmp_path / "run"):
@@ -192,7 +180,8 @@ def test_a_run_of_any_age_is_one(make, tmp_path):
 
 @pytest.mark.parametrize("content", ["4711", "", "of another program"])
 def test_a_lock_file_alone_makes_no_run_of_a_folder(content, tmp_path):
-    lock_of_old(tmp_path / "mine", content)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/.lock").write_text(content)
     (tmp_path / "mine/thesis.txt").touch()
     with pytest.raises(RunError, match="is not a run directory"), RunDirectory(tmp_path / "mine"):
         pass
@@ -329,8 +318,10 @@ def test_an_arm_may_have_letters_digits_and_dashes(arm):
 
 def test_what_a_killed_writer_left_goes_with_the_next_call(tmp_path):
     code = (
-        "import time; from pathlib import Path; from bi_ray.files.atomic import write_atomically, write_whole\n"
-        f"with write_atomically(Path({str(tmp_path)!r}) / 'set'), write_whole(Path({str(tmp_path)!r}) / 'page'):\n"
+        "import time; from pathlib import Path\n"
+        "from bi_ray.files.atomic import write_atomically, write_whole\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "with write_atomically(folder / 'set'), write_whole(folder / 'page'):\n"
         "    print('in', flush=True); time.sleep(60)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from bi_ray.files.errors import RunError
-from bi_ray.runs import mirror
+from bi_ray.runs import mirror, remote_lock
 from bi_ray.runs.checkpoints import StepDirectories
-from bi_ray.runs.directory import key_of
-from bi_ray.runs.mirror import RunPlace
+from bi_ray.runs.keys import key_of
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
 
 KEY = key_of({"a": 1}, {})
@@ -20,7 +20,7 @@ ORDER = ("data", "sft", "rl")
 
 @pytest.fixture(params=["file", "s3"])
 def place(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_SETTLE_S", 0.01)
+    monkeypatch.setattr(remote_lock, "_SETTLE_S", 0.01)
     uri = f"file://{tmp_path}/home/run"
     if request.param == "s3":
         uri = f"s3://bucket/{tmp_path.name}/run{request.getfixturevalue('s3')}"
@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_at_its_first_stage_is_one(place, tmp_path, monkey
     run._lock.close()  # as the kernel does; the lock at the URI stays
     Remote(place.uri).remove_file(".bi-ray-run")
     Remote(place.uri).write("config.yaml", "name: x")
-    monkeypatch.setattr(mirror, "STALE_S", 0.0)
+    monkeypatch.setattr(remote_lock, "STALE_S", 0.0)
     with RunPlace.of(place.uri, tmp_path / "there").directory():
         pass
 
@@ -137,7 +137,7 @@ def test_a_report_at_the_uri_replaces_a_report_alone(place):
 
 
 def test_what_a_kill_left_half_written_goes_after_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_SETTLE_S", 0.01)
+    monkeypatch.setattr(remote_lock, "_SETTLE_S", 0.01)
     home = tmp_path / "home/run"
 
     def stop(*_):

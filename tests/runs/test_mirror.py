@@ -12,10 +12,13 @@ import pytest
 
 from bi_ray.config import SFTConfig
 from bi_ray.files.errors import RunError
-from bi_ray.runs import mirror, remote
+from bi_ray.runs import mirror, remote_files, remote_lock
 from bi_ray.runs.checkpoints import StepDirectories
-from bi_ray.runs.directory import RunDirectory, RunLocked, StageChanged, key_of
-from bi_ray.runs.mirror import MirroredRun, RunPlace
+from bi_ray.runs.directory import RunDirectory, StageChanged
+from bi_ray.runs.keys import key_of
+from bi_ray.runs.lock import RunLocked
+from bi_ray.runs.mirror import MirroredRun
+from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
 from bi_ray.runs.remote_lock import LOCK, read_lock
 from bi_ray.runs.status import describe_status
@@ -34,7 +37,7 @@ def uri(request, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(mirror, "_SETTLE_S", 0.01)
+    monkeypatch.setattr(remote_lock, "_SETTLE_S", 0.01)
 
 
 @pytest.fixture
@@ -89,12 +92,12 @@ def test_a_stage_is_there_whole_or_not_at_all(place, elsewhere, monkeypatch):
         copies.append(source)
         return real(source, *args)
 
-    real = remote.copy_files
+    real = remote_files.copy_files
     with place.directory() as run:
-        monkeypatch.setattr(remote, "copy_files", copy_files)
+        monkeypatch.setattr(remote_files, "copy_files", copy_files)
         with pytest.raises(RunError, match=r"cannot write .*run: the line is down"):
             finish(run, "data")
-        monkeypatch.setattr(remote, "copy_files", real)
+        monkeypatch.setattr(remote_files, "copy_files", real)
     assert len(copies) == 1
     with elsewhere.directory() as run:
         assert not run.is_done("data", KEY)
@@ -139,7 +142,7 @@ def test_a_second_machine_is_refused_while_the_lock_is_fresh(place, elsewhere, m
         with RunDirectory(elsewhere.path):
             pass  # the refused one holds nothing
         assert f"in use by process {os.getpid()}" in describe_status(elsewhere)[0]
-        monkeypatch.setattr(mirror, "STALE_S", 0.0)
+        monkeypatch.setattr(remote_lock, "STALE_S", 0.0)
         with elsewhere.directory():  # whoever held it must be gone
             pass
     monkeypatch.undo()
@@ -249,17 +252,17 @@ def test_the_newer_checkpoint_is_taken(place, elsewhere, monkeypatch):
 
 def test_a_checkpoint_that_cannot_be_sent_is_said_once_and_sent_later(place, monkeypatch):
     monkeypatch.setattr(mirror, "_SEND_WORK_S", 0.02)
-    notes, real = [], remote.copy_files
+    notes, real = [], remote_files.copy_files
 
     def copy_files(*_):
         raise OSError("the line is down")
 
     with place.directory() as run, run.keeping_work("sft/bridge", notes.append):
-        monkeypatch.setattr(remote, "copy_files", copy_files)
+        monkeypatch.setattr(remote_files, "copy_files", copy_files)
         checkpoint(run.work("sft/bridge", KEY), 1)
         wait_until(lambda: notes)
         time.sleep(0.3)
-        monkeypatch.setattr(remote, "copy_files", real)
+        monkeypatch.setattr(remote_files, "copy_files", real)
         wait_until(lambda: steps_at(place) == [1])
     assert len(notes) == 1
     assert notes[0].startswith("checkpoints of sft/bridge stay in ")
@@ -267,7 +270,7 @@ def test_a_checkpoint_that_cannot_be_sent_is_said_once_and_sent_later(place, mon
 
 
 def test_who_lost_the_lock_sends_nothing(place, elsewhere, monkeypatch):
-    monkeypatch.setattr(mirror, "STALE_S", 0.0)
+    monkeypatch.setattr(remote_lock, "STALE_S", 0.0)
     with place.directory() as first, elsewhere.directory() as second:
         with pytest.raises(RunLocked):
             finish(first, "data", "of the first")
@@ -278,7 +281,7 @@ def test_who_lost_the_lock_sends_nothing(place, elsewhere, monkeypatch):
 
 
 def test_a_lock_is_renewed(place, elsewhere, monkeypatch):
-    monkeypatch.setattr(mirror, "RENEW_S", 0.05)
+    monkeypatch.setattr(remote_lock, "RENEW_S", 0.05)
     with place.directory():
         began = read_lock(Remote(place.uri)).holder.time
         time.sleep(1)
@@ -308,7 +311,7 @@ def test_a_lock_that_cannot_be_read_holds_until_it_is_old(tmp_path, monkeypatch,
     assert len(str(caught.value).splitlines()) == 1
     assert "in use by an unknown process" in str(caught.value)
     assert "its lock cannot be read" in describe_status(place)[0]
-    monkeypatch.setattr(mirror, "STALE_S", 0.0)
+    monkeypatch.setattr(remote_lock, "STALE_S", 0.0)
     with place.directory():
         assert read_lock(Remote(place.uri)).holder.owner.endswith(str(place.path))
     [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -338,7 +341,7 @@ def test_the_clock_of_a_holder_does_not_matter(tmp_path, clock_error_s):
     "error", [OSError("odd"), KeyError("token"), ValueError("odd"), RuntimeError("odd")]
 )
 def test_a_lock_is_renewed_whatever_goes_wrong_in_between(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(mirror, "RENEW_S", 0.02)
+    monkeypatch.setattr(remote_lock, "RENEW_S", 0.02)
     place = RunPlace.of(f"file://{tmp_path}/home/run", tmp_path / "here")
     with place.directory() as run:
         lock, failures = run._remote_lock, []
@@ -396,7 +399,7 @@ def test_a_stage_is_never_a_mixture_of_two_runs(
     """A run is held up while it sends, for so long that another one takes over, sends the same
     stage, and ends.
     """
-    monkeypatch.setattr(mirror, "RENEW_S", 1000)
+    monkeypatch.setattr(remote_lock, "RENEW_S", 1000)
     held_up, gate = threading.Event(), threading.Event()
     names = ("1_first", "2_second", "3_third")
 
@@ -423,7 +426,7 @@ def test_a_stage_is_never_a_mixture_of_two_runs(
     late = threading.Thread(target=be_late, name="late")
     late.start()
     assert held_up.wait(20)
-    monkeypatch.setattr(mirror, "STALE_S", 0.0)
+    monkeypatch.setattr(remote_lock, "STALE_S", 0.0)
     with elsewhere.directory() as run:
         commit(run, "B")
         gate.set()

@@ -16,7 +16,8 @@ def test_figures_of_a_validation_against_counting_by_hand():
     config = ValidationConfig(samples_per_prompt=3)
     sampled = {"a": [True, False, False], "b": [True, True, False], "c": [False, False, False]}
     rows = [row("greedy", name, name != "c") for name in sampled]
-    rows += [row("sampled", name, right) for name, values in sampled.items() for right in values]
+    for name, values in sampled.items():
+        rows += [row("sampled", name, right) for right in values]
     rows += [
         row("greedy", "d", None, "infrastructure: lost"),
         row("sampled", "d", None, "data: no verdict"),
@@ -27,10 +28,10 @@ def test_figures_of_a_validation_against_counting_by_hand():
     assert figures["validation/val/truncated"] == pytest.approx(1 / 3)
     assert figures["validation/val/tokens"] == pytest.approx((11 + 11 + 10) / 3)
     for k in (1, 2, 3):  # any of k drawn from the three, over every way to draw them
-        chances = [
-            sum(map(any, c)) / len(c)
-            for c in (list(combinations(values, k)) for values in sampled.values())
-        ]
+        chances = []
+        for values in sampled.values():
+            draws = list(combinations(values, k))
+            chances.append(sum(map(any, draws)) / len(draws))
         assert figures[f"validation/val/pass_at_{k}"] == pytest.approx(sum(chances) / 3)
     assert summarize("val", [row("greedy", "d", None, "x")], config) == {
         "validation/val/failures": 1
@@ -71,22 +72,22 @@ def test_the_best_step_and_the_outcome():
     assert scores_of(rows, None) == {}
     assert best_step({0: 0.5, 2: 0.7, 3: 0.7}) == 2
     assert best_step({}) is None
-    last = outcome_of(rows, RLConfig(steps=3, validation=ValidationConfig()))
+    steps = {0, 1, 2, 3}
+    last = outcome_of(rows, RLConfig(steps=3, validation=ValidationConfig()), steps)
     assert (last.step, last.last_step, last.best_step, last.stopped) == (3, 3, 2, None)
     early = RLConfig(steps=9, validation=ValidationConfig(use_best=True, patience=1))
-    best = outcome_of(rows, early)
+    best = outcome_of(rows, early, steps)
     assert (best.step, best.last_step) == (2, 3)
     assert best.stopped == (
-        "stopped after step 3 of 9: validation/val/greedy did not rise by more than 0 in 1 validations; best 0.700 "
-        "after step 2"
+        "stopped after step 3 of 9: validation/val/greedy did not rise by more than 0 in 1 "
+        "validations; best 0.700 after step 2"
     )
     without = outcome_of(rows, early, usable={0, 3})  # the checkpoint of step 2 is damaged
     assert (without.step, without.last_step, without.best_step) == (3, 3, 2)
     worse = [{"step": 0, "validation/val/greedy": 0.5}, {"step": 1, "validation/val/greedy": 0.1}]
-    assert (
-        outcome_of(worse, RLConfig(steps=1, validation=ValidationConfig(use_best=True))).step == 0
-    )
-    assert outcome_of([{"step": 4}], RLConfig(steps=4)).step == 4
+    falling = RLConfig(steps=1, validation=ValidationConfig(use_best=True))
+    assert outcome_of(worse, falling, {0, 1}).step == 0
+    assert outcome_of([{"step": 4}], RLConfig(steps=4), {0, 4}).step == 4
 
 
 def test_which_steps_get_a_checkpoint():

@@ -11,8 +11,9 @@ from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
 from bi_ray.files.integrity import record_files
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.files import CheckpointError
-from bi_ray.runs.checkpoints import step_of
-from bi_ray.runs.layout import StageRecord
+from bi_ray.runs.layout import step_of
+from bi_ray.runs.stages import StageRecord
+from bi_ray.runs.validation import Outcome
 from serve import policies
 from serve.policies import ServeError, choose_policies, read_run, version_of
 from serve.server import PolicyServer
@@ -40,6 +41,8 @@ def make(stage, weights, steps=None):
     if (step := step_of(stage.name)) is not None:
         record_checkpoint(stage, step)
     if steps:
+        outcome = Outcome(steps, steps, best_step=None, stopped=None)
+        (stage / "outcome.json").write_text(json.dumps(asdict(outcome)))
         record = StageRecord(
             "key", {"rl": {"steps": steps}}, {}, "0", 1.0, _plain(record_files(stage))
         )

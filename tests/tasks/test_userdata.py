@@ -104,8 +104,8 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("{", "no valid JSON"),
-        ('"text"', "no JSON object: found str"),
+        ("{", "not valid JSON"),
+        ('"text"', "not a JSON object: found str"),
         ({"answer": 3}, "no question (field 'question'): the row has 'answer'"),
         ({"question": " ", "answer": 3}, "no question"),
         (
@@ -292,7 +292,7 @@ def test_free_text_has_no_trace(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sets": {"rl": {}}}, "set rl: give it a path"),
+        ({"sets": {"rl": {}}}, "set rl: set its path"),
         ({"path": "a.jsonl", "sets": {"pretrain": {}}}, "set pretrain"),
         ({"path": "a.jsonl", "sets": {"rl": {"problems": 0}}}, "greater than 0"),
         ({"path": "a.jsonl", "sets": {"rll": {}}}, "rll"),

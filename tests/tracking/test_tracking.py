@@ -129,11 +129,9 @@ def test_mlflow(tmp_path):
     assert run.info.run_name == "tracked/rl/base"
     assert run.info.status == "FINISHED"
     assert run.data.tags["arm"] == "base"
-    read = {
-        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-        for name in EXPECTED
-    }
-    assert read == EXPECTED
+    for name, expected in EXPECTED.items():
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [(metric.step, metric.value) for metric in history] == expected
 
 
 def test_trackio(tmp_path, monkeypatch):
@@ -147,8 +145,8 @@ def test_trackio(tmp_path, monkeypatch):
     (name,) = trackio.sqlite_storage.SQLiteStorage.get_runs("bi_ray")
     assert name == "tracked/rl/base-0a1b"
     rows = trackio.sqlite_storage.SQLiteStorage.get_logs("bi_ray", name)
-    read = {name: [(row["step"], row[name]) for row in rows if name in row] for name in EXPECTED}
-    assert read == EXPECTED
+    for name, expected in EXPECTED.items():
+        assert [(row["step"], row[name]) for row in rows if name in row] == expected
 
 
 class Kept:
@@ -187,7 +185,7 @@ def test_a_tracker_of_ones_own_gets_every_step_once(tmp_path):
 def test_a_tracker_that_fails_is_said_once_and_the_others_go_on(tmp_path):
     notes = follow(tmp_path, {f"{__name__}:Kept": {"fail_at": 1}, "tensorboard": {}})
     assert notes == [
-        f"tracker {__name__}:Kept is left out from here on: OSError: its server is gone"
+        f"tracker {__name__}:Kept is left out from now on: OSError: its server is gone"
     ]
     assert [entry[0] for entry in Kept.logs] == ["begin", 0, "begin", 2, "end"]
     assert list((tmp_path / "trackers/tensorboard/rl/base").iterdir())
@@ -206,9 +204,9 @@ def test_a_tracker_that_cannot_be_made_is_said(tmp_path, monkeypatch):
 
 
 def test_a_slow_tracker_holds_nobody_up(tmp_path, monkeypatch):
-    import bi_ray.tracking
+    from bi_ray.tracking import following
 
-    monkeypatch.setattr(bi_ray.tracking, "_END_S", 0.2)
+    monkeypatch.setattr(following, "_END_S", 0.2)
     monkeypatch.setattr(Kept, "log", lambda *_: time.sleep(5))
     append_metrics(tmp_path / "metrics.jsonl", ROWS[0])
     notes, began = [], time.monotonic()
@@ -217,13 +215,13 @@ def test_a_slow_tracker_holds_nobody_up(tmp_path, monkeypatch):
         pass
     assert time.monotonic() - began < 3
     assert notes == [
-        "trackers did not take the last figures within 0.2 s; the run goes on without them"
+        "trackers did not take the last figures within 0.2 s; the run continues without them"
     ]
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(
-        ValidationError, match=r"no tracker is called 'wandbb'; known: tensorboard, wandb, mlflow"
+        ValidationError, match=r"unknown tracker 'wandbb'; known: tensorboard, wandb, mlflow"
     ):
         config(["wandbb"])
 
@@ -242,9 +240,9 @@ def test_a_damaged_mark_costs_nothing_but_figures_twice(tmp_path, mark):
 
 
 def test_a_bad_row_holds_figures_back_only_while_it_is_there(tmp_path, monkeypatch):
-    import bi_ray.tracking
+    from bi_ray.tracking import following
 
-    monkeypatch.setattr(bi_ray.tracking, "_FOLLOW_S", 0.02)
+    monkeypatch.setattr(following, "_FOLLOW_S", 0.02)
     metrics, notes = tmp_path / "metrics.jsonl", []
     append_metrics(metrics, ROWS[0])
     made = make_trackers(config([f"{__name__}:Kept"]), notes.append)

@@ -230,9 +230,9 @@ def test_the_function_is_not_asked_about_a_truncated_response(verifier_of):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("user_rewards", "is no import path; write package.module:function"),
-        ("user_rewards:", "is no import path"),
-        (":half", "is no import path"),
+        ("user_rewards", "is not an import path; write package.module:function"),
+        ("user_rewards:", "is not an import path"),
+        (":half", "is not an import path"),
         ("no_such_rewards:half", "no_such_rewards does not import: ModuleNotFoundError"),
         (
             "broken_rewards:half",

@@ -201,7 +201,7 @@ def test_the_shipped_configs_are_good(path, ops):
     [
         ("ops: 41", "at most 40"),
         ("ops: [5, 3]", "no range"),
-        ("depth: 3", "is no option"),
+        ("depth: 3", "unknown option"),
         ("ops: 0", "greater than 0"),
     ],
 )

@@ -325,7 +325,7 @@ def test_answers_are_of_the_logic(logic):
     [
         ({"logic": "boolean", "operators": ["add"]}, "boolean logic has no 'add'"),
         ({"operators": ["and"]}, "arithmetic logic has no 'and'"),
-        ({"logic": "abductive", "operators": ["or"]}, "name not among them"),
+        ({"logic": "abductive", "operators": ["or"]}, "add 'not'"),
         ({"logic": "deductive", "operators": []}, "name at least one"),
         ({"logic": "modal"}, "logic"),
     ],
