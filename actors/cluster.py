@@ -1,10 +1,11 @@
-"""Joining a Ray cluster, or starting a local Ray, and finding the driver of a run that is going on."""
+"""Joins a Ray cluster or starts a local Ray, and finds the driver of a run in progress."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.local_ray import (
     AUTH_MODE,
     AUTH_TOKEN,
+    RayOptions,
     is_loopback,
     start_local_ray,
     stay_on_loopback,
@@ -34,33 +36,32 @@ from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.layout import CLUSTER_FILE
 from bi_ray.runs.process import job_id
 
-NAMESPACE = "bi_ray"  # of the named drivers; Ray gives every job an anonymous one otherwise
+NAMESPACE = "bi_ray"  # of the named drivers; by default, every job has an anonymous one
 TOKEN_ADVICE = (
-    "set RAY_AUTH_MODE=token (or give --auth-mode token where a command has it), and put the cluster's token into "
-    "RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH names, or into ~/.ray/auth_token; `ray get-auth-token` on "
-    "the head node prints it"
+    "set RAY_AUTH_MODE=token (or give --auth-mode token where a command has it), and put the "
+    "cluster's token into RAY_AUTH_TOKEN, into the file that RAY_AUTH_TOKEN_PATH names, or into "
+    "~/.ray/auth_token; `ray get-auth-token` on the head node prints it"
 )
 _PROBE_S = 5.0
 _POLL_S = 0.2
-_QUIET: dict[str, Any] = {
-    "configure_logging": True,
-    "logging_level": logging.WARNING,
-    "log_to_driver": False,
-}
+_KEEP_DEVICES = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+_QUIET = RayOptions(configure_logging=True, logging_level=logging.WARNING, log_to_driver=False)
+
+_HOST_AND_PORT = re.compile(r"(?!.*://).+:\d+")
 
 log = logging.getLogger(__name__)
 
 
 class ClusterError(RuntimeError):
-    """A cluster that cannot be reached or asked; the message says what to change."""
+    """A cluster that cannot be joined or does not answer; the message says what to change."""
 
 
 def connect(config: RayConfig, source: str = "ray.address") -> None:
-    """Join the cluster of this Ray job, else that at ``config.address``, or start a local one for
-    this process alone.
+    """Join the cluster of this Ray job, else the one at ``config.address``; else start a local Ray.
 
-    A local one always asks for a token. A cluster's mode is ``config.auth_mode`` where the
-    configuration names the cluster, else what ``RAY_AUTH_MODE`` has.
+    A local Ray is for this process alone and always wants a token. A cluster's mode is
+    ``config.auth_mode`` where the configuration names the cluster, else that of ``RAY_AUTH_MODE``.
+    Environment variables that Ray reads stay set: its processes inherit them as long as it runs.
 
     Args:
         config: of the cluster.
@@ -70,15 +71,18 @@ def connect(config: RayConfig, source: str = "ray.address") -> None:
         ClusterError: nobody answers at the address, or not without (another) token.
         LocalRayError, PrivacyError: a local one cannot be started.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    configured, given = config.address, os.environ.get("RAY_ADDRESS")
-    if configured and not job_id():
-        _join(configured, source, None if os.environ.get(AUTH_MODE) else config.auth_mode)
-    elif given and given != "local":
-        _join(given, "RAY_ADDRESS")
-    else:
-        with _sigterm_kept():
-            start_local_ray(config.local_cpus, include_dashboard=False, **_QUIET)
+    os.environ.setdefault(_KEEP_DEVICES, "0")  # Ray clears CUDA_VISIBLE_DEVICES of no actor
+    if config.address and not job_id():
+        auth_mode = None if os.environ.get(AUTH_MODE) else config.auth_mode
+        _join(config.address, source, auth_mode)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _join(address, "RAY_ADDRESS")
+        return
+    options: RayOptions = {**_QUIET, "include_dashboard": False}
+    with _sigterm_kept():
+        start_local_ray(config.local_cpus, **options)
 
 
 def _join(
@@ -89,8 +93,11 @@ def _join(
     Args:
         address: ``HOST:PORT``, or ``auto``.
         source: where it comes from, for messages.
-        auth_mode: of the cluster; None: as the environment has it.
+        auth_mode: of the cluster; None: that of the environment.
         token: of the cluster; None: the one that Ray finds.
+
+    Raises:
+        ClusterError: see ``connect``; or the address is of another kind.
     """
     check_address(address, source)
     if address == "auto" or is_loopback(address.rpartition(":")[0]):
@@ -105,13 +112,14 @@ def _join(
         raise ClusterError(f"Ray at {address} wants a token: {TOKEN_ADVICE}") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
-            f"cannot join Ray at {address}: {error}. If the lines above say Unauthenticated, {TOKEN_ADVICE}"
+            f"cannot join Ray at {address}: {error}. If the lines above say Unauthenticated, "
+            f"{TOKEN_ADVICE}"
         ) from error
 
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """``ray.init`` takes SIGTERM over: it is given back to whoever had it."""
+    """Restore the handler of SIGTERM, which ``ray.init`` replaces."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -121,13 +129,12 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def check_address(address: str, source: str) -> None:
-    """See that ``address`` is one that a driver can join.
+    """Check that ``address`` is one that a driver can join.
 
     Raises:
         ClusterError: it is of another kind; the message says which one is wanted.
     """
-    host, colon, port = address.rpartition(":")
-    if address == "auto" or (colon and port.isdigit() and host and "://" not in address):
+    if address == "auto" or _HOST_AND_PORT.fullmatch(address):
         return
     if address.startswith(("http://", "https://")):
         kind = "the address of a job server, which `bi-ray submit` and `bi-ray job` use"
@@ -141,7 +148,7 @@ def check_address(address: str, source: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray waits for more than a minute where nobody listens at ``HOST:PORT``.
+    """Check that somebody listens at ``HOST:PORT``; Ray itself would wait for over a minute.
 
     Raises:
         ClusterError: nobody does.
@@ -158,35 +165,33 @@ def _check_answers(address: str) -> None:
 
 
 def check_shared(run: Path, timeout_s: float) -> None:
-    """See that every node of the cluster sees the run directory: engines and learners on all of
-    them read from it.
+    """Check that every node sees the run directory: engines and learners anywhere read from it.
 
     Raises:
-        ClusterError: a node does not, or does not say within ``timeout_s``.
+        ClusterError: a node does not, or does not answer within ``timeout_s``.
     """
     here = ray.get_runtime_context().get_node_id()
-    look = ray.remote(num_cpus=0)(_sees)
+    exists = ray.remote(num_cpus=0)(_exists)
     for node in ray.nodes():
         if not node["Alive"] or node["NodeID"] == here:
             continue
-        host, there = (
-            node["NodeManagerHostname"],
-            NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        )
+        host = node["NodeManagerHostname"]
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = exists.options(scheduling_strategy=there).remote(run)
         try:
-            seen = ray.get(look.options(scheduling_strategy=there).remote(run), timeout=timeout_s)
+            is_seen = ray.get(answer, timeout=timeout_s)
         except GetTimeoutError as error:
             raise ClusterError(
                 f"node {host} did not answer within {timeout_s:g} s (ray.call_timeout_s)"
             ) from error
-        if not seen:
+        if not is_seen:
             raise ClusterError(
-                f"node {host} does not see {run}: give a --run on a file system that all nodes share, or, where --run "
-                "is a URI, such a --local for its working copy"
+                f"node {host} does not see {run}: give a --run on a file system that all nodes "
+                "share, or, where --run is a URI, such a --local for its working copy"
             )
 
 
-def _sees(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     return path.exists()
 
 
@@ -197,7 +202,7 @@ class _Whereabouts:
     Attributes:
         address: Ray's, ``HOST:PORT``.
         auth_mode: ``RAY_AUTH_MODE`` of the driver, None where it has none.
-        token: of a local Ray, which has one of its own; that of a cluster is for its users to have.
+        token: of a local Ray, which has its own; users of a cluster have that of the cluster.
     """
 
     address: str
@@ -206,9 +211,7 @@ class _Whereabouts:
 
 
 def write_address(run: Path) -> None:
-    """Leave in a run directory where its driver is, for ``scale`` in another process of the same
-    user.
-    """
+    """Write into a run directory where its driver is, for ``scale`` in another process."""
     address = ray.get_runtime_context().gcs_address
     is_local = is_loopback(address.rpartition(":")[0])
     token = os.environ.get(AUTH_TOKEN) if is_local else None
@@ -218,24 +221,26 @@ def write_address(run: Path) -> None:
 
 
 def _read_address(directory: RunDirectory) -> _Whereabouts | None:
-    """What ``write_address`` left, None where it left nothing.
+    """What ``write_address`` wrote, None where it wrote nothing.
 
     Raises:
-        ClusterError: somebody else can have written it.
+        ClusterError: it is damaged, or somebody else can have written it.
     """
+    file = directory.path / CLUSTER_FILE
     try:
-        there = _Whereabouts(**json.loads(read_own(directory.path / CLUSTER_FILE)))
+        there = _Whereabouts(**json.loads(read_own(file)))
     except FileNotFoundError:
         return None
     except PrivacyError as error:
         raise ClusterError(
-            f"the cluster's address in {directory.name} is not trusted: {error}; give the --address of the cluster"
+            f"the cluster's address in {directory.name} is not trusted: {error}; give the "
+            "--address of the cluster"
         ) from error
     except (ValueError, TypeError) as error:
         raise ClusterError(
-            f"{directory.path / CLUSTER_FILE} is damaged ({error}); give the --address of the cluster"
+            f"{file} is damaged ({error}); give the --address of the cluster"
         ) from error
-    check_address(str(there.address), str(directory.path / CLUSTER_FILE))
+    check_address(str(there.address), str(file))
     return there
 
 
@@ -245,13 +250,15 @@ def driver_name(run_id: str) -> str:
 
 
 def free_driver_name(run_id: str, timeout_s: float) -> str:
-    """The driver's name, once the driver of a command that was killed is gone. The caller holds the
-    run's lock.
+    """The name for a run's driver, once the driver of a command that was killed is gone.
+
+    The caller holds the run's lock.
 
     Raises:
-        ClusterError: it is not gone in time.
+        ClusterError: it is not gone within ``timeout_s``.
     """
-    name, deadline = driver_name(run_id), time.monotonic() + timeout_s
+    name = driver_name(run_id)
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
             ray.kill(ray.get_actor(name, NAMESPACE))
@@ -266,33 +273,24 @@ def free_driver_name(run_id: str, timeout_s: float) -> str:
 def scale(
     directory: RunDirectory, workers: int, address: str | None = None, timeout_s: float = 60
 ) -> dict[str, Any]:
-    """Tell the driver of a run that is going on how many rollout workers it should have.
+    """Tell the driver of a run in progress how many rollout workers it should have.
 
     Args:
         directory: the run's; its lock is not taken.
         workers: how many, 1 or more.
         address: of the cluster; None: the one that the run wrote into its directory, else that of
-            ``RAY_ADDRESS``. Inside a Ray job it is the job's cluster in any case. What others can
-            write is not used.
+            ``RAY_ADDRESS``. Inside a Ray job it is always the job's cluster. An address that others
+            can have written is refused.
         timeout_s: deadline of the driver's answer.
 
     Returns:
         the state of the pool and its workers.
 
     Raises:
-        ClusterError: no run is going on there, or its engines are not up yet.
-        RunError: the driver refused the number, or the file with its address is damaged.
+        ClusterError: no run is in progress there, or its engines are not up yet.
+        RunError: the driver refused the number.
     """
-    there = None if address or job_id() else _read_address(directory)
-    if there is not None:
-        address = there.address
-        _join(address, CLUSTER_FILE, there.auth_mode or os.environ.get(AUTH_MODE), there.token)
-    else:
-        source = "--address" if address and not job_id() else "RAY_ADDRESS"
-        address = (None if job_id() else address) or os.environ.get("RAY_ADDRESS")
-        if address is None:
-            raise ClusterError(f"no cluster is known for {directory.name}; give its --address")
-        _join(address, source, os.environ.get(AUTH_MODE))
+    address = _join_cluster_of(directory, address)
     try:
         driver: Any = ray.get_actor(driver_name(directory.run_id), NAMESPACE)
         return ray.get(driver.scale.remote(workers), timeout=timeout_s)
@@ -300,8 +298,9 @@ def scale(
         raise RunError(str(error.cause)) from error
     except ValueError as error:
         raise ClusterError(
-            f"no rollout workers of {directory.name} on the cluster at {address}: no run of it is going on there, or "
-            "it is not as far as its first evaluation; `bi-ray status` says which"
+            f"no rollout workers of {directory.name} on the cluster at {address}: no run of it is "
+            "in progress there, or it has not reached its first evaluation; `bi-ray status` shows "
+            "which"
         ) from error
     except GetTimeoutError as error:
         raise ClusterError(
@@ -311,3 +310,21 @@ def scale(
         raise ClusterError(f"the driver of {directory.name} died") from error
     finally:
         ray.shutdown()
+
+
+def _join_cluster_of(directory: RunDirectory, address: str | None) -> str:
+    """Join the cluster that ``scale`` is about; returns its address."""
+    auth_mode = os.environ.get(AUTH_MODE)
+    if not job_id():
+        if address:
+            _join(address, "--address", auth_mode)
+            return address
+        there = _read_address(directory)
+        if there:
+            _join(there.address, CLUSTER_FILE, there.auth_mode or auth_mode, there.token)
+            return there.address
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        raise ClusterError(f"no cluster is known for {directory.name}; give its --address")
+    _join(address, "RAY_ADDRESS", auth_mode)
+    return address

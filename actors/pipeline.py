@@ -34,6 +34,7 @@ from bi_ray.runs.keys import StageKey
 from bi_ray.runs.layout import (
     DATA,
     EVAL_BASE,
+    INFLUENCE_FILE,
     METRICS_FILE,
     OUTCOME_FILE,
     POLICY,
@@ -54,7 +55,7 @@ from bi_ray.runs.layout import (
 )
 from bi_ray.runs.metrics import read_steps
 from bi_ray.runs.records import read_record
-from bi_ray.runs.validation import outcome_of
+from bi_ray.runs.validation import Outcome, outcome_of
 from bi_ray.tasks.base import FiniteTask, Task
 from bi_ray.tasks.registry import build_task
 from bi_ray.tracking.base import Tracked
@@ -462,7 +463,7 @@ class Pipeline:
         with self.run_directory.commit(stage, key, began) as folder:
             shutil.copytree(policy, folder / POLICY)
             shutil.copy(metrics, folder / METRICS_FILE)
-            for name in ("influence.jsonl", OUTCOME):
+            for name in (INFLUENCE_FILE, OUTCOME_FILE):
                 if (file := metrics.with_name(name)).exists():
                     shutil.copy(file, folder)
             if (validation := metrics.with_name(VALIDATION)).exists():

@@ -31,7 +31,7 @@ from actors.weights.shared_memory import announce
 from bi_ray.config import RunConfig
 from bi_ray.learning.learner import Learner
 from bi_ray.policy.checkpoint import load_model
-from bi_ray.policy.published import publish_weights, weights_directory
+from bi_ray.policy.published import publish_weights, published_file, weights_directory
 from bi_ray.policy.version import PolicyVersion
 
 _WAIT_S = 300
@@ -73,7 +73,7 @@ async def _sync(
     ours, theirs = [], []
     for step in range(1, repeats + 2):  # the first round warms both up
         version = PolicyVersion(1, step)
-        path = weights_directory(RUN_ID) / f"{version}.safetensors"
+        path = published_file(weights_directory(RUN_ID), version)
         began = time.perf_counter()
         weights = learner.gather_weights()
         gathered = time.perf_counter()

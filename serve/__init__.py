@@ -1,1 +1,1 @@
-"""The gateway: policies of a run behind an OpenAI-compatible HTTP interface, by Ray Serve and vLLM."""
+"""The gateway: policies of a run behind an OpenAI-compatible HTTP API, by Ray Serve and vLLM."""

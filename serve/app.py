@@ -1,8 +1,8 @@
-"""The Ray Serve application: the gateway, and a deployment per model. ``build`` is what ``serve
-deploy`` imports.
+"""The Ray Serve application: the gateway, and a deployment per model.
 
-Ray's own LLM application is not used: it cannot hold answers back while weights change, does not
-hand on the engine's version stamps, and Ray pins another release of vLLM for it.
+``serve deploy`` imports ``build``. Ray's own LLM application is not used: it cannot hold answers
+back while weights change, does not pass on the engine's version stamps, and Ray pins another
+release of vLLM for it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from ray.serve.schema import LoggingConfig
 from bi_ray.config import ModelConfig, RolloutConfig
 from serve.access import Access, check_allowed, environment_keys, key_digest
 from serve.asgi import Head
-from serve.door import ServerBusy, ServerLost, make_app
+from serve.errors import JsonObject
+from serve.gateway import ServerBusy, ServerLost, make_app
 from serve.policies import ServeError, choose_policies, read_run
 from serve.server import PolicyServer, server_environment
 from serve.versions import EngineBroken
 
 APPLICATION = "bi-ray"
-_DOOR_REQUESTS = 2048  # under way at a time, all models together
-_WAITING_REQUESTS = 1024  # per model, beyond those under way; more are refused
+GATEWAY = "gateway"
+_GATEWAY_REQUESTS = 2048  # in progress at a time, all models together
+_WAITING_REQUESTS = 1024  # per model, beyond those in progress; more are refused
 _QUIET = LoggingConfig(enable_access_log=False)
-
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 in hexadecimal
 
@@ -40,22 +41,27 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 in hexadeci
 class ServeArgs(BaseModel):
     """Arguments of the application in ``serve/config.yaml``."""
 
-    # an input may be a key by mistake
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    # errors do not show values: an API key may be among them by mistake
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
-    run: str  # absolute path of the run directory, seen from every node
-    # <arm>-sft, <arm>-rl or base; none: every one that the run trained
+    run: str
+    """Absolute path of the run directory, the same on every node."""
     models: list[str] | None = None
-    follow_s: float = Field(default=2.0, ge=0)  # how often to look for a newer version; 0: never
-    # of API keys; those in the environment's BI_RAY_API_KEYS are added
+    """Names of policies: <arm>-sft, <arm>-rl or base; none: every one that the run trained."""
+    follow_s: float = Field(default=2.0, ge=0)
+    """Seconds between two looks for a newer version; 0: never."""
     api_key_digests: list[Digest] = []
-    # names in the Host header that are accepted besides loopback ones
+    """Digests of API keys; the keys in the environment variable BI_RAY_API_KEYS are added."""
     allowed_hosts: list[str] = []
-    allowed_origins: list[str] = []  # web pages that may send requests from a browser
+    """Names in the Host header that are accepted besides loopback ones."""
+    allowed_origins: list[str] = []
+    """Web pages that may send requests from a browser."""
 
 
 class PolicyDeployment(PolicyServer):
-    """A ``PolicyServer`` that is ready when it is made."""
+    """A ``PolicyServer`` that has started when its constructor is done."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, run: Path, name: str, model: ModelConfig, rollout: RolloutConfig, follow_s: float
@@ -65,7 +71,7 @@ class PolicyDeployment(PolicyServer):
 
 
 class _Handles:
-    """The deployments as ``Servers``."""
+    """The deployments of the models, as ``Servers``."""
 
     def __init__(self, handles: dict[str, DeploymentHandle]) -> None:
         self._handles = handles
@@ -74,7 +80,7 @@ class _Handles:
     def names(self) -> Sequence[str]:
         return list(self._handles)
 
-    async def card(self, name: str) -> dict[str, Any]:
+    async def card(self, name: str) -> JsonObject:
         with losses():
             return await self._handles[name].card.remote()
 
@@ -85,12 +91,16 @@ class _Handles:
                 async for piece in pieces:
                     yield piece
         finally:
-            pieces.cancel()  # of no effect on an answer that is whole
+            pieces.cancel()  # has no effect on an answer that is complete
 
 
 @contextmanager
 def losses() -> Iterator[None]:
-    """Tell a server that is busy or lost from an error that it raised."""
+    """Tell a server that is busy or lost from an error that its code raised.
+
+    Raises:
+        ServerBusy, ServerLost: see there.
+    """
     try:
         yield
     except BackPressureError as error:
@@ -98,14 +108,14 @@ def losses() -> Iterator[None]:
     except (EngineBroken, DeploymentUnavailableError) as error:
         raise ServerLost(str(error)) from error
     except RayTaskError:
-        raise  # an error of its code
+        raise  # by the server's own code
     except RayError as error:
         raise ServerLost(str(error)) from error
 
 
 @serve.ingress()
-class DoorDeployment:
-    """The application of ``make_app`` over the deployments."""
+class GatewayDeployment:
+    """The application of ``make_app`` over the deployments of the models."""
 
     def __init__(
         self, handles: dict[str, DeploymentHandle], access: Access, stop: Sequence[str]
@@ -136,32 +146,39 @@ def build(args: ServeArgs | dict[str, Any]) -> serve.Application:
         )
     check_allowed(args.allowed_hosts, args.allowed_origins)
     config = read_run(run)
-    rollout, model = (
-        config.rollout,
-        config.model.model_copy(update={"path": str(Path(config.model.path).absolute())}),
+    base = str(Path(config.model.path).absolute())
+    model = config.model.model_copy(update={"path": base})
+    models = {}
+    for policy in choose_policies(run, config, args.models):
+        deployment = _policy_deployment(policy.name, config.rollout)
+        models[policy.name] = deployment.bind(
+            run, policy.name, model, config.rollout, args.follow_s
+        )
+    digests = args.api_key_digests + [key_digest(key) for key in environment_keys()]
+    access = Access(tuple(digests), tuple(args.allowed_hosts), tuple(args.allowed_origins))
+    return _gateway_deployment().bind(models, access, model.stop)
+
+
+def _policy_deployment(name: str, rollout: RolloutConfig) -> Any:
+    deployment: Any = serve.deployment(PolicyDeployment)
+    return deployment.options(
+        name=name,
+        max_ongoing_requests=rollout.max_sequences,
+        max_queued_requests=_WAITING_REQUESTS,
+        logging_config=_QUIET,
+        ray_actor_options={
+            "num_cpus": rollout.cpus_per_worker,
+            "num_gpus": rollout.gpus_per_worker,
+            "runtime_env": {"env_vars": server_environment(rollout)},
+        },
     )
-    deploy_policy: Any = serve.deployment(PolicyDeployment)
-    deploy_door: Any = serve.deployment(DoorDeployment)
-    models = {
-        policy.name: deploy_policy.options(
-            name=policy.name,
-            max_ongoing_requests=rollout.max_sequences,
-            max_queued_requests=_WAITING_REQUESTS,
-            logging_config=_QUIET,
-            ray_actor_options={
-                "num_cpus": rollout.cpus_per_worker,
-                "num_gpus": rollout.gpus_per_worker,
-                "runtime_env": {"env_vars": server_environment(rollout)},
-            },
-        ).bind(run, policy.name, model, rollout, args.follow_s)
-        for policy in choose_policies(run, config, args.models)
-    }
-    door = deploy_door.options(
-        name="door",
-        max_ongoing_requests=_DOOR_REQUESTS,
+
+
+def _gateway_deployment() -> Any:
+    deployment: Any = serve.deployment(GatewayDeployment)
+    return deployment.options(
+        name=GATEWAY,
+        max_ongoing_requests=_GATEWAY_REQUESTS,
         logging_config=_QUIET,
         ray_actor_options={"num_cpus": 0},
     )
-    digests = [*args.api_key_digests, *map(key_digest, environment_keys())]
-    access = Access(tuple(digests), tuple(args.allowed_hosts), tuple(args.allowed_origins))
-    return door.bind(models, access, model.stop)

@@ -1,4 +1,4 @@
-"""Calls an ASGI application inside this process and hands its answer on, piece by piece."""
+"""Calls an ASGI application inside this process and passes its answer on, piece by piece."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from starlette.types import ASGIApp, Message
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What comes before the body of an answer."""
+    """What comes before the body of an answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: by name in lower case.
+    """
 
     status: int
     headers: dict[str, str]
@@ -21,9 +26,12 @@ class Head:
 async def post(app: ASGIApp, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
     """POST JSON to ``path`` of an application: its head, then pieces of its body as they come.
 
-    The application runs on at its own speed, however slowly the pieces are taken: an answer that
+    The application runs at its own speed, however slowly the pieces are taken: an answer that
     nobody reads holds up no one. Pieces that came meanwhile are joined. Leaving the iteration tells
     the application that its client is gone, and waits for it to end.
+
+    Raises:
+        Exception: whatever the application raises, after the pieces that it sent before.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     client_gone = asyncio.Event()
@@ -62,7 +70,7 @@ async def post(app: ASGIApp, path: str, body: bytes) -> AsyncIterator[Head | byt
 
 
 def _waiting(messages: asyncio.Queue[Message | None]) -> list[bytes]:
-    """Bodies that have come already; the end of the answer stays in the queue."""
+    """Bodies that have arrived already; the end of the answer stays in the queue."""
     pieces: list[bytes] = []
     while not messages.empty():
         message = messages.get_nowait()

@@ -1,6 +1,4 @@
-"""What `bi-ray serve` does: starts Ray and Ray Serve, waits for the engines, says how to ask, and
-stops in order.
-"""
+"""What `bi-ray serve` does: start Ray Serve, wait for the engines, print an example, stop."""
 
 from __future__ import annotations
 
@@ -52,19 +50,21 @@ from serve.proxy import CALLBACK, KEEP_ALIVE_S
 
 _FOLLOW_S = 2.0
 _POLL_S = 0.5
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # of addresses that mean every interface
+_FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What the command line says.
+    """Arguments and options of the command.
 
     Attributes:
         run: run directory.
         models: names of the models, None for all.
-        host: address to listen at.
+        host: address to listen on.
         port: port there.
-        api_keys: clients must send one of these, of the file's or of the environment's.
-        api_key_file: has a key a line; None for no file.
+        api_keys: clients must send one of these, or one of the file's or the environment's.
+        api_key_file: file with one key per line; None for no file.
         allowed_hosts: names in the Host header that are accepted besides loopback ones.
         allowed_origins: web pages that may send requests from a browser.
         follow: take newer versions while the run continues.
@@ -88,7 +88,7 @@ def serve_run(options: ServeOptions, console: Console) -> None:
 
     Raises:
         ServeError, ConfigError, CheckpointError, ClusterError: it cannot be served as asked;
-        nothing is left running.
+            nothing is left running.
     """
     run = options.run.absolute()
     config = read_run(run)
@@ -99,7 +99,7 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     _require_free(options.host, options.port)
     problem = first_problem(run, config)
     for policy in policies:
-        require_whole(policy)  # the servers do too, but here it shows before anything starts
+        require_whole(policy)  # the servers check it too, but here before anything starts
     cluster, note = cluster_of(config.ray, options.address)
     args = ServeArgs(
         run=str(run),
@@ -114,7 +114,7 @@ def serve_run(options: ServeOptions, console: Console) -> None:
     if note is not None:
         display.note(note)
     config = config.model_copy(update={"ray": cluster})
-    # Signals after Ray, which sets handlers of its own when it starts.
+    # Our signal handlers come after Ray, which sets its own when it starts.
     with _ray_serve(config, len(names), options), _stop_signal() as stop:
         if _start(args, config, display, stop):
             greeting = _greeting(options, config, problem, names, bool(keys))
@@ -124,10 +124,10 @@ def serve_run(options: ServeOptions, console: Console) -> None:
 
 
 def _keys(options: ServeOptions) -> list[str]:
-    """All API keys: of the command line, of the file and of the environment.
+    """All API keys: from the command line, the file and the environment.
 
     Raises:
-        ServeError: one of them is unusable, or there are none where other machines can ask.
+        ServeError: one of them is unusable, or there are none although other machines can connect.
     """
     keys = option_keys(options.api_keys)
     if options.api_key_file:
@@ -135,8 +135,8 @@ def _keys(options: ServeOptions) -> list[str]:
     keys += environment_keys()
     if not keys and not is_loopback(options.host):
         raise ServeError(
-            f"--host {options.host}: other machines can reach it, so it needs an API key: add --api-key-file FILE or "
-            f"--api-key KEY, or set {API_KEYS_VARIABLE}"
+            f"--host {options.host}: other machines can reach it, so it needs an API key: add "
+            f"--api-key-file FILE or --api-key KEY, or set {API_KEYS_VARIABLE}"
         )
     return keys
 
@@ -156,21 +156,23 @@ def first_problem(run: Path, config: RunConfig) -> ProblemRow:
 
 
 def cluster_of(config: RayConfig, address: str | None) -> tuple[RayConfig, str | None]:
-    """Which Ray serves a run whose configuration is ``config``, and a line for the user where it is
-    not the run's.
+    """Which Ray cluster to serve on, and a line for the user if it is not the run's.
 
     Ray's calls carry code and the token. A run may come from somebody else, so the cluster that it
     names is joined only if the user names it too, by ``address`` or in ``RAY_ADDRESS``.
+
+    Args:
+        config: Ray options of the run.
+        address: what the user named; None: nothing.
     """
     if address is not None:
         return config.model_copy(update={"address": address}), None
     if config.address is None or config.address == os.environ.get("RAY_ADDRESS"):
         return config, None
-    advice = (
-        "a Ray job serves on its own"
-        if job_id()
-        else f"give --address {config.address} to serve there"
-    )
+    if job_id():
+        advice = "a Ray job serves on its own"
+    else:
+        advice = f"give --address {config.address} to serve there"
     note = f"the run's cluster {config.address} is not joined: {advice}"
     return config.model_copy(update={"address": None}), note
 
@@ -183,36 +185,35 @@ def _require_free(host: str, port: int) -> None:
             probe.bind(address[4])
     except OSError as error:
         raise ServeError(
-            f"cannot listen at {host} port {port} ({error.strerror}): choose another one, as in --port {port + 1}"
+            f"cannot listen on {host} port {port} ({error.strerror}): choose another port, "
+            f"as in --port {port + 1}"
         ) from error
 
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal does what it always does."""
+    """An event that SIGINT and SIGTERM set; a second signal has its usual effect."""
     stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, _: object) -> None:
         stop.set()
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, usual[signal.Signals(number)])
 
-    for number in before:
+    for number in usual:
         signal.signal(number, on_signal)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in usual.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterator[None]:
-    """A Ray with Ray Serve in it; at the end the application goes, and Ray too if it was started
-    here.
-    """
-    # Logical CPUs: a model more than there are cores makes answers slower; it must not wait for a
-    # place for ever.
+    """Ray with Ray Serve; at the end the application is deleted, and a Ray started here ends."""
+    # These are logical CPUs: with more models than cores, answers are slower, but no model waits
+    # for a place forever.
     needed = math.ceil(models * config.rollout.cpus_per_worker)
     cpus = max(config.ray.local_cpus or os.cpu_count() or 1, needed)
     os.environ.update(CALLBACK)  # Ray's processes inherit it
@@ -232,7 +233,7 @@ def _ray_serve(config: RunConfig, models: int, options: ServeOptions) -> Iterato
         )
         yield
     finally:
-        serve.delete(APPLICATION)  # answers under way end; Serve itself ends with Ray
+        serve.delete(APPLICATION)  # answers in progress finish; Serve itself ends with Ray
         ray.shutdown()
 
 
@@ -243,7 +244,8 @@ def _start(args: ServeArgs, config: RunConfig, display: Display, stop: threading
         ServeError: an engine did not start.
     """
     names = args.models or []
-    deadline = time.monotonic() + config.rollout.start_timeout_s
+    limit_s = config.rollout.start_timeout_s
+    deadline = time.monotonic() + limit_s
     with display.task(f"starting {', '.join(names)}", len(names)):
         target = serve.RunTarget(build(args), name=APPLICATION, route_prefix="/")
         serve.run_many(
@@ -253,62 +255,69 @@ def _start(args: ServeArgs, config: RunConfig, display: Display, stop: threading
         )
         while not stop.wait(_POLL_S):
             application = serve.status().applications[APPLICATION]
-            running = [
-                application.deployments[name].replica_states
-                for name in names
-                if name in application.deployments
-            ]
-            display.set(sum(states.get(ReplicaState.RUNNING, 0) for states in running), len(names))
+            display.set(_running(application, names), len(names))
             if application.status == ApplicationStatus.RUNNING:
                 return True
-            if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            if application.status in _FAILED:
                 raise ServeError(f"an engine did not start: {reason_of(application)}")
             if time.monotonic() > deadline:
                 raise ServeError(
-                    f"the engines were not up within {config.rollout.start_timeout_s:g} s (rollout.start_timeout_s of "
-                    f"the run): serve fewer with --models, or free memory and cores. {reason_of(application)}"
+                    f"the engines were not up within {limit_s:g} s (rollout.start_timeout_s of the "
+                    "run): serve fewer with --models, or free memory and cores. "
+                    f"{reason_of(application)}"
                 )
     return False
 
 
+def _running(application: ApplicationStatusOverview, names: list[str]) -> int:
+    """How many engines of these models are up."""
+    running = 0
+    for name in names:
+        if name in application.deployments:
+            states = application.deployments[name].replica_states
+            running += states.get(ReplicaState.RUNNING, 0)
+    return running
+
+
 def reason_of(application: ApplicationStatusOverview) -> str:
-    """The last line of what Serve says about the deployments that have trouble."""
-    told = (
-        "\n".join(overview.message for overview in application.deployments.values())
-        or application.message
-    )
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    """The last line of Serve's messages about deployments that have trouble."""
+    messages = [overview.message for overview in application.deployments.values()]
+    text = "\n".join(messages).strip() or application.message.strip()
+    return text.rpartition("\n")[2].strip()
 
 
 def _greeting(
     options: ServeOptions, config: RunConfig, problem: ProblemRow, names: list[str], key: bool
 ) -> str:
-    """Where it is, what there is, and a command to try it with."""
+    """Where the server is, what it serves, and a command to try it with."""
     task = build_task(config.task, config.seeds.data)
-    name = next((name for name in reversed(names) if name.endswith("-rl")), names[-1])
+    trained = [name for name in names if name.endswith("-rl")]
+    name = trained[-1] if trained else names[-1]
     url = base_url(options.host, options.port)
-    asked = conversation(load_tokenizer(config.model.path), task.system_prompt, problem.question)
+    turns = conversation(load_tokenizer(config.model.path), task.system_prompt, problem.question)
     lines = [
         f"Serving {', '.join(names)} at {url}",
         "Ctrl-C stops it. Ask a problem of the run's test set, whose answer is "
         f"{problem.answer} (a tiny model is often wrong):",
         "",
-        curl(url, name, asked, key),
+        curl(url, name, turns, key),
     ]
     return "\n".join(lines)
 
 
 def base_url(host: str, port: int) -> str:
     """What an OpenAI client takes as its base URL."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/v1"
+    reachable = _LOOPBACK.get(host, host)
+    if ":" in reachable:
+        reachable = f"[{reachable}]"
+    return f"http://{reachable}:{port}/v1"
 
 
 def curl(url: str, model: str, conversation: list[dict[str, str]], key: bool) -> str:
     """A command to paste into a shell. A key is named, not shown: screens are copied."""
     body = json.dumps({"model": model, "messages": conversation, "temperature": 0})
-    headers = ["-H 'Content-Type: application/json'"] + (
-        ['-H "Authorization: Bearer $YOUR_KEY"'] if key else []
-    )
-    return f"curl {url}/chat/completions {' '.join(headers)} -d {shlex.quote(body)}"
+    words = ["curl", f"{url}/chat/completions", "-H 'Content-Type: application/json'"]
+    if key:
+        words.append('-H "Authorization: Bearer $YOUR_KEY"')
+    words += ["-d", shlex.quote(body)]
+    return " ".join(words)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi.responses import JSONResponse
 
+JsonObject = dict[str, Any]  # of a request or an answer, as the json module reads it
 INTERNAL_ERROR = "internal error; the server's log has the reason"
 
 
 class ApiError(Exception):
-    """Becomes an error in OpenAI's form.
+    """An answer to a client, with an error in OpenAI's form.
 
     Args:
         status: HTTP status.
@@ -16,8 +19,7 @@ class ApiError(Exception):
         kind: OpenAI's ``type``.
         code: OpenAI's ``code``.
         param: the field of the request at fault.
-        closes: whether the connection ends with the answer, because the request was not read to its
-            end.
+        closes: close the connection after the answer, because the request was not read to its end.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.closes = closes
-        self.content = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.content: JsonObject = {
+            "error": {"message": message, "type": kind, "param": param, "code": code}
+        }
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -1,5 +1,6 @@
-"""Whose fault an error is: the request's (400), the engine's (it is replaced) or the program's
-(500, traceback).
+"""Whose fault an error is: the request's (400), the engine's (it is replaced) or ours (500).
+
+The log has the traceback of every error that is turned into an answer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import INTERNAL_ERROR
+from serve.errors import INTERNAL_ERROR, ApiError, JsonObject
 from serve.versions import EngineBroken, MixedVersions
 
 logger = logging.getLogger("ray.serve")
@@ -26,13 +27,12 @@ _EVENT = b"data: "
 _ROOT = Path(__file__).parents[1]
 _OWN_CODE = tuple(str(_ROOT / package) + os.sep for package in ("serve", "actors", "bi_ray"))
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib") + os.sep
-# Errors that this program raised below the application while the answer was made.
+# Errors that our code raised below the application while the current answer was made.
 _own_errors: ContextVar[list[Exception] | None] = ContextVar("own_errors", default=None)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error is this program's: raised by its code, or by the standard library where its
-    code called it.
+    """Whether our code raised an error, or called the standard library, which raised it.
 
     An error of vLLM, or of a library below it, may be due to what the request asks for; one of ours
     is a bug.
@@ -41,21 +41,25 @@ def is_ours(error: BaseException) -> bool:
         return any(map(is_ours, error.exceptions))
     while error.__cause__ is not None:
         error = error.__cause__
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = [file for file in files if not _is_standard_library(file)]
-    return bool(files) and files[-1].startswith(_OWN_CODE)
+    innermost = ""  # file of the last frame outside of the standard library
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if not _is_standard_library(file):
+            innermost = file
+    return innermost.startswith(_OWN_CODE)
 
 
 def _is_standard_library(file: str) -> bool:
-    return file.startswith("<frozen") or (
-        file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
-    )
+    if file.startswith("<frozen"):
+        return True
+    return file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
 
 
 @contextmanager
 def keeping_own_errors(refusals: type[Exception]) -> Iterator[None]:
-    """Let ``FaultMiddleware`` know of errors of ours in the block: vLLM turns many into an answer
-    of its own, with 400.
+    """Report errors of ours in the block to ``FaultMiddleware``.
+
+    vLLM turns many of them into an answer of its own, with 400.
 
     Args:
         refusals: errors by which our code refuses a request; they are not bugs.
@@ -72,16 +76,15 @@ def keeping_own_errors(refusals: type[Exception]) -> Iterator[None]:
 
 
 class FaultMiddleware:
-    """Answers in the place of an application that failed, with an error that names whose fault it
-    was.
+    """Answers in place of an application that failed, with an error that tells whose fault it was.
 
     An answer waits for its first piece of body. A stream whose first event is an error becomes an
-    error itself, with its HTTP status. An error of this program is a 500, whatever the application
-    makes of it.
+    error itself, with its HTTP status. An error of ours is a 500, whatever the application makes of
+    it.
 
     Args:
-        app: JSON or server-sent events; an exception that it raises, and any status from 500 on, is
-            looked into.
+        app: answers with JSON or server-sent events; exceptions that it raises, and every status
+            from 500 on, are looked into.
         engine_is_dead: whether the engine behind ``app`` is gone for good.
         fault_of_request: given the path and the body of a request that failed, what is wrong with
             the request itself; None if nothing is.
@@ -111,49 +114,60 @@ class FaultMiddleware:
         error: Exception | None = None
         try:
             await self._app(scope, request.receive, answer.send)
-        except Exception as raised:
+        except Exception as raised:  # a later line raises it again, logs it, or both
             error = raised
             if is_ours(raised):
                 own_errors.append(raised)
         if answer.begun:
             if error is not None:
-                # too late for another answer; the client sees that this one is not whole
+                # too late for another answer; the client sees that this one is not complete
                 raise error
             return
         if error is None and not answer.error_status:
             return  # the client has left
+        failure = _Failure(answer.error_status, answer.error_content, error)
         if own_errors:
-            error = own_errors[0]
-        status, content = await self._error(
-            scope["path"], request.body, answer, error, bool(own_errors)
-        )
+            failure = _Failure(500, answer.error_content, own_errors[0], is_ours=True)
+        status, content = await self._answer_to(failure, scope["path"], request.body)
         await _send_json(send, status, content)
 
-    async def _error(
-        self, path: str, body: bytes, answer: _HeldAnswer, error: Exception | None, is_own: bool
-    ) -> tuple[int, dict[str, Any]]:
-        """The status and the content that take the place of a failed answer's."""
+    async def _answer_to(self, failure: _Failure, path: str, body: bytes) -> tuple[int, JsonObject]:
+        """The status and the content that take the place of a failed answer's.
+
+        Raises:
+            EngineBroken: the engine is gone.
+        """
+        error = failure.error
         if self._engine_is_dead():
-            raise EngineBroken("the engine's process ended")
-        if error is None and answer.error_status < 500:
-            return answer.error_status, answer.error_content
-        if error is None and answer.error_status == 501:
-            return 400, error_content(RequestFault(_message(answer.error_content)))
-        fault = None
-        if not is_own and not isinstance(error, MixedVersions):
+            raise EngineBroken("the engine's process ended") from error
+        if error is None and failure.status < 500:
+            return failure.status, failure.content
+        if error is None and failure.status == 501:
+            return _refusal(RequestFault(_message(failure.content)))
+        if not failure.is_ours and not isinstance(error, MixedVersions):
             fault = await self._fault_of_request(path, body)
-        if fault is not None:
-            logger.warning("refused a request: %s", fault.message, exc_info=error)
-            return 400, error_content(fault)
-        logger.error("a request failed: %s", error or answer.error_content, exc_info=error)
-        return 500, {
-            "error": {
-                "message": INTERNAL_ERROR,
-                "type": "server_error",
-                "param": None,
-                "code": None,
-            }
-        }
+            if fault is not None:
+                logger.warning("refused a request: %s", fault.message, exc_info=error)
+                return _refusal(fault)
+        logger.error("a request failed: %s", error or failure.content, exc_info=error)
+        return 500, ApiError(500, INTERNAL_ERROR, "server_error").content
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """How an application failed.
+
+    Attributes:
+        status: of its answer, 0 if it sent none.
+        content: of its answer.
+        error: what was raised, None if nothing was.
+        is_ours: the error is a bug of ours.
+    """
+
+    status: int
+    content: JsonObject
+    error: Exception | None
+    is_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +183,11 @@ class RequestFault:
     field: str | None = None
 
 
-def error_content(fault: RequestFault) -> dict[str, Any]:
-    """The body of a 400 in OpenAI's form."""
-    error = {
-        "message": fault.message,
-        "type": "invalid_request_error",
-        "param": fault.field,
-        "code": None,
-    }
-    return {"error": error}
+def _refusal(fault: RequestFault) -> tuple[int, JsonObject]:
+    return 400, ApiError(400, fault.message, param=fault.field).content
 
 
-def _message(content: dict[str, Any]) -> str:
+def _message(content: JsonObject) -> str:
     error = content.get("error")
     return str(error.get("message")) if isinstance(error, dict) else "this is not implemented"
 
@@ -199,17 +206,25 @@ class _RecordedRequest:
 
 
 class _HeldAnswer:
-    """Keeps an answer back until its first piece of body shows that it is not an error to look
-    into.
+    """Keeps an answer back until its first piece of body shows whether it is an error.
+
+    Args:
+        send: gets the answer if it is not an error to look into.
+        own_errors: what our code raised so far; with any, the answer is an error.
+
+    Attributes:
+        begun: something was sent.
+        error_status: HTTP status of the error that was kept back; 0: none was.
+        error_content: its JSON.
     """
 
     def __init__(self, send: Send, own_errors: list[Exception]) -> None:
         self._send = send
         self._own_errors = own_errors
-        self._start: Message | None = None
-        self.begun = False  # something was sent
+        self._start: Message = {}  # the message that comes before any body
+        self.begun = False
         self.error_status = 0
-        self.error_content: dict[str, Any] = {}
+        self.error_content: JsonObject = {}
 
     async def send(self, message: Message) -> None:
         if self.begun:
@@ -217,30 +232,28 @@ class _HeldAnswer:
         elif message["type"] == "http.response.start":
             self._start = message
         elif not self.error_status and not self._is_error(message.get("body", b"")):
-            assert self._start is not None
             self.begun = True
             await self._send(self._start)
             await self._send(message)
 
     def _is_error(self, body: bytes) -> bool:
-        """Whether the answer is an error that is not sent as it is; remembers it then."""
-        assert self._start is not None
-        status = self._start["status"]
+        """Whether the answer is an error that is not sent as it is; if so, keeps it."""
         if self._own_errors:
             self.error_status = 500
             return True
-        if body.startswith(_EVENT):
+        status = self._start["status"]
+        is_event = body.startswith(_EVENT)
+        if status < 500 and not is_event:
+            return False
+        if is_event:
             body = body.removeprefix(_EVENT).partition(b"\n")[0]
-        elif status < 500:
-            return False
         content = _json_object(body)
-        error = content.get("error")
-        if status < 500 and not isinstance(error, dict):
-            return False
-        if status >= 500:
-            self.error_status = status
-        else:
-            self.error_status = _status_of(error)
+        if status < 500:
+            error = content.get("error")
+            if not isinstance(error, dict):
+                return False
+            status = _status_of(error)
+        self.error_status = status
         self.error_content = content
         return True
 
@@ -251,15 +264,18 @@ def _status_of(error: Any) -> int:
     return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes) -> JsonObject:
+    """The JSON object in a body; empty if there is none."""
     try:
         content = json.loads(body)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return content
 
 
-async def _send_json(send: Send, status: int, content: dict[str, Any]) -> None:
+async def _send_json(send: Send, status: int, content: JsonObject) -> None:
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,5 +1,6 @@
-"""Which policies a run has to offer, by name (``<arm>-sft``, ``<arm>-rl``, ``base``), and which
-version each is.
+"""Which policies a run has to offer, and which version each is.
+
+Their names are ``<arm>-sft``, ``<arm>-rl`` and ``base``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ KINDS: tuple[Kind, ...] = ("sft", "rl")
 BASE = "base"
 _DIGEST_CHARACTERS = 8
 MAKE_AGAIN = "run `bi-ray run` with --from and the stage's name to make it again"
+_RESUME = "continue training with `bi-ray run`, which resumes from the newest undamaged checkpoint"
 
 
 class ServeError(RuntimeError):
@@ -43,10 +45,10 @@ class Policy:
 
     Attributes:
         name: the model's name in requests.
-        label: where the run stands with it: ``base``, ``sft``, or ``rl-N`` after N steps of RL.
+        label: the training that it has had: ``base``, ``sft``, or ``rl-N`` for N steps of RL.
         directory: the checkpoint.
-        modified_ns: when its weights were written; tells a policy that was made again under the
-            same name.
+        modified_ns: when its weights were written, in ns since 1970; tells it from a policy that
+            was made again under the same name.
     """
 
     name: str
@@ -64,7 +66,7 @@ def read_run(run: str | Path) -> RunConfig:
     """The configuration that a run directory keeps.
 
     Raises:
-        ServeError: there is no such run, or it was made before runs kept their configuration.
+        ServeError: there is no such run, or it has no configuration.
         ConfigError: its configuration does not fit this version of the code.
     """
     path = Path(run)
@@ -74,17 +76,22 @@ def read_run(run: str | Path) -> RunConfig:
         )
     if not (path / CONFIG_FILE).exists():
         raise ServeError(
-            f"{path} has no {CONFIG_FILE}: run `bi-ray run CONFIG --run {path}` (again); it writes the file, "
-            f"and what is finished stays"
+            f"{path} has no {CONFIG_FILE}: run `bi-ray run CONFIG --run {path}` (again); "
+            "it writes the file, and what is finished stays"
         )
     return load_config(path / CONFIG_FILE, RunConfig)
 
 
 def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
-    """The newest policy called ``name``, None if the run has none (yet).
+    """The newest policy called ``name``; None if the run has none (yet).
 
-    While RL goes on, that is its newest checkpoint; before the first one, step 0, which is the SFT
-    policy. The name ``base`` is that of the directory at the run's ``model.path``.
+    While RL runs, that is its newest checkpoint; before the first one, step 0, which is the SFT
+    policy.
+
+    Args:
+        run: the run directory.
+        name: of the policy.
+        base: the directory that is served as ``base``.
 
     Raises:
         ServeError: a finished stage has no weights.
@@ -92,11 +99,19 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if name == BASE:
         return _policy(name, BASE, base)
     arm, _, kind = name.rpartition("-")
-    sft = run / stage_of(SFT, arm)
-    if kind == "sft" and is_finished(sft):
-        return _finished_policy(name, "sft", sft)
     if kind == "sft":
-        return _policy(name, "sft", sft / POLICY)
+        return _newest_sft(run, name, arm)
+    return _newest_rl(run, name, arm)
+
+
+def _newest_sft(run: Path, name: str, arm: str) -> Policy | None:
+    stage = run / stage_of(SFT, arm)
+    if is_finished(stage):
+        return _finished_policy(name, "sft", stage)
+    return _policy(name, "sft", stage / POLICY)
+
+
+def _newest_rl(run: Path, name: str, arm: str) -> Policy | None:
     finished = run / stage_of(RL, arm)
     if is_finished(finished):
         return _finished_policy(name, f"rl-{read_outcome(finished).step}", finished)
@@ -104,8 +119,8 @@ def newest_policy(run: Path, name: str, base: Path) -> Policy | None:
     if not work.is_dir():
         return None
     newest = max(steps_in(work), default=0)
-    stage = work / step_name(newest) if newest else sft
-    return _policy(name, f"rl-{newest}", stage / POLICY)
+    checkpoint = work / step_name(newest) if newest else run / stage_of(SFT, arm)
+    return _policy(name, f"rl-{newest}", checkpoint / POLICY)
 
 
 def _finished_policy(name: str, label: str, stage: Path) -> Policy:
@@ -126,10 +141,9 @@ def _policy(name: str, label: str, directory: Path) -> Policy | None:
 
 
 def version_of(policy: Policy) -> str:
-    """What an answer of this policy is stamped with: ``rl-20-1a2b3c4d``.
+    """The stamp of this policy's answers, such as ``rl-20-1a2b3c4d``. Reads the whole checkpoint.
 
-    The digest at its end tells apart what two trainings made at the same step. Reads the whole
-    checkpoint.
+    The digest at its end tells apart what two trainings made at the same step.
 
     Raises:
         CheckpointError: the checkpoint is not complete, or not what was written.
@@ -140,9 +154,9 @@ def version_of(policy: Policy) -> str:
 
 
 def require_whole(policy: Policy) -> None:
-    """See that the files of a policy are what its training wrote. Reads all of them.
+    """Check that the files of a policy are what its training wrote. Reads all of them.
 
-    A base has no record of its files, nor has what did not come from a training.
+    There is no record of the files of a base, or of what did not come from a training.
 
     Raises:
         CheckpointError: they are not.
@@ -151,46 +165,59 @@ def require_whole(policy: Policy) -> None:
     if policy.label == BASE:
         return
     if step_of(folder.name) is not None:
-        damage = checkpoint_damage(folder)
-        remedy = "continue training with `bi-ray run`, which resumes from the newest undamaged checkpoint"
+        damage, remedy = checkpoint_damage(folder), _RESUME
+    elif is_finished(folder):
+        damage, remedy = stage_damage(folder), MAKE_AGAIN
     else:
-        damage = stage_damage(folder) if is_finished(folder) else None
-        remedy = MAKE_AGAIN
+        return
     if damage is not None:
         raise CheckpointError(f"{folder} is damaged: {damage}; {remedy}")
 
 
 def choose_policies(run: Path, config: RunConfig, names: list[str] | None = None) -> list[Policy]:
-    """The policies to serve: those of ``names``, or every one that the run trained, or its base if
-    it trained none.
+    """The policies to serve.
+
+    Args:
+        run: the run directory.
+        config: of the run.
+        names: of the wanted ones; none: every one that the run trained, or its base if it trained
+            none.
 
     Raises:
         ServeError: the run has no such policy, or none at all.
         CheckpointError: a chosen one is not complete.
         RunError: files of its stage are damaged.
     """
-    known = [BASE, *(f"{arm}-{kind}" for arm in config.arms for kind in KINDS)]
+    known = [BASE]
+    for arm in config.arms:
+        known += [f"{arm}-{kind}" for kind in KINDS]
     base = Path(config.model.path).absolute()
-    found = {name: policy for name in known if (policy := newest_policy(run, name, base))}
+    policies: dict[str, Policy] = {}
+    for name in known:
+        policy = newest_policy(run, name, base)
+        if policy is not None:
+            policies[name] = policy
     for name in names or []:
-        if name not in known:
-            raise ServeError(
-                f"--models {name}: the run has no such model; it has {', '.join(known)}"
-            )
-        if name not in found:
-            there = f"; there is {', '.join(found)}" if found else ""
-            raise ServeError(
-                f"--models {name}: this policy is not trained yet{there}; go on with `bi-ray run`"
-            )
-    if not found:
+        _require_policy(name, known, policies)
+    if not policies:
         raise ServeError(
-            f"{run} has no trained policy yet, and no base at {base} (model.path): go on with `bi-ray run`, or start "
-            f"where that path holds"
+            f"{run} has no trained policy yet, and no base at {base} (model.path): continue with "
+            "`bi-ray run`, or start where that path exists"
         )
-    trained = [name for name in found if name != BASE]
-    chosen = [found[name] for name in dict.fromkeys(names or trained or [BASE])]
+    trained = [name for name in policies if name != BASE]
+    chosen = [policies[name] for name in dict.fromkeys(names or trained or [BASE])]
     for policy in chosen:
         if is_finished(policy.directory.parent):
             require_sizes(policy.directory.parent)
         check_directory(policy.directory)
     return chosen
+
+
+def _require_policy(name: str, known: list[str], policies: dict[str, Policy]) -> None:
+    if name not in known:
+        raise ServeError(f"--models {name}: the run has no such model; it has {', '.join(known)}")
+    if name not in policies:
+        others = f"; there is {', '.join(policies)}" if policies else ""
+        raise ServeError(
+            f"--models {name}: this policy is not trained yet{others}; continue with `bi-ray run`"
+        )

@@ -1,8 +1,8 @@
-"""What Ray Serve's HTTP proxy gets from us: limits that only the process at the socket can keep.
+"""Limits for Ray Serve's HTTP proxy, which only the process at the socket can enforce.
 
-Ray Serve passes neither a limit for headers nor one for slow clients on to uvicorn. What it does
-have is an import path of a callback (the environment's
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``), called in the proxy before it listens.
+Ray Serve lets nobody set uvicorn's limits for headers and slow clients. But it calls a function in
+the proxy before it listens: the one whose import path is in the environment variable
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from serve.errors import ApiError, error_response
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares"}
 HEADERS_TIMEOUT_S = 20.0
-# between two requests; longer than the 60 s after which proxies in front give up a connection Ray
-# Serve reads these: a client could switch off the time limit of its request, or make the proxy fail
-# to decode one.
+# Between two requests; longer than the 60 s after which proxies in front give up a connection.
 KEEP_ALIVE_S = 75
+# Ray Serve reads these headers: with them a client could switch off the time limit of its request,
+# or make the proxy fail to decode one.
 _OF_SERVE = (
     "x-request-timeout-seconds",
     "x-request-disconnect-disabled",
@@ -36,9 +36,7 @@ _OF_SERVE_BYTES = frozenset(name.encode() for name in _OF_SERVE)
 
 
 def middlewares() -> list[Middleware]:
-    """The callback: uvicorn's next servers use ``LimitedProtocol``, and requests pass
-    ``ProxyGuard``.
-    """
+    """The function that Ray Serve calls: it sets ``LimitedProtocol``, and adds ``ProxyGuard``."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = (
         f"{LimitedProtocol.__module__}:{LimitedProtocol.__qualname__}"
     )
@@ -49,7 +47,7 @@ class LimitedProtocol(H11Protocol):
     """HTTP/1.1 that closes a connection whose next request does not come in time.
 
     h11 itself refuses headers of more than 64 KiB. Bodies have a time limit where they are read;
-    the rest of a body that was refused before its end has the time of headers.
+    the rest of a body that was refused before its end has the same time as headers.
     """
 
     _deadline: TimerHandle | None = None
@@ -94,12 +92,14 @@ class ProxyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        if scope["type"] == "http":
-            if scope["path"] == "/-/routes":
-                error = ApiError(404, "/-/routes is not served")
-                await error_response(error)(scope, receive, send)
-                return
-            scope["headers"] = [pair for pair in scope["headers"] if not _is_of_serve(pair[0])]
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] == "/-/routes":
+            error = ApiError(404, "/-/routes is not served")
+            await error_response(error)(scope, receive, send)
+            return
+        scope["headers"] = [pair for pair in scope["headers"] if not _is_of_serve(pair[0])]
         await self._app(scope, receive, send)
 
 

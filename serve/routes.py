@@ -1,5 +1,6 @@
-"""vLLM's OpenAI routes over an engine of ours, with defaults that make greedy text the
-evaluation's.
+"""vLLM's OpenAI routes over an engine of ours.
+
+Their defaults make greedy text the same as in evaluations.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bi_ray.policy.chat import end_tokens
 from bi_ray.policy.checkpoint import load_tokenizer
 from serve.asgi import Head, post
+from serve.errors import JsonObject
 from serve.faults import RequestFault
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ def engine_options() -> dict[str, Any]:
     from vllm.config import StructuredOutputsConfig
 
     return {
-        # vLLM's own sampling defaults, not those in the checkpoint's generation_config.json:
-        # evaluations do not read them either. End tokens are still taken from there, as they are by
+        # vLLM's own sampling defaults, not those of the checkpoint's generation_config.json:
+        # evaluations do not read them either. End tokens are still taken from there, as in
         # evaluations.
         "generation_config": "vllm",
-        # No other backend for what xgrammar refuses: llguidance takes memory in proportion to
-        # numbers like `minItems`.
+        # No second backend for what xgrammar refuses: llguidance takes memory in proportion to
+        # numbers such as `minItems`.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
     }
 
@@ -46,13 +48,13 @@ def engine_options() -> dict[str, Any]:
 async def openai_routes(
     engine: AsyncLLM, directory: Path, name: str, max_response_tokens: int
 ) -> ASGIApp:
-    """The OpenAI application of vLLM: the whole protocol is vLLM's.
+    """The OpenAI application of vLLM; the whole protocol is vLLM's.
 
     Args:
         engine: answers.
         directory: the checkpoint.
         name: the model's name in requests.
-        max_response_tokens: the length that a chat may have if its request names no limit.
+        max_response_tokens: limit for a chat's answer if its request names none.
     """
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -60,17 +62,17 @@ async def openai_routes(
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     options = ["--model", str(directory), "--served-model-name", name]
-    # Prompts as in training: messages are strings, and the tokenizer's template wins over a
-    # processor's.
+    # Prompts are those of training: messages are strings, and the tokenizer's template is used, not
+    # a processor's.
     options += ["--chat-template-content-format", "string"]
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(options)
     tokenizer = load_tokenizer(directory)
     arguments.chat_template = tokenizer.get_chat_template()
     app = build_app(arguments, ("generate",))
     await init_app_state(engine, app.state, arguments, ("generate",))
-    # vLLM's handler of engine errors writes there As in training and evaluations: a template may
-    # end a turn by another token than the EOS, which vLLM knows.
-    app.state.server = SimpleNamespace(should_exit=False)
+    app.state.server = SimpleNamespace(should_exit=False)  # vLLM's error handler writes to it
+    # As in training and evaluations: a template may end a turn by another token than the EOS, and
+    # vLLM knows only the EOS.
     ends = [token for token in end_tokens(tokenizer) if token != tokenizer.eos_token_id]
     for serving in (app.state.openai_serving_chat, app.state.openai_serving_completion):
         serving.default_sampling_params["stop_token_ids"] = ends
@@ -82,8 +84,8 @@ async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> R
     """Why a request to ``app`` failed, if it was the request's own fault.
 
     It was if the request cannot be read, or if the application still answers a plain request on the
-    same path. ``FaultMiddleware`` does not ask after an error of this program: a plain request may
-    not reach the same code.
+    same path. ``FaultMiddleware`` does not ask about errors of ours: a plain request may not reach
+    the same code.
 
     Args:
         app: from ``openai_routes``.
@@ -95,8 +97,8 @@ async def fault_of_request(app: ASGIApp, name: str, path: str, body: bytes) -> R
     request_type = _request_type(path)
     if not _is_readable(request_type, content):
         field = _unreadable_field(request_type, content)
-        what = f"`{field}`" if field else "the request"
-        return RequestFault(f"{what} has an invalid type or value; see the API reference", field)
+        subject = f"`{field}`" if field else "the request"
+        return RequestFault(f"{subject} has an invalid type or value; see the API reference", field)
     if await _answers(app, path, {"model": name} | _PROBES[path]):
         return RequestFault("this combination of options is not supported; send fewer options")
     return None
@@ -109,15 +111,16 @@ def _request_type(path: str) -> type[BaseModel]:
     return ChatCompletionRequest if path == CHAT else CompletionRequest
 
 
-def _is_readable(request_type: type[BaseModel], content: dict[str, Any]) -> bool:
+def _is_readable(request_type: type[BaseModel], content: JsonObject) -> bool:
     try:
         request_type.model_validate(content)
     except Exception:  # vLLM's validators raise whatever the value makes them raise
+        logger.debug("a request that %s does not read", request_type.__name__, exc_info=True)
         return False
     return True
 
 
-def _unreadable_field(request_type: type[BaseModel], content: dict[str, Any]) -> str | None:
+def _unreadable_field(request_type: type[BaseModel], content: JsonObject) -> str | None:
     """The first field without which the request can be read."""
     for name in content:
         others = {other: value for other, value in content.items() if other != name}
@@ -126,7 +129,7 @@ def _unreadable_field(request_type: type[BaseModel], content: dict[str, Any]) ->
     return None
 
 
-async def _answers(app: ASGIApp, path: str, content: dict[str, Any]) -> bool:
+async def _answers(app: ASGIApp, path: str, content: JsonObject) -> bool:
     """Whether ``app`` has an answer to a request."""
     try:
         pieces = [piece async for piece in post(app, path, json.dumps(content).encode())]

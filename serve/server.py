@@ -1,5 +1,6 @@
-"""One served policy: a vLLM engine behind vLLM's own OpenAI routes, which takes newer versions
-while it answers.
+"""One served policy: a vLLM engine behind vLLM's OpenAI routes.
+
+It takes newer versions of its policy while it serves.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actors.rollout.engine import (
     WARM_UP_TOKENS,
@@ -16,12 +17,12 @@ from actors.rollout.engine import (
     engine_environment,
     replace_weights,
 )
-from actors.rollout.engine_extension import checkpoint_names, require_names, tensor_names
-from actors.weights.base import EXTENSION
-from actors.weights.shared_memory import load_file
+from actors.rollout.engine_extension import checkpoint_names, loaded_names, require_names
+from actors.weights.shared_memory import EXTENSION, load_file
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.files import CheckpointError
 from serve.asgi import Head, post
+from serve.errors import JsonObject
 from serve.faults import FaultMiddleware, RequestFault
 from serve.policies import Policy, ServeError, newest_policy, version_of
 from serve.routes import engine_options, fault_of_request, openai_routes
@@ -42,7 +43,7 @@ class PolicyServer:
         name: which policy of the run, ``<arm>-sft``, ``<arm>-rl`` or ``base``.
         model: limits of the run's checkpoints; its path, absolute, is the base.
         rollout: how the run's engines are built; the same here, so that greedy text is the same.
-        follow_s: how often to look for a newer version; 0: never.
+        follow_s: seconds between two looks for a newer version; 0: never.
     """
 
     def __init__(
@@ -61,8 +62,7 @@ class PolicyServer:
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Build the engine from the newest version of the policy, warm it, and begin to follow the
-        run.
+        """Build the engine from the policy's newest version, warm it, begin to follow the run.
 
         Raises:
             ServeError: the run has no such policy any more.
@@ -92,7 +92,7 @@ class PolicyServer:
             self._follower = asyncio.create_task(self._follow())
 
     async def _routes(self) -> ASGIApp:
-        """The routes of vLLM, behind which its errors are told apart."""
+        """The routes of vLLM, and around them what tells whose fault an error is."""
         app = await openai_routes(
             self._engine, self._policy.directory, self.name, self.model.max_response_tokens
         )
@@ -103,13 +103,15 @@ class PolicyServer:
         return FaultMiddleware(app, lambda: self._engine.errored, fault)
 
     async def answer(self, path: str, body: bytes) -> AsyncIterator[Head | bytes]:
-        """Answer a request to one of vLLM's routes: the head, then the body in pieces. Leaving it
-        ends the work.
+        """Answer a request to one of vLLM's routes; leaving the iteration ends the work.
+
+        Yields:
+            The head, then the body in pieces.
         """
         async for piece in post(self._app, path, body):
             yield piece
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> JsonObject:
         """The entry of ``/v1/models``."""
         return {
             "id": self.name,
@@ -123,13 +125,13 @@ class PolicyServer:
     async def refresh(self) -> None:
         """Take the newest version of the policy, if there is a newer one.
 
-        Answers under way end with the weights that they began with; new ones wait meanwhile. A
-        checkpoint that cannot be used changes nothing.
+        Answers in progress finish under the weights that they began with; new ones wait meanwhile.
+        A checkpoint that cannot be used changes nothing.
 
         Raises:
-            CheckpointError, OSError, TimeoutError: the new version was not taken, the old one goes
-            on.
-            WeightSyncError: the weights are unknown now; ``check_health`` says so, and Serve
+            CheckpointError, OSError, TimeoutError: the new version was not taken, and the old one
+                continues to serve.
+            WeightSyncError: the weights are unknown now; ``check_health`` reports it, and Serve
                 replaces this server.
         """
         policy = await asyncio.to_thread(newest_policy, self.run, self.name, Path(self.model.path))
@@ -141,23 +143,20 @@ class PolicyServer:
         self._policy = policy
 
     async def _take(self, policy: Policy, version: str) -> None:
+        names = await asyncio.to_thread(loaded_names, policy.weights)
         try:
-            require_names(
-                str(policy.weights),
-                await asyncio.to_thread(tensor_names, policy.weights),
-                self._names,
-            )
+            require_names(str(policy.weights), names, self._names)
         except ValueError as error:
             raise CheckpointError(str(error)) from error
 
         async def load() -> None:
             await load_file(self._engine, policy.weights, version, self.rollout.sync_timeout_s)
 
-        # No answer takes longer than that (``request_timeout_s`` of the HTTP options), so this does
-        # not run out.
+        # No answer takes longer than that (``request_timeout_s`` of the HTTP options), so the
+        # update does not time out.
         async with self._gate.update(version, self.rollout.generate_timeout_s):
             await replace_weights(self._engine, version, load)
-        logger.info(f"{self.name} speaks with version {version} now")
+        logger.info(f"{self.name} serves version {version} now")
 
     async def _follow(self) -> None:
         reported = ""
@@ -167,7 +166,8 @@ class PolicyServer:
                 await self.refresh()
             except Exception as error:  # whatever it was, the next look may be better
                 if self._gate.broken:
-                    return  # check_health says why
+                    logger.exception(f"{self.name} has unknown weights and has to be replaced")
+                    return
                 if str(error) != reported:  # once, not at every look
                     reported = str(error)
                     logger.warning(
@@ -190,9 +190,9 @@ class PolicyServer:
 def server_environment(rollout: RolloutConfig) -> dict[str, str]:
     """Variables for the processes of a ``PolicyServer``."""
     return engine_environment(rollout) | {
-        # of one request: no more than are decoded at a time
+        # sequences of one request: no more than are decoded at a time
         "VLLM_MAX_N_SEQUENCES": str(rollout.max_sequences),
-        # keys are checked at the door, and vLLM's routes are not reached but through it
+        # the gateway checks keys, and only the gateway reaches vLLM's routes
         "VLLM_API_KEY": "",
         "VLLM_SERVER_DEV_MODE": "0",
     }

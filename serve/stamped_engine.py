@@ -1,4 +1,4 @@
-"""vLLM's engine, which compares its own stamps with what an answer has announced. Imports vLLM."""
+"""vLLM's engine, with checks of its prompts and its outputs. Imports vLLM."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from serve.faults import keeping_own_errors
 from serve.versions import MixedVersions, announced_version
 
-# Beyond these vLLM's worker for GPUs raises in the middle of a step, which ends the engine
+# With more of these, vLLM's worker for GPUs raises in the middle of a step, which ends the engine
 # (vllm/v1/worker/gpu/sample/logit_bias.py). 28 of its 128 stop tokens are left to the checkpoint's
 # own end tokens.
 _MOST_TOKENS = {"allowed_token_ids": 1024, "logit_bias": 1024, "stop_token_ids": 100}
 
 
 class StampedEngine(AsyncLLM):
-    """``AsyncLLM`` whose prompts are checked before, and whose finished outputs after they were in
-    the engine.
-    """
+    """``AsyncLLM`` that checks prompts before and outputs after they were in the engine."""
 
     async def generate(
         self, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
@@ -31,7 +29,7 @@ class StampedEngine(AsyncLLM):
         """See ``AsyncLLM.generate``.
 
         Raises:
-            MixedVersions: see there.
+            MixedVersions: tokens are not of the version that the answer has announced.
             VLLMValidationError: a token of the prompt is unknown to the model, a list of tokens is
                 too long, or a grammar cannot be compiled.
         """
@@ -49,8 +47,9 @@ class StampedEngine(AsyncLLM):
 
 
 def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
-    """Refuse tokens that have no embedding: one of them would end the engine. vLLM allows what a
-    tokenizer knows.
+    """Refuse tokens that have no embedding: one of them would end the engine.
+
+    vLLM itself allows whatever the tokenizer knows.
 
     Args:
         prompt: one that has been tokenized, a mapping with ``prompt_token_ids``.
@@ -59,7 +58,9 @@ def require_known_tokens(prompt: object, vocabulary_size: int) -> None:
     Raises:
         VLLMValidationError: there is such a token.
     """
-    tokens = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    if not isinstance(prompt, Mapping):
+        return
+    tokens = prompt.get("prompt_token_ids")
     if not tokens:
         return
     for token in (min(tokens), max(tokens)):
@@ -77,13 +78,15 @@ def require_short_lists(sampling_params: Any) -> None:
         VLLMValidationError: there is one.
     """
     for name, most in _MOST_TOKENS.items():
-        if len(getattr(sampling_params, name, None) or ()) > most:
+        tokens = getattr(sampling_params, name, None) or ()
+        if len(tokens) > most:
             raise VLLMValidationError(f"{name} has more than {most} tokens", parameter=name)
 
 
 def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
-    """Blame the request for a grammar that the engine could not compile; vLLM would call it an
-    internal error.
+    """Blame the request for a grammar that the engine could not compile.
+
+    vLLM would call it an internal error.
 
     Raises:
         VLLMValidationError: the engine gave up a request that has ``structured_outputs``.
@@ -91,13 +94,17 @@ def require_grammar(output: RequestOutput, sampling_params: Any) -> None:
     if getattr(sampling_params, "structured_outputs", None) is None:
         return
     if any(sequence.finish_reason == "error" for sequence in output.outputs):
-        message = "structured_outputs or response_format describes text that cannot be generated; simplify it"
+        message = (
+            "structured_outputs or response_format describes text that cannot be generated; "
+            "simplify it"
+        )
         raise VLLMValidationError(message, parameter="structured_outputs")
 
 
 def drop_end_tokens(output: RequestOutput, sampling_params: Any, tokenizer: TokenizerLike) -> None:
-    """Leave end tokens out of texts that keep their stop strings, as evaluations do; vLLM writes
-    out both or neither.
+    """Remove end tokens from texts that keep their stop strings, as evaluations do.
+
+    vLLM itself writes out both or neither.
 
     Args:
         output: the texts of its sequences are shortened in place.
@@ -107,10 +114,10 @@ def drop_end_tokens(output: RequestOutput, sampling_params: Any, tokenizer: Toke
     if not sampling_params.include_stop_str_in_output or sampling_params.skip_special_tokens:
         return
     for sequence in output.outputs:
-        at_end_token = sequence.finish_reason == "stop" and not isinstance(
-            sequence.stop_reason, str
-        )
-        if at_end_token and sequence.token_ids:
+        if sequence.finish_reason != "stop" or not sequence.token_ids:
+            continue
+        at_stop_string = isinstance(sequence.stop_reason, str)
+        if not at_stop_string:
             end = tokenizer.decode([sequence.token_ids[-1]], skip_special_tokens=False)
             sequence.text = sequence.text.removesuffix(end)
 
@@ -120,15 +127,19 @@ def require_one_version(output: RequestOutput, announced: str | None) -> None:
 
     Args:
         output: ``weight_versions`` of a sequence are set when it has ended.
-        announced: what the answer says, None for a request of our own.
+        announced: version that the answer has announced, None for a request of our own.
 
     Raises:
         MixedVersions: a span of tokens carries another stamp.
     """
     if announced is None:
         return
-    spans = [span for sequence in output.outputs for span in sequence.weight_versions or []]
-    if other := {span.version for span in spans} - {announced}:
+    others: set[str] = set()
+    for sequence in output.outputs:
+        for span in sequence.weight_versions or []:
+            others.add(span.version)
+    others.discard(announced)
+    if others:
         raise MixedVersions(
-            f"an answer of version {announced} has tokens of {', '.join(sorted(other))}"
+            f"an answer of version {announced} has tokens of {', '.join(sorted(others))}"
         )

@@ -1,9 +1,8 @@
-"""One version per answer: answers and weight updates exclude each other, and every answer says
-which version it is of.
+"""One version per answer: answers and weight updates exclude each other.
 
-An answer may be many sequences of the engine (``n``, several prompts), and its header goes out
-before its first token. So draining the engine is not enough: an answer that has begun holds the
-version until all of it is generated.
+Every answer carries its version. It may be many sequences of the engine (``n``, several prompts),
+and its header is sent before its first token. So draining the engine is not enough: an answer that
+has begun holds the version until all of it is generated.
 """
 
 from __future__ import annotations
@@ -20,30 +19,34 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 VERSION_HEADER = "x-policy-version"
 VERSION_FIELD = "policy_version"
-# The version that the answer in work has announced; the engine's own stamps are compared with it.
+# The version that the current answer has announced; the engine's stamps are compared with it.
 announced_version: ContextVar[str | None] = ContextVar("announced_version", default=None)
-# JSON has no line breaks inside, so this is where an event begins
+# JSON strings have no line breaks, so this is where an event begins
 _EVENT = re.compile(rb"^data: \{", re.MULTILINE)
 
 
 class EngineBroken(RuntimeError):
-    """The engine must not answer any more; another one takes its place."""
+    """The engine must not answer any more; another one replaces it."""
 
 
 class MixedVersions(RuntimeError):
-    """Tokens of an answer are not of the version that it has announced: an error of this program."""
+    """Tokens of an answer are not of the version that it has announced: a bug of ours."""
 
 
 class VersionGate:
     """Lets any number of answers through, or one update.
 
     Args:
-        version: what the engine holds at first.
+        version: of the weights that the engine holds at first.
+
+    Attributes:
+        version: of the weights that the engine holds.
+        broken: why the weights are unknown, once an update has failed; else None.
     """
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self.broken: str | None = None  # why, once an update has failed
+        self.broken: str | None = None
         self._answers = 0
         self._open = asyncio.Event()
         self._open.set()
@@ -52,13 +55,15 @@ class VersionGate:
 
     @asynccontextmanager
     async def answer(self) -> AsyncIterator[str]:
-        """Hold the version, which is given, for the time of one answer. Waits while an update is
-        due.
+        """Hold the version for the time of one answer; waits while an update is due.
+
+        Yields:
+            The version.
 
         Raises:
             EngineBroken: an update failed.
         """
-        # again: the next update may have begun before this task woke up
+        # a loop: the next update may have begun before this task woke up
         while not self._open.is_set():
             await self._open.wait()
         if self.broken:
@@ -74,14 +79,13 @@ class VersionGate:
 
     @asynccontextmanager
     async def update(self, version: str, timeout_s: float) -> AsyncIterator[None]:
-        """Keep new answers waiting, let those under way end, then give way to the block that brings
-        ``version``.
+        """Hold new answers back and let those in progress finish; the block then loads ``version``.
 
         An error of the block leaves the engine with unknown weights: every answer is refused from
         then on.
 
         Raises:
-            TimeoutError: answers under way took longer than ``timeout_s``; nothing has changed.
+            TimeoutError: answers in progress took longer than ``timeout_s``; nothing has changed.
         """
         self._open.clear()
         try:
@@ -98,8 +102,7 @@ class VersionGate:
 
 
 class VersionMiddleware:
-    """Runs each request of an ASGI application under the gate and writes the version into header
-    and body.
+    """Runs each request of an ASGI application under the gate, and stamps header and body.
 
     Args:
         app: answers with JSON or with server-sent events, one whole event or more per message.

@@ -26,6 +26,8 @@ FLOORS = (  # from the roof to the ground; a room of several modules is a packag
     "actors.driver",
     "actors.rollout",
     "actors.weights",
+    "actors.environment",
+    "actors.logs",
     "bi_ray.report",
     "bi_ray.pretraining",
     "bi_ray.planning",

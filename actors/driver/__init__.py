@@ -1,1 +1,1 @@
-"""The driver: what happens in a step of RL, in an evaluation and in readiness, and in which order."""
+"""The driver: the order of events in a step of RL, in an evaluation and in readiness."""

@@ -1,6 +1,4 @@
-"""Makes the batch of a step: samples its groups, verifies each as soon as it is there, weighs them
-all at the end.
-"""
+"""Makes the batch of a step: samples its groups, and verifies each as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -9,43 +7,97 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
-from actors.driver.sampling import judge, refuse_lost, require_some
+from actors.driver.sampling import (
+    JudgedGroup,
+    judge,
+    outcomes_of,
+    problems_by_id,
+    refuse_lost,
+    require_some,
+)
+from actors.driver.step_metrics import Figures
 from actors.driver.verifier import VerifierClient
+from actors.rollout.background import start_watched
 from actors.rollout.pool import FailedGroup, RolloutPool
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.batches.groups import build_batch, refill
-from bi_ray.batches.queries import refill_prompts, step_prompts
-from bi_ray.batches.rollout import Group, GroupRequest, rl_sampling, seed_for, version_metrics
+from bi_ray.batches.groups import build_batch
+from bi_ray.batches.queries import next_queries
+from bi_ray.batches.rollout import (
+    Group,
+    GroupRequest,
+    Sample,
+    rl_sampling,
+    seed_for,
+    version_metrics,
+)
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
-from bi_ray.verification.verdicts import DataFailure, Verdict
+from bi_ray.verification.verdicts import DataFailure
 
 log = logging.getLogger(__name__)
-Judged = tuple[Group, list[Verdict | DataFailure]]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadeBatch:
     """A batch, and what it was made of.
 
     Attributes:
         batch: what the learners train on.
         metrics: what was measured on the way.
         judged: the groups, in the order of the step's queries.
-        watched: what became of the requests that were sampled along.
+        watched: the groups of the requests that were sampled along.
     """
 
     batch: LearnerBatch
-    metrics: dict[str, Any]
-    judged: list[Judged]
+    metrics: Figures
+    judged: list[JudgedGroup]
     watched: list[Group]
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What sampling and verifying a batch took; the fields are names in the row of metrics.
+
+    Attributes:
+        failed_groups: requests without an answer.
+        rounds: of sampling.
+        generate_s: seconds until the last group was sampled.
+        verify_s: seconds of verifying after that.
+        generated_tokens: tokens of all responses.
+        tokens_per_s: of sampling.
+    """
+
+    failed_groups: int
+    rounds: int
+    generate_s: float
+    verify_s: float
+    generated_tokens: int
+    tokens_per_s: float
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """The rounds of sampling of a step so far.
+
+    Attributes:
+        asked: indices of the queries, in order.
+        judged: their groups, without those that failed.
+        count: of rounds.
+        generated_at: when the last group was sampled, by ``time.monotonic``.
+    """
+
+    asked: list[int] = field(default_factory=list)
+    judged: list[JudgedGroup] = field(default_factory=list)
+    count: int = 0
+    generated_at: float = 0.0
+
+
 class BatchMaker:
-    """Makes the batches of one arm: so many groups, or with ``rl.dynamic_sampling`` so many that
+    """Makes the batches of one arm.
+
+    A batch has ``rl.prompts_per_step`` groups; with ``rl.dynamic_sampling``, that many groups that
     teach something.
 
     Args:
@@ -69,83 +121,93 @@ class BatchMaker:
         self.queries = queries
         self.pool = pool
         self.verifier = verifier
+        self._by_id = problems_by_id(queries)
 
-    async def make(self, step: int, watched: Sequence[GroupRequest] = ()) -> Made:
-        """The batch of a step (from 1), sampled from whatever policy the engines hold; ``watched``
-        is sampled along.
+    async def make(self, step: int, watched: Sequence[GroupRequest] = ()) -> MadeBatch:
+        """The batch of a step (from 1), sampled from whatever policy the engines hold.
 
         Which queries, and with which random numbers, depends on the seeds and the step alone.
+        Waits for the engines and for the verifier; both have deadlines.
+
+        Args:
+            step: its number.
+            watched: requests that are sampled along.
 
         Raises:
             VerdictError: engines lost a group, or no response of the first round could be judged.
+            PoolError: no engine is left.
         """
         began = time.monotonic()
         along = asyncio.ensure_future(self.pool.generate(watched))
         try:
-            judged, asked, rounds, generated = await self._rounds(step)
-            along_answers = await along
-            refuse_lost(along_answers)
-            others = [group for group in along_answers if isinstance(group, Group)]
+            rounds = await self._sample(step)
+            answers = await along
+            refuse_lost(answers)
         finally:
             along.cancel()
-        batch, metrics = build_batch(judged, self.config)
-        _log_failures(step, judged)
-        samples = [sample for group, _ in judged for sample in group.samples]
+        watched_groups = [answer for answer in answers if isinstance(answer, Group)]
+        batch, scores = build_batch(rounds.judged, self.config)
+        _log_failures(step, rounds.judged)
+        samples = _samples_of(rounds.judged)
         tokens = sum(len(sample.tokens) for sample in samples)
-        metrics |= {
-            "failed_groups": asked - len(judged),
-            "rounds": rounds,
-            "generate_s": generated - began,
-            "verify_s": time.monotonic() - generated,  # what is left when the last group is there
-            "generated_tokens": tokens,
-            "tokens_per_s": tokens / max(1e-9, generated - began),
-            **version_metrics(samples, step),
-        }
-        return Made(batch, metrics, judged, others)
+        generate_s = rounds.generated_at - began
+        work = _Work(
+            failed_groups=len(rounds.asked) - len(rounds.judged),
+            rounds=rounds.count,
+            generate_s=generate_s,
+            verify_s=time.monotonic() - rounds.generated_at,
+            generated_tokens=tokens,
+            tokens_per_s=tokens / max(1e-9, generate_s),
+        )
+        metrics = scores | asdict(work) | version_metrics(samples, step)
+        return MadeBatch(batch, metrics, rounds.judged, watched_groups)
 
-    async def _rounds(self, step: int) -> tuple[list[Judged], int, int, float]:
-        """The groups of a step, of as many rounds as dynamic sampling asks for.
+    async def _sample(self, step: int) -> _Rounds:
+        """The groups of a step, of as many rounds as dynamic sampling asks for."""
+        rounds = _Rounds()
+        while indices := self._next_queries(step, rounds):
+            answers = await self._judged_groups(step, [self.queries[i] for i in indices], rounds)
+            rounds.asked += indices
+            rounds.count += 1
+            if rounds.count == 1:
+                require_some(answers, outcomes_of(rounds.judged))
+        return rounds
+
+    def _next_queries(self, step: int, rounds: _Rounds) -> list[int]:
+        rl, seed = self.config.rl, self.config.seeds.training
+        problems = len(self.queries)
+        return next_queries(problems, rounds.asked, rounds.judged, rounds.count, step, rl, seed)
+
+    async def _judged_groups(
+        self, step: int, queries: Sequence[ProblemRow], rounds: _Rounds
+    ) -> list[Group | FailedGroup]:
+        """Sample and judge these queries, and add their groups to ``rounds``.
 
         Returns:
-            them, the number of groups that were asked for, that of rounds, and when the last group
-            was generated.
+            the answers of the engines.
         """
-        rl, seed, problems = self.config.rl, self.config.seeds.training, len(self.queries)
-        asked = step_prompts(problems, rl.prompts_per_step, step, seed)
-        judged, failed, generated = await self._judged(step, [self.queries[i] for i in asked])
-        require_some(failed, [verdict for _, verdicts in judged for verdict in verdicts])
-        rounds = 1
-        while more := refill_prompts(problems, asked, refill(judged, rounds, rl), step, seed):
-            found, _, generated = await self._judged(step, [self.queries[i] for i in more])
-            judged, rounds, asked = judged + found, rounds + 1, asked + more
-        return judged, len(asked), rounds, generated
+        judging: dict[str, asyncio.Task[list[JudgedGroup]]] = {}
 
-    async def _judged(
-        self, step: int, queries: Sequence[ProblemRow]
-    ) -> tuple[list[Judged], list[FailedGroup], float]:
-        """The groups of these queries with their verdicts, those that failed, and when the last one
-        was generated.
-        """
-        verdicts: dict[str, asyncio.Task[list[Judged]]] = {}
-
-        def begin(group: Group) -> None:
+        def begin_judging(group: Group) -> None:
             # with few queries one may be asked for twice, and is answered the same
-            if group.key not in verdicts:
-                verdicts[group.key] = asyncio.ensure_future(judge(self.verifier, queries, [group]))
+            if group.key not in judging:
+                work = judge(self.verifier, self._by_id, [group])
+                judging[group.key] = start_watched(work, f"judging of query {group.key}")
 
+        requests = [self._request(step, query) for query in queries]
         try:
-            answers = await self.pool.generate(
-                [self._request(step, query) for query in queries], begin
-            )
-            generated = time.monotonic()
+            answers = await self.pool.generate(requests, begin_judging)
+            rounds.generated_at = time.monotonic()
             refuse_lost(answers)
-            failed = [answer for answer in answers if isinstance(answer, FailedGroup)]
-            for group in failed:
-                log.warning("step %d continues without query %s: %s", step, group.key, group.reason)
-            groups = [answer for answer in answers if isinstance(answer, Group)]
-            return [(await verdicts[group.key])[0] for group in groups], failed, generated
+            for answer in answers:
+                if isinstance(answer, Group):
+                    rounds.judged += await judging[answer.key]
+                else:
+                    reason = answer.reason
+                    log.warning("step %d continues without query %s: %s", step, answer.key, reason)
+            return answers
         finally:
-            for task in verdicts.values():
+            for task in judging.values():
                 task.cancel()
 
     def _request(self, step: int, query: ProblemRow) -> GroupRequest:
@@ -153,13 +215,19 @@ class BatchMaker:
         return GroupRequest(query.id, query.prompt_tokens, rl_sampling(self.config), seed)
 
 
-def _log_failures(step: int, judged: Sequence[Judged]) -> None:
-    outcomes = [outcome for _, verdicts in judged for outcome in verdicts]
-    reasons = Counter(str(outcome) for outcome in outcomes if isinstance(outcome, DataFailure))
-    if not reasons:
+def _samples_of(judged: Sequence[JudgedGroup]) -> list[Sample]:
+    samples: list[Sample] = []
+    for group, _ in judged:
+        samples += group.samples
+    return samples
+
+
+def _log_failures(step: int, judged: Sequence[JudgedGroup]) -> None:
+    """Log how many responses have no verdict, with the most frequent reason."""
+    outcomes = outcomes_of(judged)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, DataFailure)]
+    if not failures:
         return
-    reason, count = reasons.most_common(1)[0]
-    log.warning(
-        "step %d: %d of %d responses have no verdict; %d of them: %s",
-        step, reasons.total(), len(outcomes), count, reason,
-    )  # fmt: skip
+    reason, count = Counter(map(str, failures)).most_common(1)[0]
+    counts = f"{len(failures)} of {len(outcomes)}"
+    log.warning("step %d: %s responses have no verdict; %d: %s", step, counts, count, reason)

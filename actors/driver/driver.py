@@ -1,8 +1,24 @@
-"""The driver actor: owns the rollout pool, the verifier and the state of the run; all ask it, it
-waits for none.
+"""The driver actor: owns the engines, the verifier and the state of the run; everybody calls it.
 
-It keeps nothing that the run directory does not have: killed, the same command starts a new one,
-which goes on from the last published step.
+Its parts, from the top; each is given those that it calls::
+
+    Driver ─┬─ RLSession         of one arm: steps, leases, rows of metrics; the learners call it
+            │    └─ ArmBackend        the work that the session orders
+            │         ├─ BatchMaker        samples and judges the groups of a step
+            │         ├─ Validator         validates the policy after a step
+            │         └─ InfluenceMonitor  lets the analyzer watch some steps; nobody waits for it
+            ├─ ReadinessMeter    samples, then asks the analyzer; owns the InfluenceAnalyzer actor
+            ├─ Evaluator         greedy and sampled responses with verdicts; Validator calls it too
+            ├─ EnginePolicy      brings weights to the engines, knows which file they have
+            ├─ Progress          what the command shows; the parts write it
+            ├─ NoteKeeper        warnings for the command
+            ├─ VerifierClient    owns the Verifier actor
+            └─ RolloutPool       owns the RolloutWorker actors and the version of their weights
+
+A part never refers to the driver: it alone wires them.
+
+The driver keeps nothing that the run directory does not have: when it is killed, the same command
+starts a new one, which resumes from the last published step.
 """
 
 from __future__ import annotations
@@ -13,43 +29,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from actors.driver.arm import ArmBackend, schedule_of
 from actors.driver.batch_maker import BatchMaker
+from actors.driver.engine_policy import EnginePolicy
 from actors.driver.influence_monitor import InfluenceMonitor
 from actors.driver.notes import NoteKeeper
+from actors.driver.progress import Progress
 from actors.driver.readiness import ReadinessMeter
-from actors.driver.sampling import (
-    describe_failures,
-    evaluate,
-    evaluation_requests,
-    group_rows,
-    judge,
-)
-from actors.driver.session import RLSession, Schedule, SessionError
+from actors.driver.sampling import Evaluator, describe_failures
+from actors.driver.session import RLSession, SessionError
 from actors.driver.validation import Validator
 from actors.driver.verifier import VerifierClient
+from actors.logs import start_logging
 from actors.rollout.pool import RolloutPool, make_ray_pool
-from actors.weights.shared_memory import announce
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.batches.rollout import Group
-from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_selection, reject
-from bi_ray.config import EvaluationConfig, RunConfig
+from bi_ray.batches.selection import QueryRow, describe_selection, reject
+from bi_ray.config import QueryFilterConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
+from bi_ray.learning.driver_calls import ServedCalls
 from bi_ray.policy.checkpoint import WEIGHTS
-from bi_ray.policy.version import PolicyVersion
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.rollouts import scored_group
 from bi_ray.runs.layout import (
     INFLUENCE_FILE,
     METRICS_FILE,
-    POLICY,
-    RL,
     SELECTED_QUERIES_FILE,
-    step_name,
 )
 from bi_ray.runs.records import read_jsonl
 
 _CONTROL_CALLS = 64
+PlainValues = dict[str, Any]  # for another process
 
 
 def driver_concurrency(learners: int) -> int:
@@ -61,8 +71,8 @@ def driver_concurrency(learners: int) -> int:
     return _CONTROL_CALLS + 2 * learners
 
 
-class Driver:
-    """Serves evaluations and RL sessions, one at a time.
+class Driver(ServedCalls):
+    """Serves evaluations, readiness and RL sessions, one at a time.
 
     Args:
         config: the run.
@@ -72,6 +82,7 @@ class Driver:
     """
 
     def __init__(self, config: RunConfig, run_id: str, base: Path) -> None:
+        start_logging("driver")
         self._notes = NoteKeeper()
         self._notes.install()
         self.config = config
@@ -79,63 +90,86 @@ class Driver:
         self.base = base
         self.pool: RolloutPool = make_ray_pool(config, run_id, base)
         self.verifier = VerifierClient(config)
-        self.version = PolicyVersion(0, 0)
+        self.policy = EnginePolicy(self.pool, base / WEIGHTS)
+        self._progress = Progress()
+        self.evaluator = Evaluator(config, self.pool, self.verifier, self._progress)
+        self.readiness = ReadinessMeter(
+            config, self.pool, self.policy, self.verifier, self._progress
+        )
         self.session: RLSession | None = None
-        self.readiness = ReadinessMeter(config, self.pool, self.verifier, self._load, self._report)
-        self._monitor: InfluenceMonitor | None = None
-        self._weights = base / WEIGHTS  # the file from which the engines have their policy
-        self._progress: dict[str, Any] = {}
-        self._busy_s: dict[int, float] = {}  # of each engine, and
-        self._redispatched = 0  # groups, when they were last looked at
+        self.backend: ArmBackend | None = None
 
-    async def start(self) -> dict[str, Any]:
-        """Start the engines; returns the state of each."""
+    # Engines
+
+    async def start(self) -> PlainValues:
+        """Start the engines.
+
+        Waits until every engine is up, or has missed ``rollout.start_timeout_s``.
+
+        Returns:
+            the state of each.
+
+        Raises:
+            PoolError: an engine did not start.
+        """
         await self.pool.start(self.config.rollout.workers)
         return self.pool.status()
 
     async def close(self) -> None:
-        """Stop the engines and the verifier, and remove the published weights."""
+        """Stop the engines and the verifier, and remove the published weights.
+
+        Waits for each engine to end; one that does not is killed after a while.
+        """
         self.readiness.close()
         await self.pool.close()
         self.verifier.close()
 
-    async def scale(self, workers: int) -> dict[str, Any]:
-        """Add or drain rollout workers while the run goes on."""
+    async def scale(self, workers: int) -> PlainValues:
+        """Add or drain rollout workers while the run continues.
+
+        Waits only for a sync of weights in progress: workers come up and drain in the background.
+
+        Returns:
+            the state of the pool.
+
+        Raises:
+            PoolError: fewer than one.
+        """
         await self.pool.scale(workers)
         return self.pool.status()
 
-    def progress(self) -> dict[str, Any]:
-        """What is going on: phase, finished and all units of it, the metrics of the last RL step."""
+    def progress(self) -> PlainValues:
+        """Phase, finished and all units of it, the row of the last RL step, the pool's state."""
         metrics = self.session.last_metrics if self.session else {}
-        return self._progress | {"metrics": metrics, "pool": self.pool.status()}
+        return asdict(self._progress) | {"metrics": metrics, "pool": self.pool.status()}
 
     async def notes(self, seen: int) -> tuple[int, list[str]]:
-        """See ``NoteKeeper.after``."""
+        """See ``NoteKeeper.after``; waits for nobody."""
         return self._notes.after(seen)
 
+    # Measurements of a policy
+
     async def evaluate(self, policy: Path, problems: Path, out: Path) -> str | None:
-        """Evaluate the policy directory ``policy`` on a set; writes one JSON row per sample to
-        ``out``.
+        """Evaluate a policy on a set.
+
+        Waits for the engines to load the policy and to sample, and for the verifier.
+
+        Args:
+            policy: its directory.
+            problems: directory of the set.
+            out: file that gets a JSON row per sample.
 
         Returns:
-            what is to be said of responses without a verdict, None where all have one.
+            a line about responses without a verdict, None where all have one.
 
         Raises:
             VerdictError: see ``actors.driver.sampling.evaluate``.
+            PoolError: no engine took the policy, or none is left.
         """
-        await self._load(policy / WEIGHTS)
-        rows = await self._evaluate(read_problems(problems), self.config.evaluation)
+        await self.policy.load(policy / WEIGHTS)
+        rows = await self.evaluator.evaluate(read_problems(problems), self.config.evaluation)
         write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
         return describe_failures(rows)
-
-    async def _evaluate(
-        self, problems: Sequence[ProblemRow], evaluation: EvaluationConfig
-    ) -> list[dict[str, Any]]:
-        requests = evaluation_requests(
-            problems, evaluation, self.config.model, self.config.seeds.sampling
-        )
-        self._progress = {"phase": "evaluation", "done": 0, "total": len(requests)}
-        return await evaluate(self.pool, self.verifier, problems, requests, self._count)
 
     async def measure(
         self,
@@ -145,45 +179,56 @@ class Driver:
         demonstrations: dict[str, Demonstrations],
         out: Path,
     ) -> None:
-        """See ``ReadinessMeter.measure``: of the first queries of one data directory, on the target
-        in another.
+        """``ReadinessMeter.measure`` of the first queries of one set, on the target in another.
+
+        Waits as that does, for the engines, the verifier and the analyzer.
         """
         chosen = read_problems(queries)[: self.config.readiness.queries]
         await self.readiness.measure(policy, chosen, read_problems(target), demonstrations, out)
 
     async def realize(self, policy: Path, readiness: Path, target: Path, out: Path) -> None:
-        """See ``ReadinessMeter.realize``."""
+        """See ``ReadinessMeter.realize``, which waits for the engines and the analyzer."""
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
-    async def select_queries(self, policy: Path, problems: Path, out: Path) -> SelectionSummary:
-        """Reject RL queries by the samples of ``policy``; writes ``queries.jsonl``
-        (``selection.QueryRow``) to ``out``.
+    async def select_queries(self, policy: Path, problems: Path, out: Path) -> PlainValues:
+        """Reject RL queries by the samples of a policy.
+
+        Waits for the engines and the verifier.
+
+        Args:
+            policy: its directory.
+            problems: directory of the queries.
+            out: folder that gets ``queries.jsonl``, a ``selection.QueryRow`` per query.
 
         Returns:
-            What ``selection.describe_selection`` says.
+            the counts of ``selection.describe_selection``.
 
         Raises:
             SelectionError: none is kept.
+            VerdictError: see ``ReadinessMeter.sample``.
         """
         config = self.config.rl.query_filter
         assert config is not None
         queries = read_problems(problems)[: config.queries]
-        await self._load(policy / WEIGHTS)
-        groups = await self.readiness.sample(queries, "query filter", config.samples_per_prompt)
-        scored = [scored_group(group) for group in groups]
-        right = [[rollout.right for rollout in group.rollouts] for group in scored]
-        rows = reject(zip([group.id for group in scored], right, strict=True), config)
+        await self.policy.load(policy / WEIGHTS)
+        rows = await self._selection(queries, config)
         summary = describe_selection(rows, len(queries), config)
         (out / SELECTED_QUERIES_FILE).write_text(
             "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         )
-        return summary
+        return dict(summary)
 
-    def _report(self, phase: str, done: int, total: int | None) -> None:
-        self._progress = {"phase": phase, "done": done, "total": total}
+    async def _selection(
+        self, queries: Sequence[ProblemRow], config: QueryFilterConfig
+    ) -> list[QueryRow]:
+        sampled = await self.readiness.sample(queries, "query filter", config.samples_per_prompt)
+        outcomes: list[tuple[str, list[bool]]] = []
+        for row in sampled:
+            group = scored_group(row)
+            outcomes.append((group.id, [rollout.right for rollout in group.rollouts]))
+        return reject(outcomes, config)
 
-    def _count(self, group: Group) -> None:
-        self._progress["done"] = self._progress.get("done", 0) + 1
+    # RL
 
     async def begin_rl(
         self,
@@ -196,6 +241,8 @@ class Driver:
     ) -> None:
         """Open the RL session of an arm; the learners may join from now on.
 
+        Waits for the analyzer to start, where influence is watched, and for nothing else.
+
         Args:
             arm: its name.
             sft_policy: what RL starts from.
@@ -203,119 +250,74 @@ class Driver:
             data: folder of the sets of problems.
             target: problems whose influence is watched, if it is.
             selection: folder that ``select_queries`` filled; None: every query is trained on.
+
+        Raises:
+            ReadinessError: the analyzer does not answer.
         """
-        queries = read_problems(data / RL)
-        if selection:
-            kept = {
-                row.id
-                for row in read_jsonl(selection / SELECTED_QUERIES_FILE, QueryRow)
-                if row.kept
-            }
-            queries = [query for query in queries if query.id in kept]
-        self._monitor = await self._make_monitor(sft_policy, target, out) if target else None
-        validator = Validator(self.config.rl, data, out, self._evaluate)
-
-        maker = BatchMaker(self.config, arm, queries, self.pool, self.verifier)
         rl = self.config.rl
-
-        async def make_batch(step: int) -> tuple[LearnerBatch, dict[str, Any]]:
-            return await self._make_batch(maker, step)
-
-        async def sync(version: PolicyVersion, path: Path) -> None:
-            if self._monitor and version.incarnation != self.version.incarnation:
-                self._monitor.go_back(version.step)
-            self.version = version
-            await self._sync(version, path, in_flight=rl.max_staleness > 0)
-
-        def policy_of(step: int) -> Path:
-            return (out / step_name(step) / POLICY if step else sft_policy) / WEIGHTS
-
-        def settled_first(step: int) -> bool:
-            validated = rl.validation is not None and rl.validation.is_due(step, rl.steps)
-            return validated or rl.is_checkpointed(step)
-
-        self.session = RLSession(
-            incarnation=self.version.incarnation,
-            policy_of=policy_of,
-            make_batch=make_batch,
-            sync=sync,
-            validate=validator.validate,
-            usage=self._usage,
-            metrics_file=out / METRICS_FILE,
-            schedule=Schedule(rl.steps, rl.max_staleness, settled_first, validator.is_over),
+        queries = _chosen_queries(data, selection)
+        monitor = await self._make_monitor(sft_policy, target, out) if target else None
+        self.backend = ArmBackend(
+            config=rl,
+            sft_policy=sft_policy,
+            out=out,
+            pool=self.pool,
+            policy=self.policy,
+            verifier=self.verifier,
+            maker=BatchMaker(self.config, arm, queries, self.pool, self.verifier),
+            validator=Validator(rl, data, out, self.evaluator),
+            monitor=monitor,
         )
+        incarnation = self.policy.version.incarnation
+        metrics_file = out / METRICS_FILE
+        self.session = RLSession(incarnation, self.backend, metrics_file, schedule_of(rl))
 
     async def end_rl(self) -> None:
-        """Close the RL session."""
+        """Close the RL session.
+
+        Waits for the batches in the making to be cancelled, and for the last analysis of influence,
+        which ends within ``readiness.timeout_s``.
+        """
         if self.session:
             await self.session.close()
-        if self._monitor:
-            await self._monitor.finish()
-        self._monitor = self.session = None
+        if self.backend:
+            await self.backend.finish()
+        self.session = self.backend = None
 
     async def _make_monitor(self, policy: Path, target: Path, out: Path) -> InfluenceMonitor:
         await self.readiness.begin_watch()
         problems = read_problems(target)
-        return InfluenceMonitor(
-            self.config, self.readiness.analyzer, problems, policy, out / INFLUENCE_FILE
-        )
+        analyzer = self.readiness.analyzer
+        return InfluenceMonitor(self.config, analyzer, problems, policy, out / INFLUENCE_FILE)
 
     async def join(self, step: int) -> int:
-        """See ``RLSession.join``."""
+        """See ``RLSession.join``, which says what it waits for."""
         return await self._open_session().join(step)
 
     async def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
-        """See ``RLSession.lease``."""
+        """See ``RLSession.lease``, which says what it waits for."""
         return await self._open_session().lease(step, incarnation)
 
     async def publish(
-        self, incarnation: int, step: int, path: str, metrics: dict[str, Any]
+        self, incarnation: int, step: int, path: Path, metrics: dict[str, float]
     ) -> None:
-        """See ``RLSession.publish``."""
-        await self._open_session().publish(incarnation, step, Path(path), metrics)
+        """See ``RLSession.publish``, which says what it waits for."""
+        await self._open_session().publish(incarnation, step, path, metrics)
 
     async def checkpointed(self, step: int) -> None:
-        """See ``RLSession.checkpointed``."""
-        self._open_session().checkpointed(step)
+        """See ``RLSession.checkpointed``; waits for nobody."""
+        await self._open_session().checkpointed(step)
 
     def _open_session(self) -> RLSession:
         if self.session is None:
             raise SessionError("no RL session is open")
         return self.session
 
-    async def _load(self, path: Path) -> None:
-        """Bring a policy from outside RL to the engines, under a version of its own."""
-        self.version = PolicyVersion(self.version.incarnation + 1, 0)
-        await self._sync(self.version, path)
 
-    async def _sync(self, version: PolicyVersion, path: Path, in_flight: bool = False) -> None:
-        await self.pool.sync(announce(version, path), in_flight)
-        self._weights = path
-
-    async def _make_batch(
-        self, maker: BatchMaker, step: int
-    ) -> tuple[LearnerBatch, dict[str, Any]]:
-        """The batch of a step; where influence is watched, its target is sampled along and
-        analyzed.
-        """
-        monitor = self._monitor
-        made = await maker.make(step, monitor.requests(self.version.step) if monitor else [])
-        if monitor and made.watched:
-            target = group_rows(await judge(self.verifier, monitor.target, made.watched))
-            monitor.begin(self.version, self._weights, group_rows(made.judged), target)
-        return made.batch, made.metrics
-
-    def _usage(self, step_s: float) -> dict[str, Any]:
-        """What the pool did since this was last asked: for which share of a step each engine had
-        nothing to do.
-        """
-        busy_s, redispatched = self.pool.busy_s(), self.pool.redispatched
-        shares = {
-            f"idle_share_engine_{number}": max(
-                0.0, 1 - (busy - self._busy_s.get(number, 0.0)) / max(1e-9, step_s)
-            )
-            for number, busy in busy_s.items()
-        }
-        row = shares | {"redispatched_groups": redispatched - self._redispatched}
-        self._busy_s, self._redispatched = busy_s, redispatched
-        return row
+def _chosen_queries(data: Path, selection: Path | None) -> list[ProblemRow]:
+    """The queries of RL, without those that ``select_queries`` rejected."""
+    queries = read_problems(data / "rl")
+    if selection is None:
+        return queries
+    kept = {row.id for row in read_jsonl(selection / SELECTED_QUERIES_FILE, QueryRow) if row.kept}
+    return [query for query in queries if query.id in kept]

@@ -1,6 +1,4 @@
-"""The influence analyzer: measures a policy's readiness from its rollouts, in a process that nobody
-else waits for.
-"""
+"""The influence analyzer: measures a policy's readiness from its rollouts, in its own process."""
 
 from __future__ import annotations
 
@@ -15,7 +13,9 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
+from actors.logs import start_logging
 from bi_ray.batches.scored import ScoredGroup
 from bi_ray.config import RunConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights, tied_weights
@@ -37,8 +37,8 @@ from bi_ray.readiness.rollouts import scored_group
 from bi_ray.runs.layout import MEASURED_QUERIES_FILE, READINESS_FILE
 from bi_ray.tasks.registry import build_task
 
-_POLITE = 19  # the lowest priority that there is; Ray starts its workers at 15
-GroupRow = Mapping[str, Any]
+_LOWEST_PRIORITY = 19  # Ray starts its workers at 15
+GroupRow = Mapping[str, Any]  # see ``actors.driver.sampling.group_rows``
 
 
 class InfluenceAnalyzer:
@@ -49,6 +49,7 @@ class InfluenceAnalyzer:
     """
 
     def __init__(self, config: RunConfig) -> None:
+        start_logging("analyzer")
         self.config = config
         self.settings = config.readiness
         torch.set_num_threads(self.settings.threads)
@@ -56,7 +57,7 @@ class InfluenceAnalyzer:
         self._phase = "starting"
         self._policy: Path | None = None
         self._differentiator: Differentiator | None = None
-        self._tokenizer: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._forecast: Forecast | None = None
         self._target_direction: Weights | None = None
 
@@ -76,15 +77,14 @@ class InfluenceAnalyzer:
 
         Args:
             policy: its directory.
-            queries: rows of the groups whose influence is measured (see
-                ``actors.driver.sampling.group_rows``).
-            target: rows of those on which they have it.
-            demonstrations: tokens of held-out prompts and responses, by whose they are.
+            queries: rows of the groups whose influence is measured.
+            target: rows of the groups on which they have it.
+            demonstrations: tokens of held-out prompts and responses, by the arm they belong to.
             out: an existing folder.
         """
-        tool = self._open(policy)
+        differentiator = self._open(policy)
         rows, whole = measure_queries(
-            tool,
+            differentiator,
             self._groups(queries, with_behaviors=True),
             [row["samples"] for row in queries],
             self._groups(target),
@@ -93,7 +93,7 @@ class InfluenceAnalyzer:
             self._set_phase,
         )
         self._set_phase("perplexity")
-        whole = replace(whole, perplexity=held_out_perplexity(tool, demonstrations))
+        whole = replace(whole, perplexity=held_out_perplexity(differentiator, demonstrations))
         lines = [json.dumps(row.as_json()) + "\n" for row in rows]
         (out / MEASURED_QUERIES_FILE).write_text("".join(lines))
         (out / READINESS_FILE).write_text(json.dumps(whole.as_json()))
@@ -106,55 +106,59 @@ class InfluenceAnalyzer:
         queries: Sequence[GroupRow],
         target: Sequence[GroupRow],
     ) -> dict[str, Any]:
-        """Influence in the middle of RL, and whether what was forecast the last time came true.
+        """Influence in the middle of RL, and whether the forecast of the last time came true.
 
         Args:
             policy: a directory with the architecture.
             step: how many RL steps the policy has behind it.
-            weights: safetensors file of the policy that made the rollouts; removed when it is read.
+            weights: safetensors file of the policy that made the rollouts; removed once it is read.
             queries: groups of the step that it is about to learn from.
             target: groups of the target problems, by the same policy.
+
+        Returns:
+            the row of ``influence.jsonl``.
         """
-        tool = self._open(policy)
-        _set_weights(tool, load_file(weights))
+        differentiator = self._open(policy)
+        _set_weights(differentiator, load_file(weights))
         weights.unlink()
-        groups, goal = (
-            [group for group in self._groups(queries) if group.informative],
-            self._groups(target),
-        )
+        groups = [group for group in self._groups(queries) if group.informative]
+        target_groups = self._groups(target)
         self._set_phase(f"influence at step {step}")
         scale = self.settings.token_scales[0]
-        direction = objective_direction(tool, goal, scale)
-        watched = []
-        influences = measure_influence(tool, groups, direction, scale)
-        for group, found in zip(groups, influences, strict=True):
+        direction = objective_direction(differentiator, target_groups, scale)
+        influences = measure_influence(differentiator, groups, direction, scale)
+        query_rows = []
+        for group, influence in zip(groups, influences, strict=True):
             query = WatchedQuery(
-                group.right, len(group.rollouts), found.k_plus, found.k_minus, found.dj
+                right=group.right,
+                of=len(group.rollouts),
+                k_plus=influence.k_plus,
+                k_minus=influence.k_minus,
+                dj=influence.dj,
             )
-            watched.append(asdict(query))
-        forecast, before = Forecast.make(step, tool, goal), self._forecast
+            query_rows.append(asdict(query))
+        forecast, before = Forecast.make(step, differentiator, target_groups), self._forecast
         self._forecast = forecast
-        return {"step": step, "queries": watched} | asdict(forecast.against(before))
+        return {"step": step, "queries": query_rows} | asdict(forecast.against(before))
 
     def begin_watch(self) -> None:
-        """Another arm's RL begins: forget what was forecast, and from now on leave the processor to
-        RL.
-        """
+        """Another arm's RL begins: forget what was forecast, and leave the processor to RL."""
         self._forecast = None
-        os.nice(_POLITE)
+        _lower_priority()
 
     def aim(self, policy: Path, target: Sequence[GroupRow]) -> None:
         """Take the target whose expected reward ``step`` is to change."""
         self._target_direction = reward_direction(self._open(policy), self._groups(target))
 
     def step(self, policy: Path, query: GroupRow | None, ahead: Path, behind: Path) -> float:
-        """Take one SGD step of the configured length along grad J(q), and one against it, and write
-        the weights.
+        """Write the weights after one SGD step along grad J(q), and after one against it.
+
+        Its length is ``readiness.realized_step_norm``.
 
         Args:
             policy: directory of the policy.
             query: its group; None: along the target's own gradient, the most that such a step can
-                do.
+                achieve.
             ahead: file for the weights after the step.
             behind: file for those after the opposite step.
 
@@ -162,11 +166,15 @@ class InfluenceAnalyzer:
             The change of expected reward on the target that is predicted for the step ahead.
         """
         assert self._target_direction is not None
-        tool, target = self._open(policy), self._target_direction
-        direction = target if query is None else reward_direction(tool, self._groups([query]))
-        length, tied = self.settings.realized_step_norm, tied_weights(policy)
-        save_weights(step_along(tool, direction, -length, target)[0], behind, tied)
-        weights, predicted = step_along(tool, direction, length, target)
+        differentiator, target = self._open(policy), self._target_direction
+        direction = target
+        if query is not None:
+            direction = reward_direction(differentiator, self._groups([query]))
+        length = self.settings.realized_step_norm
+        tied = tied_weights(policy)
+        opposite, _ = step_along(differentiator, direction, -length, target)
+        save_weights(opposite, behind, tied)
+        weights, predicted = step_along(differentiator, direction, length, target)
         save_weights(weights, ahead, tied)
         return predicted
 
@@ -199,13 +207,16 @@ class InfluenceAnalyzer:
         self._phase = phase
 
 
-def _set_weights(tool: Differentiator, weights: Weights) -> None:
-    """Copy published weights into the policy; a tied head that is written out is the embedding once
-    more.
-    """
+def _set_weights(differentiator: Differentiator, weights: Weights) -> None:
+    """Copy published weights into the policy; a tied head is not among its parameters."""
     with torch.no_grad():
-        for name, parameter in tool.parameters.items():
+        for name, parameter in differentiator.parameters.items():
             parameter.copy_(weights[name])
+
+
+def _lower_priority() -> None:
+    """Give this process the lowest priority, for good: only root may raise it again."""
+    os.nice(_LOWEST_PRIORITY)
 
 
 def make_ray_analyzer(config: RunConfig) -> Any:
@@ -219,7 +230,7 @@ def make_ray_analyzer(config: RunConfig) -> Any:
             max_restarts=-1,  # it only loses its current estimate
             max_concurrency=2,  # one to compute, one to ask for the phase
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-            # Threads that wait for each other would otherwise spin, on cores that engines and
+            # Threads that wait for each other would spin otherwise, on cores that engines and
             # learners need.
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         )

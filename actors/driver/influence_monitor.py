@@ -1,25 +1,25 @@
-"""Watches the influence while RL trains, from inside the driver. Training never waits for the
-analysis.
+"""Watches the influence while RL trains, from inside the driver; RL never waits for an analysis.
 
 The target's problems are sampled together with the batch of a watched step, by the same policy.
-What follows happens in the analyzer's own process; a step that comes while an analysis is still
-going on is left out and counted.
+What follows happens in the analyzer's own process. A watched step that comes while an analysis is
+still running is left out, and the log says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.driver.influence_analyzer import GroupRow
+from actors.logs import log_fields
+from actors.rollout.background import start_watched
 from bi_ray.batches.rollout import GroupRequest, rl_sampling, seed_for
 from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
+from bi_ray.policy.published import hold_weights
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.metrics import append_metrics, cut_metrics
 
@@ -50,31 +50,23 @@ class InfluenceMonitor:
         self.target = target
         self.policy = policy
         self.out = out
-        self.skipped = 0
         self._analysis: asyncio.Task[None] | None = None
 
     def requests(self, step: int) -> list[GroupRequest]:
-        """What has to be sampled for the policy after ``step`` steps; nothing where that is not
-        watched.
-        """
+        """Requests for the target's problems; empty if the policy after ``step`` is unwatched."""
         if step % self.config.readiness.every_rl_steps:
             return []
         if self._analysis is not None and not self._analysis.done():
-            self.skipped += 1
             log.warning("influence: step %d is left out, the analysis before it still runs", step)
             return []
         sampling = rl_sampling(self.config)
-        # The same random numbers at every step: a change of the reward is less noisy than the
-        # reward itself.
-        return [
-            GroupRequest(
-                row.id,
-                row.prompt_tokens,
-                sampling,
-                seed_for(self.config.seeds.sampling, "target", row.id),
-            )
-            for row in self.target
-        ]
+        requests = []
+        for problem in self.target:
+            # The same random numbers at every step: a change of the reward is less noisy than the
+            # reward itself.
+            seed = seed_for(self.config.seeds.sampling, "target", problem.id)
+            requests.append(GroupRequest(problem.id, problem.prompt_tokens, sampling, seed))
+        return requests
 
     def begin(
         self,
@@ -87,12 +79,12 @@ class InfluenceMonitor:
 
         Args:
             version: of the policy that made the rollouts.
-            weights: the file from which the engines have it; it may be removed once this returns.
+            weights: the file that the engines have it from; it may be removed once this returns.
             queries: rows of the batch's groups.
             target: rows of the target's groups.
         """
         try:
-            held = _hold(weights, f"influence_{version.step}.held")
+            held = hold_weights(weights, f"influence_{version.step}.held")
         except OSError:  # no space, or the file is gone: never a reason for RL to stop
             log.warning(
                 "influence: the weights of step %d cannot be kept for it",
@@ -100,16 +92,21 @@ class InfluenceMonitor:
                 exc_info=True,
             )
             return
-        self._analysis = asyncio.ensure_future(self._analyze(version.step, held, queries, target))
+        with log_fields(step=version.step, version=version):
+            work = self._analyze(version.step, held, queries, target)
+            self._analysis = start_watched(work, f"influence analysis of step {version.step}")
 
     def go_back(self, step: int) -> None:
-        """RL goes on from ``step``: what was found after it will be found again."""
+        """RL resumes from ``step``: later rows will be measured again."""
         cut_metrics(self.out, step)
 
     async def finish(self) -> None:
-        """RL is over: let the last analysis end."""
+        """Wait for the analysis in progress, which ends within ``readiness.timeout_s``.
+
+        Its failure is in the log and goes no further.
+        """
         if self._analysis is not None:
-            await self._analysis
+            await asyncio.wait({self._analysis})
 
     async def _analyze(
         self, step: int, weights: Path, queries: Sequence[GroupRow], target: Sequence[GroupRow]
@@ -127,16 +124,3 @@ class InfluenceMonitor:
             log.warning("influence: the analysis of step %d failed: %s", step, error, exc_info=True)
         finally:
             weights.unlink(missing_ok=True)
-
-
-def _hold(weights: Path, name: str) -> Path:
-    """A second name for a file that its owner may remove; a copy where the file system has no such
-    thing.
-    """
-    held = weights.with_name(name)
-    held.unlink(missing_ok=True)
-    try:
-        os.link(weights, held)
-    except OSError:
-        shutil.copy(weights, held)
-    return held

@@ -1,4 +1,4 @@
-"""What the driver's process warns of, shown by the command: Ray keeps an actor's log on its node."""
+"""Warnings of the driver's process, shown by the command: Ray keeps an actor's log on its node."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 _MOST_NOTES = 1000
 _POLL_S = 2.0
@@ -36,7 +37,7 @@ class NoteKeeper(logging.Handler):
             self._count += 1
 
     def after(self, seen: int) -> tuple[int, list[str]]:
-        """How many notes there were so far, and those after the first ``seen``."""
+        """The number of notes so far, and the notes after the first ``seen``."""
         fresh = min(self._count - seen, len(self._notes))
         return self._count, list(self._notes)[len(self._notes) - fresh :]
 
@@ -54,11 +55,11 @@ class NoteFollower:
         self._show = show
         self._seen = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread = threading.Thread(target=self._follow, name="notes", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Show what has come last, and end."""
+        """Show the last notes, and end."""
         self._stop.set()
         self._thread.join(2 * _ANSWER_S)
 
@@ -66,12 +67,19 @@ class NoteFollower:
         while True:
             is_last = self._stop.wait(_POLL_S)
             try:
-                self._seen, notes = ray.get(
-                    self._driver.notes.remote(self._seen), timeout=_ANSWER_S
-                )
-                for note in notes:
+                for note in self._fresh_notes():
                     self._show(note)
-            except Exception:  # the driver starts, is late or died: whoever works with it says so
-                log.debug("no notes of the driver", exc_info=True)
+            except Exception:  # notes that cannot be shown must not end those that come later
+                log.exception("notes of the driver could not be shown")
             if is_last:
                 return
+
+    def _fresh_notes(self) -> list[str]:
+        """The notes since the last call; none while the driver starts, is late or died."""
+        try:
+            answer = ray.get(self._driver.notes.remote(self._seen), timeout=_ANSWER_S)
+        except RayError:  # whoever works with the driver reports it
+            log.debug("no notes of the driver", exc_info=True)
+            return []
+        self._seen, notes = answer
+        return notes

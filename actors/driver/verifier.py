@@ -1,6 +1,4 @@
-"""The verifier as a stateless Ray actor that restarts by itself, and the client that outlives its
-deaths.
-"""
+"""The verifier as a stateless Ray actor that restarts by itself, and a client that outlives it."""
 
 from __future__ import annotations
 
@@ -17,9 +15,8 @@ from bi_ray.config import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem, Verifier
 
-# of a sample over which the actor died: its own process keeps it from what responses do
-_ATTEMPTS = 5
-_PAUSE_S = 0.2  # between two questions to an actor that is coming back
+_ATTEMPTS = 5  # to score one sample over which the actor dies
+_PAUSE_S = 0.2  # between two calls to an actor that is coming back
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +26,7 @@ class VerifierUnavailable(RuntimeError):
 
 
 class VerifierClient:
-    """Starts a verifier and asks it, with deadlines; lives inside an async actor.
+    """Starts a verifier and calls it, with deadlines; lives inside an async actor.
 
     Args:
         config: the run: its task, reward function, format reward and time limits.
@@ -38,7 +35,7 @@ class VerifierClient:
     def __init__(self, config: RunConfig) -> None:
         self.config = config.verifier
         task = build_task(config.task, config.seeds.data)
-        # It asks for no CPU: it works while the engines wait.
+        # It reserves no CPU: it works while the engines wait.
         actor = ray.remote(Verifier).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
         self.handle: Any = actor.remote(task, config.verifier, config.rl.format_reward)
         self._one_call = asyncio.Lock()  # what ends the process over one batch must not hit another
@@ -48,7 +45,10 @@ class VerifierClient:
         ray.kill(self.handle)
 
     async def ready(self) -> int:
-        """Wait for the actor; returns the identifier of its process.
+        """Wait for the actor, for twice ``verifier.start_timeout_s``.
+
+        Returns:
+            the identifier of its process.
 
         Raises:
             VerifierUnavailable: it is not there in time, or its constructor failed.
@@ -56,27 +56,32 @@ class VerifierClient:
         limit_s = 2 * self.config.start_timeout_s  # the actor, and the process in which it judges
         deadline = time.monotonic() + limit_s
         fault: Exception = TimeoutError("no reply")
-        while (left := deadline - time.monotonic()) > 0:
+        while (left_s := deadline - time.monotonic()) > 0:
             try:
-                return await self._within(left, self.handle.ready.remote())
-            except (RayActorError, TimeoutError) as error:
-                if isinstance(error, RayActorError) and error.actor_init_failed:
+                return await self._within(left_s, self.handle.ready.remote())
+            except TimeoutError as error:
+                fault = error
+            except RayActorError as error:
+                if error.actor_init_failed:
                     raise VerifierUnavailable(
                         f"the verifier does not start: {_last_line(error)}"
                     ) from error
                 fault = error
-                await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
         raise VerifierUnavailable(
-            f"the verifier did not start within {limit_s:g} s (twice verifier.start_timeout_s): {_last_line(fault)}"
+            f"the verifier did not start within {limit_s:g} s (twice verifier.start_timeout_s): "
+            f"{_last_line(fault)}"
         ) from fault
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
         """A verdict or a data failure per item, in order.
 
-        They go to the actor in blocks that ``batch_timeout_s`` is enough for even if each takes
+        Items go to the actor in blocks that fit into ``batch_timeout_s`` even if each item takes
         ``sample_timeout_s``: the actor ends what a response makes hang, so only a fault of the
         machine makes a block late or kills the actor. Then that block is scored again, one item at
         a time.
+
+        Waits for earlier calls, then for the actor; every call to it has a deadline.
 
         Raises:
             VerifierUnavailable: see ``ready``; or it dies over and over.
@@ -94,7 +99,10 @@ class VerifierClient:
             return await self._within(limit_s, self.handle.score.remote(list(items)))
         except TimeoutError:
             log.warning(
-                "verifier: %d samples took over %g s; judging them one by one", len(items), limit_s
+                "verifier: %d samples took over %g s; judging them one by one",
+                len(items),
+                limit_s,
+                exc_info=True,
             )
             await self._restart()
         except RayActorError:
@@ -111,9 +119,10 @@ class VerifierClient:
         limit_s = 3 * self.config.start_timeout_s + self.config.sample_timeout_s
         for _ in range(_ATTEMPTS):
             try:
-                return (await self._within(limit_s, self.handle.score.remote([item])))[0]
+                outcomes = await self._within(limit_s, self.handle.score.remote([item]))
+                return outcomes[0]
             except TimeoutError:
-                log.warning("verifier: one sample took over %g s", limit_s)
+                log.warning("verifier: one sample took over %g s", limit_s, exc_info=True)
                 await self._restart()
             except RayActorError:
                 log.warning("verifier: its actor died on one sample", exc_info=True)

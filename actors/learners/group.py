@@ -1,5 +1,4 @@
-"""The learners of a run behind one interface: Ray Train starts them, restarts them, and joins them
-in a process group.
+"""The learners of a run: Ray Train starts them, restarts them, and forms their process group.
 
 Ray Train keeps no checkpoints here: a job writes its own into the run directory, whole or not at
 all, and every start of its loop looks for the newest. So a restart by Ray Train, by the same
@@ -21,11 +20,14 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from actors.environment import environment
 from actors.learners.loops import rl_loop, sft_loop
 from actors.learners.process_group import NodeTorchConfig
 from bi_ray.config import LearnerConfig, ModelConfig, RayConfig, RLConfig, SFTConfig
 from bi_ray.policy.checkpoint import check_directory
 
+Loop = Callable[[dict[str, Any]], Any]
+_LOST_PEER = ("connection closed by peer", "connection reset", "gloo", "nccl")
 log = logging.getLogger(__name__)
 
 
@@ -55,58 +57,57 @@ class LearnerGroup:
         self._cluster = cluster
 
     def run_sft(self, base: Path, data: Path, output: Path, config: SFTConfig, seed: int) -> None:
-        """Fine-tune ``base`` on the dataset ``data`` (columns ``prompt_tokens``,
-        ``response_tokens``).
+        """Fine-tune ``base`` on a dataset with columns ``prompt_tokens`` and ``response_tokens``.
 
         Leaves ``policy/`` and ``metrics.jsonl`` in ``output``, and checkpoints from which the same
-        call goes on.
+        call resumes.
 
         Raises:
             CheckpointError: ``base`` is no usable checkpoint.
-            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go
-                on.
+            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot
+                continue.
         """
-        job = {"data": str(data.absolute()), "sft": config.model_dump(), "seed": seed}
-        self._fit("sft", sft_loop, base, output, job)
+        options = {"data": str(data.absolute()), "sft": config.model_dump(), "seed": seed}
+        self._fit("sft", sft_loop, base, output, options)
 
     def run_rl(
         self, base: Path, output: Path, weights: Path, config: RLConfig, driver: Any
     ) -> None:
-        """Train ``base`` on the batches that ``driver`` serves (see
-        ``learner_loops.DriverClient``).
+        """Train ``base`` on the batches that ``driver`` serves (see ``loops.DriverClient``).
 
-        Leaves ``step_N/`` in ``output``, and one file per version in ``weights`` for whoever
-        samples to load and remove.
+        Leaves ``step_N/`` in ``output``, and one file per version in ``weights``, which whoever
+        samples loads and removes.
 
         Raises:
             CheckpointError: ``base`` is no usable checkpoint.
-            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot go
-                on.
+            LearnerError: the training failed more often than ``learner.max_restarts``, or cannot
+                continue.
         """
-        job = {"weights": str(weights.absolute()), "rl": config.model_dump(), "driver": driver}
-        self._fit(
-            "rl", rl_loop, base, output, job | {"call_timeout_s": self._cluster.call_timeout_s}
-        )
+        options = {
+            "weights": str(weights.absolute()),
+            "rl": config.model_dump(),
+            "driver": driver,
+            "call_timeout_s": self._cluster.call_timeout_s,
+        }
+        self._fit("rl", rl_loop, base, output, options)
 
     def _fit(
-        self,
-        kind: str,
-        loop: Callable[[dict[str, Any]], Any],
-        base: Path,
-        output: Path,
-        job: dict[str, Any],
+        self, kind: str, loop: Loop, base: Path, output: Path, options: dict[str, object]
     ) -> None:
-        job |= {"base": str(check_directory(base).absolute()), "output": str(output.absolute())}
-        job |= {"learner": self._learner.model_dump(), "model": self._model.model_dump()}
+        """Run a job to its end; ``options`` are what only this kind of job has."""
+        job = options | {
+            "base": str(check_directory(base).absolute()),
+            "output": str(output.absolute()),
+            "learner": self._learner.model_dump(),
+            "model": self._model.model_dump(),
+        }
         output.mkdir(parents=True, exist_ok=True)
-        self._set_deadlines()
-        result = self._result(lambda: self._trainer(kind, loop, output, job))
+        with environment(self._deadlines()):
+            result = self._result(lambda: self._trainer(kind, loop, output, job))
         if result.return_value:
             raise LearnerError(result.return_value)
 
-    def _trainer(
-        self, kind: str, loop: Callable[[dict[str, Any]], Any], output: Path, job: dict[str, Any]
-    ) -> TorchTrainer:
+    def _trainer(self, kind: str, loop: Loop, output: Path, job: dict[str, object]) -> TorchTrainer:
         return TorchTrainer(
             loop,
             train_loop_config=job,
@@ -123,8 +124,9 @@ class LearnerGroup:
         )
 
     def _result(self, make_trainer: Callable[[], TorchTrainer]) -> Any:
-        """What a fit returns. Its controller is an actor that Ray Train does not start again: here
-        that is done.
+        """The result of a fit, which begins again when the controller of Ray Train dies.
+
+        The controller is an actor that Ray Train does not restart.
         """
         deaths = 0
         while True:
@@ -137,65 +139,62 @@ class LearnerGroup:
                 if deaths > self._learner.max_restarts:
                     raise LearnerError(
                         f"the controller of Ray Train died {deaths} times (learner.max_restarts is "
-                        f"{self._learner.max_restarts}); run the same command again to resume from the last "
-                        "checkpoint"
+                        f"{self._learner.max_restarts}); run the same command again to resume from "
+                        "the last checkpoint"
                     ) from error
                 log.warning(
-                    "the controller of Ray Train died; the learners start again from the last checkpoint"
+                    "the controller of Ray Train died; learners restart from the last checkpoint",
+                    exc_info=error,
                 )
-                log.debug("how it died", exc_info=True)
 
     def _scaling(self) -> ScalingConfig:
         gpus = self._learner.gpus_per_worker
-        resources = {"CPU": self._learner.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        resources = {"CPU": self._learner.cpus_per_worker}
+        if gpus:
+            resources["GPU"] = gpus
         return ScalingConfig(
             num_workers=self._learner.workers, use_gpu=gpus > 0, resources_per_worker=resources
         )
 
-    def _set_deadlines(self) -> None:
-        """Ray Train reads these from the environment of the process that calls ``fit``."""
-        # It waits that long for a placement, and again after each such failure: together,
+    def _deadlines(self) -> dict[str, str]:
+        """Options that ``fit`` of Ray Train reads from the environment alone."""
+        # It waits this long for a placement, and again after each failure to get one: together,
         # ``start_timeout_s``.
         attempts = self._learner.max_restarts + 1
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
-            self._learner.start_timeout_s / attempts
-        )
-        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(
-            self._learner.collective_timeout_s
-        )
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        interval_s = os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        return {
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(self._learner.start_timeout_s / attempts),
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(self._learner.collective_timeout_s),
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": interval_s,
+        }
 
     def _reason(self, error: TrainingFailedError) -> str:
         if isinstance(error, WorkerGroupError):
             return failing_rank(error.worker_failures)
         if isinstance(error, ControllerError) and "startup timed out" in str(error):
-            wanted = self._learner.workers * self._learner.cpus_per_worker
+            learner = self._learner
+            cpus = learner.workers * learner.cpus_per_worker
             return (
-                f"no room for {self._learner.workers} learners within {self._learner.start_timeout_s:g} s "
-                f"(learner.start_timeout_s): they need {wanted:g} CPUs and the cluster has {ray.cluster_resources()}; "
-                "lower learner.workers or learner.cpus_per_worker, or give the rollout workers less"
+                f"no room for {learner.workers} learners within {learner.start_timeout_s:g} s "
+                f"(learner.start_timeout_s): they need {cpus:g} CPUs and the cluster has "
+                f"{ray.cluster_resources()}; lower learner.workers or learner.cpus_per_worker, or "
+                "give the rollout workers less"
             )
         return str(error)
 
 
 def failing_rank(failures: Mapping[int, BaseException]) -> str:
-    """One line about the rank that failed by itself, not about those that lost their peer because
-    of it.
-    """
-
-    def cause(rank: int) -> BaseException:
-        failure = failures[rank]
-        return getattr(failure, "_base_exc", failure)
-
-    def collateral(rank: int) -> tuple[bool, int]:
-        text = str(cause(rank)).lower()
-        return any(
-            sign in text
-            for sign in ("connection closed by peer", "connection reset", "gloo", "nccl")
-        ), rank
-
-    rank = min(failures, key=collateral)
-    error = cause(rank)
+    """One line about the rank that failed by itself, not because it lost another one."""
+    errors = {rank: getattr(error, "_base_exc", error) for rank, error in failures.items()}
+    own = [rank for rank, error in errors.items() if not _is_collateral(error)]
+    rank = min(own or errors)
+    error = errors[rank]
     if isinstance(error, RayActorError):
         return f"learner {rank} died (killed, or out of memory?)"
     return f"learner {rank}: {type(error).__name__}: {error}"
+
+
+def _is_collateral(error: BaseException) -> bool:
+    """Whether a rank failed because another one was gone."""
+    text = str(error).lower()
+    return any(sign in text for sign in _LOST_PEER)

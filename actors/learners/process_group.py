@@ -1,5 +1,4 @@
-"""The learners' process group, formed as Ray Train does but for one thing: who can reach its
-rendezvous.
+"""The learners' process group, formed as Ray Train does, except for who can reach its rendezvous.
 
 PyTorch's own rendezvous (``env://``) listens on every interface of rank 0's machine, and whoever
 reaches it can read and change it. Here it listens at the address of rank 0's Ray node only, which
@@ -37,9 +36,9 @@ class _NodeTorchBackend(_TorchBackend):
         ranks = len(worker_group)
         joined: list[Any] = []
         for rank in range(ranks):
-            place = (host, port, rank, ranks, backend_config.timeout_s)
-            joined.append(worker_group.execute_single_async(rank, _join, *place))
-        # the store and the group take one each
+            arguments = (host, port, rank, ranks, backend_config.timeout_s)
+            joined.append(worker_group.execute_single_async(rank, _join, *arguments))
+        # forming the store and forming the group may take timeout_s each
         ray.get(joined, timeout=2 * backend_config.timeout_s)
 
 
@@ -53,8 +52,11 @@ def _listen() -> tuple[str, int]:
 
 
 def _join(host: str, port: int, rank: int, ranks: int, timeout_s: int) -> None:
+    """Join the group on one rank; rank 0 serves its store on the socket of ``_listen``."""
     timeout = timedelta(seconds=timeout_s)
-    descriptor = _listener.detach() if rank == 0 and _listener is not None else None
+    descriptor = None
+    if rank == 0 and _listener is not None:
+        descriptor = _listener.detach()
     store = torch.distributed.TCPStore(
         host, port, ranks, is_master=rank == 0, timeout=timeout, master_listen_fd=descriptor
     )

@@ -1,1 +1,1 @@
-"""The rollout pool: vLLM engines, their health, and the queue of requests."""
+"""The rollout pool: vLLM engines, their health, and the requests that wait for them."""

@@ -1,7 +1,6 @@
-"""How every vLLM engine of this project is built and how it takes new weights: rollouts and serving
-share it.
+"""How every vLLM engine of this project is built, and how it takes new weights.
 
-vLLM is imported inside the functions, so that those who need only the names stay light.
+Rollouts and serving share it. vLLM is imported inside the functions: the driver needs only names.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 # On a CPU vLLM puts its worker into a third process, to bind threads to cores. We bind none, so the
-# engine's process does it all: a start is a process and an import of vLLM shorter, and a kill
-# leaves no message queue in /dev/shm.
+# worker runs inside the engine's process: a start takes a process and an import of vLLM less, and a
+# kill leaves no message queue in /dev/shm.
 _IN_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 _SCHEDULER = "actors.rollout.engine_scheduler.WholeResponses"
-# Only whole blocks of a prompt are shared by the samples of a group; vLLM's 128 on a CPU is longer
-# than many a prompt.
+# The samples of a group share only whole blocks of their prompt; many prompts are shorter than the
+# 128 tokens that vLLM takes on a CPU.
 _CPU_BLOCK_TOKENS = 32
 WARM_UP_TOKENS = 4
 
@@ -35,7 +34,7 @@ def engine_arguments(
 
     Args:
         path: a checkpoint directory.
-        model: its limits and its type; ``model.path`` is not read.
+        model: limits and type of the weights; ``model.path`` is not read.
         rollout: how engines are built.
         more: arguments of the way that weights are updated.
 
@@ -57,28 +56,29 @@ def engine_arguments(
         disable_log_stats=True,
         distributed_executor_backend=_IN_PROCESS if on_cpu else None,
         block_size=_CPU_BLOCK_TOKENS if on_cpu else None,
-        # on a GPU it would end vLLM's asynchronous scheduling vLLM takes back the random draw of a
-        # prompt that it cut in two by the generator's offset; generators on a CPU have none, and
-        # the engine dies of it. So a prompt waits for a step that has room for all of it.
+        # On a GPU a scheduler of our own would end vLLM's asynchronous scheduling.
         scheduler_cls=_SCHEDULER if on_cpu else None,
+        # When vLLM cuts a prompt in two, it takes back the random draw of the first part through
+        # the generator's offset. Generators on a CPU have no offset, and the engine would die of
+        # it. So there a prompt waits for a step that has room for all of it.
         enable_chunked_prefill=False if on_cpu else None,
         **more,
     )
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
-    """Variables that vLLM reads when it is imported, for the actor and the engine that it spawns."""
+    """Variables that vLLM reads at its import, in the actor and in the engine that it spawns."""
     return {
         "OMP_NUM_THREADS": str(rollout.threads_per_worker),
         # engines share cores; bound ones would fight over the first
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "VLLM_NO_USAGE_STATS": "1",
-        # models are directories; without this a look-up is tried and waited for
+        # models are directories; without this, vLLM asks the hub and waits for it
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # A reload builds every layer anew. Memory that malloc gives back to the kernel between
-        # layers comes in again page by page, which takes a fourth of the reload.
+        # A reload builds every layer anew. Memory that malloc returns to the kernel between two
+        # layers comes back page by page, which takes a quarter of the reload.
         "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
         "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     }
@@ -91,7 +91,7 @@ async def replace_weights(
     in_flight: bool = False,
     keep_cache: bool = False,
 ) -> None:
-    """Load other weights, and go on with them under the stamp ``version``.
+    """Load other weights, and continue with them under the stamp ``version``.
 
     Requests that come in meanwhile wait and see the new weights only. After an error of ``load``
     the engine stays paused: its weights are unknown, and the caller ends it.
@@ -100,10 +100,10 @@ async def replace_weights(
         engine: it generates, or is idle.
         version: of the new weights.
         load: loads them.
-        in_flight: requests that run are frozen and go on under the new weights; else they are
-            finished first.
-        keep_cache: keys and values stay what the old weights made them. Else all are dropped, and
-            those of requests that run are computed again, so that their next tokens are drawn from
+        in_flight: running requests are frozen and continue under the new weights; else they finish
+            first.
+        keep_cache: keep keys and values as the old weights made them. Else all are dropped, and
+            those of running requests are computed again, so that their next tokens are drawn from
             the new policy and no other.
     """
     await engine.pause_generation(mode="keep" if in_flight else "wait", clear_cache=not keep_cache)

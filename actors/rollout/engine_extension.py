@@ -1,9 +1,8 @@
-"""What this project adds to vLLM's worker: it lives inside the engine's process and is called by
-name.
+"""What this project adds to vLLM's worker, inside the engine's process.
 
-``AsyncLLM.collective_rpc`` carries names and plain values only, so weights come as the path of a
-file. The process is no Ray process: it cannot fetch objects, and nobody ends it when the actor that
-spawned it is killed.
+``AsyncLLM.collective_rpc`` calls it by name and carries plain values only, so weights come as the
+path of a file. The process is not a Ray process: it cannot fetch objects, and nobody ends it when
+the actor that spawned it is killed.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from bi_ray.policy.files import tensor_names
+from bi_ray.policy.weights_file import EMBEDDING, HEAD
+
 if TYPE_CHECKING:
     from vllm.v1.worker.worker_base import WorkerBase as Base
 else:
     Base = object
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"  # a buffer that old checkpoints carry and no engine loads
 
 
@@ -32,34 +33,32 @@ class WeightExtension(Base):
     def load_weight_file(self, path: str) -> int:
         """Replace all weights by those of a safetensors file in checkpoint format.
 
-        vLLM's ``reload_weights`` leaves a layer as it was when the file does not name it, with a
-        line in the log as the only sign; so the names are compared first.
+        vLLM's ``reload_weights`` leaves a layer that the file does not name as it was, and only
+        logs a line; so the names are compared first.
 
         Returns:
-            how many tensors were loaded.
+            Number of tensors that were loaded.
 
         Raises:
             ValueError: the file lacks parameters of the model. Nothing was loaded.
         """
         with safe_open(path, framework="pt") as file:
-            source = {name: name for name in file.keys()}  # noqa: SIM118 (the file is no dict)
-            if self.model_config.hf_config.tie_word_embeddings and EMBEDDING in source:
-                source.setdefault(HEAD, EMBEDDING)  # a checkpoint that leaves its tied head out
-            require_names(path, source, self._wanted_names())
+            sources = {name: name for name in file.keys()}  # noqa: SIM118 (the file is not a dict)
+            if self.model_config.hf_config.tie_word_embeddings and EMBEDDING in sources:
+                sources.setdefault(HEAD, EMBEDDING)  # a checkpoint that leaves its tied head out
+            require_names(path, sources, self._wanted_names())
+            tensors = ((name, file.get_tensor(source)) for name, source in sources.items())
             self.reload_weights(  # type: ignore[attr-defined]
-                weights_iterator=((name, file.get_tensor(of)) for name, of in source.items()),
-                is_checkpoint_format=True,
+                weights_iterator=tensors, is_checkpoint_format=True
             )
-        return len(source)
+        return len(sources)
 
     def engine_pid(self) -> int:
         """Id of the process that this worker lives in."""
         return os.getpid()
 
     def _wanted_names(self) -> set[str]:
-        """Parameters that the model was built from, and its output matrix, which a tied checkpoint
-        leaves out.
-        """
+        """Parameters that the model was built from, and its output matrix if it has one."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         names = checkpoint_names(Path(self.model_config.model))
@@ -69,23 +68,34 @@ class WeightExtension(Base):
 
 
 def checkpoint_names(directory: Path) -> set[str]:
-    """Names of all tensors in the safetensors files of a checkpoint."""
-    return set[str]().union(*map(tensor_names, directory.glob("*.safetensors")))
+    """Names of the tensors that an engine loads from all files of a checkpoint."""
+    names: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        names |= loaded_names(file)
+    return names
 
 
-def tensor_names(file: Path) -> set[str]:
-    """Names of the tensors in a safetensors file that an engine loads."""
-    with safe_open(file, framework="pt") as content:
-        return {name for name in content.keys() if not name.endswith(_IGNORED_SUFFIX)}  # noqa: SIM118 (no dict)
-
-
-def require_names(path: str, found: Iterable[str], wanted: Iterable[str]) -> None:
-    """Refuse a weight file that would leave a part of the model as it was.
+def loaded_names(file: Path) -> set[str]:
+    """Names of the tensors that an engine loads from a safetensors file.
 
     Raises:
-        ValueError: a wanted name is not among the found ones.
+        CheckpointError: the file is cut short or cannot be read.
     """
-    missing = sorted(set(wanted) - set(found))
+    return {name for name in tensor_names(file) if not name.endswith(_IGNORED_SUFFIX)}
+
+
+def require_names(path: str, names: Iterable[str], wanted: Iterable[str]) -> None:
+    """Refuse a weight file that would leave a part of the model as it was.
+
+    Args:
+        path: the file, for the message.
+        names: of its tensors.
+        wanted: names that the model needs.
+
+    Raises:
+        ValueError: a wanted name is missing.
+    """
+    missing = sorted(set(wanted) - set(names))
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} parameters of the model: {', '.join(missing[:5])}"
@@ -93,9 +103,7 @@ def require_names(path: str, found: Iterable[str], wanted: Iterable[str]) -> Non
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that spawned it has ended, even by SIGKILL, even while it
-    starts.
-    """
+    """End this process when the one that spawned it ends, even by SIGKILL or during the start."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_exit, args=(parent,), daemon=True).start()

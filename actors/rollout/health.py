@@ -6,10 +6,10 @@
                            |
                            +-> DRAINING -> RETIRED
 
-Whatever is alive can die, so STARTING, STALE and HEALTHY lead to DEAD as well. What does not exist,
-on purpose: DEAD to HEALTHY (a dead worker was killed; its successor starts with old weights and is
-STALE until it was synced), HEALTHY to STALE (a worker that misses a sync is DEAD), and a way out of
-RETIRED.
+Whatever is alive can die, so STARTING, STALE and HEALTHY lead to DEAD as well. Three ways are left
+out on purpose: from DEAD to HEALTHY (a dead worker was killed; its successor starts with old
+weights and is STALE until it is synced), from HEALTHY to STALE (a worker that misses a sync is
+DEAD), and out of RETIRED.
 """
 
 from __future__ import annotations
@@ -44,23 +44,26 @@ TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
 
 
 class IllegalTransition(RuntimeError):
-    """A change of state that the machine does not have."""
+    """A change of state that ``TRANSITIONS`` does not have."""
 
 
 class WorkerHealth:
-    """State of one worker, and when it was last heard of.
+    """State of one worker, and when it last gave a sign of life.
 
     Args:
-        suspect_after_s: silence that makes a HEALTHY worker SUSPECT.
-        dead_after_s: silence that makes a SUSPECT worker DEAD, counted from when it was last heard
-            of.
-        clock: the time in seconds.
+        suspect_after_s: seconds of silence that make a HEALTHY worker SUSPECT.
+        dead_after_s: seconds of silence that make a SUSPECT worker DEAD.
+        clock: time in seconds.
+
+    Raises:
+        ValueError: ``dead_after_s`` is not the longer one.
     """
 
     def __init__(self, suspect_after_s: float, dead_after_s: float, clock: Clock) -> None:
         if dead_after_s <= suspect_after_s:
             raise ValueError(
-                f"dead_after_s ({dead_after_s}) must be longer than suspect_after_s ({suspect_after_s})"
+                f"dead_after_s ({dead_after_s}) must be longer than suspect_after_s "
+                f"({suspect_after_s})"
             )
         self.suspect_after_s = suspect_after_s
         self.dead_after_s = dead_after_s
@@ -74,7 +77,7 @@ class WorkerHealth:
         self._heard_at = self._clock()
 
     def synced(self) -> None:
-        """A STALE worker took over the current weights."""
+        """A STALE worker has loaded the current weights."""
         self._require(WorkerState.STALE)
         self._move(WorkerState.HEALTHY)
         self._heard_at = self._clock()
@@ -92,9 +95,7 @@ class WorkerHealth:
             self._move(WorkerState.HEALTHY)
 
     def failed(self) -> None:
-        """A call to the worker failed though it may live; a HEALTHY one is SUSPECT until it answers
-        again.
-        """
+        """A call to the worker failed; a HEALTHY one is SUSPECT until it gives a sign of life."""
         if self.state is WorkerState.HEALTHY:
             self._move(WorkerState.SUSPECT)
 

@@ -1,8 +1,7 @@
-"""One vLLM engine: the class that owns it, and the Ray actor around that class as the pool sees it.
+"""One vLLM engine: the class that owns it, and the Ray actor around that class.
 
 The engine runs in a process of its own that vLLM spawns; it answers a ping between two steps. vLLM
-is imported when the engine starts: the pool, which needs only the names of this module, stays
-light.
+is imported when the engine starts, in the actor alone.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.rollout.engine import (
     WARM_UP_TOKENS,
@@ -24,12 +22,22 @@ from actors.rollout.engine import (
     engine_environment,
     replace_weights,
 )
+from actors.rollout.handle import (
+    INITIAL_VERSION,
+    EngineCrashed,
+    Ping,
+    RequestError,
+    WorkerFailed,
+    WorkerInfo,
+    WorkerLost,
+    describe,
+)
 from actors.weights.base import Announcement, WeightSync
 from actors.weights.shared_memory import SharedMemorySync
 from bi_ray.batches.rollout import Group, GroupRequest, Sample
 from bi_ray.config import ModelConfig, RolloutConfig
 from bi_ray.policy.chat import ChatError, check_tokens, end_tokens
-from bi_ray.policy.version import PolicyVersion, VersionSpan, parse_version
+from bi_ray.policy.version import PolicyVersion, VersionSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,67 +45,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 T = TypeVar("T")
-INITIAL_VERSION = PolicyVersion(0, 0)  # the checkpoint that an engine was built from
 _CLOSE_TIMEOUT_S = 20.0
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)  # exit codes
 _CONTEXT_TOKENS = 4  # of the prompt, enough for a character that spans tokens
-
-
-class RequestError(ValueError):
-    """The request itself is at fault (its prompt is too long, say): trying it again elsewhere is of
-    no use.
-    """
-
-
-class WorkerLost(RuntimeError):
-    """The worker will never answer again."""
-
-
-class EngineCrashed(WorkerLost):
-    """The engine ended by an error of its own: whatever it was working on may be at fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """Where a worker runs: Ray node, process of the actor, process of its engine."""
-
-    node_id: str
-    pid: int
-    engine_pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    """A sign of life: the version that the engine holds, and how many sequences it has in work."""
-
-    version: PolicyVersion
-    running: int
-
-
-class WorkerHandle(Protocol):
-    """A worker as the pool sees it. Every call may raise ``WorkerLost``; deadlines are the
-    caller's.
-    """
-
-    async def start(self) -> WorkerInfo:
-        """Bring the engine up and warm it."""
-
-    async def generate(self, request: GroupRequest) -> Group:
-        """Sample a group; raises ``RequestError`` where the request is at fault. Cancelling ends
-        the work.
-        """
-
-    async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
-        """Take over the announced weights; what is running goes on with them, or is finished first."""
-
-    async def ping(self) -> Ping:
-        """Give a sign of life."""
-
-    async def close(self) -> None:
-        """End the engine in order."""
-
-    def kill(self) -> None:
-        """End everything at once; never fails, may be called at any time."""
 
 
 class RolloutWorker:
@@ -106,7 +56,7 @@ class RolloutWorker:
     Args:
         model: checkpoint that the engine is built from, and its limits.
         rollout: how engines are built.
-        copies: folder for weights fetched from other nodes.
+        copies: folder for weights fetched from other nodes, from ``new_copies_directory``.
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, copies: Path) -> None:
@@ -122,7 +72,7 @@ class RolloutWorker:
         self._open.set()
 
     async def start(self) -> WorkerInfo:
-        """Build the engine, generate once to warm it, and say where everything runs.
+        """Build the engine and generate once to warm it.
 
         Raises:
             WeightSyncError: this machine cannot sync weights the way that the config wants.
@@ -152,16 +102,18 @@ class RolloutWorker:
         )
 
     async def generate(self, request: GroupRequest) -> Group:
-        """Sample the group; sample j is drawn with seed ``request.seed + j``, as vLLM derives it
-        for ``n`` samples.
+        """Sample the group.
+
+        Sample j is drawn with seed ``request.seed + j``: vLLM derives it so for ``n`` samples.
 
         Raises:
             RequestError: the prompt is empty, too long or not in the vocabulary, or vLLM refuses
                 it.
-            WorkerLost: the engine is gone; ``EngineCrashed`` where it ended by itself.
+            WorkerFailed: vLLM failed on it.
+            WorkerLost: the engine is gone; ``EngineCrashed`` if it ended by itself.
         """
         from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError
+        from vllm.exceptions import VLLMClientError, VLLMError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._check_prompt(request)
@@ -178,7 +130,8 @@ class RolloutWorker:
                 include_stop_str_in_output=True,
                 logprobs=0,  # those of the sampled tokens and no others
                 flat_logprobs=True,
-                # vLLM does it token by token, in the process that also answers
+                # vLLM decodes token by token, in the process that also answers: only where stop
+                # strings have to be found
                 detokenize=bool(sampling.stop),
                 skip_special_tokens=False,
             )
@@ -187,6 +140,9 @@ class RolloutWorker:
             raise RequestError(f"{request.key}: {error}") from error
         except EngineDeadError as error:
             raise self._loss() from error
+        except VLLMError as error:
+            cause = error.__cause__ or error
+            raise WorkerFailed(f"the engine failed: {describe(cause)}") from error
         return Group(
             request.key,
             request.prompt_tokens,
@@ -213,16 +169,16 @@ class RolloutWorker:
         params.output_kind = RequestOutputKind.FINAL_ONLY
         await self._open.wait()
         self._requests += 1
-        prompt: dict[str, Any] = {"prompt_token_ids": tokens}
-        # nor may a prompt find keys and values that other weights made
+        prompt: Any = {"prompt_token_ids": tokens}
         if self.rollout.keep_cache_in_flight:
+            # a prompt must not find keys and values that other weights made
             prompt["cache_salt"] = str(self.version)
-        running = self._running().generate(prompt, params, f"request-{self._requests}")  # type: ignore[arg-type]
-        return [part async for part in running][-1]
+        outputs = self._running().generate(prompt, params, f"request-{self._requests}")
+        return [output async for output in outputs][-1]
 
     def _sample(self, request: GroupRequest, output: CompletionOutput) -> Sample:
         spans = tuple(
-            VersionSpan(parse_version(span.version), span.end - span.start)
+            VersionSpan(PolicyVersion.parse(span.version), span.end - span.start)
             for span in output.weight_versions or []
         )
         assert output.logprobs is not None
@@ -236,32 +192,35 @@ class RolloutWorker:
         )
 
     def _text(self, request: GroupRequest, output: CompletionOutput) -> str:
-        """What was said, special tokens too, but for the end token; a last character that was cut
-        in two is left out.
+        """The response as text, with special tokens but without the end token.
 
-        It is decoded behind the prompt's end: some tokenizers drop the space before a first word.
+        A last character that was cut in two is left out. The tokens are decoded together with the
+        prompt's end: some tokenizers drop the space before a first word.
         """
-        # a stop string, which vLLM leaves in; a number is an end token
         if isinstance(output.stop_reason, str):
-            return output.text
-        tokens, context = list(output.token_ids), list(request.prompt_tokens[-_CONTEXT_TOKENS:])
+            return output.text  # vLLM leaves a stop string in; a number would be an end token
+        tokens = list(output.token_ids)
         if output.finish_reason == "stop":
             tokens.pop()
-        before: Any = self._tokenizer.decode(
-            context, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        context = list(request.prompt_tokens[-_CONTEXT_TOKENS:])
+        text = self._decode([*context, *tokens]).removeprefix(self._decode(context))
+        return text.rstrip("\ufffd")
+
+    def _decode(self, tokens: list[int]) -> str:
         text: Any = self._tokenizer.decode(
-            [*context, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        said: str = text.removeprefix(before)
-        return said.rstrip("\ufffd")
+        return str(text)
 
     async def sync(self, announcement: Announcement, in_flight: bool = False) -> None:
-        """Take over the announced weights, and go on with them.
+        """Load the announced weights, and continue with them.
 
-        What is running goes on with them, or is finished first. Requests that come in meanwhile
-        wait and see the new weights only. After an error the engine stays paused: its weights are
-        unknown, so the caller ends this worker.
+        Requests that come in meanwhile wait and see the new weights only. After an error the engine
+        stays paused: its weights are unknown, so the caller ends this worker.
+
+        Args:
+            announcement: the weights.
+            in_flight: running requests continue under the new weights; else they finish first.
 
         Raises:
             WeightSyncError: the weights could not be loaded.
@@ -277,14 +236,14 @@ class RolloutWorker:
         try:
             await replace_weights(engine, str(announcement.version), load, in_flight, keep_cache)
         except Exception as error:
-            if engine.errored:  # then it is not the weights' fault
+            if engine.errored:  # the weights are not at fault
                 raise self._loss() from error
             raise
         self.version = announcement.version
         self._open.set()
 
     async def ping(self) -> Ping:
-        """A sign of life, of the engine's process too: one that is stopped or hangs gives none.
+        """A sign of life, also of the engine's process: one that is stopped or hangs gives none.
 
         Raises:
             WorkerLost: the engine is gone.
@@ -324,7 +283,8 @@ class RayWorker:
             .options(
                 num_cpus=rollout.cpus_per_worker,
                 num_gpus=rollout.gpus_per_worker,
-                # Ray's restart would serve old weights; the pool makes a successor and syncs it
+                # a worker restarted by Ray would serve old weights; the pool makes a successor
+                # and syncs it
                 max_restarts=0,
                 runtime_env={"env_vars": engine_environment(rollout)},
             )
@@ -361,8 +321,12 @@ class RayWorker:
 
 
 async def _await(call: Awaitable[T]) -> T:
-    """The result of a remote call, with Ray's wrapping taken off its errors; cancelling ends the
-    remote work too.
+    """The result of a remote call; cancelling it ends the remote work, too.
+
+    Raises:
+        WorkerLost: the actor is gone.
+        WorkerFailed: the actor cannot be reached, or Ray failed in another way.
+        Exception: what the actor's code raised; its cause has the traceback from over there.
     """
     try:
         return await call
@@ -370,8 +334,14 @@ async def _await(call: Awaitable[T]) -> T:
         ray.cancel(call)
         raise
     except RayTaskError as error:
-        raise error.cause from None
-    except ActorUnavailableError:  # cut off for now; whether it comes back, pings will tell
-        raise
+        raise error.cause from error
+    except ActorUnavailableError as error:  # whether it comes back, pings will show
+        raise WorkerFailed(_first_line(error)) from error
     except RayActorError as error:
-        raise WorkerLost(str(error).splitlines()[0]) from error
+        raise WorkerLost(_first_line(error)) from error
+    except RayError as error:
+        raise WorkerFailed(f"{type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,1 +1,1 @@
-"""How the learners' weights get into the engines."""
+"""How the learners' weights reach the engines."""

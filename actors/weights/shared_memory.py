@@ -1,13 +1,9 @@
-"""How the learners' weights get into the engines: one interface, two ways, chosen by
-``rollout.weight_sync``.
+"""Weights through files in shared memory.
 
-``shared_memory``: rank 0 of the learners writes one safetensors file per version under
-``SHARED_MEMORY/<run>/``, a folder of this user alone; engines on that node read it, other nodes
-fetch it once each through a ``WeightOwner`` on the publishing node. Files older than what every
-engine holds are removed. ``nccl``: vLLM's own transfer engine, GPU to GPU.
-
-An engine drains before it takes new weights (``RolloutWorker.sync``), so neither way sees a running
-request.
+Rank 0 of the learners writes one file per version (``bi_ray.policy.published``). The engines of
+that node read it where it is; every other node fetches it once, through a ``WeightOwner`` on the
+publishing node. What an engine does with its running requests meanwhile is the worker's matter
+(``RolloutWorker.sync``): it is paused when weights are loaded.
 """
 
 from __future__ import annotations
@@ -23,26 +19,29 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.weights.base import EXTENSION, Announcement, WeightSyncError
+from actors.weights.base import Announcement, WeightSyncError
 from bi_ray.files.atomic import remove_leftovers, write_whole
-from bi_ray.policy.published import _SUFFIX, WeightOwner, make_weights_directory, weights_directory
+from bi_ray.policy.published import (
+    WeightOwner,
+    make_weights_directory,
+    published_file,
+    weights_directory,
+)
 from bi_ray.policy.version import PolicyVersion
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+EXTENSION = "actors.rollout.engine_extension.WeightExtension"  # of an engine that can read a file
 log = logging.getLogger(__name__)
-
-
-# Shared memory
 
 
 @dataclass(frozen=True, slots=True)
 class FileAnnouncement:
-    """A version lies in a file.
+    """The weights of a version are in a file.
 
     Attributes:
-        version: whose weights they are.
+        version: the announced version.
         node_id: Ray node that has the file.
         path: absolute path of the safetensors file on that node.
     """
@@ -52,22 +51,24 @@ class FileAnnouncement:
     path: str
 
     def for_worker(self, index: int) -> Self:
-        """Every worker is told the same."""
+        """The same for every worker."""
         return self
 
 
 def announce(version: PolicyVersion, path: Path, node_id: str | None = None) -> FileAnnouncement:
-    """Announce the weights in the file ``path``, which lies on this node unless ``node_id`` names
-    another one.
-    """
-    return FileAnnouncement(
-        version, node_id or ray.get_runtime_context().get_node_id(), str(path.absolute())
-    )
+    """Announce the weights in the file ``path`` of node ``node_id``; None: of this node."""
+    if node_id is None:
+        node_id = ray.get_runtime_context().get_node_id()
+    return FileAnnouncement(version, node_id, str(path.absolute()))
 
 
 class RunWeightFiles:
-    """The published weights of one run, seen from the driver's node: other nodes are asked through
-    their owners.
+    """The ``PublishedWeights`` of one run; other nodes are asked through their owners.
+
+    Args:
+        run_id: names the run's folder on every node.
+        here: Ray node of this process.
+        timeout_s: how long other nodes may take.
     """
 
     def __init__(self, run_id: str, here: str, timeout_s: float) -> None:
@@ -76,7 +77,11 @@ class RunWeightFiles:
         self._timeout_s = timeout_s
 
     async def release(self, announcement: Announcement) -> None:
-        """Every engine holds this version or a later one: remove what is older."""
+        """See ``PublishedWeights``.
+
+        Raises:
+            TimeoutError, RayActorError: the node that has the files does not answer.
+        """
         if not isinstance(announcement, FileAnnouncement):
             return
         if announcement.node_id == self._here:
@@ -87,15 +92,12 @@ class RunWeightFiles:
             await owner.release.remote(announcement.version)
 
     async def clear(self) -> None:
-        """Remove what lies on this node and, as far as they answer, on all others."""
+        """Remove everything on this node and, as far as they answer, on all others."""
         WeightOwner(self._directory).clear()
-        nodes = ray.nodes() if ray.is_initialized() else []
-        others = [
-            node["NodeID"] for node in nodes if node["Alive"] and node["NodeID"] != self._here
-        ]
-        calls = [owner_on(node, self._directory).clear.remote() for node in others]
-        if not calls:
+        others = [node for node in _living_nodes() if node != self._here]
+        if not others:
             return
+        calls = [owner_on(node, self._directory).clear.remote() for node in others]
         try:
             async with asyncio.timeout(self._timeout_s):
                 await asyncio.gather(*calls)
@@ -103,8 +105,14 @@ class RunWeightFiles:
             log.warning("weights may stay in %s on another node", self._directory, exc_info=True)
 
 
+def _living_nodes() -> list[str]:
+    if not ray.is_initialized():
+        return []
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
 def owner_on(node_id: str, directory: Path) -> Any:
-    """The actor on a node that looks after ``directory`` there; started by whoever asks first."""
+    """The actor that looks after ``directory`` on a node; the first who asks starts it."""
     return (
         ray.remote(WeightOwner)
         .options(
@@ -119,11 +127,11 @@ def owner_on(node_id: str, directory: Path) -> Any:
 
 
 class SharedMemorySync:
-    """Engines read the published file by a method of ``WeightExtension``.
+    """The ``WeightSync`` of workers whose engines read files.
 
     Args:
-        copies: folder for files from other nodes; a folder per pool, so that no file of an earlier
-            one is mistaken.
+        copies: folder for files from other nodes, from ``new_copies_directory``; the same for all
+            workers of a pool.
     """
 
     def __init__(self, copies: Path) -> None:
@@ -143,10 +151,10 @@ class SharedMemorySync:
         await load_file(engine, path, str(announcement.version), timeout_s)
 
     async def _local_copy(self, announcement: FileAnnouncement) -> str:
-        """Fetch the file unless another worker of this node has; older copies go."""
+        """Fetch the file, unless another worker of this node has, and remove older copies."""
         make_weights_directory(self.copies)
-        target = self.copies / f"{announcement.version}{_SUFFIX}"
-        # freed by the end of this block, or of this process
+        target = published_file(self.copies, announcement.version)
+        # The lock is freed by the end of this block, or of this process.
         with open(self.copies / "lock", "w") as lock:
             await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)
             if not target.exists():
@@ -166,8 +174,13 @@ class SharedMemorySync:
 
 
 async def load_file(engine: AsyncLLM, path: str | Path, version: str, timeout_s: float) -> None:
-    """Replace all weights of an idle engine, built with ``EXTENSION``, by those of a safetensors
-    file of this node.
+    """Replace all weights of a paused engine by those of a safetensors file of this node.
+
+    Args:
+        engine: built with ``EXTENSION``.
+        path: the file.
+        version: of its weights, for messages.
+        timeout_s: how long it may take.
 
     Raises:
         WeightSyncError: see ``WeightSync.load``.
@@ -176,6 +189,3 @@ async def load_file(engine: AsyncLLM, path: str | Path, version: str, timeout_s:
         await engine.collective_rpc("load_weight_file", timeout=timeout_s, args=(str(path),))
     except Exception as error:  # vLLM passes on whatever happened in the engine as a bare Exception
         raise WeightSyncError(f"version {version} was not loaded: {error}") from error
-
-
-# NCCL

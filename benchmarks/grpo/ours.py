@@ -64,14 +64,21 @@ class GatedDriver(Driver):
             self._changed.notify_all()
         return await super().lease(step, incarnation)
 
-    async def _make_batch(self, maker: Any, step: int) -> Any:
-        """The engines rest until ``make_step``, while the other side has the machine."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: step <= self._allowed)
-        return await super()._make_batch(maker, step)
+    async def begin_rl(self, *arguments: Any) -> None:
+        """See ``Driver``; the engines rest until ``make_step``: the other side has the machine."""
+        await super().begin_rl(*arguments)
+        backend: Any = self.backend
+        make_batch = backend.make_batch
+
+        async def make_when_allowed(step: int) -> Any:
+            async with self._changed:
+                await self._changed.wait_for(lambda: step <= self._allowed)
+            return await make_batch(step)
+
+        backend.make_batch = make_when_allowed
 
     async def publish(
-        self, incarnation: int, step: int, path: str, metrics: dict[str, Any]
+        self, incarnation: int, step: int, path: Path, metrics: dict[str, float]
     ) -> None:
         """See ``Driver.publish``: with it a step is over, and the engines have its weights."""
         await super().publish(incarnation, step, path, metrics)

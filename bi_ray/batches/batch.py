@@ -43,7 +43,6 @@ class LearnerBatch:
     Attributes:
         samples: those that have a gradient. Groups whose rewards are all equal are left out unless
             a KL term is on. May be empty: then the version goes up and the weights stay.
-        groups_total: number of groups that were scored, including those left out.
         samples_total: number of samples that were scored, including those left out. Eq. 12 of
             arXiv:2505.18917 averages over all of them, so that a batch with few informative groups
             makes a small step.
@@ -52,7 +51,6 @@ class LearnerBatch:
     """
 
     samples: Sequence[TrainSample]
-    groups_total: int
     samples_total: int
     tokens_total: int | None = None
 

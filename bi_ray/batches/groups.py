@@ -61,17 +61,9 @@ def score_group(group: Group, verdicts: Sequence[Verdict], rl: RLConfig) -> Scor
 
 
 def refill(judged: Sequence[JudgedGroup], rounds: int, rl: RLConfig) -> int:
-    """How many more prompts a step should ask for: DAPO's dynamic sampling (arXiv:2503.14476).
+    """How many more prompts a step needs: DAPO's dynamic sampling (arXiv:2503.14476).
 
-    A driver generates and judges the prompts of ``queries.step_prompts``, and then, while this
-    returns a number, also those of ``queries.refill_prompts``, until no prompt is left;
-    ``build_batch`` gets all of them::
-
-        asked = step_prompts(len(queries), rl.prompts_per_step, step, seed)
-        judged, rounds = await judge(asked), 1
-        while more := refill_prompts(len(queries), asked, refill(judged, rounds, rl), step, seed):
-            judged, rounds, asked = judged + await judge(more), rounds + 1, asked + more
-        batch, metrics = build_batch(judged, config)
+    ``queries.next_queries`` picks them; ``build_batch`` gets the groups of all rounds.
 
     Args:
         judged: all groups of the step so far, in the order in which they were asked for.
@@ -122,7 +114,6 @@ def build_batch(
         used = [group for group in shaped if group.informative]
     batch = LearnerBatch(
         samples=_train_samples(used, rl),
-        groups_total=len(chosen),
         samples_total=sum(len(group.rollouts) for group in chosen),
         tokens_total=sum(group.tokens for group in used),
     )

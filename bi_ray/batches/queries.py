@@ -6,6 +6,37 @@ import random
 from collections.abc import Sequence
 from functools import lru_cache
 
+from bi_ray.batches.groups import JudgedGroup, refill
+from bi_ray.config import RLConfig
+
+
+def next_queries(
+    problems: int,
+    asked: Sequence[int],
+    judged: Sequence[JudgedGroup],
+    rounds: int,
+    step: int,
+    rl: RLConfig,
+    seed: int,
+) -> list[int]:
+    """Indices of the queries that ``step`` samples next; empty when it has enough.
+
+    The first round takes those of ``step_prompts``. With dynamic sampling, further ones make up
+    for the groups that teach nothing (``groups.refill``).
+
+    Args:
+        problems: number of problems.
+        asked: indices that the step has sampled so far, in order.
+        judged: their groups, without those that failed.
+        rounds: rounds of sampling so far.
+        step: the RL step, 1-based.
+        rl: sizes of a step.
+        seed: the run's sampling seed.
+    """
+    if rounds == 0:
+        return step_prompts(problems, rl.prompts_per_step, step, seed)
+    return refill_prompts(problems, asked, refill(judged, rounds, rl), step, seed)
+
 
 def step_prompts(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
     """Indices of the queries of ``step`` (1-based), from an endless stream of shuffled passes.

@@ -1,6 +1,4 @@
-"""LoRA (arXiv:2106.09685) through peft: adapters learn, engines and checkpoints get plain weights
-with them merged.
-"""
+"""LoRA (arXiv:2106.09685) through peft: adapters learn; everybody else gets merged weights."""
 
 from __future__ import annotations
 
@@ -23,13 +21,13 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, file: Path | None) 
     Args:
         model: a full model, not sharded yet.
         config: their size and place.
-        file: what ``adapters_of`` gave, to go on from; None: new ones, the same in every process,
-            which change nothing.
+        file: adapters to resume from, as ``adapters_of`` gave them; None: new ones, the same in
+            every process, which change nothing.
 
     Raises:
-        ValueError: no layer is named in ``config.targets``, or the file is of other adapters.
+        ValueError: ``config.targets`` names no layer, or the file has other adapters.
     """
-    # a second, which only a LoRA has to wait for
+    # this import takes a second, which only a LoRA has to wait for
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
@@ -51,23 +49,30 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig, file: Path | None) 
     saved = load_file(file)
     if saved.keys() != adapters_of(dict(model.state_dict())).keys():
         raise ValueError(
-            f"{file} has adapters of other layers than learner.lora.targets says: {config.targets}"
+            f"{file} has adapters of other layers than learner.lora.targets: {config.targets}"
         )
     model.load_state_dict(saved, strict=False)
 
 
 def adapters_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The adapters in a full state dict."""
-    return {name: tensor for name, tensor in state.items() if _DOWN in name or _UP in name}
+    return {name: tensor for name, tensor in state.items() if _is_adapter(name)}
+
+
+def _is_adapter(name: str) -> bool:
+    return _DOWN in name or _UP in name
 
 
 def merged(state: dict[str, Tensor], config: LoRAConfig) -> dict[str, Tensor]:
     """A full state dict with adapters as that of the plain model: W + alpha / rank * B A."""
     plain = {}
     for name, tensor in state.items():
+        if _is_adapter(name):
+            continue
+        weight = tensor
         if name.endswith(f"{_BASE}weight"):
-            down, up = (state[name.replace(_BASE, part)] for part in (_DOWN, _UP))
-            plain[name.replace(_BASE, ".")] = tensor + config.alpha / config.rank * (up @ down)
-        elif _DOWN not in name and _UP not in name:
-            plain[name.replace(_BASE, ".")] = tensor
+            down = state[name.replace(_BASE, _DOWN)]
+            up = state[name.replace(_BASE, _UP)]
+            weight = tensor + config.alpha / config.rank * (up @ down)
+        plain[name.replace(_BASE, ".")] = weight
     return plain

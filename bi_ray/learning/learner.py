@@ -52,29 +52,34 @@ from bi_ray.runs.layout import POLICY
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on and would fail again if it were tried again. Raised on every rank
-    at once.
-    """
+    """Training that cannot continue and would fail again. Raised on every rank at once."""
 
 
 class Totals:
-    """Sums and maxima over the tokens of a step, first of this rank, after ``reduce`` of all."""
+    """Sums and maxima over the tokens of a step: of this rank, and after ``reduce`` of all."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._maxima: dict[str, float] = {}
+        self._per_token: set[str] = set()
 
     def add(self, name: str, value: float) -> None:
         """Add to the sum called ``name``."""
         self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def add_per_token(self, name: str, value: float) -> None:
+        """Add to the sum called ``name``, which ``reduce`` divides by the sum ``tokens``."""
+        self.add(name, value)
+        self._per_token.add(name)
 
     def keep_largest(self, name: str, value: float) -> None:
         """Raise the maximum called ``name`` to ``value``."""
         self._maxima[name] = max(self._maxima.get(name, -math.inf), value)
 
     def reduce(self, device: torch.device) -> dict[str, float]:
-        """Every sum and maximum over all ranks. All ranks must have used the same names in the same
-        order.
+        """Every sum, mean per token and maximum over all ranks.
+
+        All ranks must have used the same names in the same order.
         """
         for values, operation in (
             (self._sums, distributed.ReduceOp.SUM),
@@ -84,7 +89,10 @@ class Totals:
                 tensor = torch.tensor(list(values.values()), device=device, dtype=torch.float64)
                 distributed.all_reduce(tensor, op=operation)
                 values.update(zip(values, tensor.tolist(), strict=True))
-        return {**self._sums, **self._maxima}
+        figures = {**self._sums, **self._maxima}
+        for name in self._per_token:
+            figures[name] /= max(1.0, figures["tokens"])
+        return figures
 
 
 MicroBatchLoss = Callable[[MicroBatch, Totals], Tensor]
@@ -99,7 +107,7 @@ class Learner:
         options: size and packing of micro-batches, and what spares memory or time.
         optimizer: kind, clipping and base rate.
         device: where this rank computes.
-        adapters: file of LoRA's adapters to go on from.
+        adapters: file of LoRA's adapters to resume from.
 
     Attributes:
         policy: the sharded policy as a function to log-probabilities.
@@ -131,19 +139,18 @@ class Learner:
     def update(
         self, step: int, rows: Sequence[Row], loss: MicroBatchLoss, rate: float
     ) -> dict[str, float]:
-        """One optimizer step on the rows of all ranks; every rank is given the same rows and takes
-        its share.
+        """One optimizer step; every rank is given the same rows and takes its share.
 
         Args:
             step: its number, for messages.
             rows: the whole step.
-            loss: of one micro-batch, summed with the rows' weights; may count into the totals.
+            loss: of one micro-batch, summed with the rows' weights; may add to the totals.
             rate: learning rate.
 
         Returns:
-            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``pack_s`` (the
-            slowest rank's), ``compute_s`` (all of it, this rank's), and what ``loss`` counted; all
-            but ``compute_s`` the same on every rank.
+            ``loss``, ``grad_norm`` (before clipping), ``tokens`` (learned ones), ``pack_s`` (of the
+            slowest rank), ``compute_s`` (of this rank, all of the update), and the totals of
+            ``loss``; all but ``compute_s`` are the same on every rank.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are as before.
@@ -157,8 +164,9 @@ class Learner:
         if not (math.isfinite(totals["loss"]) and math.isfinite(norm)):
             self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
-                f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so nothing was updated; "
-                f"lower optimizer.learning_rate (now {rate:g}) and start from an earlier checkpoint"
+                f"step {step}: the loss is {totals['loss']} and the gradient norm {norm}, so "
+                f"nothing was updated; lower optimizer.learning_rate (now {rate:g}) and start from "
+                "an earlier checkpoint"
             )
         torch.nn.utils.clip_grads_with_norm_(
             self._learned, self._config.max_grad_norm, torch.tensor(norm)
@@ -169,13 +177,14 @@ class Learner:
         return {**totals, "grad_norm": norm, "compute_s": time.perf_counter() - began}
 
     def accumulate(self, rows: Sequence[Row], loss: MicroBatchLoss) -> Totals:
-        """Forward and backward over this rank's share; leaves the gradient of the whole step in the
-        parameters.
+        """Forward and backward over this rank's share.
+
+        Leaves the gradient of the whole step in the parameters.
         """
         ranks = distributed.get_world_size()
         totals = Totals()
-        # A pair of a query and a key costs 4 * width operations in a layer, a token about 24 *
-        # width^2.
+        # In a layer, a pair of a query and a key costs 4 * width operations, a token about
+        # 24 * width^2.
         pair_cost = 1 / (6 * self.model.config.hidden_size)
         began = time.perf_counter()
         batches = pack(
@@ -199,15 +208,13 @@ class Learner:
 
     def weight_norm(self) -> float:
         """L2 norm of all weights together."""
-        return float(
-            full_tensor(
-                torch.nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
-            )
-        )
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        return float(full_tensor(torch.nn.utils.get_total_norm(weights)))
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """All weights as a plain checkpoint has them, adapters merged, on rank 0; an empty dict on
-        other ranks.
+        """All weights as a plain checkpoint has them, adapters merged; on rank 0 only.
+
+        Other ranks get an empty dict.
         """
         return self.plain(gather_weights(self.model))
 
@@ -231,13 +238,20 @@ def load_sharded(
     device: torch.device,
     weights: Path | None = None,
 ) -> TokenLogprobs:
-    """The policy of a directory, in float32 and sharded over all ranks. Rank 0 alone reads it and
-    holds it whole.
+    """The policy of a directory, in float32 and sharded over all ranks.
 
-    ``weights`` is a file to go on from: the adapters of a LoRA, else all weights.
+    Rank 0 alone reads it and holds it whole.
+
+    Args:
+        policy: the directory.
+        model: data type and attention kernel.
+        options: sharding, LoRA, and what spares memory or time.
+        device: where this rank computes.
+        weights: file to resume from: the adapters of a LoRA, else all weights.
     """
     reads = distributed.get_rank() == 0
-    full = (load_model if reads else empty_model)(policy, attention=model.attention)
+    load = load_model if reads else empty_model
+    full = load(policy, attention=model.attention)
     switch_off_noise(full)
     log_probabilities = TokenLogprobs(full)
     if options.lora:
@@ -247,12 +261,7 @@ def load_sharded(
     state = full.state_dict() if reads else {}
     if options.activation_checkpointing:
         full.gradient_checkpointing_enable({"use_reentrant": False})
-    if can_share_prompts(full, device):
-        full.set_attn_implementation(PACKED_ATTENTION)
-        exact = [reads and attends_as_laid_out(full)]
-        distributed.broadcast_object_list(exact)
-        if not exact[0]:
-            full.set_attn_implementation("sdpa")
+    _choose_attention(full, device)
     sharded = shard(log_probabilities, device, getattr(torch, model.dtype), options)
     if distributed.get_world_size() > 1:
         fill_shards(full, state, torch.device("cpu") if options.cpu_offload else device)
@@ -260,6 +269,17 @@ def load_sharded(
         for layer in full.get_decoder().layers:
             layer.compile(dynamic=True)
     return sharded
+
+
+def _choose_attention(full: PreTrainedModel, device: torch.device) -> None:
+    """Share prompts between sequences where the model can; rank 0, which has weights, tries it."""
+    if not can_share_prompts(full, device):
+        return
+    full.set_attn_implementation(PACKED_ATTENTION)
+    exact = [distributed.get_rank() == 0 and attends_as_laid_out(full)]
+    distributed.broadcast_object_list(exact)
+    if not exact[0]:
+        full.set_attn_implementation("sdpa")
 
 
 def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
@@ -280,9 +300,10 @@ def choose_packing(wanted: str, model: PreTrainedModel) -> Packing:
         if packing == wanted:
             return packing
     raise ValueError(
-        f"learner.packing is {wanted}, which {type(model).__name__} ({attention}) cannot do here: set it to auto, "
-        f"or to one of {possible}. shared needs model.attention sdpa, full attention in every layer, and CPU learners; "
-        "flat also works with flash_attention_2 if every layer has full or sliding attention"
+        f"learner.packing is {wanted}, which {type(model).__name__} ({attention}) cannot do here: "
+        f"set it to auto, or to one of {possible}. shared needs model.attention sdpa, full "
+        "attention in every layer, and CPU learners; flat also works with flash_attention_2 if "
+        "every layer has full or sliding attention"
     )
 
 
@@ -295,13 +316,16 @@ def load_checkpoint(
     optimizer: OptimizerConfig,
     device: torch.device,
 ) -> Learner:
-    """The learner as it was after ``step``, whatever number of ranks wrote it; step 0 is the policy
-    ``base``.
+    """The learner as it was after ``step``, whatever number of ranks wrote the checkpoint.
+
+    Step 0 is the policy ``base``.
     """
     if not step:
         return Learner(base, model, options, optimizer, device)
     folder = directories.path(step)
-    policy, adapters = (base, folder / ADAPTERS) if options.lora else (folder / POLICY, None)
+    policy, adapters = folder / POLICY, None
+    if options.lora:
+        policy, adapters = base, folder / ADAPTERS
     learner = Learner(policy, model, options, optimizer, device, adapters)
     learner.load_optimizer(folder / "optimizer.safetensors")
     return learner
@@ -314,12 +338,17 @@ def save_checkpoint(
     step: int,
     more: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> None:
-    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``. Every rank
-    calls it.
+    """Write ``step_N`` with ``policy/``, ``optimizer.safetensors`` and ``state.json``.
 
-    ``policy/`` is a plain model. A LoRA's adapters stand beside it, since they cannot be told from
-    merged weights. ``more``: full weights of other models, on rank 0, by the name of the file for
-    them.
+    Every rank calls it. ``policy/`` is a plain model; a LoRA's adapters have a file of their own,
+    since they cannot be recovered from merged weights.
+
+    Args:
+        learner: this rank's.
+        base: directory of the policy that training started from.
+        directories: where checkpoints go.
+        step: number of the checkpoint.
+        more: full weights of other models, on rank 0, by the name of the file for them.
 
     Raises:
         TrainingError: the disk is full.
@@ -345,11 +374,12 @@ def on_rank_0(call: Callable[[], None]) -> None:
             writes.
     """
     reason = [""]
+    cause: Exception | None = None
     if distributed.get_rank() == 0:
         try:
             call()
         except (TrainingError, CheckpointError, DiskFull) as error:
-            reason = [str(error)]
+            reason, cause = [str(error)], error
     distributed.broadcast_object_list(reason)
     if reason[0]:
-        raise TrainingError(reason[0])
+        raise TrainingError(reason[0]) from cause

@@ -1,5 +1,4 @@
-"""Parts of losses that are no algorithm's own: weights of tokens, KL estimates, importance weights,
-the whole.
+"""What the losses of all algorithms share: token weights, KL estimates, importance, their sum.
 
 Every loss is a sum of weighted tokens. The weights carry the normalization of the whole step (all
 ranks, all micro-batches), so the losses of micro-batches add up, and so do their gradients.
@@ -26,7 +25,7 @@ def token_weights(
     tokens_total: int | None = None,
     budget_tokens: int = 1,
 ) -> list[float]:
-    """What each token of each response weighs in the loss of a step.
+    """The weight of each token of each response in the loss of a step.
 
     - ``sequence_sum``: 1 / samples. A response counts by the sum of its tokens, as in Eq. 5 and 12
       of arXiv:2505.18917; with groups of one size this is the mean over a group, then over all
@@ -44,19 +43,20 @@ def token_weights(
         tokens_total: tokens of the step; None: those of the responses given.
         budget_tokens: the length limit of a response.
     """
-    if scale == "token_mean":
-        return [1.0 / max(1, sum(lengths) if tokens_total is None else tokens_total)] * len(lengths)
     if scale == "sequence_mean":
         return [1.0 / (samples_total * max(1, length)) for length in lengths]
-    return [1.0 / (samples_total * (budget_tokens if scale == "sequence_budget" else 1))] * len(
-        lengths
-    )
+    if scale == "token_mean":
+        total = sum(lengths) if tokens_total is None else tokens_total
+        weight = 1.0 / max(1, total)
+    elif scale == "sequence_budget":
+        weight = 1.0 / (samples_total * budget_tokens)
+    else:
+        weight = 1.0 / samples_total
+    return [weight] * len(lengths)
 
 
 def nll_loss(logprobs: Tensor, weights: Tensor) -> Tensor:
-    """Weighted negative log-likelihood, the loss of SFT. Both arguments [tokens]; the result is a
-    scalar.
-    """
+    """Weighted negative log-likelihood, the loss of SFT: a scalar from two tensors [tokens]."""
     return -(weights * logprobs).sum()
 
 
@@ -134,7 +134,9 @@ def importance(
     elif config.treatment == "mask":
         cut = (weights > config.cap) | (weights < config.floor)
         treated = weights.masked_fill(cut, 0.0)
-    return Importance(weights, treated / weights if config.base == "sampler" else treated, cut)
+    # against the sampler's, the algorithm's own ratio has the weight in it already
+    factors = treated / weights if config.base == "sampler" else treated
+    return Importance(weights, factors, cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +145,12 @@ class PolicyLoss:
 
     Attributes:
         loss: scalar, with gradient.
-        sums: over the tokens, by name.
+        per_token: sums over the tokens that are reported as means, by name.
+        sums: other sums over the tokens, by name.
     """
 
     loss: Tensor
+    per_token: dict[str, Tensor]
     sums: dict[str, Tensor]
 
 
@@ -164,7 +168,7 @@ def policy_loss(
 
     Args:
         algorithm: gives the loss of every token.
-        config: the knobs.
+        config: options of RL.
         logprobs: [tokens], of the policy that learns, with gradient.
         sampler_logprobs: [tokens], of the policy that sampled.
         advantages: [tokens].
@@ -178,13 +182,15 @@ def policy_loss(
         ConfigError: the algorithm does not give a loss per token.
     """
     corrected = importance(logprobs, sampler_logprobs, sequences, config.importance)
-    base = sampler_logprobs if config.importance.base == "sampler" else logprobs.detach()
+    base = logprobs.detach()
+    if config.importance.base == "sampler":
+        base = sampler_logprobs
     tokens = LearnedTokens(logprobs, base, advantages, sequences)
     result = algorithm(tokens, config)
-    if result.values.shape != logprobs.shape:  # it would be spread over all tokens without a word
+    if result.values.shape != logprobs.shape:  # it would be broadcast to all tokens silently
         raise ConfigError(
-            f"rl.algorithm: {config.algorithm} gave losses of shape {list(result.values.shape)} for "
-            f"{len(logprobs)} tokens; it must give one per token, neither weighed nor summed"
+            f"rl.algorithm: {config.algorithm} gave losses of shape {list(result.values.shape)} "
+            f"for {len(logprobs)} tokens; it must give one per token, neither weighted nor summed"
         )
     loss = (weights * corrected.factors * result.values).sum()
     kl = torch.zeros_like(logprobs)
@@ -195,12 +201,14 @@ def policy_loss(
             if config.kl.with_ratio:
                 term = ratio_of(tokens.log_ratio) * term
             loss = loss + config.kl.coefficient * (weights * term).sum()
-    sums = {
+    per_token = {
         "clip_low_share": result.clipped_low.sum(),
         "clip_high_share": result.clipped_high.sum(),
         "kl": kl.sum(),
         "importance_cut_share": corrected.cut.sum(),
+    }
+    sums = {
         "importance_sum": corrected.weights.sum(),
         "importance_square_sum": corrected.weights.square().sum(),
     }
-    return PolicyLoss(loss, sums)
+    return PolicyLoss(loss, per_token, sums)

@@ -1,6 +1,4 @@
-"""The reference policy of a KL term: frozen, or moving after the policy. Everything here is
-collective.
-"""
+"""The reference policy of a KL term, frozen or moving; every rank must make every call."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ class Reference:
 
     Args:
         base: directory of the policy that RL starts from.
-        checkpoint: ``step_N`` from which the run goes on, or None at its start.
+        checkpoint: ``step_N`` that the run resumes from, or None at its start.
         config: whether it moves, when and how far.
         model: data type and attention kernel.
-        options: of the policy; adapters are none of the reference's.
+        options: of the policy; the reference has no adapters.
         device: where this rank computes.
 
     Attributes:
@@ -43,7 +41,9 @@ class Reference:
         device: torch.device,
     ) -> None:
         self._config = config
-        weights = checkpoint / REFERENCE if self.moving and checkpoint else None
+        weights = None
+        if self.moving and checkpoint:
+            weights = checkpoint / REFERENCE
         plain = options.model_copy(update={"lora": None})
         self.policy = load_sharded(base, model, plain, device, weights).requires_grad_(False)
 
@@ -54,20 +54,23 @@ class Reference:
 
     @torch.no_grad()
     def follow(self, policy: TokenLogprobs, step: int) -> None:
-        """Go towards ``policy`` (of the same architecture and shards), if it is time after
-        ``step``.
+        """Move towards ``policy``, which has the same architecture and shards, if it is time.
+
+        It is every ``kl.moving_every_steps`` steps.
         """
         if not self.moving or step % self._config.moving_every_steps:
             return
-        for model in (self.policy, policy):
-            if isinstance(model, FSDPModule):  # one rank may have no shards
-                # without a backward pass after it, a forward pass leaves the root's weights whole
-                model.reshard()
+        _reshard(self.policy)
+        _reshard(policy)
         for own, others in zip(self.policy.parameters(), policy.parameters(), strict=True):
             own.lerp_(others, self._config.moving_rate)
 
     def gather(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint must hold, as file name -> full weights on rank 0; nothing for a frozen
-        one.
-        """
+        """What a checkpoint must hold: full weights on rank 0 by file name; empty if frozen."""
         return {REFERENCE: gather_weights(self.policy.model)} if self.moving else {}
+
+
+def _reshard(policy: TokenLogprobs) -> None:
+    """Undo what a forward pass without a backward pass leaves: the root's weights are whole."""
+    if isinstance(policy, FSDPModule):  # the only rank of a group may have no shards
+        policy.reshard()

@@ -1,9 +1,8 @@
-"""Reinforcement learning, one rank of it. Needs a process group and a driver; resumes from its last
-step.
+"""Reinforcement learning, one rank of it. Needs a process group and a driver; resumes by itself.
 
-The driver owns the batches and the versions; a rank only asks for the batch of the next step. When
-the group comes back from step M, it says so by joining again, and is served M+1, M+2, ... from what
-the driver kept.
+The driver owns the batches and the versions; a rank only leases the batch of the next step. When
+the group comes back from step M, it joins again, and is served M+1, M+2, ... from what the driver
+kept.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, distributed
@@ -21,6 +19,7 @@ from torch import Tensor, distributed
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
+from bi_ray.learning.driver_calls import DriverCalls
 from bi_ray.learning.learner import (
     Learner,
     Totals,
@@ -34,7 +33,8 @@ from bi_ray.learning.optimizer import learning_rate
 from bi_ray.learning.reference import Reference
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row
-from bi_ray.policy.published import publish_weights
+from bi_ray.policy.published import publish_weights, published_file
+from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.layout import METRICS_FILE
 from bi_ray.runs.metrics import read_steps
@@ -44,30 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class JoinError(RuntimeError):
-    """The driver could not let the group in this time; one that starts again may be let in."""
-
-
-class Driver(Protocol):
-    """What a learner asks of the driver. Every call has a deadline and raises when it passes."""
-
-    def join(self, step: int) -> int:
-        """Say that the group starts, or starts again, after ``step``; returns its incarnation. Rank
-        0 only.
-
-        Raises:
-            TrainingError: the group need not ask again. Any other error may pass.
-        """
-
-    def lease(self, step: int, incarnation: int) -> LearnerBatch | None:
-        """Wait for the batch of ``step``; None: training is over with the step before. Every rank."""
-
-    def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, float]) -> None:
-        """Announce the weights after ``step``. Rank 0 only."""
-
-    def checkpointed(self, step: int) -> None:
-        """Say that a checkpoint covers ``step``: its batch and those before are not asked for
-        again. Rank 0 only.
-        """
+    """The driver could not let the group in this time; a group that restarts may be let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +88,9 @@ def batch_rows(batch: LearnerBatch, config: RLConfig, max_response_tokens: int) 
 def microbatch_loss(
     policy: TokenLogprobs, reference: TokenLogprobs | None, config: RLConfig
 ) -> Callable[[MicroBatch, Totals], Tensor]:
-    """The loss of a micro-batch as a ``Learner`` wants it; counts clip, KL, entropy, importance and
-    mismatch per token.
+    """The loss of a micro-batch for ``Learner.update``; counts what there is to see of it.
+
+    That is clip, KL, entropy, importance weights and mismatch of sampler and learner.
 
     Raises:
         ConfigError: see ``load_algorithm``.
@@ -132,32 +110,24 @@ def microbatch_loss(
         result = policy_loss(algorithm, config, logprobs, *sampled, reference_logprobs)
         assert entropy is not None
         mismatch = (logprobs.detach() - batch.sampler_logprobs).abs()
-        sums = result.sums | {"entropy": entropy.sum(), "mismatch_mean": mismatch.sum()}
-        for name, value in sums.items():
+        for name, value in result.per_token.items():
+            totals.add_per_token(name, float(value))
+        for name, value in result.sums.items():
             totals.add(name, float(value))
+        totals.add_per_token("entropy", float(entropy.sum()))
+        totals.add_per_token("mismatch_mean", float(mismatch.sum()))
         totals.keep_largest("mismatch_max", float(mismatch.max()) if len(mismatch) else 0.0)
         return result.loss
 
     return loss
 
 
-# counted as sums, shown as means
-_PER_TOKEN = (
-    "clip_low_share",
-    "clip_high_share",
-    "kl",
-    "importance_cut_share",
-    "entropy",
-    "mismatch_mean",
-)
-
-
-def train(job: RLJob, driver: Driver, device: torch.device) -> None:
+def train(job: RLJob, driver: DriverCalls, device: torch.device) -> None:
     """Train to the end, from the last checkpoint if there is one. Every rank calls it.
 
     Raises:
         TrainingError: see ``Learner.update``; or the driver refused the group for good.
-        JoinError: the driver refused it this time.
+        JoinError: the driver refused the group this time.
         ConfigError: an algorithm by import path that cannot be loaded, or does not give a loss per
             token.
     """
@@ -195,8 +165,9 @@ def train(job: RLJob, driver: Driver, device: torch.device) -> None:
 
 
 def _directories(job: RLJob) -> StepDirectories:
-    """Those of the newest steps and of the best ones: the driver writes what validations say of a
-    step before that.
+    """The checkpoints of the newest steps and of the best ones.
+
+    The driver has written the validation of a step before its checkpoint is made.
     """
 
     def scores() -> dict[int, float]:
@@ -209,7 +180,7 @@ def _checkpoint(
     job: RLJob,
     learner: Learner,
     reference: Reference | None,
-    driver: Driver,
+    driver: DriverCalls,
     directories: StepDirectories,
     step: int,
 ) -> None:
@@ -219,61 +190,97 @@ def _checkpoint(
 
 
 def _shown(totals: dict[str, float]) -> dict[str, float]:
-    """Sums over tokens as means; of the importance weights (sum w)^2 / (n sum w^2), their effective
-    sample size.
+    """The figures of a step, with both clips together and the effective sample size.
+
+    That is (sum w)^2 / (n sum w^2), of the importance weights w of n tokens.
     """
+    shown = dict(totals)
     tokens = max(1.0, totals["tokens"])
-    shown = {
-        name: value / tokens if name in _PER_TOKEN else value for name, value in totals.items()
-    }
     total, squares = shown.pop("importance_sum"), shown.pop("importance_square_sum")
     shown["effective_sample_share"] = total**2 / (tokens * squares) if squares else 1.0
     shown["clip_share"] = shown["clip_low_share"] + shown["clip_high_share"]
     return shown
 
 
-def _join(directories: StepDirectories, last_step: int, driver: Driver) -> tuple[int, int]:
-    """The step to go on from and the group's incarnation, the same on every rank.
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """What rank 0 got from the driver, for all ranks.
+
+    Attributes:
+        step: to resume from.
+        incarnation: of the group.
+        refusal: why rank 0 got nothing; empty where it did.
+        is_final: whether a group that restarts would be refused again.
+    """
+
+    step: int = 0
+    incarnation: int = 0
+    refusal: str = ""
+    is_final: bool = False
+
+
+def _join(directories: StepDirectories, last_step: int, driver: DriverCalls) -> tuple[int, int]:
+    """The step to resume from and the group's incarnation, the same on every rank.
 
     Rank 0 asks; what it got, or why it got nothing, goes to all, so that no rank waits for one that
     has given up.
+
+    Raises:
+        JoinError: it may succeed when the group restarts.
+        TrainingError: it would fail again: the driver says so, or it is a bug.
     """
-    answer: list[tuple[int, int, str, bool]] = [(0, 0, "", False)]
+    answer = [_Joined()]
+    error: Exception | None = None
     if distributed.get_rank() == 0:
         try:
             step = directories.recover(last_step)
-            answer = [(step, driver.join(step), "", False)]
-        except Exception as error:
-            log.warning("rank 0 did not join", exc_info=True)
-            reason = (
-                f"the driver did not let the learners join: {str(error) or type(error).__name__}"
-            )
-            answer = [(0, 0, reason, isinstance(error, TrainingError))]
+            answer = [_Joined(step, driver.join(step))]
+        except Exception as caught:  # whatever it is, the other ranks wait for an answer
+            error = caught
+            answer = [_refusal(caught)]
+            log.error("rank 0 did not join: %s", caught, exc_info=caught)
     distributed.broadcast_object_list(answer)
-    step, incarnation, reason, is_final = answer[0]
-    if reason:
-        raise TrainingError(reason) if is_final else JoinError(reason)
-    return step, incarnation
+    joined = answer[0]
+    if joined.refusal:
+        kind = TrainingError if joined.is_final else JoinError
+        raise kind(joined.refusal) from error
+    return joined.step, joined.incarnation
+
+
+def _refusal(error: Exception) -> _Joined:
+    """What the ranks are told of an error.
+
+    What happens to machines is a RuntimeError or an OSError, timeouts included, and may pass.
+    Anything else would come back: a bug, or a checkpoint that cannot be read.
+    """
+    is_final = isinstance(error, TrainingError)
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, RuntimeError | OSError):
+        is_final = True
+        reason = f"{type(error).__name__}: {error}"
+    return _Joined(refusal=f"the driver did not let the learners join: {reason}", is_final=is_final)
 
 
 def _publish(
     job: RLJob,
     learner: Learner,
-    driver: Driver,
+    driver: DriverCalls,
     incarnation: int,
     step: int,
     metrics: dict[str, float],
 ) -> None:
+    """Write the weights after ``step`` and hand them to the driver. Every rank calls it."""
     began = time.perf_counter()
     weights = learner.gather_weights()
-    path = job.weights / f"{incarnation}.{step}.safetensors"
+    path = published_file(job.weights, PolicyVersion(incarnation, step))
     on_rank_0(lambda: publish_weights(weights, path))
 
     def publish() -> None:
-        driver.publish(incarnation, step, path, {**metrics, "write_s": time.perf_counter() - began})
+        figures = metrics | {"write_s": time.perf_counter() - began}
+        driver.publish(incarnation, step, path, figures)
 
     if job.config.is_checkpointed(step):
-        # the checkpoint takes every rank: none may begin it if rank 0 has given up
+        # every rank takes part in the checkpoint: none may begin it if rank 0 has given up
         on_rank_0(publish)
     elif learner.rank == 0:
         publish()  # the others learn of a failure when they lease the next batch

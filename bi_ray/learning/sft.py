@@ -1,6 +1,4 @@
-"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes from its
-last checkpoint.
-"""
+"""Supervised fine-tuning on demonstrations, one rank of it. Needs a process group; resumes."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from bi_ray.runs.metrics import append_metrics, cut_metrics
 
 @dataclass(frozen=True, slots=True)
 class SFTJob:
-    """What to train on what.
+    """What to train, and on what.
 
     Attributes:
         base: directory of the checkpoint to start from.
@@ -53,7 +51,7 @@ class SFTJob:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """Tokens, and the position from which on they are learned."""
+    """The tokens of a prompt and its response, and the position of the first learned one."""
 
     tokens: tuple[int, ...]
     first_learned: int
@@ -71,17 +69,16 @@ def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstra
         raise ValueError(
             f"{directory} has columns {dataset.column_names}; SFT needs {sorted(columns)}"
         )
-    demonstrations = [
-        Demonstration((*prompt, *response), 1 if loss_on_prompt else max(1, len(prompt)))
-        for prompt, response in zip(
-            dataset["prompt_tokens"], dataset["response_tokens"], strict=True
-        )
-    ]
+    demonstrations = []
+    pairs = zip(dataset["prompt_tokens"], dataset["response_tokens"], strict=True)
+    for number, (prompt, response) in enumerate(pairs):
+        first_learned = 1 if loss_on_prompt else max(1, len(prompt))
+        tokens = (*prompt, *response)
+        if len(tokens) <= first_learned:
+            raise ValueError(f"{directory}: row {number} has no answer to learn from")
+        demonstrations.append(Demonstration(tokens, first_learned))
     if not demonstrations:
         raise ValueError(f"{directory} is empty")
-    for number, row in enumerate(demonstrations):
-        if len(row.tokens) <= row.first_learned:
-            raise ValueError(f"{directory}: row {number} has no answer to learn from")
     return demonstrations
 
 
@@ -93,18 +90,15 @@ def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
 def step_rows(
     demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int
 ) -> list[Row]:
-    """The rows of ``step`` (from 1 on): they depend on the seed and the step, on nothing that ran
-    before.
+    """The rows of ``step`` (from 1), which depend on the seed and the step alone.
 
-    Every learned token of the step weighs the same, and they add up to 1.
+    All learned tokens of the step have the same weight, and the weights add up to 1.
     """
     epoch, position = divmod(step - 1, steps_per_epoch(len(demonstrations), config))
     order = list(range(len(demonstrations)))
     random.Random(f"{seed}/sft/{epoch}").shuffle(order)
-    chosen = [
-        demonstrations[i]
-        for i in order[position * config.batch_examples : (position + 1) * config.batch_examples]
-    ]
+    first = position * config.batch_examples
+    chosen = [demonstrations[i] for i in order[first : first + config.batch_examples]]
     learned = sum(len(row.tokens) - row.first_learned for row in chosen)
     return [Row(row.tokens, row.first_learned, 1 / learned) for row in chosen]
 
@@ -157,12 +151,13 @@ def _resume(
     job: SFTJob, directories: StepDirectories, last_step: int, device: torch.device
 ) -> tuple[Learner, int]:
     """The learner as the newest whole checkpoint left it, and that checkpoint's step."""
-    found = [0]
+    newest = [0]
     if distributed.get_rank() == 0:
-        found = [directories.recover(last_step)]
-        cut_metrics(job.output / METRICS_FILE, found[0])
-    distributed.broadcast_object_list(found)
-    step = found[0]
-    return load_checkpoint(
+        newest = [directories.recover(last_step)]
+        cut_metrics(job.output / METRICS_FILE, newest[0])
+    distributed.broadcast_object_list(newest)
+    step = newest[0]
+    learner = load_checkpoint(
         job.base, directories, step, job.model, job.learner, job.config.optimizer, device
-    ), step
+    )
+    return learner, step

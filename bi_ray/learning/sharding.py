@@ -1,11 +1,11 @@
-"""FSDP2 shards of a policy, and its full state gathered from them and put back, for any number of
-ranks.
+"""FSDP2 shards of a policy; gathers its full state from them and puts it back.
 
-Everything here is collective: every rank of the process group must call it.
+Every rank of the process group must make every call; the number of ranks may change in between.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 from bi_ray.config import LearnerConfig
@@ -42,27 +47,31 @@ def shard(
         device: where this rank computes.
         compute_dtype: of the forward and backward passes; gradients are summed over ranks in
             float32.
-        options: ``cpu_offload`` and ``reshard_after_forward``.
+        options: for ``cpu_offload`` and ``reshard_after_forward``.
     """
     ranks = torch.distributed.get_world_size()
     if ranks == 1 and compute_dtype == torch.float32 and not options.cpu_offload:
         return policy.to(device)
-    more: dict[str, Any] = {"mesh": init_device_mesh(device.type, (ranks,))}
-    more["mp_policy"] = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    offload = OffloadPolicy()
     if options.cpu_offload:
-        more["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type != "cpu")
+        offload = CPUOffloadPolicy(pin_memory=device.type != "cpu")
+    shard_over_ranks = partial(
+        fully_shard,
+        mesh=init_device_mesh(device.type, (ranks,)),
+        mp_policy=MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32),
+        offload_policy=offload,
+    )
     for layer in policy.model.get_decoder().layers:
-        fully_shard(layer, reshard_after_forward=options.reshard_after_forward, **more)
-    fully_shard(policy, **more)
+        shard_over_ranks(layer, reshard_after_forward=options.reshard_after_forward)
+    shard_over_ranks(policy)
     return policy
 
 
 def fill_shards(model: nn.Module, state: dict[str, Any], device: torch.device) -> None:
-    """Give every rank its part of the full state that rank 0 has; those without memory for it get
-    that first.
+    """Give every rank its part of the full state that rank 0 has.
 
     Args:
-        model: sharded; of ranks but 0 on the device meta.
+        model: sharded; on all ranks but 0, its tensors may be on the device meta, without memory.
         state: on rank 0, of the model before it was sharded.
         device: where the shards are to be.
     """
@@ -87,17 +96,18 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as "parameter|key" -> tensor on the CPU of rank 0; empty elsewhere, and
-    for plain SGD.
+    """The optimizer's state by "parameter|key", on the CPU of rank 0.
+
+    It is empty on other ranks, and for plain SGD.
     """
     state: Any = get_optimizer_state_dict(
         model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    return {
-        f"{name}{_SEPARATOR}{key}": torch.as_tensor(value).contiguous()
-        for name, entries in state.get("state", {}).items()
-        for key, value in entries.items()
-    }
+    flat = {}
+    for name, entries in state.get("state", {}).items():
+        for key, value in entries.items():
+            flat[f"{name}{_SEPARATOR}{key}"] = torch.as_tensor(value).contiguous()
+    return flat
 
 
 def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
@@ -106,25 +116,24 @@ def save_optimizer(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Put the state of ``path`` into the shards of ``optimizer``; each rank reads the file and
-    keeps its part.
+    """Put the state of ``path`` into the shards of ``optimizer``.
 
-    Hyper-parameters are the run's, not the file's.
+    Each rank reads the file and keeps its part. Hyper-parameters are the run's, not the file's.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(path).items():
         parameter, key = name.split(_SEPARATOR)
         entries.setdefault(parameter, {})[key] = tensor
-    if not entries:  # plain SGD has no state, and the library refuses to load none
+    if not entries:  # plain SGD has no state, and the library refuses to load an empty one
         return
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups: Any = [
-        {**group, "params": [names[parameter] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
+    groups: list[Any] = []
+    for group in optimizer.param_groups:
+        groups.append(group | {"params": [names[parameter] for parameter in group["params"]]})
+    state: Any = {"state": entries, "param_groups": groups}
     set_optimizer_state_dict(
         model,
         optimizer,
-        {"state": entries, "param_groups": groups},
+        state,
         options=StateDictOptions(full_state_dict=True, cpu_offload=False),
     )

@@ -1,3 +1,1 @@
-"""What learning and readiness both stand on: tokens, log-probabilities, advantages, packing,
-checkpoints.
-"""
+"""Policies: checkpoints, prompts, packed rows, log-probabilities, published weights."""

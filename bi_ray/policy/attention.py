@@ -1,5 +1,4 @@
-"""Attention over packed rows whose prompts are shared: every prompt is computed once for all its
-responses.
+"""Attention over packed rows: a prompt is computed once for all its responses.
 
 A response sees itself causally and its prompt as a whole. The two parts are attended to apart and
 joined by their log-sum-exps, as in ring attention (arXiv:2310.01889); a kernel's backward pass,
@@ -39,15 +38,15 @@ class _PackedAttention(torch.autograd.Function):
         out = query.new_empty(rows, tokens, heads, size).transpose(1, 2)
         logsumexp = query.new_empty(rows, heads, tokens, dtype=_accumulated(query.dtype))
         for queries, keys, causal in _parts(layout):
-            part = query[:, :, queries], key[:, :, keys], value[:, :, keys]
-            found, found_logsumexp = _forward(*part, 0.0, causal, scale=scale)
+            inputs = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            part, part_logsumexp = _forward(*inputs, 0.0, causal, scale=scale)
             if causal:
-                out[:, :, queries], logsumexp[:, :, queries] = found, found_logsumexp
+                out[:, :, queries], logsumexp[:, :, queries] = part, part_logsumexp
                 continue
-            before = logsumexp[:, :, queries]
-            share = torch.sigmoid(found_logsumexp - before).unsqueeze(-1)
-            out[:, :, queries].lerp_(found, share.to(found.dtype))
-            torch.logaddexp(before, found_logsumexp, out=before)
+            joined = logsumexp[:, :, queries]  # a view: of what was joined so far
+            share = torch.sigmoid(part_logsumexp - joined).unsqueeze(-1)
+            out[:, :, queries].lerp_(part, share.to(part.dtype))
+            torch.logaddexp(joined, part_logsumexp, out=joined)
         ctx.save_for_backward(query, key, value, out, logsumexp)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -55,25 +54,26 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         query, key, value, out, logsumexp = ctx.saved_tensors
-        results = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
         for queries, keys, causal in _parts(ctx.layout):
-            found = _backward(
+            parts = _backward(
                 gradient[:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys],
                 out[:, :, queries], logsumexp[:, :, queries], 0.0, causal, scale=ctx.scale,
             )  # fmt: skip
-            for result, place, part in zip(results, (queries, keys, keys), found, strict=True):
+            tokens = queries, keys, keys
+            for total, selected, part in zip(gradients, tokens, parts, strict=True):
                 if causal:  # every token is in one segment, and segments come first
-                    result[:, :, place] = part
+                    total[:, :, selected] = part
                 else:
-                    result[:, :, place] += part
-        return *results, None, None
+                    total[:, :, selected] += part
+        return *gradients, None, None
 
 
 _attend = torch.compiler.disable(_PackedAttention.apply)  # else every layout would be compiled anew
 
 
 def _parts(layout: Layout) -> Iterator[tuple[slice, slice, bool]]:
-    """Queries, the keys that they see, and whether causally."""
+    """Queries, the keys that they see, and whether they see them causally."""
     for start, length in layout.segments:
         yield slice(start, start + length), slice(start, start + length), True
     for start, length, prompt, prompt_length in layout.blocks:
@@ -100,14 +100,14 @@ def packed_attention(
     Args:
         module: the attention module.
         query: [1, heads, tokens, head size].
-        key: [1, key heads, tokens, head size], as ``value``; the number of heads is a multiple of
-            that of key heads.
-        value: see ``key``.
+        key: [1, key heads, tokens, head size]; the number of heads is a multiple of that of key
+            heads.
+        value: as ``key``.
         attention_mask: only for SDPA.
         scaling: what the scores are multiplied by.
         dropout: must be 0 with a layout.
         layout: who attends to whom.
-        arguments: others that transformers hands over.
+        arguments: others that transformers passes.
 
     Returns:
         [1, tokens, heads, head size], and no attention weights.
@@ -124,8 +124,7 @@ def packed_attention(
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether sequences that stand one behind the other in a row can be told apart by their
-    positions.
+    """Whether positions tell the model where a sequence in a row ends and the next one begins.
 
     Attention can be cut where positions begin anew. Linear attention, state spaces and convolutions
     carry what they have seen into the next sequence, attention in chunks counts its chunks from the
@@ -140,24 +139,30 @@ def can_pack(model: PreTrainedModel) -> bool:
 def can_share_prompts(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether ``PACKED_ATTENTION`` may replace the model's own: full, causal, softmax and on a CPU.
 
-    Whether it does, ``attends_as_laid_out`` measures.
+    ``attends_as_laid_out`` measures whether it really does.
     """
     config = model.config
+    if device.type != "cpu" or config._attn_implementation != "sdpa":
+        return False
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_logit_softcapping", None):
+        return False
+    if hasattr(config, "qk_rope_head_dim"):
+        return False  # keys and values differ in size, and there is no kernel for that
+    return not _is_windowed(model) and can_pack(model)
+
+
+def _is_windowed(model: PreTrainedModel) -> bool:
     kinds = _layer_kinds(model)
-    windowed = _SLIDING in kinds or (not kinds and getattr(config, "sliding_window", None))
-    other = getattr(config, "attention_dropout", 0.0) or getattr(
-        config, "attn_logit_softcapping", None
-    )
-    # keys and values of different sizes, for which there is no kernel
-    latent = hasattr(config, "qk_rope_head_dim")
-    plain = config._attn_implementation == "sdpa" and not windowed and not other and not latent
-    return device.type == "cpu" and plain and can_pack(model)
+    if kinds:
+        return _SLIDING in kinds
+    return bool(getattr(model.config, "sliding_window", None))
 
 
 @torch.no_grad()
 def attends_as_laid_out(model: PreTrainedModel) -> bool:
-    """Whether a sequence behind another one in a row is what it is by itself; some decoders drop
-    the layout (Nemotron).
+    """Whether a sequence behind another one in a row gives the same as by itself.
+
+    Some decoders drop the layout (Nemotron).
 
     Args:
         model: with its weights, float32, under ``PACKED_ATTENTION``.
@@ -179,9 +184,7 @@ def attends_as_laid_out(model: PreTrainedModel) -> bool:
 
 
 def _layer_kinds(model: PreTrainedModel) -> set[str]:
-    """What mixes the tokens in each layer, in transformers' words; empty where the config does not
-    say.
-    """
+    """What mixes the tokens in each layer, in transformers' words; empty: the config names none."""
     return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 

@@ -1,6 +1,4 @@
-"""From a question to prompt tokens, and how a response ends: both as the checkpoint's own chat
-template has it.
-"""
+"""From a question to prompt tokens, and how a response ends, by the checkpoint's chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _ANSWER = "ANSWER"  # stands for a response when a template is asked what it wri
 
 
 class ChatError(ValueError):
-    """A chat template or a tokenizer that does not fit its model; the message says what to change."""
+    """A chat template or tokenizer does not fit its model; the message says what to change."""
 
 
 def messages(system_prompt: str, question: str) -> list[dict[str, str]]:
@@ -38,15 +36,14 @@ def conversation(
     Raises:
         ChatError: there is no template, or it takes neither.
     """
-    asked = messages(system_prompt, question)
+    turns = messages(system_prompt, question)
     try:
-        if _without_spaces(system_prompt) in _without_spaces(_render(tokenizer, asked)):
-            return asked
+        if _without_spaces(system_prompt) in _without_spaces(_render(tokenizer, turns)):
+            return turns
     except TemplateError:
         pass  # it refuses the system message; if it is something else, the next attempt fails too
-    folded = [
-        {"role": "user", "content": f"{system_prompt}\n\n{question}" if system_prompt else question}
-    ]
+    text = f"{system_prompt}\n\n{question}" if system_prompt else question
+    folded = [{"role": "user", "content": text}]
     try:
         _render(tokenizer, folded)
     except TemplateError as error:
@@ -57,14 +54,14 @@ def conversation(
 
 
 def _without_spaces(text: str) -> str:
-    """A template may join or indent lines of what it takes."""
+    """A text to compare: templates may join or indent the lines of a message."""
     return "".join(text.split())
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, system_prompt: str, question: str
 ) -> list[int]:
-    """Token ids of the prompt, up to where the response starts.
+    """Token ids of the prompt, up to the start of the response.
 
     Raises:
         ChatError: see ``conversation``; or the prompt has tokens that the model has no embedding
@@ -77,10 +74,10 @@ def encode_prompt(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token by which the template ends a response: what SFT teaches and every engine stops at.
+    """The token by which the template ends a response: SFT teaches it, and engines stop at it.
 
-    It need not be the tokenizer's EOS (Gemma, Llama 3, Phi). A template that ends a response
-    without a special token has the tokenizer's EOS.
+    It may differ from the tokenizer's EOS (Gemma, Llama 3, Phi). If the template ends a response
+    without a special token, it is the tokenizer's EOS.
 
     Raises:
         ChatError: there is neither, or the model has no embedding for it.
@@ -92,25 +89,32 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
         raise ChatError(
             f"{_name(tokenizer)}: its chat template refuses a response: {error}"
         ) from error
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    special.update(tokenizer.all_special_ids)
-    special.update(_declared_ends(tokenizer.name_or_path))
+    special = _special_tokens(tokenizer)
     behind = tokenizer.encode(text.rpartition(_ANSWER)[2], add_special_tokens=False)
     end = next((token for token in behind if token in special), tokenizer.eos_token_id)
     if end is None:
         raise ChatError(
-            f"{_name(tokenizer)}: no token ends a response: its chat template writes none, and the tokenizer has no "
-            "EOS; set eos_token in tokenizer_config.json"
+            f"{_name(tokenizer)}: no token ends a response: its chat template writes none, and the "
+            "tokenizer has no EOS; set eos_token in tokenizer_config.json"
         )
     check_tokens(tokenizer, [end])
     return end
 
 
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    special = set(tokenizer.all_special_ids)
+    special |= _declared_ends(tokenizer.name_or_path)
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special:
+            special.add(token)
+    return special
+
+
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token that ends a response, in ascending order.
 
-    They are the template's (``end_of_turn``), the tokenizer's EOS, and those that the checkpoint's
-    generation config and config name.
+    They are the template's (``end_of_turn``), the tokenizer's EOS, and those named in the
+    checkpoint's generation config and config.
 
     Raises:
         ChatError: see ``end_of_turn``.
@@ -122,8 +126,9 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> None:
-    """Hold token ids against the vocabulary of the tokenizer's checkpoint, if it has been read from
-    one.
+    """Check token ids against the vocabulary of the tokenizer's checkpoint.
+
+    A tokenizer that was not read from a checkpoint passes.
 
     Raises:
         ChatError: the model has no embedding for one of them.
@@ -131,16 +136,16 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> N
     config = _config(tokenizer.name_or_path)
     largest = max(tokens, default=0)
     if config is not None and largest >= config.vocab_size:
+        text = tokenizer.decode([largest])
         raise ChatError(
-            f"{_name(tokenizer)}: token {largest} ({tokenizer.decode([largest])!r}) is beyond the model's vocabulary "
-            f"(vocab_size {config.vocab_size} in config.json); use the tokenizer and chat template that belong to the "
-            "model, or resize its embedding"
+            f"{_name(tokenizer)}: token {largest} ({text!r}) is beyond the model's vocabulary "
+            f"(vocab_size {config.vocab_size} in config.json); use the tokenizer and chat template "
+            "that belong to the model, or resize its embedding"
         )
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
-    """Refuse, before anything heavy begins, a checkpoint that cannot do what its template or the
-    run's limits ask for.
+    """Refuse a checkpoint that does not fit its own template or the limits of a run.
 
     Args:
         tokenizer: of the checkpoint ``model.path``.
@@ -156,9 +161,9 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
     longest = _context_tokens(config)
     if longest is not None and model.max_model_tokens > longest:
         raise ChatError(
-            f"{_name(tokenizer)} takes {longest} tokens (max_position_embeddings); model.max_prompt_tokens "
-            f"({model.max_prompt_tokens}) and model.max_response_tokens ({model.max_response_tokens}) add up to "
-            f"{model.max_model_tokens}; lower one of them"
+            f"{_name(tokenizer)} takes {longest} tokens (max_position_embeddings); "
+            f"model.max_prompt_tokens ({model.max_prompt_tokens}) and model.max_response_tokens "
+            f"({model.max_response_tokens}) add up to {model.max_model_tokens}; lower one of them"
         )
 
 
@@ -182,21 +187,23 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _declared_ends(directory: str) -> set[int]:
-    """The EOS tokens that the generation config and the config of a checkpoint name."""
-    declared: list[int | list[int] | None] = []
+    """The EOS tokens in the generation config and the config of a checkpoint."""
+    ends: set[int] = set()
     file = Path(directory, "generation_config.json")
     if directory and file.is_file():
-        declared.append(json.loads(file.read_text()).get("eos_token_id"))
+        ends |= _as_set(json.loads(file.read_text()).get("eos_token_id"))
     config = _config(directory)
     if config is not None:
-        declared.append(config.eos_token_id)
-    ends: set[int] = set()
-    for tokens in declared:
-        if isinstance(tokens, int):
-            ends.add(tokens)
-        elif tokens is not None:
-            ends.update(tokens)
+        ends |= _as_set(config.eos_token_id)
     return ends
+
+
+def _as_set(tokens: int | list[int] | None) -> set[int]:
+    if tokens is None:
+        return set()
+    if isinstance(tokens, int):
+        return {tokens}
+    return set(tokens)
 
 
 def _config(directory: str) -> Any:
@@ -213,9 +220,7 @@ def _read_config(directory: str, _modified_ns: int) -> Any:
 
 
 def _context_tokens(config: Any) -> int | None:
-    """Tokens that the positions reach, with the factor by which a rotary embedding is stretched;
-    None: no limit.
-    """
+    """Largest number of tokens, counting a rotary embedding's scaling factor; None: no limit."""
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None:
         return None

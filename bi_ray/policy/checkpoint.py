@@ -1,5 +1,6 @@
-"""Policies on disk: a directory that transformers and vLLM load, weights in safetensors, never in
-pickles.
+"""Policies on disk: directories that transformers and vLLM load.
+
+Weights are in safetensors files, never in pickles.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from bi_ray.policy.files import CheckpointError, check_files, reading, refuse_se
 from bi_ray.policy.weights_file import write_weights_file
 
 WEIGHTS = "model.safetensors"
+_COMPANIONS = {".json", ".jinja", ".txt", ".model"}  # suffixes of what belongs to the weights
 _SHOWN_NAMES = 3
 disable_progress_bar()  # a run shows its own
 
 
 def check_directory(path: str | Path) -> Path:
-    """The directory of a checkpoint, if it is one.
+    """``path`` as a ``Path``, if it has what a checkpoint needs.
 
     Raises:
         CheckpointError: the directory, its config, its weights or its tokenizer are missing.
@@ -43,7 +45,7 @@ def check_directory(path: str | Path) -> Path:
             f"no model at {directory}: set model.path to a directory with config.json and weights"
         )
     if not (directory / "config.json").exists():
-        raise CheckpointError(f"{directory} has no config.json, so it is no model directory")
+        raise CheckpointError(f"{directory} has no config.json, so it is not a model directory")
     if not any(directory.glob("*.safetensors")):
         raise CheckpointError(
             f"{directory} has no *.safetensors; convert its weights first (pickles are refused)"
@@ -56,7 +58,7 @@ def check_directory(path: str | Path) -> Path:
 
 
 def _readable(path: str | Path) -> Path:
-    """The directory of a checkpoint, if nothing in it is missing, cut short or a git-lfs pointer."""
+    """The directory, if no file in it is missing, cut short or a git-lfs pointer."""
     directory = check_directory(path)
     with reading(directory):
         check_files(directory)
@@ -64,12 +66,11 @@ def _readable(path: str | Path) -> Path:
 
 
 def check_model(path: str | Path) -> None:
-    """Look at everything of a checkpoint that can be known before its weights are loaded.
+    """Check everything about a checkpoint that can be known before its weights are loaded.
 
     Raises:
         CheckpointError: see ``check_directory`` and ``load_tokenizer``; or transformers has no such
-            model, or the weights have an output matrix of their own although the configuration says
-            otherwise.
+            model, or see ``refuse_second_head``.
     """
     directory = _readable(path)
     load_tokenizer(directory)
@@ -103,9 +104,7 @@ def load_model(
 
 
 def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
-    """A model by ``from_pretrained``, which would fill weights that it does not find with random
-    numbers.
-    """
+    """A model by ``from_pretrained``, which by itself would draw missing weights at random."""
     directory = _readable(path)
     refuse_second_head(directory, tied_weights(directory))
     with reading(directory):
@@ -113,7 +112,8 @@ def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
             directory, trust_remote_code=False, output_loading_info=True, **options
         )
     model, info = result
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(info["missing_keys"])
+    if missing:
         listed = ", ".join(missing[:_SHOWN_NAMES])
         raise CheckpointError(
             f"{directory} lacks {len(missing)} weights of the model, such as {listed}"
@@ -122,8 +122,7 @@ def _loaded(path: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def empty_model(path: str | Path, attention: str = "sdpa") -> PreTrainedModel:
-    """The checkpoint's model with buffers but without memory for its weights (on the device meta),
-    in training mode.
+    """The checkpoint's model in training mode, with buffers, its weights on the meta device.
 
     Raises:
         CheckpointError: see ``check_directory``.
@@ -148,7 +147,7 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: Mapping[str, str]) 
             ``reload_weights`` leaves a tied head as it was when the file does not name it.
 
     Raises:
-        CheckpointError: the disk, or the shared memory, is full or cannot be written. No half file
+        CheckpointError: the disk or the shared memory is full or cannot be written. No partial file
             is left.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -161,31 +160,32 @@ def save_weights(state: dict[str, Tensor], path: Path, tied: Mapping[str, str]) 
 
 
 def save_policy(state: dict[str, Tensor], base: str | Path, directory: Path) -> None:
-    """Fill ``directory`` with the weights of ``state`` and with the config and tokenizer of the
-    checkpoint ``base``.
+    """Fill ``directory`` with the weights of ``state``, and the config and tokenizer of ``base``.
+
+    Raises:
+        CheckpointError: see ``check_directory`` and ``save_weights``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     source = check_directory(base)
     for file in source.iterdir():
-        if file.suffix in {".json", ".jinja", ".txt", ".model"} and not file.name.endswith(
-            ".index.json"
-        ):
+        is_index = file.name.endswith(".index.json")  # of weights in several files
+        if file.suffix in _COMPANIONS and not is_index:
             shutil.copy(file, directory / file.name)
     save_weights(state, directory / WEIGHTS, tied_weights(source))
 
 
 def copy_policy(base: str | Path, directory: Path) -> None:
-    """Fill ``directory`` with the checkpoint ``base`` as it is, its weights in one file however
-    many it has.
+    """Fill ``directory`` with the checkpoint ``base``, its weights in one file.
+
+    Raises:
+        CheckpointError: see ``load_model`` and ``save_weights``.
     """
     model = _loaded(base, dtype="auto")
     save_policy(model.state_dict(), base, directory)
 
 
 def tied_weights(path: str | Path) -> dict[str, str]:
-    """The output matrix of a checkpoint whose embedding is used for it, and that embedding, by
-    name; else empty.
-    """
+    """Names of tied matrices: that of the output, mapped to the embedding used for it, if it is."""
     return dict(empty_model(path, "eager").all_tied_weights_keys)
 
 

@@ -1,5 +1,6 @@
-"""The files of a checkpoint directory, looked at before anything is loaded: what is wrong is named
-with its file.
+"""The files of a checkpoint directory, checked before anything is loaded.
+
+Every error names the file at fault.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class CheckpointError(ValueError):
 
 
 def check_files(directory: Path) -> None:
-    """Look at the headers of all weight files, and at the index of a checkpoint in several.
+    """Check the headers of all weight files, and the index if there is one.
 
     Raises:
         CheckpointError: a file is missing, cut short, a git-lfs pointer, or cannot be read.
@@ -54,8 +55,7 @@ def tensor_names(file: Path) -> set[str]:
 
 
 def refuse_second_head(directory: Path, tied: dict[str, str]) -> None:
-    """Refuse an output matrix of its own where the configuration says that the embedding is used
-    for it.
+    """Refuse an output matrix that differs from the embedding to which the configuration ties it.
 
     transformers would keep it, and engines would not.
 
@@ -67,21 +67,21 @@ def refuse_second_head(directory: Path, tied: dict[str, str]) -> None:
         CheckpointError: they differ.
     """
     for head, embedding in tied.items():
-        matrices = [_read_tensor(directory, name) for name in (head, embedding)]
-        if matrices[0] is None or matrices[1] is None:
+        head_matrix = _read_tensor(directory, head)
+        embedding_matrix = _read_tensor(directory, embedding)
+        if head_matrix is None or embedding_matrix is None:
             continue
-        if matrices[0].shape != matrices[1].shape or not torch.equal(*matrices):
+        if not torch.equal(head_matrix, embedding_matrix):  # False for other shapes, too
             raise CheckpointError(
-                f"{directory / 'config.json'} sets tie_word_embeddings to true (or leaves it at that default), but the "
-                f"weights have a {head} that differs from {embedding}: set tie_word_embeddings to false there, or "
-                f"remove {head} from the weights"
+                f"{directory / 'config.json'} sets tie_word_embeddings to true (or leaves it at "
+                f"that default), but the weights have a {head} that differs from {embedding}: set "
+                f"tie_word_embeddings to false there, or remove {head} from the weights"
             )
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a checkpoint is read into one line that names the file or the
-    directory.
+    """Turn whatever goes wrong while ``path`` is read into one line that names it.
 
     Raises:
         CheckpointError: the block failed.
@@ -99,25 +99,40 @@ def reading(path: Path) -> Iterator[None]:
 def _fault(path: Path, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
-            f"{path} needs Python code that comes with the checkpoint, and such code is never executed: convert the "
-            "checkpoint to a model type that transformers supports, and remove auto_map from its JSON files"
+            f"{path} needs Python code that comes with the checkpoint, and such code is never "
+            "executed: convert the checkpoint to a model type that transformers supports, and "
+            "remove auto_map from its JSON files"
         )
     if "attn_implementation" in str(error):
-        return f"{path}: transformers does not support this attention for this model type: set model.attention to eager"
+        return (
+            f"{path}: transformers does not support this attention for this model type: "
+            "set model.attention to eager"
+        )
     if path.is_file():
-        if isinstance(error, SafetensorError):
-            return f"{path} is cut short or damaged ({error}): copy or download it again"
-        return f"{path} cannot be read: {_one_line(error)}"
-    for file in sorted(path.glob("*.json")):
+        return _file_fault(path, error)
+    return _damaged_json(path) or f"{path} cannot be loaded: {_one_line(error)}"
+
+
+def _file_fault(file: Path, error: Exception) -> str:
+    if isinstance(error, SafetensorError):
+        return f"{file} is cut short or damaged ({error}): copy or download it again"
+    return f"{file} cannot be read: {_one_line(error)}"
+
+
+def _damaged_json(directory: Path) -> str | None:
+    """What is wrong with the first JSON file that cannot be read; None: all can."""
+    for file in sorted(directory.glob("*.json")):
         try:
             json.loads(file.read_bytes())
-        except (OSError, ValueError) as fault:
-            return f"{file} cannot be read: {_one_line(fault)}"
-    return f"{path} cannot be loaded: {_one_line(error)}"
+        except (OSError, ValueError) as error:
+            return _file_fault(file, error)
+    return None
 
 
 def _one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError):
+        text = error.strerror or text
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -133,7 +148,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 def _require_shards(file: Path) -> None:
-    """Refuse a shard without the others, or without the index that says which tensor is where."""
+    """Refuse a shard without the others, or without the index of all tensors."""
     match = _SHARD.fullmatch(file.name)
     if not match:
         return
@@ -143,32 +158,33 @@ def _require_shards(file: Path) -> None:
             raise CheckpointError(f"{shard} is missing: copy or download it")
     index = file.with_name(f"{match[1]}.safetensors.index.json")
     if not index.exists():
-        raise CheckpointError(f"{index} is missing: it says which shard has which weights")
+        raise CheckpointError(f"{index} is missing: it lists which shard has which weights")
 
 
 def _check_index(index: Path, tensors: dict[str, set[str]]) -> None:
+    """Compare an index with the tensors of each weight file."""
     with reading(index):
         shards: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        places = list(shards.items())
-    for name, shard in places:
+        entries = list(shards.items())
+    for name, shard in entries:
+        file = index.with_name(shard)
         if shard not in tensors:
-            raise CheckpointError(
-                f"{index.with_name(shard)} is missing: {index.name} lists it for {name}"
-            )
+            raise CheckpointError(f"{file} is missing: {index.name} lists it for {name}")
         if name not in tensors[shard]:
-            raise CheckpointError(
-                f"{index.with_name(shard)} does not contain {name}, although {index.name} lists it"
-            )
+            raise CheckpointError(f"{file} does not contain {name}, although {index.name} lists it")
 
 
 def _read_tensor(directory: Path, name: str) -> Any:
-    """A tensor by its name in the model, also where the file leaves the first part of the name out;
-    None: absent.
+    """A tensor by its name in the model, of which a file may leave the first part out.
+
+    None: no file has it.
     """
+    short_name = name.partition(".")[2]
     for file in sorted(directory.glob("*.safetensors")):
         with reading(file), safe_open(file, framework="pt") as content:
             names = set(content.keys())
-            for known in (name, name.partition(".")[2]):
-                if known in names:
-                    return content.get_tensor(known)
+            if name in names:
+                return content.get_tensor(name)
+            if short_name in names:
+                return content.get_tensor(short_name)
     return None

@@ -10,22 +10,21 @@ from transformers import PreTrainedModel
 
 from bi_ray.policy.attention import PACKED_ATTENTION
 from bi_ray.policy.files import CheckpointError
-from bi_ray.policy.packing import MicroBatch
+from bi_ray.policy.packing import Layout, MicroBatch
 
 CHUNK_LOGITS = 2**26  # 256 MiB in float32
-ALL_AT_ONCE = 2**62  # no chunks: forward mode does not go through recomputation
+ALL_AT_ONCE = 2**62  # no chunks: forward-mode differentiation cannot recompute them
 
 
 class TokenLogprobs(nn.Module):
-    """A causal language model of transformers as a function from micro-batches to
-    log-probabilities.
+    """A causal language model as a function from micro-batches to log-probabilities.
 
-    A module of its own, so that FSDP gathers the output matrix for it.
+    It is a module, so that FSDP gathers the output matrix for it.
 
     Args:
-        model: the language model.
-        chunk_logits: how many logits may exist at a time; more are made in chunks, and again in the
-            backward pass.
+        model: the language model, of transformers.
+        chunk_logits: how many logits may exist at a time; more are computed in chunks, and again in
+            the backward pass.
 
     Raises:
         CheckpointError: the model's logits are not its output matrix times its decoder's output
@@ -48,27 +47,19 @@ class TokenLogprobs(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the learned tokens, given all tokens before them in their sequence.
 
-        The output matrix is applied at learned places only, so prompts and padding cost no logits.
+        The output matrix is applied at learned positions only: prompts and padding cost no logits.
 
         Args:
             batch: the tokens.
             temperature: the logits are divided by it, as the sampler did.
-            with_entropy: also return the entropy of the distribution of each learned token, without
+            with_entropy: also return the entropy of each learned token's distribution, without
                 gradient.
-            top_p: the distribution is cut off as the sampler cut it off, see ``_nucleus_logprobs``.
+            top_p: the distribution is cut as the sampler cut it, see ``_nucleus_logprobs``.
 
         Returns:
             Log-probabilities and entropies (or None), each [learned tokens], float32 or wider.
         """
-        # Flash attention reads from the positions where sequences begin.
-        more = (
-            {"layout": batch.layout}
-            if self.model.config._attn_implementation == PACKED_ATTENTION
-            else {}
-        )
-        decoder = self.model.get_decoder()
-        out = decoder(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more)
-        hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.sources)
+        hidden = self._decode(batch).flatten(0, 1).index_select(0, batch.sources)
         head = self.model.get_output_embeddings()
         rows = self._chunk_logits // self.model.config.vocab_size
         if top_p < 1.0:
@@ -77,14 +68,29 @@ class TokenLogprobs(nn.Module):
         options = temperature, with_entropy, top_p
         if len(hidden) <= rows:
             return _logprobs(head, hidden, batch.targets, *options)
-        found = [
-            checkpoint(
-                _logprobs, head, *part, *options, use_reentrant=False, preserve_rng_state=False
+        logprobs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        chunks = zip(hidden.split(rows), batch.targets.split(rows), strict=True)
+        for chunk in chunks:
+            chunk_logprobs, chunk_entropies = checkpoint(
+                _logprobs, head, *chunk, *options, use_reentrant=False, preserve_rng_state=False
             )
-            for part in zip(hidden.split(rows), batch.targets.split(rows), strict=True)
-        ]
-        logprobs, entropies = zip(*found, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+            logprobs.append(chunk_logprobs)
+            entropies.append(chunk_entropies)
+        if not with_entropy:
+            return torch.cat(logprobs), None
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _decode(self, batch: MicroBatch) -> Tensor:
+        """The last hidden states, [rows, length, width]."""
+        more: dict[str, Layout | None] = {}
+        if self.model.config._attn_implementation == PACKED_ATTENTION:
+            more["layout"] = batch.layout  # flash attention reads it from the positions
+        out = self.model.get_decoder()(
+            input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden
 
 
 @torch.no_grad()
@@ -100,7 +106,8 @@ def _check_head(model: PreTrainedModel) -> None:
     model.train(training)
     if not matches:
         raise CheckpointError(
-            f"{kind} scales or caps its logits, which is not supported: set model.path to another model"
+            f"{kind} scales or caps its logits, which is not supported: "
+            "set model.path to another model"
         )
 
 
@@ -120,7 +127,7 @@ def _logprobs(
     with_entropy: bool,
     top_p: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Of ``hidden`` [tokens, width] and ``targets`` [tokens]."""
+    """Log-probabilities of ``targets`` [tokens] given ``hidden`` [tokens, width], and entropies."""
     logits = head(hidden)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
@@ -139,20 +146,19 @@ def _logprobs(
 def _nucleus_logprobs(
     logits: Tensor, targets: Tensor, top_p: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities within the most probable tokens that together have the probability
-    ``top_p``.
+    """Log-probabilities among the most probable tokens that have ``top_p`` together (the nucleus).
 
-    The set is vLLM's: probabilities are added up from the smallest on, and tokens go while the sum
-    is at most 1 - top_p, all but the last. Among equal logits at the edge the target is the one
-    that stays. After an update, or where the sampler computes otherwise, the target may lie outside
-    of the learner's own set: then it is added to it, so that its log-probability is finite and has
-    a gradient.
+    The nucleus is vLLM's: probabilities are added up from the smallest on, and tokens are dropped
+    while the sum is at most 1 - top_p, but never the last one. Among equal logits at the edge the
+    target is the one that stays. After an update, or where the sampler computes differently, the
+    target may be outside of the learner's own nucleus: then it is added, so that its
+    log-probability is finite and has a gradient.
 
     Args:
         logits: [tokens, vocabulary], divided by the temperature.
         targets: [tokens], int64.
         top_p: below 1.
-        with_entropy: also return the entropy of the set, without gradient.
+        with_entropy: also return the entropy of the nucleus, without gradient.
 
     Returns:
         Log-probabilities and entropies (or None), each [tokens].

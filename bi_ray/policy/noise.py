@@ -1,6 +1,4 @@
-"""Policies without dropout: the probabilities that a token was drawn by have none, so neither have
-the learner's.
-"""
+"""Policies without dropout: engines draw tokens without any, so the learner has none either."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ def switch_off_noise(model: PreTrainedModel) -> None:
 
 
 def _clear_rates(owner: object) -> None:
-    """Set the attributes to 0 that are a number above 0 and are called after dropout or noise."""
+    """Set to 0 every positive float attribute whose name is that of dropout or noise."""
     for name, value in list(vars(owner).items()):
-        noisy = any(part in name for part in _NAMES)
-        if noisy and isinstance(value, float) and value > 0:
+        is_rate = isinstance(value, float) and value > 0
+        if is_rate and any(part in name for part in _NAMES):
             setattr(owner, name, 0.0)

@@ -1,8 +1,8 @@
 """From rows of tokens to micro-batches of bounded size, the same number of them on every rank.
 
-The loss is a sum over tokens whose weights were fixed for the whole step before anything is cut. So
-the gradient is the same, up to rounding, for every size of micro-batch, every number of ranks,
-every way of packing and order of arrival.
+The loss is a sum over tokens whose weights are fixed for the whole step before anything is cut. So
+the gradient is the same, up to rounding, for every size of micro-batch, number of ranks, way of
+packing and order of arrival.
 
 A packed micro-batch is one row without padding: a prompt, then all responses to it one after the
 other, then the next prompt. The last token of a response predicts nothing and is left out.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -29,9 +29,9 @@ class Row:
 
     Attributes:
         tokens: prompt and response.
-        first_learned: position of the first token that is learned, at least 1; all later ones are
-            learned too.
-        weight: what each learned token weighs in the loss of the step.
+        first_learned: position of the first learned token, at least 1; all later ones are learned,
+            too.
+        weight: of each learned token in the loss of the step.
         advantage: of the sequence (RL).
         sampler_logprobs: one per learned token (RL), or empty.
     """
@@ -68,10 +68,10 @@ class Layout:
     """Who attends to whom in a packed row.
 
     Attributes:
-        segments: (start, length) of each part that is causal in itself and sees nothing else but
-            its block's keys.
-        blocks: (start, length, prompt start, prompt length): those queries also see the whole of
-            that prompt.
+        segments: (start, length) of each part that attends to itself causally, and to nothing else
+            but the prompt of its block.
+        blocks: (start, length, prompt start, prompt length): these queries also attend to the whole
+            of that prompt.
     """
 
     segments: tuple[tuple[int, int], ...]
@@ -85,14 +85,14 @@ class MicroBatch:
     Attributes:
         tokens: [rows, length], int64, padded with 0 on the right: under causal attention no learned
             token sees it.
-        positions: [rows, length], int64, of each token in its sequence; None where they count from
-            0 in every row.
+        positions: [rows, length], int64, of each token in its sequence; None: they count from 0 in
+            every row.
         layout: of a packed row; else None.
-        sources: [learned tokens], int64: the place in ``tokens.flatten()`` whose output predicts
-            the token.
-        targets: [learned tokens], int64: the tokens that are learned.
-        sequences: [learned tokens], int64: number of the token's sequence in this micro-batch; none
-            is ever cut.
+        sources: [learned tokens], int64: index into ``tokens.flatten()`` of the token whose output
+            predicts the learned one.
+        targets: [learned tokens], int64: the learned tokens.
+        sequences: [learned tokens], int64: number of the token's sequence in this micro-batch;
+            sequences are never cut.
         weights: [learned tokens], float32, as the next two.
         advantages: [learned tokens].
         sampler_logprobs: [learned tokens].
@@ -110,10 +110,11 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
-        }
+        moved: dict[str, Any] = {}
+        for attribute in fields(self):
+            value = getattr(self, attribute.name)
+            if isinstance(value, Tensor):
+                moved[attribute.name] = value.to(device)
         return replace(self, **moved)
 
 
@@ -129,32 +130,31 @@ def pack(
 
     Args:
         rows: all rows of the step, in any order. Those without a learned token are left out.
-        microbatch_tokens: most tokens of one micro-batch, padding counted. A longer row gets one of
-            its own.
-        rank: whose share is wanted.
+        microbatch_tokens: largest number of tokens in a micro-batch, with padding. A longer row
+            gets a micro-batch of its own.
+        rank: whose share is returned.
         ranks: how many learners share the step.
-        packing: ``shared`` computes a prompt once for all its responses in a micro-batch; ``flat``
-            repeats it for each, ``padded`` makes a row of a matrix of each sequence.
-        pair_cost: what a pair of a query and a key costs, measured in tokens; 0 counts tokens
-            alone.
+        packing: ``shared`` computes a prompt once for all its responses in a micro-batch, ``flat``
+            repeats it for each of them, ``padded`` makes each sequence a row of a matrix.
+        pair_cost: cost of a pair of a query and a key, in tokens; 0 counts tokens alone.
 
     Returns:
-        All ranks have the same number of micro-batches (FSDP gathers its shards in every pass, so
-        all must make as many), which empty ones fill up, and about the same cost.
+        Micro-batches of about the same cost on each rank. Their number is the same on all ranks, as
+        FSDP gathers its shards in every pass; empty ones make up for what is missing.
     """
     learned = sorted((row for row in rows if row.learned), key=_canonical)
     if packing == "padded":
-        shares = [
-            list(_padded_cuts(share, microbatch_tokens)) for share in _interleaved(learned, ranks)
-        ]
+        rows_by_rank = _interleaved(learned, ranks)
+        shares = [list(_padded_cuts(share, microbatch_tokens)) for share in rows_by_rank]
         collate = _pad
     else:
         shared = packing == "shared"
-        parts = _contiguous(_grouped(learned, shared), ranks, pair_cost)
-        shares = [list(_packed_cuts(part, microbatch_tokens)) for part in parts]
+        packed_by_rank = _contiguous(_grouped(learned, shared), ranks, pair_cost)
+        shares = [list(_packed_cuts(share, microbatch_tokens)) for share in packed_by_rank]
         collate = functools.partial(_concatenate, shared=shared)
     most = max(len(share) for share in shares)
-    return [collate(part) for part in shares[rank] + [[]] * (most - len(shares[rank]))]
+    missing = most - len(shares[rank])
+    return [collate(part) for part in shares[rank] + [[]] * missing]
 
 
 def _canonical(row: Row) -> tuple[object, ...]:
@@ -167,42 +167,50 @@ def in_batches(
     """Padded micro-batches for one process that has to know which row is where.
 
     Yields:
-        The numbers of the rows in a micro-batch, in the order in which they stand there, and the
-        micro-batch.
+        The numbers of the rows in a micro-batch, in their order there, and the micro-batch.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens))
-    for start, end in _cuts([len(rows[index].tokens) for index in order], microbatch_tokens):
-        yield order[start:end], _pad([rows[index] for index in order[start:end]])
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number].tokens))
+    lengths = [len(rows[number].tokens) for number in order]
+    for start, end in _cuts(lengths, microbatch_tokens):
+        numbers = order[start:end]
+        yield numbers, _pad([rows[number] for number in numbers])
 
 
 # Padded rows
 
 
 def _interleaved(rows: Sequence[Row], ranks: int) -> list[list[Row]]:
-    """Neighbors in length go to different ranks, in alternating direction: no rank always gets the
-    longer one.
+    """Deal out the rows by length, in alternating direction: no rank always gets the longer ones.
+
+    Each share is in ascending order of length.
     """
-    ordered = sorted(rows, key=lambda row: len(row.tokens))
-    shares = [
-        ordered[rank :: 2 * ranks] + ordered[2 * ranks - 1 - rank :: 2 * ranks]
-        for rank in range(ranks)
-    ]
-    return [sorted(share, key=lambda row: len(row.tokens)) for share in shares]
+    ordered = sorted(rows, key=_length)
+    shares: list[list[Row]] = []
+    for rank in range(ranks):
+        there, back = ordered[rank :: 2 * ranks], ordered[2 * ranks - 1 - rank :: 2 * ranks]
+        shares.append(sorted(there + back, key=_length))
+    return shares
+
+
+def _length(row: Row) -> int:
+    return len(row.tokens)
 
 
 def _padded_cuts(rows: Sequence[Row], limit: int) -> Iterator[Sequence[Row]]:
-    """Greedy cuts of rows that ascend in length."""
+    """Cut rows in ascending order of length greedily."""
     for start, end in _cuts([len(row.tokens) for row in rows], limit):
         yield rows[start:end]
 
 
 def _cuts(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Slices of ascending lengths that, padded to their longest, hold at most ``limit`` tokens, or
-    one row.
+    """Slices of ascending lengths that, padded to the longest, have at most ``limit`` tokens.
+
+    A longer row gets a slice of its own.
     """
     start = 0
     for end, length in enumerate(lengths):
-        if end > start and (end - start + 1) * length > limit:
+        padded_tokens = (end - start + 1) * length
+        if end > start and padded_tokens > limit:
             yield start, end
             start = end
     if start < len(lengths):
@@ -210,16 +218,17 @@ def _cuts(lengths: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
 
 
 def _pad(rows: Sequence[Row]) -> MicroBatch:
-    """Pad to the longest; of no rows, one row of two tokens that learns nothing."""
+    """Pad rows to the longest; without rows, make one of two tokens, of which none is learned."""
     length = max((len(row.tokens) for row in rows), default=2)
-    tokens = [
-        token for row in rows for token in (*row.tokens, *[0] * (length - len(row.tokens)))
-    ] or [0, 0]
+    tokens: list[int] = []
     sources: list[int] = []
-    for number, row in enumerate(rows):
-        sources.extend(
-            range(number * length + row.first_learned - 1, number * length + len(row.tokens) - 1)
-        )
+    for row in rows:
+        start = len(tokens)
+        tokens += row.tokens
+        sources += range(start + row.first_learned - 1, len(tokens) - 1)
+        tokens += [0] * (length - len(row.tokens))
+    if not tokens:
+        tokens = [0, 0]
     return _micro_batch(torch.tensor(tokens).view(-1, length), None, None, sources, rows)
 
 
@@ -232,8 +241,8 @@ class _Packed:
 
     Attributes:
         row: the row.
-        group: number of its group: the rows that may share one prompt.
-        size: of the group.
+        group: number of its group: the rows that may share a prompt.
+        size: number of rows in the group.
     """
 
     row: Row
@@ -242,86 +251,137 @@ class _Packed:
 
 
 def _grouped(rows: Sequence[Row], shared: bool) -> list[_Packed]:
-    """Number the groups of equal prompts in sorted rows; without sharing, every row is its own
-    group.
+    """Number the groups of equal prompts in sorted rows.
+
+    Without sharing, and where the prompt is short, every row is a group of its own.
     """
-    result: list[_Packed] = []
+    packed: list[_Packed] = []
     number = 0
     for prompt, equal in groupby(rows, key=lambda row: row.prompt):
         group = list(equal)
-        together = shared and len(prompt) >= _LEAST_SHARED_TOKENS
+        if shared and len(prompt) >= _LEAST_SHARED_TOKENS:
+            packed += [_Packed(row, number, len(group)) for row in group]
+            number += 1
+            continue
         for row in group:
-            result.append(_Packed(row, number, len(group) if together else 1))
-            number += not together
-        number += together
-    return result
+            packed.append(_Packed(row, number, 1))
+            number += 1
+    return packed
 
 
 def _contiguous(rows: Sequence[_Packed], ranks: int, pair_cost: float) -> list[list[_Packed]]:
-    """Cut the line of rows where the cost so far passes a rank's share; a group may lie on both
-    sides of a cut.
-    """
+    """Cut the line of rows where the cost so far passes a rank's share; groups may be cut, too."""
     costs = [_cost(packed, pair_cost) for packed in rows]
     shares: list[list[_Packed]] = [[] for _ in range(ranks)]
     total, before = sum(costs), 0.0
     for packed, cost in zip(rows, costs, strict=True):
-        shares[min(ranks - 1, int(ranks * (before + cost / 2) / total))].append(packed)
+        rank = int(ranks * (before + cost / 2) / total)
+        shares[min(ranks - 1, rank)].append(packed)
         before += cost
     return shares
 
 
 def _cost(packed: _Packed, pair_cost: float) -> float:
+    """Cost of a row, in tokens: its response, and its part of the prompt."""
     prompt, response = packed.row.first_learned, packed.row.learned - 1
     own = response + pair_cost * response * (prompt + response / 2)
     return own + (prompt + pair_cost * prompt * prompt / 2) / packed.size
 
 
 def _packed_cuts(rows: Sequence[_Packed], limit: int) -> Iterator[Sequence[Row]]:
-    """Greedy cuts into parts of at most ``limit`` tokens, or one row; a cut group has its prompt in
-    every part.
+    """Cut rows greedily into parts of at most ``limit`` tokens, or one row.
+
+    A group that is cut has its prompt in every part.
     """
     part: list[Row] = []
     tokens, group = 0, -1
     for packed in rows:
-        response, prompt = packed.row.learned - 1, packed.row.first_learned
-        more = response if packed.group == group else prompt + response
+        response = packed.row.learned - 1
+        with_prompt = packed.row.first_learned + response
+        more = response if packed.group == group else with_prompt
         if part and tokens + more > limit:
             yield part
-            part, tokens, more = [], 0, prompt + response
+            part, tokens, more = [], 0, with_prompt
         part.append(packed.row)
-        tokens, group = tokens + more, packed.group
+        tokens += more
+        group = packed.group
     if part:
         yield part
 
 
 def _concatenate(rows: Sequence[Row], shared: bool) -> MicroBatch:
-    """One row of all; of no rows, two tokens that learn nothing."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    sources: list[int] = []
-    order: list[Row] = []
-    segments: list[tuple[int, int]] = []
-    blocks: list[tuple[int, int, int, int]] = []
+    """Make one row of all; without rows, one of two tokens, of which none is learned."""
+    line = _Line()
     for prompt, group in _prompts(rows, shared):
-        first, length = len(tokens), len(prompt)
-        tokens += prompt
-        positions += range(length)
         if len(group) > 1:
-            segments.append((first, length))
+            line.add_group(prompt, group)
+        else:
+            line.add_row(group[0])
+    return line.micro_batch()
+
+
+@dataclass(slots=True)
+class _Line:
+    """A packed row in the making.
+
+    Attributes:
+        tokens: its tokens so far.
+        positions: of each token in its sequence.
+        sources: see ``MicroBatch``.
+        rows: the rows in it, in order.
+        segments: see ``Layout``.
+        blocks: see ``Layout``.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    segments: list[tuple[int, int]] = field(default_factory=list)
+    blocks: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+    def add_row(self, row: Row) -> None:
+        """Add a row with a prompt of its own."""
+        start, length = len(self.tokens), len(row.tokens) - 1
+        self._add_tokens(row.tokens[:length], 0)
+        self.sources += range(start + row.first_learned - 1, start + length)
+        self.segments.append((start, length))
+        self.rows.append(row)
+
+    def add_group(self, prompt: tuple[int, ...], group: Sequence[Row]) -> None:
+        """Add a prompt, and the responses that share it."""
+        prompt_start, prompt_length = len(self.tokens), len(prompt)
+        self._add_tokens(prompt, 0)
+        self.segments.append((prompt_start, prompt_length))
+        first_response = len(self.tokens)
         for row in group:
-            start, end = len(tokens), len(row.tokens) - 1
-            tokens += row.tokens[length:end]
-            positions += range(length, end)
-            sources.append(first + length - 1)
-            sources += range(start, len(tokens))
-            segments.append((start, end - length) if len(group) > 1 else (first, end))
-            order.append(row)
-        if len(group) > 1:
-            blocks.append((first + length, len(tokens) - first - length, first, length))
-    if not tokens:
-        tokens, positions, segments = [0, 0], [0, 1], [(0, 2)]
-    layout = Layout(tuple(s for s in segments if s[1]), tuple(b for b in blocks if b[1]))
-    return _micro_batch(torch.tensor([tokens]), torch.tensor([positions]), layout, sources, order)
+            start = len(self.tokens)
+            self._add_tokens(row.tokens[prompt_length:-1], prompt_length)
+            self.sources.append(first_response - 1)  # the prompt's last token predicts the first
+            self.sources += range(start, len(self.tokens))
+            self._add_segment(start)
+            self.rows.append(row)
+        responses = len(self.tokens) - first_response
+        if responses:
+            self.blocks.append((first_response, responses, prompt_start, prompt_length))
+
+    def _add_segment(self, start: int) -> None:
+        """Make a segment of the tokens from ``start`` on; a response of one token adds none."""
+        length = len(self.tokens) - start
+        if length:
+            self.segments.append((start, length))
+
+    def _add_tokens(self, tokens: Sequence[int], first_position: int) -> None:
+        self.tokens += tokens
+        self.positions += range(first_position, first_position + len(tokens))
+
+    def micro_batch(self) -> MicroBatch:
+        """The packed row."""
+        if not self.tokens:
+            self.tokens, self.positions, self.segments = [0, 0], [0, 1], [(0, 2)]
+        layout = Layout(tuple(self.segments), tuple(self.blocks))
+        tokens, positions = torch.tensor([self.tokens]), torch.tensor([self.positions])
+        return _micro_batch(tokens, positions, layout, self.sources, self.rows)
 
 
 def _prompts(rows: Sequence[Row], shared: bool) -> Iterator[tuple[tuple[int, ...], Sequence[Row]]]:
@@ -339,21 +399,25 @@ def _micro_batch(
     rows: Sequence[Row],
 ) -> MicroBatch:
     """Add what the learned tokens of ``rows`` need, in the order of ``rows``."""
+    targets: list[int] = []
+    sampler_logprobs: list[float] = []
+    for row in rows:
+        targets += row.tokens[row.first_learned :]
+        sampler_logprobs += row.sampler_logprobs or (0.0,) * row.learned
     learned = torch.tensor([row.learned for row in rows], dtype=torch.int64)
-    targets = [token for row in rows for token in row.tokens[row.first_learned :]]
-    sampled = [value for row in rows for value in (row.sampler_logprobs or (0.0,) * row.learned)]
 
-    def spread(values: Sequence[float]) -> Tensor:
+    def repeat(values: Sequence[float]) -> Tensor:
+        """One value of each row for each of its learned tokens."""
         return torch.tensor(values, dtype=torch.float32).repeat_interleave(learned)
 
     return MicroBatch(
-        tokens,
-        positions,
-        layout,
-        torch.tensor(sources, dtype=torch.int64),
-        torch.tensor(targets, dtype=torch.int64),
-        torch.arange(len(rows)).repeat_interleave(learned),
-        spread([row.weight for row in rows]),
-        spread([row.advantage for row in rows]),
-        torch.tensor(sampled, dtype=torch.float32),
+        tokens=tokens,
+        positions=positions,
+        layout=layout,
+        sources=torch.tensor(sources, dtype=torch.int64),
+        targets=torch.tensor(targets, dtype=torch.int64),
+        sequences=torch.arange(len(rows)).repeat_interleave(learned),
+        weights=repeat([row.weight for row in rows]),
+        advantages=repeat([row.advantage for row in rows]),
+        sampler_logprobs=torch.tensor(sampler_logprobs, dtype=torch.float32),
     )

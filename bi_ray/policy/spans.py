@@ -13,8 +13,10 @@ from bi_ray.reasoning.trace import Span
 def encode_with_ends(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[int] | None]:
-    """Tokens of a text, and behind which character each ends; None for those of a tokenizer without
-    offsets.
+    """Tokens of a text, and the number of characters up to the end of each.
+
+    Returns:
+        Token ids, and the ends; None for a tokenizer that gives no offsets.
     """
     if not tokenizer.is_fast:
         return tokenizer.encode(text, add_special_tokens=False), None
@@ -25,45 +27,56 @@ def encode_with_ends(
 def token_spans(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], text: str, spans: Sequence[Span]
 ) -> list[Span]:
-    """The tokens that have a part in each span of characters, as spans of tokens without overlaps.
+    """The tokens of each span of characters, as spans of tokens without overlaps.
 
-    A token may begin in the text before a span (a phrase that is one token), or end behind it; it
-    counts for the span, and between two spans for the later one. A span that no token is left for
-    is left out.
+    A token that begins before a span (a phrase may be one token) or ends behind it counts for the
+    span; a token in two spans counts for the later one. A span without any token is left out.
 
     Args:
         tokenizer: that of the policy.
-        tokens: the response, as a tokenizer or as a policy wrote it; special tokens in it have no
+        tokens: the response, as a tokenizer or a policy wrote it; its special tokens have no
             characters.
         text: the response as text.
         spans: characters of ``text``, in order, without overlaps.
     """
     if not spans:
         return []
-    encoded, ends = encode_with_ends(tokenizer, text)
-    known = [0, *ends] if ends is not None and encoded == list(tokens[: len(encoded)]) else None
+    count_characters = _character_counter(tokenizer, tokens, text)
+    result: list[Span] = []
+    for span in spans:
+        first = _token_of(span.start + 1, len(tokens), count_characters)
+        last = _token_of(span.end, len(tokens), count_characters)
+        if result and result[-1].end > first:
+            result[-1] = result[-1]._replace(end=first)
+        result.append(Span(first, min(last + 1, len(tokens)), span.behavior))
+    return [span for span in result if span.start < span.end]
 
-    def written(count: int) -> int:
-        """Characters of the first tokens."""
-        if known:
-            return known[min(count, len(known) - 1)]
-        # A policy may write a text in other tokens than the tokenizer would.
+
+def _character_counter(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], text: str
+) -> Callable[[int], int]:
+    """A function from a number of first tokens to the number of their characters."""
+
+    def decode_and_count(count: int) -> int:
+        first_tokens = list(tokens[:count])
         return len(
             tokenizer.decode(
-                list(tokens[:count]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                first_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
 
-    found: list[Span] = []
-    for span in spans:
-        first = _completes(written, len(tokens), span.start + 1)
-        last = _completes(written, len(tokens), span.end)
-        if found and found[-1].end > first:
-            found[-1] = found[-1]._replace(end=first)
-        found.append(Span(first, min(last + 1, len(tokens)), span.behavior))
-    return [span for span in found if span.start < span.end]
+    encoded, ends = encode_with_ends(tokenizer, text)
+    # A policy may write a text in other tokens than the tokenizer would.
+    if ends is None or encoded != list(tokens[: len(encoded)]):
+        return decode_and_count
+    counts = [0, *ends]
+
+    def look_up(count: int) -> int:
+        return counts[min(count, len(counts) - 1)]
+
+    return look_up
 
 
-def _completes(written: Callable[[int], int], tokens: int, characters: int) -> int:
-    """Index of the token with which the first ``characters`` characters are there."""
-    return bisect_left(range(1, tokens), characters, key=written)
+def _token_of(character: int, tokens: int, count_characters: Callable[[int], int]) -> int:
+    """Index of the token that ends at or behind a character, the first of which has number 1."""
+    return bisect_left(range(1, tokens), character, key=count_characters)

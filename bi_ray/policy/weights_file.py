@@ -27,8 +27,8 @@ def write_weights_file(
     """Let ``write`` fill a temporary file, which then takes the name ``path``.
 
     Raises:
-        CheckpointError: the file system refused; says how much space ``tensors`` need where space
-            is the reason.
+        CheckpointError: the file system refused. If space is the reason, the message has the size
+            of ``tensors``.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,21 +40,29 @@ def write_weights_file(
 
 def _write_fault(tensors: dict[str, Tensor], path: Path, error: Exception) -> str:
     cause = _file_system_error(error)
-    if cause is None or cause.errno not in _TOO_LITTLE_SPACE:
-        return f"{path} was not written: {in_words(cause) if cause else error}"
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
-    free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0.0
-    more = (
-        "give the container more shared memory (--shm-size)"
-        if path.is_relative_to("/dev/shm")
-        else "free some"
+    if cause is None:
+        return f"{path} was not written: {error}"
+    fault = f"{path} was not written: {in_words(cause)}"
+    if cause.errno not in _TOO_LITTLE_SPACE:
+        return fault
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    free = 0
+    if path.parent.exists():
+        free = shutil.disk_usage(path.parent).free
+    remedy = "free some"
+    if path.is_relative_to("/dev/shm"):
+        remedy = "give the container more shared memory (--shm-size)"
+    return (
+        f"{fault}. It needs {size / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free; {remedy}"
     )
-    return f"{path} was not written: {in_words(cause)}. It needs {size:.0f} MiB, and {free:.0f} MiB are free; {more}"
 
 
 def _file_system_error(error: Exception) -> OSError | None:
-    """What the file system answered; safetensors has its number in the text of an error of its own."""
+    """What the file system answered; safetensors puts its number into a text of its own."""
     if isinstance(error, OSError):
         return error
-    number = _OS_ERROR.search(str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+    match = _OS_ERROR.search(str(error))
+    if match is None:
+        return None
+    number = int(match[1])
+    return OSError(number, os.strerror(number))

@@ -168,16 +168,16 @@ def job_server_here():
 
 
 def test_jobs_on_this_machine_are_asked_for_without_the_proxy(job_server_here, monkeypatch):
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # Jobs sets it
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with pytest.raises(requests.ConnectionError):
         requests.get(job_server_here, timeout=5)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # which Ray prefers to its argument
     assert Jobs(job_server_here).all() == []
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
 
 
 def test_a_job_server_behind_a_proxy_that_does_not_answer_names_the_proxy(monkeypatch):
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
     with pytest.raises(
         JobError, match=r"go through the proxy 127\.0\.0\.1; .* add 192\.0\.2\.1 to NO_PROXY"

@@ -2,6 +2,7 @@
 integration/test_jobs.py.
 """
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -113,8 +114,15 @@ def test_a_job_that_does_not_stop_is_said(make_jobs):
 def test_an_address_that_is_given_comes_before_the_environment(make_jobs, monkeypatch):
     """Ray itself has it the other way round."""
     make_jobs(JobStatus.RUNNING)
+    seen = []
+
+    def client(address):
+        seen.append((address, os.environ["RAY_API_SERVER_ADDRESS"]))
+
+    monkeypatch.setattr(jobs_module, "JobSubmissionClient", client)
     monkeypatch.setenv("RAY_ADDRESS", "http://other:2")
     assert Jobs("http://given:3").address == "http://given:3"
-    assert jobs_module.os.environ["RAY_API_SERVER_ADDRESS"] == "http://given:3"
+    assert seen == [("http://given:3", "http://given:3")]
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://nowhere:1"  # as it was before
     with pytest.raises(JobError, match="give the address of the job server"):
         Jobs("given:6379")

@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from actors.driver.driver import driver_concurrency
-from actors.driver.session import RLSession, Schedule, SessionError
+from actors.driver.session import KeptBatch, RLSession, Schedule, SessionError
+from actors.driver.step_metrics import EngineWork
 from actors.driver_handle import DriverError, result_of
 from actors.learners.loops import DriverClient
 from bi_ray.batches.batch import LearnerBatch
@@ -26,28 +27,31 @@ class SessionActor:
     """A real session whose engines and batches cost nothing."""
 
     def __init__(self, folder: Path):
-        async def make(step):
-            return LearnerBatch(samples=(), groups_total=step, samples_total=step), {}
+        self.session = RLSession(0, self, folder / "m.jsonl", Schedule(steps=9))
 
-        async def nothing(*_):
-            return {}
+    def policy_of(self, step):
+        return Path("policy")
 
-        self.session = RLSession(
-            0,
-            lambda step: Path("policy"),
-            make,
-            nothing,
-            nothing,
-            lambda s: {},
-            folder / "m.jsonl",
-            Schedule(steps=9),
-        )
+    async def make_batch(self, step):
+        return KeptBatch(LearnerBatch(samples=(), samples_total=step), {})
+
+    async def sync(self, version, path):
+        pass
+
+    async def validate(self, step):
+        return {}
+
+    def last_step(self):
+        return None
+
+    def engine_work(self):
+        return EngineWork({}, 0)
 
     async def join(self, step):
         return await self.session.join(step)
 
     async def lease(self, step, incarnation):
-        return (await self.session.lease(step, incarnation)).groups_total
+        return (await self.session.lease(step, incarnation)).samples_total
 
     async def publish(self, incarnation, step, path, metrics):
         await self.session.publish(incarnation, step, Path(path), metrics)

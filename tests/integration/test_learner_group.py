@@ -80,7 +80,7 @@ def prepared_batch(step):
             samples.append(
                 TrainSample(f"{step}/{number}/{sample}", prompt, response, logprobs, advantage)
             )
-    return LearnerBatch([] if step == 2 else samples, 2, 8)
+    return LearnerBatch([] if step == 2 else samples, 8)
 
 
 class ServingDriver:
@@ -98,7 +98,7 @@ class ServingDriver:
         assert incarnation == self.incarnation
         self.calls.append(("lease", step))
         time.sleep(self.pause_s)
-        return ray.put(prepared_batch(step))
+        return prepared_batch(step)
 
     def publish(self, incarnation, step, path, metrics):
         assert incarnation == self.incarnation
@@ -280,7 +280,7 @@ class RefusingDriver:
         return self.joins
 
     def lease(self, step, incarnation):
-        return ray.put(prepared_batch(step))
+        return prepared_batch(step)
 
     def publish(self, incarnation, step, path, metrics):
         pass

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from actors.rollout.worker import RayWorker, RequestError
+from actors.rollout.handle import RequestError
+from actors.rollout.worker import RayWorker
 from actors.weights.shared_memory import RunWeightFiles
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
 from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RLConfig, RolloutConfig

@@ -89,7 +89,7 @@ class Session(Blocking):
         return self._wait(self.driver.lease(step, incarnation))
 
     def publish(self, incarnation: int, step: int, path: Path, metrics: dict[str, Any]) -> None:
-        self._wait(self.driver.publish(incarnation, step, str(path), metrics))
+        self._wait(self.driver.publish(incarnation, step, path, metrics))
 
     def checkpointed(self, step: int) -> None:
         self._wait(self.driver.checkpointed(step))
@@ -208,7 +208,6 @@ def test_staleness_zero_is_the_plain_loop_and_staleness_one_keeps_its_bound(
 
         async def session(name: str, **rl: Any) -> dict[str, torch.Tensor]:
             driver.config = config_of(base, **rl)
-            driver.version = PolicyVersion(driver.pool.version.incarnation, 0)
             await driver.begin_rl("arm", base, tmp_path / name, tmp_path / "data", None, None)
             weights = await learn(driver.config, base, tmp_path / name, Session(driver, loop))
             await driver.end_rl()

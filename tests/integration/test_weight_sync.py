@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from actors.rollout.worker import RayWorker, RequestError
-from actors.weights import shared_memory as weight_sync
+from actors.rollout.handle import RequestError
+from actors.rollout.worker import RayWorker
 from actors.weights.base import WeightSyncError
 from actors.weights.shared_memory import RunWeightFiles, announce, owner_on
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
 from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.policy import published
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
 from bi_ray.policy.published import SPARE, WeightOwner, make_weights_directory, weights_directory
 from bi_ray.policy.version import PolicyVersion
@@ -228,7 +229,7 @@ def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory,
         await worker.close()
         # Both nodes have one shared memory here: with this process held back, only the other node's
         # owner can do it.
-        monkeypatch.setattr(weight_sync, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
+        monkeypatch.setattr(published, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         await RunWeightFiles(RUN, here, 60).clear()
         assert not directory.exists()
 

@@ -22,6 +22,7 @@ from bi_ray.config import (
 )
 from bi_ray.learning.learner import (
     Learner,
+    Totals,
     TrainingError,
     choose_packing,
     load_checkpoint,
@@ -110,7 +111,7 @@ def test_two_ranks_learn_what_one_plain_model_learns(tmp_path, tiny_model, kind,
     on_ranks(2, learn, policy, tmp_path / "two", kind, rows, 24)
     model, reference = load_model(policy), load_model(policy)
     [batch] = pack(rows, 10**9, packing="padded")  # all rows in one pass of an unsharded model
-    totals = type("Ignored", (), {"add": lambda *_: None, "keep_largest": lambda *_: None})()
+    totals = Totals()
     loss_of(kind, TokenLogprobs(model), TokenLogprobs(reference))(batch, totals).backward()
     gradient = {name: p.grad for name, p in model.named_parameters()}
     assert distance(load_file(tmp_path / "two" / "gradient"), gradient) <= 1e-5
@@ -160,7 +161,7 @@ def test_ranks_sizes_packing_and_options_give_one_gradient(tmp_path, tiny_model,
     on_ranks(ranks, write_gradients, policy, tmp_path, rows, cases)
     model = load_model(policy)
     [batch] = pack(rows, 10**9, packing="padded")
-    totals = type("Ignored", (), {"add": lambda *_: None, "keep_largest": lambda *_: None})()
+    totals = Totals()
     loss_of("grpo", TokenLogprobs(model))(batch, totals).backward()
     gradient = {name: p.grad for name, p in model.named_parameters()}
     for number, case in enumerate(cases):

@@ -19,6 +19,8 @@ from bi_ray.policy.packing import pack
 class Ignored:
     def add(self, name, value): ...
 
+    def add_per_token(self, name, value): ...
+
     def keep_largest(self, name, value): ...
 
 
@@ -58,9 +60,13 @@ def test_kl_term_in_the_loss():
         measured, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference
     )
     assert float(result.loss) == 0
-    assert float(result.sums["kl"]) == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.e - 2)
+    assert float(result.per_token["kl"]) == pytest.approx(math.exp(-0.5) + 0.5 - 1 + math.e - 2)
     assert (
-        float(loss_of(RLConfig(), logprobs, logprobs.detach(), torch.zeros(2), weights).sums["kl"])
+        float(
+            loss_of(RLConfig(), logprobs, logprobs.detach(), torch.zeros(2), weights).per_token[
+                "kl"
+            ]
+        )
         == 0
     )
 
@@ -114,7 +120,7 @@ def test_importance_weights_are_bounded():
 
 @pytest.mark.parametrize("treatment", ["none", "truncate", "mask"])
 def test_the_gradient_is_the_bounded_weight_times_the_score(treatment):
-    """Whatever the base of the ratio is: inside the clip, a token's gradient is -w A grad log pi."""
+    """Whatever the ratio's base: inside the clip, a token's gradient is -w A grad log pi."""
     sampler, advantages, weights = (
         torch.zeros(3),
         torch.tensor([1.0, -1.0, -1.0]),
@@ -136,7 +142,7 @@ def model(tiny_model):
 
 
 def sampled_groups(model, rewards, temperature=1.0):
-    """Groups of random responses with the log-probabilities that ``model`` gives them, in float64."""
+    """Groups of random responses with their log-probabilities under ``model``, in float64."""
     generator = torch.Generator().manual_seed(0)
     groups = []
     for number, group in enumerate(rewards):
@@ -162,7 +168,7 @@ def sampled_groups(model, rewards, temperature=1.0):
 
 def make_batch(groups):
     kept = [sample for group in groups for sample in group if sample.advantage]
-    return LearnerBatch(kept, len(groups), sum(map(len, groups)))
+    return LearnerBatch(kept, sum(map(len, groups)))
 
 
 def flat_gradient(model, batch, config, limit=10**9, ranks=1):
@@ -267,6 +273,8 @@ def test_on_policy_ratio_is_one_at_any_temperature(model):
         def add(self, name, value):
             counted[name] = counted.get(name, 0) + value
 
+        add_per_token = add
+
         def keep_largest(self, name, value):
             counted[name] = max(counted.get(name, 0), value)
 
@@ -293,4 +301,4 @@ def test_samples_must_fit_together():
     with pytest.raises(ValueError, match="2 tokens, 1 log"):
         TrainSample("a", (1,), (1, 2), (-1.0,), 1.0)
     with pytest.raises(ValueError, match="samples_total"):
-        LearnerBatch([TrainSample("a", (1,), (1,), (-1.0,), 1.0)], 1, 0)
+        LearnerBatch([TrainSample("a", (1,), (1,), (-1.0,), 1.0)], 0)

@@ -35,7 +35,7 @@ class PlainDriver:
                     str(i), tuple(tokens[:4]), tuple(tokens[4:]), tuple(logprobs), (-1.0) ** i
                 )
             )
-        return LearnerBatch(samples, 1, 4)
+        return LearnerBatch(samples, 4)
 
     def publish(
         self, incarnation: int, step: int, path: Path, metrics: dict[str, float]

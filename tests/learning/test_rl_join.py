@@ -61,6 +61,9 @@ def test_every_rank_gets_the_step_and_the_incarnation_of_rank_0(ranks):
             "no rollout worker took version 1.0",
         ),
         (TimeoutError(), JoinError, "TimeoutError"),
+        (ConnectionError("the driver cannot be reached"), JoinError, "the driver cannot be"),
+        (AssertionError("a bug"), TrainingError, "AssertionError: a bug"),
+        (KeyError("row"), TrainingError, "KeyError: 'row'"),
     ],
 )
 def test_a_refusal_ends_the_job_on_every_rank_or_starts_the_group_again(ranks, error, raised, text):
@@ -68,6 +71,7 @@ def test_a_refusal_ends_the_job_on_every_rank_or_starts_the_group_again(ranks, e
         with pytest.raises(raised, match=f"did not let the learners join: {text}") as caught:
             ranks(error, rank)
         assert type(caught.value) is raised
+        assert caught.value.__cause__ is (error if rank == 0 else None)
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (0,)])

@@ -28,6 +28,8 @@ BETA = 0.3
 class Ignored:
     def add(self, name, value): ...
 
+    def add_per_token(self, name, value): ...
+
     def keep_largest(self, name, value): ...
 
 
@@ -55,7 +57,7 @@ def make_batch(policy, config, noise):
             logprobs = logprobs + noise * torch.randn(len(response), generator=generator)
             parts = tuple(prompt.tolist()), tuple(response.tolist()), tuple(logprobs.tolist())
             samples.append(TrainSample(f"{number}/{index}", *parts, advantage))
-    return LearnerBatch(samples, len(REWARDS), len(samples))
+    return LearnerBatch(samples, len(samples))
 
 
 def padded(rows, dtype):

@@ -1,8 +1,6 @@
 import errno
 import os
-import resource
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -22,16 +20,6 @@ from bi_ray.policy.checkpoint import (
     save_weights,
 )
 from bi_ray.policy.files import CheckpointError
-from bi_ray.policy.published import SPARE, publish_weights
-
-
-@pytest.fixture
-def small_files():
-    """Files of this process may not grow beyond 100 kB, so that a write fails half-way."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_weights_that_do_not_fit_are_one_clear_error_and_leave_nothing(tmp_path, small_files):
@@ -106,53 +94,6 @@ def test_a_copied_policy_is_the_checkpoint_in_one_file(tiny_model, tmp_path, tie
     assert load_tokenizer(tmp_path / "copy").chat_template
 
 
-def test_a_tied_head_is_left_out_of_published_weights_alone_and_a_head_of_its_own_never(tmp_path):
-    embedding = torch.ones(4, 2)
-    shared = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding}
-    own = {"model.embed_tokens.weight": embedding, "lm_head.weight": torch.zeros(4, 2)}
-    copied = shared | {"lm_head.weight": embedding.clone()}  # as shards are gathered
-    for name, state, names in (("b", shared, 1), ("c", own, 2), ("d", copied, 1)):
-        publish_weights(state, tmp_path / name)
-        assert len(load_file(tmp_path / name)) == names
-    save_weights(shared, tmp_path / "a", {"lm_head.weight": "model.embed_tokens.weight"})
-    assert len(load_file(tmp_path / "a")) == 2
-
-
-def random_state(seed, rows):
-    generator = torch.Generator().manual_seed(seed)
-    state = {f"layer {i}": torch.randn(rows, 7, generator=generator) for i in range(3)}
-    state |= {
-        dtype: state["layer 0"].to(getattr(torch, dtype))
-        for dtype in ("bfloat16", "float16", "float64")
-    }
-    return state | {"scalar": torch.tensor(seed + 0.5), "turned": state["layer 1"].T}
-
-
-def same(found, state):
-    return found.keys() == state.keys() and all(
-        torch.equal(found[name], state[name]) for name in state
-    )
-
-
-def test_published_weights_are_written_over_a_spare_file_of_any_size(tmp_path):
-    first, larger, smaller = random_state(0, 50), random_state(1, 90), random_state(2, 10)
-    publish_weights(first, tmp_path / "1.1.safetensors")
-    inode = (tmp_path / "1.1.safetensors").stat().st_ino
-    for version, state in (("1.2", larger), ("1.3", smaller), ("1.4", first)):
-        next(tmp_path.iterdir()).rename(tmp_path / SPARE)
-        publish_weights(state, tmp_path / f"{version}.safetensors")
-        [file] = tmp_path.iterdir()
-        assert file.stat().st_ino == inode
-        assert same(load_file(file), state)
-
-
-def test_a_spare_file_that_is_too_small_for_a_full_disk_leaves_nothing(tmp_path, small_files):
-    (tmp_path / SPARE).write_bytes(b"x" * 1000)
-    with pytest.raises(CheckpointError, match=r"1\.1\.safetensors was not written.*needs 4 MiB"):
-        publish_weights({"w": torch.zeros(1_000_000)}, tmp_path / "1.1.safetensors")
-    assert list(tmp_path.iterdir()) == []
-
-
 FAULTS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -164,7 +105,7 @@ FAULTS = {
 @pytest.mark.parametrize("number", [*FAULTS, errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("library", [False, True])
 def test_only_a_lack_of_space_is_called_one(tmp_path, monkeypatch, number, library):
-    """Errors as the system gives them, and as safetensors' writer puts them into words of its own."""
+    """Errors as the system gives them, and as safetensors' writer words them."""
     error = OSError(number, os.strerror(number))
     if library:
         words = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
@@ -197,24 +138,3 @@ def test_weights_in_a_folder_of_another_user_are_not_called_a_lack_of_space(tmp_
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.rmdir(theirs)
     assert code == 7
-
-
-def test_published_weights_are_for_this_user_alone(tmp_path):
-    publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
-    assert (tmp_path / "1.1.safetensors").stat().st_mode & 0o777 == 0o600
-
-
-def test_weights_that_a_killed_learner_left_in_memory_go_with_the_next_ones(tmp_path):
-    writer = os.fork()
-    if writer == 0:
-        try:
-            Path.replace = lambda source, _: (
-                source.exists() and os.kill(os.getpid(), signal.SIGKILL)
-            )
-            publish_weights({"w": torch.zeros(4)}, tmp_path / "1.1.safetensors")
-        finally:
-            os._exit(1)
-    os.waitpid(writer, 0)
-    assert len(list(tmp_path.iterdir())) == 1
-    publish_weights({"w": torch.zeros(4)}, tmp_path / "2.1.safetensors")
-    assert [file.name for file in tmp_path.iterdir()] == ["2.1.safetensors"]

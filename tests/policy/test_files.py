@@ -175,8 +175,8 @@ def test_a_head_of_its_own_is_never_replaced_by_the_embedding(checkpoint, says, 
         edit(checkpoint / "config.json", lambda config: config.pop("tie_word_embeddings"))
     message = refused(checkpoint, check)
     assert (
-        "lm_head.weight that differs from model.embed_tokens.weight: set tie_word_embeddings to false"
-        in message
+        "lm_head.weight that differs from model.embed_tokens.weight: "
+        "set tie_word_embeddings to false" in message
     )
 
 

@@ -76,9 +76,15 @@ def test_nothing_learned_gives_nothing_but_keeps_the_graph(model):
 
 def test_a_model_that_caps_its_logits_is_refused():
     config = Gemma2Config(
-        vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=16, final_logit_softcapping=1.0,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        final_logit_softcapping=1.0,
+    )
     with pytest.raises(CheckpointError, match="Gemma2ForCausalLM scales or caps its logits"):
         TokenLogprobs(Gemma2ForCausalLM(config))
     config.final_logit_softcapping = None

@@ -165,10 +165,11 @@ def checkpoint(work, step, text="weights"):
         (folder / "policy" / "model").write_text(text)
         (folder / "reference").write_text(text)
 
-    (work / "checkpoints").mkdir(exist_ok=True)
-    StepDirectories(work / "checkpoints", keep_last=9).write(step, fill)
+    # As trainings do it, first: a checkpoint that is sent takes the metrics along.
     with open(work / "metrics.jsonl", "a") as file:
         file.write(f'{{"step": {step}}}\n')
+    (work / "checkpoints").mkdir(exist_ok=True)
+    StepDirectories(work / "checkpoints", keep_last=9).write(step, fill)
 
 
 def steps_at(place):

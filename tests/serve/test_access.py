@@ -49,10 +49,18 @@ def test_without_keys_loopback_names_are_accepted(host):
 @pytest.mark.parametrize(
     "host",
     [
-        "evil.example.org", "evil.example.org:8000", "localhost.evil.example.org", "127.0.0.1.nip.io", "10.0.0.7",
-        "0.0.0.0", "[::]", "2130706433", "127.1", "gpu7",
+        "evil.example.org",
+        "evil.example.org:8000",
+        "localhost.evil.example.org",
+        "127.0.0.1.nip.io",
+        "10.0.0.7",
+        "0.0.0.0",
+        "[::]",
+        "2130706433",
+        "127.1",
+        "gpu7",
     ],
-)  # fmt: skip
+)
 def test_without_keys_other_names_are_refused(host):
     assert status({"host": host}) == 403
 
@@ -130,11 +138,19 @@ def test_a_body_has_one_length():
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [
-        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("localhost", True),
-        ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("::ffff:10.0.0.1", False), ("", False),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("", False),
         ("localhost.example.org", False),
     ],
-)  # fmt: skip
+)
 def test_loopback(host, is_local):
     assert is_loopback(host) == is_local
 

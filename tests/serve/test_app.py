@@ -4,7 +4,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from serve.app import losses
-from serve.door import ServerBusy, ServerLost
+from serve.gateway import ServerBusy, ServerLost
 from serve.versions import EngineBroken, MixedVersions
 
 

@@ -129,8 +129,8 @@ def test_a_damaged_policy_is_one_line_before_anything_starts(run, problems, monk
     flip_a_bit(run / "work/rl/bridge/step_10/policy/model.safetensors")
     error = error_of(monkeypatch, capsys, run, "--port", free_port())
     assert (
-        "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since it was written"
-        in error
+        "work/rl/bridge/step_10 is damaged: policy/model.safetensors has changed since "
+        "it was written" in error
     )
 
 
@@ -180,7 +180,7 @@ def test_why_an_engine_did_not_start_is_the_end_of_what_serve_says():
     healthy = DeploymentStatusOverview("HEALTHY", "CONFIG_UPDATE_COMPLETED", {}, "")
     failed = DeploymentStatusOverview("DEPLOY_FAILED", "REPLICA_STARTUP_FAILED", {}, traceback)
     overview = ApplicationStatusOverview(
-        "DEPLOY_FAILED", "", 0, {"door": healthy, "bridge-rl": failed}
+        "DEPLOY_FAILED", "", 0, {"gateway": healthy, "bridge-rl": failed}
     )
     assert reason_of(overview) == "CheckpointError: no weights"
     assert (

@@ -33,7 +33,7 @@ def answer_of(app, dead=False, fault=None):
 
 
 def raising(error, status=None):
-    """As Starlette does it: the request is read, a 500 may be sent, then the error is raised again."""
+    """As Starlette does it: read the request, maybe send a 500, then raise the error again."""
 
     async def app(scope, receive, send):
         await receive()

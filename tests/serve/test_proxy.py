@@ -145,7 +145,8 @@ def test_the_list_of_routes_is_hidden(port):
 
 
 def test_headers_that_steer_ray_serve_do_not_reach_it(port):
-    headers = b"X-Request-Timeout-Seconds: 0\r\nserve_multiplexed_model_id: \xff\r\nX-Request-ID: \xff\r\nx-mine: 1\r\n"
+    headers = b"X-Request-Timeout-Seconds: 0\r\nserve_multiplexed_model_id: \xff\r\n"
+    headers += b"X-Request-ID: \xff\r\nx-mine: 1\r\n"
     answer = ask(port, REQUEST, headers, b"Connection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
     assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"host", "x-mine", "connection"}

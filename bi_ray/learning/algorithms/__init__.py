@@ -1,5 +1,4 @@
-"""One module per loss of RL: a pure function from the learned tokens of a micro-batch to their
-losses.
+"""The losses of RL, one module each: pure functions from learned tokens to their losses.
 
 DAPO, Dr.GRPO and REINFORCE++ use GRPO's loss; what sets them apart are their options
 (``config.algorithms``).

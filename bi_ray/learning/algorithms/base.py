@@ -1,4 +1,4 @@
-"""What every algorithm is given and gives back, and the parts that they share."""
+"""What every algorithm takes and returns, and the parts that they share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bi_ray.config import RLConfig
 
-# beyond it a ratio says no more than "far off", and its gradient would not be finite
+# beyond it a ratio only means "far off", and its gradient would not be finite
 LARGEST_LOG_RATIO = 20.0
 
 
@@ -39,8 +39,7 @@ class LearnedTokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """What an algorithm makes of them. The caller weighs the values and sums them; an algorithm
-    does neither.
+    """The losses of the tokens. The caller weights and sums them; an algorithm does neither.
 
     Attributes:
         values: [n], with gradient.

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors.driver import readiness
+from actors.driver.progress import Progress
 from actors.driver.readiness import ReadinessError, ReadinessMeter
 from bi_ray.config import DifficultyConfig, PromptBenchConfig, RunConfig
 
@@ -47,7 +48,7 @@ def meter(monkeypatch, **methods) -> ReadinessMeter:
     monkeypatch.setattr(readiness, "_POLL_S", 0.001)
     sets = {name: DifficultyConfig() for name in ("sft", "rl", "test_id", "test_ood")}
     config = RunConfig(name="x", task=PromptBenchConfig(sets=sets), arms=["vanilla"])
-    made = ReadinessMeter(config, None, None, None, lambda *_: None)
+    made = ReadinessMeter(config, None, None, None, Progress())
     made._analyzer = type("Handle", (), methods)()
     return made
 

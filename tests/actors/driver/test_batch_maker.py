@@ -31,7 +31,7 @@ def config_of(**rl):
 
 
 class World:
-    """Engines that answer in a random order, and a verifier: one query in four teaches something."""
+    """Engines that answer in a random order, and a verifier: one query in four is informative."""
 
     def __init__(self, seed=0, failing=(), kind="data", **rl):
         self.random = random.Random(seed)
@@ -108,10 +108,8 @@ def test_a_failed_group_is_named_and_counted_and_no_reward_of_zero(caplog):
     made = world.make()
     assert made.metrics["failed_groups"] == 1
     assert f"step 5 continues without query {world.failing[0]}: gone" in caplog.text
-    assert (made.batch.groups_total, made.batch.samples_total) == (
-        PROMPTS - 1,
-        SAMPLES * (PROMPTS - 1),
-    )
+    assert made.metrics["groups"] == PROMPTS - 1
+    assert made.batch.samples_total == SAMPLES * (PROMPTS - 1)
 
 
 def test_groups_without_variance_are_replaced_until_there_are_enough():
@@ -194,3 +192,16 @@ def test_a_step_that_lost_a_group_to_its_engines_is_no_step():
     world.failing = (whole.asked[0][0],)
     with pytest.raises(VerdictError, match="1 of 4 groups of responses were lost"):
         world.make()
+
+
+def test_a_verifier_that_fails_is_logged_at_once_and_ends_the_step(caplog):
+    world = World()
+
+    async def score(items):
+        raise RuntimeError("the verifier did not start")
+
+    world.score = score
+    with pytest.raises(RuntimeError, match="the verifier did not start"):
+        world.make()
+    records = [record for record in caplog.records if record.message.startswith("judging of query")]
+    assert isinstance(records[0].exc_info[1], RuntimeError)

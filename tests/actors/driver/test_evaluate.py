@@ -74,8 +74,8 @@ def test_an_evaluation_in_which_nothing_could_be_judged_fails_and_says_why_once(
     with pytest.raises(VerdictError) as caught:
         World(verdicts=dict.fromkeys("0123", RAISED)).rows()
     assert str(caught.value) == (
-        "none of 4 responses could be judged: the reward function raised ValueError: no (mine.py:7); "
-        "fix it and run the same command again"
+        "none of 4 responses could be judged: the reward function raised ValueError: no "
+        "(mine.py:7); fix it and run the same command again"
     )
 
 

@@ -81,7 +81,7 @@ def test_an_analysis_goes_on_beside_training_with_weights_of_its_own(tmp_path, w
     asyncio.run(scenario())
 
 
-def test_only_every_few_steps_and_one_at_a_time(tmp_path, weights):
+def test_only_every_few_steps_and_one_at_a_time(tmp_path, weights, caplog):
     async def scenario():
         analyzer = Analyzer()
         watch = monitor(analyzer, tmp_path)
@@ -90,7 +90,7 @@ def test_only_every_few_steps_and_one_at_a_time(tmp_path, weights):
         assert watch.requests(10) == watch.requests(15)  # the same random numbers at every step
         watch.begin(VERSION, weights, [], [])
         assert watch.requests(15) == []
-        assert watch.skipped == 1
+        assert "step 15 is left out, the analysis before it still runs" in caplog.text
         await until(lambda: analyzer.calls)
         analyzer.answer(10)
         await watch.finish()
@@ -109,6 +109,27 @@ def test_an_analysis_that_fails_leaves_rl_alone(tmp_path, weights, caplog):
 
     asyncio.run(scenario())
     assert "out of memory" in caplog.text
+
+
+def test_an_analysis_that_cannot_clean_up_is_in_the_log_and_leaves_rl_alone(
+    tmp_path, weights, caplog, monkeypatch
+):
+    async def scenario():
+        analyzer = Analyzer()
+        watch = monitor(analyzer, tmp_path)
+        watch.begin(VERSION, weights, [], [])
+        await until(lambda: analyzer.calls)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        analyzer.answer(10)
+        await watch.finish()
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError("not permitted")
+
+    asyncio.run(scenario())
+    [record] = [record for record in caplog.records if "analysis of step 10" in record.message]
+    assert record.levelname == "ERROR"
+    assert isinstance(record.exc_info[1], PermissionError)
 
 
 def test_going_back_takes_later_rows_back(tmp_path, weights):

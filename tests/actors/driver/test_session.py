@@ -1,12 +1,15 @@
 import asyncio
 import json
+import logging
 import os
 from pathlib import Path
 
 import pytest
 
 from actors.driver.driver import driver_concurrency
-from actors.driver.session import RLSession, Schedule, SessionError
+from actors.driver.session import KeptBatch, RLSession, Schedule, SessionError
+from actors.driver.step_metrics import EngineWork
+from actors.logs import FieldFilter
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.verification.verdicts import VerdictError
@@ -15,15 +18,25 @@ SYNCHRONOUS = Schedule(steps=100)
 
 
 class Recorder:
-    """Makes batches that carry their number, and writes down what it was asked."""
+    """A backend: makes batches that carry their number, and writes down what it was asked."""
 
     def __init__(self):
         self.made: list[int] = []
         self.synced: list[tuple[PolicyVersion, str]] = []
         self.fail_next = False
         self.validated = {2}
+        self.ends_with: int | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+
+    def policy_of(self, step):
+        return Path(f"policy_{step}")
+
+    def last_step(self):
+        return self.ends_with
+
+    def engine_work(self):
+        return EngineWork({}, 0)
 
     async def make_batch(self, step):
         await self.gate.wait()
@@ -31,9 +44,7 @@ class Recorder:
             self.fail_next = False
             raise RuntimeError("no engine is left")
         self.made.append(step)
-        return LearnerBatch(samples=(), groups_total=step, samples_total=step), {
-            "reward": step / 10
-        }
+        return KeptBatch(LearnerBatch(samples=(), samples_total=step), {"reward": step / 10})
 
     async def sync(self, version, path):
         self.synced.append((version, str(path)))
@@ -43,16 +54,7 @@ class Recorder:
 
 
 def session(recorder, folder, incarnation=0, schedule=SYNCHRONOUS):
-    return RLSession(
-        incarnation=incarnation,
-        policy_of=lambda step: Path(f"policy_{step}"),
-        make_batch=recorder.make_batch,
-        sync=recorder.sync,
-        validate=recorder.validate,
-        usage=lambda step_s: {"engines": "busy"},
-        metrics_file=folder / "metrics.jsonl",
-        schedule=schedule,
-    )
+    return RLSession(incarnation, recorder, folder / "metrics.jsonl", schedule)
 
 
 def rows(folder):
@@ -88,16 +90,8 @@ def test_step_0_is_validated_once_per_beginning_and_an_end_ends_the_leases(tmp_p
     async def scenario():
         recorder = Recorder()
         recorder.validated = {0, 1, 2}
-        rl = RLSession(
-            incarnation=0,
-            policy_of=lambda step: Path(f"policy_{step}"),
-            make_batch=recorder.make_batch,
-            sync=recorder.sync,
-            validate=recorder.validate,
-            usage=lambda seconds: {},
-            metrics_file=tmp_path / "metrics.jsonl",
-            schedule=Schedule(steps=10, is_over=lambda step: step >= 2),
-        )
+        recorder.ends_with = 2
+        rl = session(recorder, tmp_path, schedule=Schedule(steps=10))
         for _ in range(2):  # a group that starts again before its first checkpoint
             incarnation = await rl.join(0)
             assert rows(tmp_path) == [{"step": 0, "validation/val/greedy": 0.5}]
@@ -123,7 +117,7 @@ def test_learners_that_come_back_get_the_same_batches_and_the_engines_go_back_fi
             kept.append(await rl.lease(step, old))
             await rl.publish(old, step, Path(str(step)), {})
             if step == 1:
-                rl.checkpointed(1)
+                await rl.checkpointed(1)
         new = await rl.join(1)
         assert new > old
         assert recorder.synced[-1] == ((new, 1), "policy_1")
@@ -157,7 +151,7 @@ def test_a_step_out_of_order_is_refused(tmp_path):
         rl = session(Recorder(), tmp_path)
         incarnation = await rl.join(0)
         with pytest.raises(
-            SessionError, match="step 3 was asked for while the policy is at step 0"
+            SessionError, match="step 3 was requested while the policy is at step 0"
         ):
             await rl.lease(3, incarnation)
 
@@ -181,13 +175,13 @@ def test_a_rank_that_is_ahead_waits_until_the_engines_hold_the_step_before(tmp_p
             await slow.wait()
             recorder.synced.append((version, str(path)))
 
-        rl._sync = slow_sync
+        recorder.sync = slow_sync
         publishing = asyncio.ensure_future(rl.publish(incarnation, 1, Path("one"), {}))
         await asyncio.sleep(0.01)
         assert recorder.made == [1]
         slow.set()
         await publishing
-        assert (await ahead).groups_total == 2
+        assert (await ahead).samples_total == 2
         assert await rl.lease(2, incarnation) is await ahead
 
     run(scenario())
@@ -195,7 +189,8 @@ def test_a_rank_that_is_ahead_waits_until_the_engines_hold_the_step_before(tmp_p
 
 def test_a_validation_without_verdicts_ends_every_rank_the_same_way(tmp_path):
     async def scenario():
-        rl = session(Recorder(), tmp_path)
+        recorder = Recorder()
+        rl = session(recorder, tmp_path)
         incarnation = await rl.join(0)
         await rl.lease(1, incarnation)
         ahead = asyncio.ensure_future(rl.lease(2, incarnation))
@@ -203,7 +198,7 @@ def test_a_validation_without_verdicts_ends_every_rank_the_same_way(tmp_path):
         async def no_verdicts(step):
             raise VerdictError("none of 4 responses could be judged")
 
-        rl._validate = no_verdicts
+        recorder.validate = no_verdicts
         with pytest.raises(VerdictError, match="none of 4"):
             await rl.publish(incarnation, 1, Path("one"), {})
         with pytest.raises(VerdictError, match="none of 4"):
@@ -237,7 +232,7 @@ def test_a_batch_that_failed_is_made_again_after_a_join(tmp_path):
         with pytest.raises(RuntimeError, match="no engine is left"):
             await rl.lease(1, incarnation)
         incarnation = await rl.join(0)
-        assert (await rl.lease(1, incarnation)).groups_total == 1
+        assert (await rl.lease(1, incarnation)).samples_total == 1
 
     run(scenario())
 
@@ -274,7 +269,7 @@ def test_learners_that_come_back_from_behind_a_checkpoint_get_its_batches_again(
             await rl.lease(step, incarnation)
             await rl.publish(incarnation, step, Path(str(step)), {})
             if step in (2, 4):
-                rl.checkpointed(step)
+                await rl.checkpointed(step)
         back = await rl.join(2)
         assert recorder.synced[-1] == ((back, 2), "policy_2")
         assert [row["step"] for row in rows(tmp_path)] == [1, 2]
@@ -345,7 +340,7 @@ def test_a_join_whose_learners_died_does_not_touch_what_is_their_successors(call
         incarnation = await joining
         with pytest.raises(SessionError, match="replaced"):
             await dead
-        assert incarnation == rl.version.incarnation
+        assert incarnation == rl.incarnation
         for step in (1, 2, 3):
             assert await rl.lease(step, incarnation) is not None
             await rl.publish(incarnation, step, Path(str(step)), {})
@@ -375,10 +370,10 @@ def test_a_join_that_the_engines_did_not_follow_can_be_repeated(tmp_path):
         recorder = Recorder()
         recorder.validated = {0}
         rl = session(recorder, tmp_path)
-        rl._sync, whole = refuse, rl._sync
+        recorder.sync, whole = refuse, recorder.sync
         with pytest.raises(RuntimeError, match="no rollout worker"):
             await rl.join(0)
-        rl._sync = whole
+        recorder.sync = whole
         incarnation = await rl.join(0)
         assert await rl.lease(1, incarnation) is not None
 
@@ -427,7 +422,7 @@ def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, monkeypa
     on_disk = []
 
     async def scenario():
-        schedule = Schedule(steps=100, is_settled_first=lambda step: step == 2)
+        schedule = Schedule(steps=100, must_settle=lambda step: step == 2)
         rl = session(Recorder(), tmp_path, schedule=schedule)
         incarnation = await rl.join(0)
         monkeypatch.setattr(os, "fsync", lambda descriptor: on_disk.append(len(rows(tmp_path))))
@@ -435,5 +430,68 @@ def test_the_rows_that_a_checkpoint_knows_outlast_a_power_cut(tmp_path, monkeypa
             await rl.lease(step, incarnation)
             await rl.publish(incarnation, step, Path(str(step)), {})
         assert on_disk == [2]  # both rows, before the learners go on to the checkpoint of step 2
+
+    run(scenario())
+
+
+def test_what_is_logged_in_the_work_of_a_step_has_its_step_and_version(tmp_path):
+    seen = []
+
+    class LoggingRecorder(Recorder):
+        async def make_batch(self, step):
+            log_a_line("batch")
+            return await super().make_batch(step)
+
+        async def sync(self, version, path):
+            log_a_line("sync")
+            await super().sync(version, path)
+
+    def log_a_line(what):
+        record = logging.LogRecord("actors", logging.INFO, __file__, 1, what, None, None)
+        FieldFilter({"actor": "driver"}).filter(record)
+        seen.append((what, record.step, str(getattr(record, "version", None))))
+
+    async def scenario():
+        rl = session(LoggingRecorder(), tmp_path)
+        incarnation = await rl.join(0)
+        await rl.lease(1, incarnation)
+        await rl.publish(incarnation, 1, Path("one"), {})
+        await rl.lease(2, incarnation)
+
+    run(scenario())
+    assert seen[:3] == [("sync", 0, "1.0"), ("batch", 1, "1.0"), ("sync", 1, "1.1")]
+    assert [(what, step) for what, step, _ in seen[3:]] == [("batch", 2)]
+
+
+def test_a_batch_that_fails_is_logged_at_once_with_its_traceback_and_step(tmp_path, caplog):
+    async def scenario():
+        recorder = Recorder()
+        recorder.fail_next = True
+        await session(recorder, tmp_path).join(0)
+        await asyncio.sleep(0.01)  # nobody has asked for the batch
+
+    run(scenario())
+    [record] = [record for record in caplog.records if "batch 1 failed" in record.message]
+    assert isinstance(record.exc_info[1], RuntimeError)
+    assert record.step == 1
+
+
+def test_the_rows_of_metrics_are_read_when_they_change_and_not_at_every_lease(tmp_path):
+    class Counting(Recorder):
+        reads = 0
+
+        def last_step(self):
+            self.reads += 1
+            return super().last_step()
+
+    async def scenario():
+        recorder = Counting()
+        rl = session(recorder, tmp_path)
+        incarnation = await rl.join(0)
+        before = recorder.reads
+        await asyncio.gather(*(rl.lease(1, incarnation) for _ in range(50)))
+        assert recorder.reads == before
+        await rl.publish(incarnation, 1, Path("1"), {})
+        assert recorder.reads == before + 1
 
     run(scenario())

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.driver.session import RLSession, Schedule, SessionError
+from actors.driver.session import KeptBatch, RLSession, Schedule, SessionError
+from actors.driver.step_metrics import EngineWork
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import Sample, version_metrics
 from bi_ray.policy.version import PolicyVersion, VersionSpan
@@ -33,18 +34,17 @@ class World:
         self.stop_at = -1
         self.last = STEPS  # where a validation ends the run
         self.rows = folder / "metrics.jsonl"
-        self.session = RLSession(
-            incarnation=0,
-            policy_of=lambda step: Path(f"policy_{step}"),
-            make_batch=self.make_batch,
-            sync=self.sync,
-            validate=self.validate,
-            usage=lambda step_s: {},
-            metrics_file=self.rows,
-            schedule=Schedule(
-                STEPS, max_staleness, self.checkpointed, lambda step: step >= self.last
-            ),
-        )
+        schedule = Schedule(STEPS, max_staleness, self.checkpointed)
+        self.session = RLSession(0, self, self.rows, schedule)
+
+    def policy_of(self, step):
+        return Path(f"policy_{step}")
+
+    def last_step(self):
+        return self.last
+
+    def engine_work(self):
+        return EngineWork({}, 0)
 
     @staticmethod
     def checkpointed(step):
@@ -60,7 +60,7 @@ class World:
         for _ in range(4):
             self.made_by[step].append(self.held)
             await self.pause()
-        return LearnerBatch(samples=(), groups_total=step, samples_total=step), {"made": step}
+        return KeptBatch(LearnerBatch(samples=(), samples_total=step), {"made": step})
 
     async def sync(self, version, path):
         await self.pause()
@@ -81,14 +81,14 @@ class World:
             batch = await self.session.lease(step, incarnation)
             if batch is None:
                 return
-            assert batch.groups_total == step
+            assert batch.samples_total == step
             oldest = min(version.step for version in self.made_by[step])
             assert step - 1 - self.max_staleness <= oldest <= step - 1
             self.trained.append(step)
             await self.pause()
             await self.session.publish(incarnation, step, Path(f"policy_{step}"), {"loss": 0.0})
             if self.checkpointed(step):
-                self.session.checkpointed(step)
+                await self.session.checkpointed(step)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2, 3])
@@ -151,13 +151,13 @@ def test_a_sync_that_fails_reaches_the_learners_and_a_join_mends_it(tmp_path):
         world = World(0, 1, tmp_path)
         incarnation = await world.session.join(0)
         await world.session.lease(1, incarnation)
-        world.session._sync, whole = fail, world.session._sync
+        world.sync, whole = fail, world.sync
         await world.session.publish(incarnation, 1, Path("policy_1"), {})  # nobody waits for it
         with pytest.raises(RuntimeError, match="no rollout worker took version"):
             await world.session.publish(incarnation, 2, Path("policy_2"), {})
         with pytest.raises(SessionError, match="no rollout worker took version"):
             await world.session.lease(3, incarnation)
-        world.session._sync = whole
+        world.sync = whole
         await world.learn(0, STEPS)
 
     async def fail(version, path):

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.driver.session import RLSession, Schedule
+from actors.driver.session import KeptBatch, RLSession, Schedule
+from actors.driver.step_metrics import EngineWork
+from actors.rollout.handle import Ping, WorkerInfo, WorkerLost
 from actors.rollout.pool import RolloutPool
-from actors.rollout.worker import Ping, WorkerInfo, WorkerLost
 from actors.weights.shared_memory import FileAnnouncement
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
@@ -119,16 +120,8 @@ class Driver:
         clock = asyncio.get_running_loop().time
         self.training = training
         self.pool = RolloutPool(self._make_worker, CONFIG, clock)
-        self.session = RLSession(
-            incarnation=0,
-            policy_of=self._policy_of,
-            make_batch=self._make_batch,
-            sync=self._sync,
-            validate=self._validate,
-            usage=lambda step_s: {},
-            metrics_file=training.metrics,
-            schedule=Schedule(STEPS, training.max_staleness, _is_settled_first),
-        )
+        schedule = Schedule(STEPS, training.max_staleness, _must_settle)
+        self.session = RLSession(0, self, training.metrics, schedule)
 
     def _make_worker(self) -> Engine:
         if self.training.failing_makes:
@@ -136,12 +129,12 @@ class Driver:
             raise RuntimeError("no actor can be made")
         return Engine(self.training)
 
-    def _policy_of(self, step: int) -> Path:
+    def policy_of(self, step: int) -> Path:
         name = f"checkpoint_{step}"
         self.training.files[name] = self.training.checkpoints[step]
         return Path(name)
 
-    async def _sync(self, version: PolicyVersion, path: Path) -> None:
+    async def sync(self, version: PolicyVersion, path: Path) -> None:
         await self.pool.sync(FileAnnouncement(version, "node", str(path)))
 
     async def _groups(self, name: str, count: int) -> list[Group]:
@@ -152,13 +145,19 @@ class Driver:
         answers = await self.pool.generate(requests)
         return [answer for answer in answers if isinstance(answer, Group)]
 
-    async def _make_batch(self, step: int) -> tuple[LearnerBatch, dict[str, Any]]:
+    def last_step(self) -> int | None:
+        return None
+
+    def engine_work(self) -> EngineWork:
+        return EngineWork({}, 0)
+
+    async def make_batch(self, step: int) -> KeptBatch:
         groups = await self._groups(str(step), GROUPS)
         batch = _contents(groups)
-        made = LearnerBatch(samples=(), groups_total=len(groups), samples_total=number(batch))
-        return made, {"batch": batch, "groups": len(groups)}
+        made = LearnerBatch(samples=(), samples_total=number(batch))
+        return KeptBatch(made, {"batch": batch, "groups": len(groups)})
 
-    async def _validate(self, step: int) -> dict[str, Any]:
+    async def validate(self, step: int) -> dict[str, Any]:
         if step % VALIDATE_EVERY:
             return {}
         return {
@@ -166,7 +165,7 @@ class Driver:
         }
 
 
-def _is_settled_first(step: int) -> bool:
+def _must_settle(step: int) -> bool:
     return step % CHECKPOINT_EVERY == 0 or step % VALIDATE_EVERY == 0 or step == STEPS
 
 
@@ -270,13 +269,13 @@ class Training:
             leases = [_call(session.lease(step, incarnation)) for _ in range(RANKS)]
             batch = (await asyncio.gather(*leases))[0]
             await asyncio.sleep(self.random.uniform(5, 20))
-            weights = fingerprint(weights, batch.groups_total, batch.samples_total)
+            weights = fingerprint(weights, batch.samples_total)
             name = f"{incarnation}.{step}"
             self.files[name] = weights
             await _call(session.publish(incarnation, step, Path(name), {"weights": weights}))
             if step % CHECKPOINT_EVERY == 0 or step == STEPS:
                 self.checkpoints[step] = weights
-                session.checkpointed(step)
+                await session.checkpointed(step)
         return weights
 
     async def _kill_at_random(self) -> None:

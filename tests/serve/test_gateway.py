@@ -5,10 +5,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from serve import door
+from serve import gateway
 from serve.access import Access, key_digest
 from serve.asgi import Head
-from serve.door import ServerBusy, ServerLost, make_app
+from serve.gateway import ServerBusy, ServerLost, make_app
 
 HERE, ELSEWHERE = ("127.0.0.1", 5000), ("203.0.113.7", 5000)
 REQUEST = {"model": "bridge-rl", "prompt": "x"}
@@ -66,8 +66,8 @@ def test_requests_go_to_the_server_of_their_model():
         "body": {"model": "bridge-sft", "messages": [], "skip_special_tokens": False},
     }
     assert answer.headers["x-seen"] == "1"
-    told = client().post("/v1/completions", json=REQUEST | {"skip_special_tokens": True}).json()
-    assert told["body"]["skip_special_tokens"] is True
+    own = client().post("/v1/completions", json=REQUEST | {"skip_special_tokens": True}).json()
+    assert own["body"]["skip_special_tokens"] is True
 
 
 def test_a_chat_ends_at_the_strings_that_end_a_response_of_training():
@@ -101,7 +101,7 @@ def test_models_are_listed_one_by_one_and_together():
 @pytest.mark.parametrize(
     "header", [None, "Bearer wrong", "Bearer ", "Basic right", "right", "Bearer right2"]
 )
-def test_without_a_known_key_the_door_is_shut(path, header):
+def test_without_a_known_key_nobody_is_let_in(path, header):
     method = "GET" if "models" in path else "POST"
     headers = {"authorization": header} if header else {}
     answer = client(keys=["right", "other"]).request(method, path, json=REQUEST, headers=headers)
@@ -114,8 +114,8 @@ def test_without_a_known_key_the_door_is_shut(path, header):
 @pytest.mark.parametrize("key", ["right", "other"])
 def test_any_known_key_opens_it_from_anywhere(key):
     headers = {"authorization": f"bearer {key}"}
-    door = client(keys=["right", "other"], address=ELSEWHERE)
-    assert door.post("/v1/completions", json=REQUEST, headers=headers).status_code == 200
+    server = client(keys=["right", "other"], address=ELSEWHERE)
+    assert server.post("/v1/completions", json=REQUEST, headers=headers).status_code == 200
 
 
 def test_without_keys_only_this_machine_is_answered():
@@ -174,9 +174,18 @@ def test_a_browser_of_an_allowed_origin_may_ask_and_read():
 
 @pytest.mark.parametrize(
     "media_type",
-    [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json",
-     "text/plain; application/json", "application/json-seq", "application/jsonx"],
-)  # fmt: skip
+    [
+        None,
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "",
+        "json",
+        "text/plain; application/json",
+        "application/json-seq",
+        "application/jsonx",
+    ],
+)
 def test_a_body_that_a_web_page_may_send_unasked_is_refused(media_type):
     headers = {} if media_type is None else {"content-type": media_type}
     answer = client().post("/v1/completions", content=json.dumps(REQUEST), headers=headers)
@@ -203,7 +212,7 @@ def test_a_body_that_does_not_come_in_time_is_refused(monkeypatch):
             headers = {"content-type": "application/json"}
             return await slow.post("/v1/completions", content=trickle(), headers=headers)
 
-    monkeypatch.setattr(door, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(gateway, "BODY_TIMEOUT_S", 0.05)
     answer = asyncio.run(ask())
     assert "did not arrive within 0.05 s" in error_of(answer, 408)["message"]
     assert answer.headers["connection"] == "close"
@@ -235,7 +244,7 @@ def test_half_a_character_is_refused_in_every_place():
 
 
 def test_a_body_of_a_million_requests_is_refused(monkeypatch):
-    monkeypatch.setattr(door, "MAX_PROMPTS", 3)
+    monkeypatch.setattr(gateway, "MAX_PROMPTS", 3)
     for prompt in (["a"] * 4, [[1]] * 4, [None] * 4):
         error = error_of(client().post("/v1/completions", json=REQUEST | {"prompt": prompt}), 400)
         assert error["param"] == "prompt"
@@ -279,7 +288,7 @@ def test_a_bad_request_is_told_what_to_change(body, status, words):
 
 
 def test_a_request_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(door, "MAX_BODY_BYTES", 100)
+    monkeypatch.setattr(gateway, "MAX_BODY_BYTES", 100)
     assert error_of(client().post("/v1/completions", json=REQUEST | {"prompt": "x" * 200}), 413)
 
 

@@ -1,5 +1,6 @@
-"""The gateway: checks requests, finds the server of their model and passes them on; errors have
-OpenAI's form.
+"""The gateway: checks requests and passes them to the server of their model.
+
+Errors have OpenAI's form.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,13 +18,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve.access import Access, HeaderGuard, authorize
 from serve.asgi import Head
-from serve.errors import INTERNAL_ERROR, ApiError, error_response
+from serve.errors import INTERNAL_ERROR, ApiError, JsonObject, error_response
 from serve.versions import VERSION_HEADER
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_PROMPTS = 1024  # of one request
 BODY_TIMEOUT_S = 30.0
 _CARD_TIMEOUT_S = 10.0
+_ROUTES = "GET /v1/models, POST /v1/completions and POST /v1/chat/completions"
 logger = logging.getLogger("ray.serve")
 
 
@@ -34,7 +36,7 @@ class Servers(Protocol):
     def names(self) -> Sequence[str]:
         """Names of the models."""
 
-    async def card(self, name: str) -> dict[str, Any]:
+    async def card(self, name: str) -> JsonObject:
         """The entry of a model in the list.
 
         Raises:
@@ -62,33 +64,47 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
     """The application that clients see.
 
     Args:
-        servers: who answers.
+        servers: answer the requests.
         access: who is let in.
-        stop: strings that end an answer in a chat, and stay in it, where the request does not name
-            any.
+        stop: strings that end an answer in a chat, and stay in it, if the request names none.
     """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Liveness probe; needs no key."""
+        return {"status": "ok"}
+
+    app.include_router(_v1_routes(servers, access, stop))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+    if access.allowed_origins:
+        # browsers ask before they send, and read answers only with these headers
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=[VERSION_HEADER],
+        )
+    app.add_middleware(HeaderGuard, access=access)
+    return app
+
+
+def _v1_routes(servers: Servers, access: Access, stop: Sequence[str]) -> APIRouter:
     async def require_access(request: Request) -> None:
         authorize(request, access)
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     router = APIRouter(prefix="/v1", dependencies=[Depends(require_access)])
 
     @router.get("/models")
-    async def models() -> dict[str, Any]:
-        """Every model that is in service, with the version that would answer now."""
-        cards = await asyncio.gather(
-            *(_card(servers, name) for name in servers.names), return_exceptions=True
-        )
-        listed = [card for card in cards if not isinstance(card, BaseException)]
-        errors = [card for card in cards if isinstance(card, BaseException)]
-        for error in errors:
-            if not listed or not isinstance(error, ApiError):
-                raise error
-        return {"object": "list", "data": listed}
+    async def models() -> JsonObject:
+        """Every model in service, with the version that would answer now."""
+        return {"object": "list", "data": await _cards(servers)}
 
     @router.get("/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str) -> JsonObject:
         """One model."""
         _require_model(servers, name)
         return await _card(servers, name)
@@ -101,34 +117,22 @@ def make_app(servers: Servers, access: Access, stop: Sequence[str] = ()) -> Fast
         content = _parse(await _body(request))
         name = _require_model(servers, content.get("model"))
         _require_few_prompts(content)
-        # As in rollouts and evaluations: the text is what was said. The end token is left out all
-        # the same.
-        content.setdefault("skip_special_tokens", False)
-        if stop and request.url.path.endswith("/chat/completions") and content.get("stop") is None:
-            content |= {"stop": list(stop), "include_stop_str_in_output": True}
-        pieces = servers.answer(name, request.url.path, _encode(content))
-        return await _respond(name, pieces)
+        path = request.url.path
+        _set_defaults(content, stop if path.endswith("/chat/completions") else ())
+        return await _respond(name, servers.answer(name, path, _encode(content)))
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Liveness probe; needs no key."""
-        return {"status": "ok"}
+    return router
 
-    app.include_router(router)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _internal_error)
-    # browsers ask before they send, and read answers only with these headers
-    if access.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=access.allowed_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-            expose_headers=[VERSION_HEADER],
-        )
-    app.add_middleware(HeaderGuard, access=access)
-    return app
+
+def _set_defaults(content: JsonObject, stop: Sequence[str]) -> None:
+    """Make the text that of rollouts and evaluations: everything but the end token.
+
+    The engine's server leaves the end token out (``drop_end_tokens``).
+    """
+    content.setdefault("skip_special_tokens", False)
+    if stop and content.get("stop") is None:
+        content["stop"] = list(stop)
+        content["include_stop_str_in_output"] = True
 
 
 def _require_json(request: Request) -> None:
@@ -141,6 +145,7 @@ def _require_json(request: Request) -> None:
 
 
 async def _body(request: Request) -> bytes:
+    """The whole body; both its size and its time are limited."""
     pieces: list[bytes] = []
     size = 0
     try:
@@ -157,7 +162,7 @@ async def _body(request: Request) -> bytes:
     return b"".join(pieces)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def _parse(body: bytes) -> JsonObject:
     try:
         content = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -171,22 +176,22 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _encode(content: dict[str, Any]) -> bytes:
-    """The request as JSON in UTF-8, which has no place for half a character or an infinite number."""
+def _encode(content: JsonObject) -> bytes:
+    """The request as JSON in UTF-8, which has no lone surrogates and no infinite numbers."""
     try:
         return _json(content)
     except (ValueError, RecursionError) as error:
         field = _field_at_fault(content)
-        what = f"`{field}`" if field else "the request"
-        raise ApiError(400, f"{what} {_encoding_fault(error)}", param=field) from error
+        subject = f"`{field}`" if field else "the request"
+        raise ApiError(400, f"{subject} {_encoding_fault(error)}", param=field) from error
 
 
-def _json(content: dict[str, Any]) -> bytes:
+def _json(content: JsonObject) -> bytes:
     return json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _field_at_fault(content: dict[str, Any]) -> str | None:
-    """The first field that cannot be encoded; None if all can one by one."""
+def _field_at_fault(content: JsonObject) -> str | None:
+    """The first field that cannot be encoded; None if each can by itself."""
     for name, value in content.items():
         try:
             _json({name: value})
@@ -214,18 +219,39 @@ def _require_model(servers: Servers, name: object) -> str:
     return name
 
 
-def _require_few_prompts(content: dict[str, Any]) -> None:
-    """Refuse a body that is a million requests; a list of token ids is one prompt."""
+def _require_few_prompts(content: JsonObject) -> None:
+    """Refuse a body that is a million requests."""
     prompt = content.get("prompt")
-    if isinstance(prompt, list) and len(prompt) > MAX_PROMPTS and not isinstance(prompt[0], int):
-        raise ApiError(
-            400,
-            f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests",
-            param="prompt",
-        )
+    if not isinstance(prompt, list) or len(prompt) <= MAX_PROMPTS:
+        return
+    is_one_prompt = isinstance(prompt[0], int)  # a list of token ids
+    if not is_one_prompt:
+        message = f"`prompt` has more than {MAX_PROMPTS} prompts; send several requests"
+        raise ApiError(400, message, param="prompt")
 
 
-async def _card(servers: Servers, name: str) -> dict[str, Any]:
+async def _cards(servers: Servers) -> list[JsonObject]:
+    """The entries of all models; one that is being replaced is left out.
+
+    Raises:
+        ApiError: all of them are being replaced.
+    """
+    calls = [_card(servers, name) for name in servers.names]
+    cards: list[JsonObject] = []
+    unavailable: list[ApiError] = []
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, ApiError):
+            unavailable.append(result)
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            cards.append(result)
+    if unavailable and not cards:
+        raise unavailable[0]
+    return cards
+
+
+async def _card(servers: Servers, name: str) -> JsonObject:
     try:
         async with asyncio.timeout(_CARD_TIMEOUT_S):
             return await servers.card(name)
@@ -234,16 +260,15 @@ async def _card(servers: Servers, name: str) -> dict[str, Any]:
 
 
 async def _respond(name: str, pieces: AsyncIterator[Head | bytes]) -> Response:
-    """A response as soon as its head is known; an answer that is not streamed comes whole or as an
-    error.
-    """
+    """A response as soon as its head is known; without streaming, a whole answer or an error."""
     try:
         head = await anext(pieces)
         assert isinstance(head, Head)
         body = _bodies(pieces)
         if head.headers.get("content-type", "").startswith("text/event-stream"):
             return StreamingResponse(body, head.status, head.headers)
-        return Response(b"".join([piece async for piece in body]), head.status, head.headers)
+        content = [piece async for piece in body]
+        return Response(b"".join(content), head.status, head.headers)
     except ServerBusy as error:
         message = f"{name} has as many requests waiting as it may have; try again later"
         raise ApiError(429, message, "rate_limit_error", "server_busy") from error
@@ -271,12 +296,11 @@ def _api_error(_: Request, error: Exception) -> JSONResponse:
 def _http_error(request: Request, error: Exception) -> JSONResponse:
     """A path or a method that is not served."""
     assert isinstance(error, HTTPException)
-    routes = "GET /v1/models, POST /v1/completions and POST /v1/chat/completions"
-    message = f"{request.method} {request.url.path} is not served; there is {routes}"
+    message = f"{request.method} {request.url.path} is not served; there is {_ROUTES}"
     return error_response(ApiError(error.status_code, message))
 
 
 def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    """An error of this program. Starlette raises it again, and Ray Serve writes it to the log."""
+    """An error of this program; Starlette raises it again after the answer."""
     logger.error(f"{request.method} {request.url.path} failed", exc_info=error)
     return error_response(ApiError(500, INTERNAL_ERROR, "server_error"))
