@@ -13,7 +13,16 @@ from typing import Literal
 
 from pydantic.fields import FieldInfo
 
-from bi_ray.config import Config, InKeyOf, NotInKey, RecipeConfig, RunConfig, SFTConfig, TaskConfig
+from bi_ray.config import (
+    Config,
+    InKeyOf,
+    LoRAConfig,
+    NotInKey,
+    RecipeConfig,
+    RunConfig,
+    SFTConfig,
+    TaskConfig,
+)
 from bi_ray.policy.checkpoint import digest
 from bi_ray.rows.files import file_digest
 from bi_ray.runs.keys import StageKey, key_of
@@ -74,6 +83,7 @@ class StageKeys:
             "sft": keyed_options(self.sft_config(kind)),
             "training_seed": self.config.seeds.training,
             **keyed_options(self.config.model, "sft"),
+            **self._adapters(),
         }
         return key_of(options, {"sft_data": sft_data.digest, **self.base()})
 
@@ -149,6 +159,7 @@ class StageKeys:
             "verifier": keyed_options(self.config.verifier),
             "seeds": self.config.seeds,
             "limits": self._limits(),
+            **self._adapters(),
         }
         inputs = {"sft": policy.digest}
         if queries is not None:
@@ -163,6 +174,11 @@ class StageKeys:
             "limits": self._limits(),
         }
         return key_of(options, policy)
+
+    def _adapters(self) -> dict[str, LoRAConfig]:
+        """The adapters that are trained in place of all weights, if there are any."""
+        lora = self.config.learner.lora
+        return {} if lora is None else {"lora": lora}
 
     def base(self) -> dict[str, str]:
         """The digest of the checkpoint to start from, as an input of other stages."""

@@ -1,21 +1,19 @@
-"""What a checkpoint costs on this machine: writing it, its digests, the disk, and looking at it
-before a resume.
+"""Measure the cost of a checkpoint on this machine: writing, digests, syncing, and checking it.
 
     python benchmarks/checkpoint_cost.py [--parameters 135e6] [--folder .]
 
-Weights and the two moments of AdamW in float32, as random numbers, written as a training writes
-them.
+The files are those of a training run: weights and the two moments of AdamW in float32, filled with
+random numbers.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import arguments_parser, timed
 from safetensors.torch import save_file
 
 from bi_ray.files.atomic import sync_folder
@@ -25,20 +23,16 @@ from bi_ray.runs.checkpoints import StepDirectories, checkpoint_damage
 COLUMNS = 1024
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long ``work`` takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _print_seconds(part: str, work: Callable[[], object]) -> None:
+    seconds, _ = timed(work)
+    print(f"{part:23s} {seconds:6.2f} s")
 
 
 def main() -> None:
     """Print one line per part."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--parameters", type=float, default=135e6)
-    parser.add_argument("--folder", type=Path, default=Path())
+    parser = arguments_parser(__doc__)
+    parser.add_argument("--parameters", type=float, default=135e6, help="of the model")
+    parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure")
     options = parser.parse_args()
     weights = torch.randn(int(options.parameters) // COLUMNS, COLUMNS)
 
@@ -50,15 +44,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as root:
         plain = Path(root) / "plain"
         plain.mkdir()
-        print(f"write the files        {seconds(lambda: fill(plain)):6.2f} s")
-        print(f"their digests          {seconds(lambda: record_files(plain)):6.2f} s")
-        print(f"until they are on disk {seconds(lambda: sync_folder(plain)):6.2f} s")
+        _print_seconds("write the files", lambda: fill(plain))
+        _print_seconds("compute digests", lambda: record_files(plain))
+        _print_seconds("sync to disk", lambda: sync_folder(plain))
         directories = StepDirectories(Path(root) / "steps")
         directories.directory.mkdir()
-        print(f"a whole checkpoint     {seconds(lambda: directories.write(1, fill)):6.2f} s")
-        print(
-            f"look at it, to resume  {seconds(lambda: checkpoint_damage(directories.path(1))):6.2f} s"
-        )
+        _print_seconds("a whole checkpoint", lambda: directories.write(1, fill))
+        _print_seconds("check before a resume", lambda: checkpoint_damage(directories.path(1)))
 
 
 if __name__ == "__main__":

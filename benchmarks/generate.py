@@ -1,15 +1,17 @@
-"""How fast problems are made, and what it costs to inject every behavior, on one core.
+"""Measure on one core how fast problems are generated, and what injecting every behavior costs.
 
     python benchmarks/generate.py
 
-Counted are problems whose values are all within the limits, as a graph and as text; in CPU seconds
-of this process, so that what else the machine does matters little. Beside it, with the draws that
-fall into another set (the set sft owns a fifth of all hashes). A demonstration is the plan, its
-text, and the checker on every line of it, vanilla or with behaviors. What the behaviors cost,
-(injected - vanilla) / (drawn + vanilla), is against a problem with its solution, which is what the
-authors' generator makes: 375 a second at 15 to 20 operations, and 75 at 25. The further ratios are
-of whole injected demonstrations to that, to bare problems, and to those of a set. Five rounds,
-medians. Ends with lines RATE <task> <problems a second>.
+Counted are problems whose values are all within the limits, as a graph and as text. Times are CPU
+seconds of this process, so that other work of the machine matters little. Also shown is the time
+per problem of a set, which includes the draws that belong to another set (sft owns a fifth of all
+hashes). A demonstration is the plan, its text and the check of each of its lines, vanilla or with
+behaviors.
+
+The cost of behaviors, (injected - vanilla) / (drawn + vanilla), is relative to a problem with its
+solution, which is what the authors' generator makes: 375 per second at 15 to 20 operations, and 75
+at 25. The other ratios are those of whole injected demonstrations to that, to bare problems, and to
+problems of a set. Medians of five rounds. Prints lines `RATE <task> <problems per second>`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+
+from common import arguments_parser, medians_of, print_ratio, timed
 
 from bi_ray.config import BehaviorConfig, IGSMConfig, PromptBenchConfig, RecipeConfig
 from bi_ray.injection.recipes import Recipe
+from bi_ray.tasks.base import Problem
 from bi_ray.tasks.igsm.task import IGSMTask
 from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.registry import build_task
@@ -36,71 +41,103 @@ TASKS = {
 }
 BEHAVIORS = RecipeConfig(
     behaviors=[
-        BehaviorConfig(name=name, probability=probability)
-        for name, probability in (("reflection", 0.1), ("analysis", 0.3), ("subgoal", 1.0))
+        BehaviorConfig(name="reflection", probability=0.1),
+        BehaviorConfig(name="analysis", probability=0.3),
+        BehaviorConfig(name="subgoal", probability=1.0),
     ]
 )
-RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
-    "behaviors/demonstrated": lambda one: (
-        (one["injected"] - one["vanilla"]) / (one["drawn"] + one["vanilla"])
-    ),
-    "injected/demonstrated": lambda one: one["injected"] / (one["drawn"] + one["vanilla"]),
-    "injected/drawn": lambda one: one["injected"] / one["drawn"],
-    "injected/in_set": lambda one: one["injected"] / one["in set"],
-}
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds that a piece of work takes, and what it gives."""
-    began = time.process_time()
-    result = work()
-    return time.process_time() - began, result
+@dataclass(frozen=True, slots=True)
+class Round:
+    """CPU seconds per problem in one round.
 
-
-def measure(name: str, config: IGSMConfig | PromptBenchConfig) -> dict[str, list[float]]:
-    """Seconds a problem, of every round: drawing, problems of a set, demonstrations without and
-    with behaviors.
+    Attributes:
+        drawn: a problem as graph and text.
+        in_set: a problem of the set sft.
+        vanilla: a demonstration without behaviors.
+        injected: a demonstration with behaviors.
     """
-    recipes = Recipe(RecipeConfig(), seed=0), Recipe(BEHAVIORS, seed=0)
-    found: dict[str, list[float]] = {"drawn": [], "in set": [], "vanilla": [], "injected": []}
-    for number in range(ROUNDS + 1):  # the first round warms up
-        task = build_task(config, seed=number)
-        rng = random.Random(f"{name}/{number}")
 
-        def draw(task: Any = task, rng: random.Random = rng) -> None:
-            assert isinstance(task, IGSMTask | PromptBenchTask)
-            for _ in range(PROBLEMS):
-                task.describe(task.draw(rng, config.sets["sft"]), rng)
+    drawn: float
+    in_set: float
+    vanilla: float
+    injected: float
 
-        drawn, _ = seconds(draw)
-        in_set, problems = seconds(
-            lambda task=task: [task.problem("sft", index) for index in range(PROBLEMS)]
-        )
-        demonstrated = [
-            seconds(lambda recipe=recipe: [recipe.demonstrate(task, one) for one in problems])[0]  # noqa: B023
-            for recipe in recipes
-        ]
-        if number:
-            for key, took in zip(found, (drawn, in_set, *demonstrated), strict=True):
-                found[key].append(took / PROBLEMS)
-    return found
+    def ratios(self) -> dict[str, float]:
+        """What a demonstration with behaviors costs relative to simpler things."""
+        demonstrated = self.drawn + self.vanilla
+        return {
+            "behaviors/demonstrated": (self.injected - self.vanilla) / demonstrated,
+            "injected/demonstrated": self.injected / demonstrated,
+            "injected/drawn": self.injected / self.drawn,
+            "injected/in_set": self.injected / self.in_set,
+        }
+
+
+class Generation:
+    """One round's work on one task."""
+
+    def __init__(self, name: str, config: IGSMConfig | PromptBenchConfig, seed: int) -> None:
+        task = build_task(config, seed=seed)
+        assert isinstance(task, IGSMTask | PromptBenchTask)
+        self._task = task
+        self._set = config.sets["sft"]
+        self._rng = random.Random(f"{name}/{seed}")
+
+    def draw(self) -> None:
+        """Draw problems, whatever set they belong to."""
+        for _ in range(PROBLEMS):
+            self._task.describe(self._task.draw(self._rng, self._set), self._rng)
+
+    def problems(self) -> list[Problem]:
+        """The first problems of the set sft."""
+        return [self._task.problem("sft", index) for index in range(PROBLEMS)]
+
+    def demonstrate(self, recipe: Recipe, problems: list[Problem]) -> None:
+        """A demonstration of each problem."""
+        for problem in problems:
+            recipe.demonstrate(self._task, problem)
+
+
+def measure(name: str, config: IGSMConfig | PromptBenchConfig, seed: int) -> Round:
+    """Measure one round."""
+    vanilla, with_behaviors = Recipe(RecipeConfig(), seed=0), Recipe(BEHAVIORS, seed=0)
+    generation = Generation(name, config, seed)
+    drawn_s, _ = timed(generation.draw, time.process_time)
+    in_set_s, problems = timed(generation.problems, time.process_time)
+    demonstrated_s = []
+    for recipe in (vanilla, with_behaviors):
+        work = partial(generation.demonstrate, recipe, problems)
+        demonstrated_s.append(timed(work, time.process_time)[0] / PROBLEMS)
+    return Round(drawn_s / PROBLEMS, in_set_s / PROBLEMS, *demonstrated_s)
 
 
 def main() -> None:
     """Print the ratios and rates."""
-    lines: list[str] = []
+    arguments_parser(__doc__).parse_args()
+    rates: dict[str, float] = {}
     for name, config in TASKS.items():
-        found = measure(name, config)
-        rounds = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
-        times = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        print(
-            f"{name:20s} {', '.join(f'{1e6 * took:.0f} us {key}' for key, took in times.items())}"
+        measure(name, config, 0)  # warms up
+        rounds = [measure(name, config, seed) for seed in range(1, ROUNDS + 1)]
+        seconds = medians_of(
+            {
+                "drawn": [times.drawn for times in rounds],
+                "in set": [times.in_set for times in rounds],
+                "vanilla": [times.vanilla for times in rounds],
+                "injected": [times.injected for times in rounds],
+            }
         )
-        for what, ratio in RATIOS.items():
-            print(f"RATIO {name} {what} {statistics.median(map(ratio, rounds)):.2f}")
-        lines.append(f"RATE {name} {1 / times['drawn']:.0f}")
-        lines.append(f"RATE {name}_in_set {1 / times['in set']:.0f}")
-    print("\n".join(lines))
+        shown = [f"{1e6 * value:.0f} us {part}" for part, value in seconds.items()]
+        print(f"{name:20s} {', '.join(shown)}")
+        ratios = [times.ratios() for times in rounds]
+        for ratio in ratios[0]:
+            median = statistics.median(of_round[ratio] for of_round in ratios)
+            print_ratio(f"{name} {ratio}", median)
+        rates[name] = 1 / seconds["drawn"]
+        rates[f"{name}_in_set"] = 1 / seconds["in set"]
+    for name, rate in rates.items():
+        print(f"RATE {name} {rate:.0f}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""Cost and error of influence per direction: forward mode and shifted passes against a gradient for
-every rollout.
+"""Compare ways to compute the influence of rollouts along a direction: cost and error.
 
     python benchmarks/influence_cost.py
 
-The gradient of each rollout on its own, with an inner product, is what one would write first, and
-what LESS stores (without its random projection, which only costs more). All three run on the same
-rollouts of the shipped base, in turn, five times; medians. Ends with lines RATIO <name> <value>.
+Forward mode and shifted passes are compared with one gradient per rollout and an inner product.
+That is what one would write first, and what LESS stores (without its random projection, which only
+adds cost). All three use the same rollouts of the shipped base model and take turns, five times;
+medians. Prints lines `RATIO <name> <value>`.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
+from common import arguments_parser, print_ratio, quickstart, timed
 
 from bi_ray.batches.scored import Rollout, ScoredGroup
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import encode_prompt
@@ -28,94 +28,80 @@ from bi_ray.readiness.influence import Differentiator, dot, objective_direction
 from bi_ray.readiness.rollouts import unweighted_rows
 from bi_ray.tasks.registry import build_task
 
-ROOT = Path(__file__).parents[1]
 QUERIES, TARGETS, SAMPLES, ROUNDS = 8, 8, 4, 5
 
 
-def groups_of(config: RunConfig, base: Path, first: int, count: int) -> list[ScoredGroup]:
-    """Demonstrations and spoilt copies of them as rollouts: real lengths, and both right and wrong
-    ones.
-    """
-    task, tokenizer = build_task(config.task, 0), load_tokenizer(base)
+def groups_of(config: RunConfig, first: int, count: int) -> list[ScoredGroup]:
+    """Groups of rollouts: demonstrations, and copies of them with a wrong token."""
+    task, tokenizer = build_task(config.task, 0), load_tokenizer(config.model.path)
     rng = random.Random(first)
     groups = []
     for index in range(first, first + count):
         problem = task.problem("rl", index)
         prompt = tuple(encode_prompt(tokenizer, task.system_prompt, problem.question))
         assert problem.graph is not None
-        row = ProblemRow(
-            problem.id, problem.question, problem.answer, problem.graph.to_json(), prompt
-        )
-        response = demonstrate(task, config.arms["bridge"], config, [row], tokenizer)[0][
-            "response_tokens"
-        ]
+        graph = problem.graph.to_json()
+        row = ProblemRow(problem.id, problem.question, problem.answer, graph, prompt)
+        [demonstration] = demonstrate(task, config.arms["bridge"], config, [row], tokenizer)
         rollouts = []
         for number in range(SAMPLES):
-            tokens = list(response)
-            if number % 2:
+            tokens = list(demonstration["response_tokens"])
+            is_right = number % 2 == 0
+            if not is_right:
                 tokens[rng.randrange(len(tokens))] = rng.randrange(len(tokenizer))
-            rollouts.append(Rollout(tuple(tokens), float(number % 2 == 0), number % 2 == 0))
+            rollouts.append(Rollout(tuple(tokens), float(is_right), is_right))
         groups.append(ScoredGroup(problem.id, prompt, tuple(rollouts)))
     return groups
 
 
-def _timed(work: Callable[[], list[float]]) -> tuple[float, list[float]]:
-    began = time.perf_counter()
-    values = work()
-    return time.perf_counter() - began, values
-
-
 def main() -> None:
     """Print the costs."""
-    config = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)
-    base = ROOT / config.model.path
-    queries, target = groups_of(config, base, 0, QUERIES), groups_of(config, base, QUERIES, TARGETS)
+    arguments_parser(__doc__).parse_args()
+    config = quickstart()
+    queries, target = groups_of(config, 0, QUERIES), groups_of(config, QUERIES, TARGETS)
     rows = unweighted_rows(queries)
-    eager, fused = (load_model(base, attention=name).eval() for name in ("eager", "sdpa"))
-    forward, shifted, plain = (
-        Differentiator(eager),
-        Differentiator(fused, method="shifted"),
-        Differentiator(fused),
-    )
-    direction = objective_direction(plain, target, "sum")
+    eager = load_model(config.model.path, attention="eager").eval()
+    fused = load_model(config.model.path, attention="sdpa").eval()
+    gradients = Differentiator(fused)
+    direction = objective_direction(gradients, target, "sum")
 
     def one_by_one() -> list[float]:
-        return [dot(direction, plain.gradient([row])) for row in rows]
+        return [dot(direction, gradients.gradient([row])) for row in rows]
 
-    def along(tool: Differentiator) -> Callable[[], list[float]]:
-        return lambda: [float(values.double().sum()) for values in tool.along(rows, direction)]
+    def along(differentiator: Differentiator) -> list[float]:
+        tokens = differentiator.along(rows, direction)
+        return [float(values.double().sum()) for values in tokens]
 
-    ways = {
+    ways: dict[str, Callable[[], list[float]]] = {
         "one by one": one_by_one,
-        "forward mode": along(forward),
-        "shifted passes": along(shifted),
+        "forward mode": partial(along, Differentiator(eager)),
+        "shifted passes": partial(along, Differentiator(fused, method="shifted")),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    found: dict[str, list[float]] = {}
+    influences: dict[str, list[float]] = {}
     for _ in range(ROUNDS + 1):  # the first round warms up
         for name, work in ways.items():
-            took, found[name] = _timed(work)
-            seconds[name].append(took)
-    exact = torch.tensor(found["one by one"], dtype=torch.float64)
-    mean = sum(len(row.tokens) for row in rows) / len(rows)
-    print(f"{len(rows)} rollouts of {mean:.0f} tokens, {torch.get_num_threads()} threads")
-    for name in ways:
-        median = statistics.median(seconds[name][1:])
-        error = float(
-            (torch.tensor(found[name], dtype=torch.float64) - exact).norm() / exact.norm()
-        )
-        each = 1000 * median / len(rows)
+            way_s, influences[name] = timed(work)
+            seconds[name].append(way_s)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    mean_tokens = sum(len(row.tokens) for row in rows) / len(rows)
+    print(f"{len(rows)} rollouts of {mean_tokens:.0f} tokens, {torch.get_num_threads()} threads")
+    for name, median in medians.items():
+        error = relative_error(influences[name], influences["one by one"])
         print(
-            f"{name:15s} {median:.2f} s a direction, {each:.1f} ms a rollout, relative error {error:.1e}"
+            f"{name:15s} {median:.2f} s per direction, {1000 * median / len(rows):.1f} ms per "
+            f"rollout, relative error {error:.1e}"
         )
-    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(
-        seconds["forward mode"][1:]
-    )
-    print(f"RATIO influence_forward_vs_one_by_one {ratio:.2f}")
-    ratio = statistics.median(seconds["one by one"][1:]) / statistics.median(
-        seconds["shifted passes"][1:]
-    )
-    print(f"RATIO influence_shifted_vs_one_by_one {ratio:.2f}")
+    one_by_one_s = medians["one by one"]
+    print_ratio("influence_forward_vs_one_by_one", one_by_one_s / medians["forward mode"])
+    print_ratio("influence_shifted_vs_one_by_one", one_by_one_s / medians["shifted passes"])
+
+
+def relative_error(values: list[float], exact: list[float]) -> float:
+    """Norm of the difference over the norm of the exact values."""
+    reference = torch.tensor(exact, dtype=torch.float64)
+    difference = torch.tensor(values, dtype=torch.float64) - reference
+    return float(difference.norm() / reference.norm())
 
 
 if __name__ == "__main__":

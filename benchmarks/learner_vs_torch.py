@@ -1,36 +1,41 @@
-"""One update of the learner against a bare PyTorch loop over the same tokens, and over padded rows.
+"""Compare one update of the learner with bare PyTorch loops over packed and padded rows.
 
     python benchmarks/learner_vs_torch.py [--parameters 5]
 
-One process and one thread, float32. The batch is 32 groups of 8 responses, prompts of 80 to 140
-tokens and responses of about 60, all with an advantage. Each way trains its own copy of a Llama, in
-turn, six times; medians without the first.
+One process and one thread, float32. The batch is 32 groups of 8 responses, with prompts of 80 to
+140 tokens and responses of about 60, all with an advantage. Each way trains its own copy of a
+Llama. They take turns six times; medians without the first.
 
 - ``learner``: ``Learner.update`` with the GRPO loss, from rows of tokens to new weights, with all
-  that it counts (clip, KL, entropy, mismatch) and its default options.
+  its metrics (clipping, KL, entropy, mismatch) and its default options.
 - ``same tokens``: the micro-batches that the learner would make, made before the clock starts; then
-  transformers' model with the same attention, its logits at the learned places only, log_softmax,
-  the clipped GRPO loss, backward, ``clip_grad_norm_`` and ``torch.optim.AdamW``. Nothing is
-  counted, sharded or checked.
-- ``no shared prompts``: the same loop where every response has its own prompt: a packed row without
-  padding, which is what flash attention's users have.
-- ``padded``: the same loop over padded rows, sorted by length, through transformers' own SDPA: what
-  most loops do.
+  transformers' model with the same attention, logits only at tokens that are trained on,
+  log_softmax, the clipped GRPO loss, backward, ``clip_grad_norm_`` and ``torch.optim.AdamW``.
+  Without metrics, sharding or checks.
+- ``no shared prompts``: the same loop, but every response has its own prompt: packed rows without
+  padding, as users of flash attention have them.
+- ``padded``: the same loop over padded rows, sorted by length, with transformers' own SDPA, as in
+  most training loops.
 
-Ends with lines RATIO <name> <value>: seconds of the loop over seconds of the learner.
+Prints lines `RATIO <name> <value>`: seconds of the loop over seconds of the learner.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import (
+    ROOT,
+    arguments_parser,
+    medians_of,
+    print_ratio,
+    start_process_group,
+    times_in_turn,
+)
 from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -41,40 +46,34 @@ from bi_ray.policy.attention import PACKED_ATTENTION
 from bi_ray.policy.checkpoint import load_model
 from bi_ray.policy.packing import MicroBatch, Row, pack
 
-ROOT = Path(__file__).parents[1]
 GROUPS, SAMPLES, ROUNDS = 32, 8, 6
-# millions: width, layers, intermediate width
+# by millions of parameters: width, layers, width inside an MLP
 SIZES = {1: (128, 4, 344), 5: (256, 6, 768), 30: (512, 10, 1536)}
 OPTIMIZER = OptimizerConfig(learning_rate=1e-6)
+LOOPS = {"same tokens": "shared", "no shared prompts": "flat", "padded": "padded"}
 
 
 def make_rows(vocabulary: int) -> list[Row]:
-    """The batch; tokens and sampler's log-probabilities are random."""
+    """The batch, with random tokens and random log-probabilities of the sampler."""
     rng = random.Random(0)
+    weight = 1 / (60 * GROUPS * SAMPLES)
     rows = []
     for _ in range(GROUPS):
-        prompt = tuple(rng.randrange(vocabulary) for _ in range(rng.randint(80, 140)))
+        prompt = _random_tokens(rng, vocabulary, rng.randint(80, 140))
         for number in range(SAMPLES):
-            response = tuple(
-                rng.randrange(vocabulary) for _ in range(max(5, round(rng.gauss(60, 15))))
-            )
+            response = _random_tokens(rng, vocabulary, max(5, round(rng.gauss(60, 15))))
             logprobs = tuple(-5 - rng.random() for _ in response)
-            rows.append(
-                Row(
-                    prompt + response,
-                    len(prompt),
-                    1 / (60 * GROUPS * SAMPLES),
-                    (-1.0) ** number,
-                    logprobs,
-                )
-            )
+            advantage = (-1.0) ** number
+            rows.append(Row(prompt + response, len(prompt), weight, advantage, logprobs))
     return rows
 
 
+def _random_tokens(rng: random.Random, vocabulary: int, count: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(vocabulary) for _ in range(count))
+
+
 def write_model(millions: int, folder: Path) -> Path:
-    """The shipped base for 1 million parameters, else a random Llama with its tokenizer and
-    vocabulary.
-    """
+    """The shipped base model for 1 million parameters, else a random Llama with its tokenizer."""
     base = ROOT / "models" / "tiny-base"
     if millions == 1:
         return base
@@ -90,16 +89,16 @@ def write_model(millions: int, folder: Path) -> Path:
 
 
 def bare_loop(model: PreTrainedModel, batches: list[MicroBatch]) -> Callable[[], None]:
-    """One update as a function; see the head of this file."""
+    """A function that makes one update; see the module's docstring."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=OPTIMIZER.learning_rate, betas=OPTIMIZER.betas
     )
 
     def update() -> None:
         for batch in batches:
-            more = {"layout": batch.layout} if batch.layout else {}
+            layout = {"layout": batch.layout} if batch.layout else {}
             hidden = model.model(
-                input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **more
+                input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **layout
             )
             logits = model.lm_head(hidden.last_hidden_state.flatten(0, 1)[batch.sources])
             logprobs = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
@@ -115,14 +114,12 @@ def bare_loop(model: PreTrainedModel, batches: list[MicroBatch]) -> Callable[[],
 
 def main() -> None:
     """Print the seconds of an update."""
-    parser = argparse.ArgumentParser()
+    parser = arguments_parser(__doc__)
     parser.add_argument("--parameters", type=int, choices=SIZES, default=1, help="millions")
     millions = parser.parse_args().parameters
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
-    )
+    start_process_group(folder)
     base = write_model(millions, folder / "model")
     options = LearnerConfig()
     learner = Learner(base, ModelConfig(), options, OPTIMIZER, torch.device("cpu"))
@@ -132,11 +129,7 @@ def main() -> None:
         "learner": lambda: learner.update(1, rows, loss, OPTIMIZER.learning_rate)
     }
     tokens: dict[str, int] = {}
-    for name, packing in (
-        ("same tokens", "shared"),
-        ("no shared prompts", "flat"),
-        ("padded", "padded"),
-    ):
+    for name, packing in LOOPS.items():
         model = load_model(base)
         if packing != "padded":
             model.set_attn_implementation(PACKED_ATTENTION)
@@ -144,26 +137,19 @@ def main() -> None:
         tokens[name] = sum(batch.tokens.numel() for batch in batches)
         ways[name] = bare_loop(model, batches)
     tokens["learner"] = tokens["same tokens"]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, work in ways.items():
-            began = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    size = sum(p.numel() for p in learner.model.parameters()) / 1e6
+    medians = medians_of(times_in_turn(ways, ROUNDS))
+    size = sum(parameter.numel() for parameter in learner.model.parameters()) / 1e6
     print(
-        f"{size:.2f} M parameters, {len(rows)} responses, 1 thread, micro-batches of {options.microbatch_tokens}"
+        f"{size:.2f} M parameters, {len(rows)} responses, 1 thread, "
+        f"micro-batches of {options.microbatch_tokens} tokens"
     )
     for name, median in medians.items():
-        print(
-            f"{name:18s} {median:.2f} s, {tokens[name]} tokens, {len(rows) / median:.0f} responses/s"
-        )
-    for name in ("same tokens", "no shared prompts", "padded"):
-        print(
-            f"RATIO learner_vs_torch_{name.replace(' ', '_')} {medians[name] / medians['learner']:.2f}"
-        )
-    print(f"RATIO learner_vs_torch {medians['same tokens'] / medians['learner']:.2f}")
+        rate = len(rows) / median
+        print(f"{name:18s} {median:.2f} s, {tokens[name]} tokens, {rate:.0f} responses/s")
+    for name in LOOPS:
+        ratio = medians[name] / medians["learner"]
+        print_ratio(f"learner_vs_torch_{name.replace(' ', '_')}", ratio)
+    print_ratio("learner_vs_torch", medians["same tokens"] / medians["learner"])
     distributed.destroy_process_group()
 
 

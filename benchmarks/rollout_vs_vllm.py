@@ -1,179 +1,173 @@
-"""The rollout pool with two engines against bare vLLM: ``LLM.generate`` in two processes.
+"""Compare the rollout pool with bare vLLM: two engines, or ``LLM.generate`` in two processes.
 
     python benchmarks/rollout_vs_vllm.py [--rounds 6]
 
-The same prompts, seeds, sampling and engine settings; each bare process gets every second group as
-one call, which is the best that one can do by hand. Also shown: bare vLLM with the block size that
-it takes by itself on a CPU, too long for these prompts to share. In turn, a round each; the first
-counts on neither side.
+Prompts, seeds, sampling and engine settings are the same. Each bare process gets every second group
+in one call, which is the best that one can do by hand. Also shown is bare vLLM with its default
+block size on a CPU, which is too long for these prompts to be shared. The sides take turns, one
+round each; the first round of each does not count.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import os
-import statistics
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import ray
-from common import ROOT, report
+from common import arguments_parser, encoded_prompts, medians_of, quickstart, report
 
 from actors.cluster import connect
 from actors.rollout.engine import engine_arguments, engine_environment
-from actors.rollout.pool import FailedGroup, make_ray_pool
+from actors.rollout.pool import FailedGroup, RolloutPool, make_ray_pool
 from bi_ray.batches.rollout import GroupRequest, SamplingConfig, seed_for
-from bi_ray.config import RunConfig, load_config
-from bi_ray.policy.chat import encode_prompt
-from bi_ray.policy.checkpoint import load_tokenizer
-from bi_ray.tasks.registry import build_task
+from bi_ray.config import RunConfig
 
 PROMPTS, SAMPLES, ENGINES = 24, 12, 2
-# Of ``engine_arguments``, what both sides have; the scheduler that holds responses back is this
-# project's own.
-SETTINGS = [
-    *(
-        "model",
-        "dtype",
-        "max_model_len",
-        "max_num_seqs",
-        "kv_cache_memory_bytes",
-        "enforce_eager",
-        "block_size",
-    ),
-    *("enable_prefix_caching", "logprobs_mode", "disable_log_stats", "enable_chunked_prefill"),
+# The arguments from ``engine_arguments`` that bare vLLM gets; only the scheduler is our own.
+SETTINGS = (
+    "model",
+    "dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "kv_cache_memory_bytes",
+    "enforce_eager",
+    "block_size",
+    "enable_prefix_caching",
+    "logprobs_mode",
+    "disable_log_stats",
+    "enable_chunked_prefill",
     "distributed_executor_backend",
-]
+)
+POOL, SAME_SETTINGS, DEFAULT_BLOCKS = "pool", "vLLM, same settings", "vLLM, its own block size"
 
 
 def requests(config: RunConfig, number: int) -> list[GroupRequest]:
     """The groups of a round."""
-    task, tokenizer = build_task(config.task, 0), load_tokenizer(config.model.path)
     sampling = SamplingConfig(SAMPLES, 1.0, 1.0, config.model.max_response_tokens)
-    questions = [task.problem("rl", number * PROMPTS + i).question for i in range(PROMPTS)]
-    prompts = [
-        tuple(encode_prompt(tokenizer, task.system_prompt, question)) for question in questions
-    ]
-    return [
-        GroupRequest(str(i), prompt, sampling, seed_for(number, i))
-        for i, prompt in enumerate(prompts)
-    ]
+    groups = []
+    for index, prompt in enumerate(encoded_prompts(config, "rl", number * PROMPTS, PROMPTS)):
+        groups.append(GroupRequest(str(index), prompt, sampling, seed_for(number, index)))
+    return groups
 
 
-def bare(config: RunConfig, defaults: bool, pipe: Connection) -> None:
-    """A process with an ``LLM``: takes groups, answers with how many tokens it made."""
+def serve_bare_vllm(config: RunConfig, default_blocks: bool, pipe: Connection) -> None:
+    """Generate with ``LLM`` in this process: receives groups, sends the number of tokens."""
     os.environ.update(engine_environment(config.rollout))
     from vllm import LLM, SamplingParams
 
     arguments = engine_arguments(config.model.path, config.model, config.rollout, {})
-    given = {name: getattr(arguments, name) for name in SETTINGS}
-    llm = LLM(**(given | ({"block_size": None} if defaults else {})))
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    if default_blocks:
+        settings["block_size"] = None
+    llm = LLM(**settings)
     pipe.send("ready")
     while (groups := pipe.recv()) is not None:
-        params = [
-            SamplingParams(
-                n=group.sampling.samples,
-                max_tokens=group.sampling.max_tokens,
-                seed=group.seed,
-                logprobs=0,
+        params = []
+        for group in groups:
+            sampling = group.sampling
+            params.append(
+                SamplingParams(
+                    n=sampling.samples,
+                    max_tokens=sampling.max_tokens,
+                    seed=group.seed,
+                    logprobs=0,
+                )
             )
-            for group in groups
-        ]
         prompts = [{"prompt_token_ids": list(group.prompt_tokens)} for group in groups]
-        answers = llm.generate(prompts, params, use_tqdm=False)
-        pipe.send(sum(len(sample.token_ids) for answer in answers for sample in answer.outputs))
+        tokens = 0
+        for answer in llm.generate(prompts, params, use_tqdm=False):
+            tokens += sum(len(sample.token_ids) for sample in answer.outputs)
+        pipe.send(tokens)
     llm.llm_engine.engine_core.shutdown()  # its process outlives this one otherwise
 
 
 class BareVLLM:
-    """Two ``bare`` processes."""
+    """Two processes with bare vLLM."""
 
-    def __init__(self, config: RunConfig, defaults: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        pairs = [context.Pipe() for _ in range(ENGINES)]
-        self._pipes = [own for own, _ in pairs]
-        self._processes = [
-            context.Process(target=bare, args=(config, defaults, theirs)) for _, theirs in pairs
-        ]
+    def __init__(self, config: RunConfig, default_blocks: bool) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(ENGINES):
+            ours, theirs = spawn.Pipe()
+            arguments = (config, default_blocks, theirs)
+            self._processes.append(spawn.Process(target=serve_bare_vllm, args=arguments))
+            self._pipes.append(ours)
         for process in self._processes:
             process.start()
         for pipe in self._pipes:
             pipe.recv()
 
     def generate(self, groups: list[GroupRequest]) -> int:
-        """How many tokens the groups have."""
+        """Generate the groups; returns their number of tokens."""
         for number, pipe in enumerate(self._pipes):
             pipe.send(groups[number::ENGINES])
         return sum(pipe.recv() for pipe in self._pipes)
 
     def close(self) -> None:
-        """End both."""
+        """End both processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
             process.join(30)
             process.kill()
 
 
+async def pool_tokens(pool: RolloutPool, groups: list[GroupRequest]) -> int:
+    """Generate the groups with the pool; returns their number of tokens."""
+    tokens = 0
+    for group in await pool.generate(groups):
+        if not isinstance(group, FailedGroup):
+            tokens += sum(len(sample.tokens) for sample in group.samples)
+    return tokens
+
+
 async def measure(config: RunConfig, rounds: int) -> dict[str, list[float]]:
-    """Tokens a second of every round."""
+    """Tokens per second of each side in every round that counts."""
     pool = make_ray_pool(config, "bench-rollouts", Path(config.model.path).absolute())
     await pool.start(ENGINES)
-    sides = {
-        "vLLM, its own block size": BareVLLM(config, True),
-        "vLLM, same settings": BareVLLM(config, False),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in ("pool", *sides)}
+    bare = {DEFAULT_BLOCKS: BareVLLM(config, True), SAME_SETTINGS: BareVLLM(config, False)}
+    rates: dict[str, list[float]] = {POOL: [], DEFAULT_BLOCKS: [], SAME_SETTINGS: []}
     for number in range(rounds + 1):
         groups = requests(config, number)
         began = time.perf_counter()
-        answers = [
-            group for group in await pool.generate(groups) if not isinstance(group, FailedGroup)
-        ]
-        made = {"pool": sum(len(sample.tokens) for group in answers for sample in group.samples)}
-        took = {"pool": time.perf_counter() - began}
-        for name, side in sides.items():
+        tokens = {POOL: await pool_tokens(pool, groups)}
+        seconds = {POOL: time.perf_counter() - began}
+        for name, side in bare.items():
             began = time.perf_counter()
-            made[name] = side.generate(groups)
-            took[name] = time.perf_counter() - began
-        assert len(set(made.values())) == 1, f"not the same samples: {made} tokens"
+            tokens[name] = side.generate(groups)
+            seconds[name] = time.perf_counter() - began
+        assert len(set(tokens.values())) == 1, f"the sides generated different numbers: {tokens}"
         for name in rates:
-            if number:
-                rates[name].append(made[name] / took[name])
-    for side in sides.values():
+            rates[name].append(tokens[name] / seconds[name])
+    for side in bare.values():
         side.close()
     await pool.close()
-    return rates
+    return {name: values[1:] for name, values in rates.items()}
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser = arguments_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=6, help="measured rounds")
     rounds = parser.parse_args().rounds
-    config = load_config(ROOT / "configs" / "quickstart.yaml", RunConfig)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"path": str(ROOT / config.model.path)})}
-    )
+    config = quickstart()
     connect(config.ray)
-    rates = asyncio.run(measure(config, rounds))
+    medians = medians_of(asyncio.run(measure(config, rounds)))
     ray.shutdown()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     setup = (
-        f"{PROMPTS} prompts x {SAMPLES} samples at temperature 1 with seeds and log-probabilities, models/tiny-base "
-        f"(0.82 M), natural stops, {ENGINES} engines of one thread on two cores: the rollout pool (Ray actors), and "
-        "LLM.generate in two processes, in turn. Tokens a second, medians."
+        f"{PROMPTS} prompts x {SAMPLES} samples at temperature 1 with seeds and "
+        "log-probabilities, models/tiny-base (0.82 M), responses that end by themselves, "
+        f"{ENGINES} engines of one thread on two cores: the rollout pool (Ray actors), and "
+        "LLM.generate in two processes, in turn. Tokens per second, medians."
     )
     figures = {name: round(value) for name, value in medians.items()}
-    report(
-        "rollout_vs_vllm_own_blocks",
-        medians["pool"] / medians["vLLM, its own block size"],
-        setup,
-        **figures,
-    )
-    report("rollout_vs_vllm", medians["pool"] / medians["vLLM, same settings"], setup, **figures)
+    own_blocks_ratio = medians[POOL] / medians[DEFAULT_BLOCKS]
+    report("rollout_vs_vllm_own_blocks", own_blocks_ratio, setup, **figures)
+    report("rollout_vs_vllm", medians[POOL] / medians[SAME_SETTINGS], setup, **figures)
 
 
 if __name__ == "__main__":

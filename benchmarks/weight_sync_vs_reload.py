@@ -1,16 +1,15 @@
-"""Whole weight sync, from a learner's shards to 2 engines, against vLLM's own `reload_weights` in
-one engine's process.
+"""Compare a whole weight sync with vLLM's own `reload_weights`.
 
-The learner gathers, writes the file, and the pool's engines pause, load and go on. vLLM reloads the
-same tensors from its own memory. A random Llama of 135 M parameters in float32; everything has 1
-thread; both in turn.
+The sync goes from a learner's shards to 2 engines: the learner gathers the weights and writes the
+file; the pool's engines pause, load it and resume. vLLM reloads the same tensors from the memory of
+its own process. The model is a random Llama of 135 M parameters in float32; everything has one
+thread; the two sides take turns.
 
     python benchmarks/weight_sync_vs_reload.py
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import os
@@ -22,7 +21,8 @@ from typing import Any
 
 import ray
 import torch
-from rl_runs import RUN_ID, random_model, run_config, start_ray, work_folder
+from common import arguments_parser, print_ratio, rounded, start_process_group
+from rl_runs import RUN_ID, medians, random_model, run_config, start_ray, work_folder
 from torch import distributed
 
 from actors.rollout.engine import engine_arguments, engine_environment
@@ -38,19 +38,19 @@ _WAIT_S = 300
 
 
 def _reload(worker: Any, state: dict[str, torch.Tensor]) -> float:
-    """What vLLM's worker takes, inside its process."""
+    """Seconds that vLLM's worker takes; runs in its process."""
     began = time.perf_counter()
     worker.reload_weights(weights_iterator=iter(state.items()), is_checkpoint_format=True)
     return time.perf_counter() - began
 
 
 def _serve_reloads(config: RunConfig, pipe: Connection) -> None:
-    """A bare vLLM in a process of its own: reloads whenever it is asked to."""
+    """Run bare vLLM in this process: reloads its weights on demand, and sends the seconds."""
     os.environ |= engine_environment(config.rollout) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import LLM, EngineArgs
 
     arguments = engine_arguments(config.model.path, config.model, config.rollout, {})
-    llm = LLM(**{name: getattr(arguments, name) for name in _shared(arguments, EngineArgs())})
+    llm = LLM(**_changed_values(arguments, EngineArgs()))
     state = load_model(config.model.path).state_dict()
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     pipe.send("ready")
@@ -58,14 +58,19 @@ def _serve_reloads(config: RunConfig, pipe: Connection) -> None:
         pipe.send(llm.collective_rpc(_reload, args=(state,))[0])
 
 
-def _shared(ours: Any, default: Any) -> list[str]:
-    """Names of the arguments in which an engine of the pool differs from vLLM's defaults."""
-    return [name for name, value in vars(default).items() if getattr(ours, name) != value]
+def _changed_values(ours: Any, default: Any) -> dict[str, Any]:
+    """The arguments of a pool's engine that differ from vLLM's defaults."""
+    changed = {}
+    for name, value in vars(default).items():
+        if getattr(ours, name) != value:
+            changed[name] = getattr(ours, name)
+    return changed
 
 
 async def _sync(
     config: RunConfig, repeats: int, pipe: Connection
 ) -> tuple[list[dict[str, float]], list[float]]:
+    """Seconds of each part of our syncs, and of vLLM's reloads."""
     model = Path(config.model.path)
     learner = Learner(model, config.model, config.learner, config.rl.optimizer, torch.device("cpu"))
     pool = make_ray_pool(config, RUN_ID, model)
@@ -91,40 +96,33 @@ async def _sync(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="135m")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = arguments_parser(__doc__)
+    parser.add_argument("--size", default="135m", help="of the model, a key of rl_runs.SHAPES")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with work_folder() as folder:
-        config = run_config(
-            random_model(folder / "model", arguments.size), {"rollout": {"kv_cache_mib": 256}}
-        )
-        here, there = multiprocessing.get_context("spawn").Pipe()
-        bare = multiprocessing.get_context("spawn").Process(
-            target=_serve_reloads, args=(config, there), daemon=True
-        )
-        bare.start()
-        if not here.poll(_WAIT_S):
-            raise SystemExit("vLLM did not start")
-        here.recv()
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1
-        )
+        model = random_model(folder / "model", arguments.size)
+        config = run_config(model, {"rollout": {"kv_cache_mib": 256}})
+        spawn = multiprocessing.get_context("spawn")
+        ours_end, vllm_end = spawn.Pipe()
+        vllm = spawn.Process(target=_serve_reloads, args=(config, vllm_end), daemon=True)
+        vllm.start()
+        if not ours_end.poll(_WAIT_S):
+            raise SystemExit(f"vLLM did not start within {_WAIT_S} s")
+        ours_end.recv()
+        start_process_group(folder)
         start_ray(config)
-        ours, theirs = asyncio.run(_sync(config, arguments.repeats, here))
+        syncs, reloads = asyncio.run(_sync(config, arguments.repeats, ours_end))
         ray.shutdown()
-        here.send(False)
-        bare.join(30)
+        ours_end.send(False)
+        vllm.join(30)
         distributed.destroy_process_group()
-    medians = {name: statistics.median(row[name] for row in ours) for name in ours[0]}
-    print(
-        "weight sync     " + "  ".join(f"{name} {value:.3f} s" for name, value in medians.items())
-    )
-    print(
-        f"reload_weights  {statistics.median(theirs):.3f} s  {[round(value, 3) for value in theirs]}"
-    )
-    print(f"RATIO weight_sync_vs_reload {medians['all'] / statistics.median(theirs):.2f}")
+    sync = medians(syncs, *syncs[0])
+    reload_s = statistics.median(reloads)
+    print("weight sync     " + "  ".join(f"{name} {value:.3f} s" for name, value in sync.items()))
+    print(f"reload_weights  {reload_s:.3f} s  {rounded(reloads, 3)}")
+    print_ratio("weight_sync_vs_reload", sync["all"] / reload_s)
 
 
 if __name__ == "__main__":

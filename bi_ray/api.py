@@ -1,5 +1,4 @@
-"""The Python API: ``bi_ray.generate``, ``bi_ray.inject`` and ``bi_ray.check``, on
-`datasets.Dataset` objects.
+"""The Python API on `datasets.Dataset` objects: ``generate``, ``inject`` and ``check``.
 
 The commands `bi-ray data`, `inject` and `check` do the same from disk to disk, for sets larger than
 memory.
@@ -32,7 +31,7 @@ from bi_ray.data.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
 from bi_ray.data.generation import distinct_problems
 from bi_ray.data.sets import read_manifest
 from bi_ray.injection.recipes import CountTokens
-from bi_ray.injection.rows import Extractor, inject_rows, recipe_of
+from bi_ray.injection.user_rows import Extractor, inject_rows, recipe_of
 from bi_ray.rows.cells import RowError, plain_row
 from bi_ray.rows.fields import NumberedRow, rows_of
 from bi_ray.rows.rejects import DataError, Place, Rejects
@@ -46,14 +45,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _BEHAVIORS = pa.list_(pa.struct([("behavior", pa.string()), ("lines", pa.int64())]))
-_GRADE_SCHEMA = pa.schema(
-    {"id": pa.string()}
-    | dict.fromkeys(("right", "format_right", "trace_valid"), pa.bool_())
-    | dict.fromkeys(
-        ("steps", "first_bad_step", "bad_response_line", "right_reflections"), pa.int64()
-    )
-    | dict.fromkeys(("bad_line", "reason"), pa.string())
-    | {"behaviors": _BEHAVIORS}
+_VERDICT_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "right": pa.bool_(),
+        "format_right": pa.bool_(),
+        "trace_valid": pa.bool_(),
+        "steps": pa.int64(),
+        "first_bad_step": pa.int64(),
+        "bad_response_line": pa.int64(),
+        "right_reflections": pa.int64(),
+        "bad_line": pa.string(),
+        "trace_fault": pa.string(),
+        "behaviors": _BEHAVIORS,
+    }
 )
 
 
@@ -63,30 +68,31 @@ def generate(
     problems: int | None = None,
     processes: int = 1,
 ) -> Dataset:
-    """The first problems of a set that differ from one another, in memory.
+    """The first distinct problems of a set, in memory.
 
     Args:
-        config: of a run, or its YAML file; its task and data seed are used.
-        set: which set.
-        problems: how many; None: as many as the configuration says.
-        processes: how many make them; the outcome does not depend on it. With more than one, a
-            script needs the usual ``if __name__ == "__main__":``.
+        config: a run's configuration, or its YAML file; its task and data seed are used.
+        set: name of the set.
+        problems: number of problems; None: as many as the configuration says.
+        processes: number of processes that make them; the result does not depend on it. With more
+            than one, a script needs the usual ``if __name__ == "__main__":``.
 
     Returns:
         Columns id, question, answer, graph (JSON) and hash (of the graph).
 
     Raises:
         ConfigError: the configuration is faulty, or has no such set.
-        DataError: there are not so many different problems.
+        DataError: there are too few distinct problems.
     """
     run = config if isinstance(config, RunConfig) else load_config(config, RunConfig)
-    configured = problems_of(run, set)
-    count = configured if problems is None else problems
+    count = problems_of(run, set)
+    if problems is not None:
+        count = problems
     if count is not None and count < 1:
-        raise ConfigError(f"problems: {count} is not 1 or more")
+        raise ConfigError(f"problems: expected 1 or more, got {count}")
     task = build_task(run.task, run.seeds.data, run.verifier)
-    made = distinct_problems(run.task, run.seeds.data, set, count, processes, task=task)
-    return _dataset([row for _, row in made], PROBLEM_SCHEMA)
+    numbered = distinct_problems(run.task, run.seeds.data, set, count, processes, task=task)
+    return _dataset([row for _, row in numbered], PROBLEM_SCHEMA)
 
 
 def inject(
@@ -102,22 +108,22 @@ def inject(
     rejects: Rejects | None = None,
     processes: int = 1,
 ) -> Dataset:
-    """Demonstrations with behaviors in them, each recomputed line by line before it is given back.
+    """Demonstrations with behaviors in them, each proven right line by line.
 
     Args:
         dataset: rows with a question, and a graph or a question that ``task`` can read; or the path
-            of a .jsonl or .parquet file, a `datasets` directory, or what `bi-ray data` wrote.
+            of a .jsonl or .parquet file, a `datasets` directory, or one that `bi-ray data` wrote.
         behaviors: such as ``["reflection:0.2", "subgoal"]``; applied in this order.
-        recipe: in their place, a recipe such as ``"bridge"``.
+        recipe: instead of behaviors, a recipe such as ``"bridge"``.
         task: words the chains of thought: a task, its configuration, a RunConfig or the YAML file
-            of one. None: what the directory's manifest says, where `bi-ray` made it.
+            of one. None: the task in the directory's manifest, where `bi-ray` made it.
         seed: what is injected into a row depends on it and the row's id.
-        extractor: for free text, see ``bi_ray.injection.rows``.
-        tokenizer: directory of one, for recipes with filler or a token budget.
+        extractor: for free text, see ``bi_ray.injection.user_rows``.
+        tokenizer: directory of a tokenizer, for recipes with filler or a token budget.
         strict: whether the first bad row is an error; else it is left out, with a warning at the
             end.
-        rejects: takes what was left out, without a warning; its own ``strict`` counts then.
-        processes: how many inject, where no ``extractor`` is given; see ``generate``.
+        rejects: collects what was left out, without a warning; its own ``strict`` counts then.
+        processes: number of processes, used where there is no ``extractor``; see ``generate``.
 
     Returns:
         Columns id, question, answer, response, spans (start, end, behavior: characters of the
@@ -127,15 +133,17 @@ def inject(
         ConfigError: no such recipe or behavior, or no task.
         DataError: a bad row, where ``strict``; or a file that cannot be read.
     """
-    wanted = recipe if isinstance(recipe, RecipeConfig) else recipe_of(recipe, behaviors)
-    worder = None if extractor and task is None else task_of(task, dataset)
+    if not isinstance(recipe, RecipeConfig):
+        recipe = recipe_of(recipe, behaviors)
+    worder: Task | None = None
+    if task is not None or extractor is None:
+        worder = task_of(task, dataset)
     left_out = Rejects(strict) if rejects is None else rejects
+    count_tokens = token_counter(tokenizer) if tokenizer else None
+    numbered = _numbered(dataset, left_out)
     rows = list(
-        inject_rows(
-            _numbered(dataset, left_out), worder, wanted, seed, left_out, extractor,
-            token_counter(tokenizer) if tokenizer else None, processes,
-        )
-    )  # fmt: skip
+        inject_rows(numbered, worder, recipe, seed, left_out, extractor, count_tokens, processes)
+    )
     _warn(left_out, rejects)
     extra = ExtraColumns(rows)
     schema = pa.schema([*DEMONSTRATION_SCHEMA, *extra.schema])
@@ -143,8 +151,10 @@ def inject(
 
 
 def token_counter(tokenizer: str | Path) -> CountTokens:
-    """Counts the tokens of a text with the tokenizer of a directory; other processes can be given
-    it.
+    """A function that counts a text's tokens with the tokenizer of a directory; it can be pickled.
+
+    Raises:
+        ConfigError: there is no such tokenizer.
     """
     from bi_ray.policy.checkpoint import load_tokenizer
 
@@ -166,99 +176,113 @@ def check(
     rejects: Rejects | None = None,
     verifier: VerifierConfig | None = None,
 ) -> Dataset:
-    """Responses graded, whoever wrote them: the answer, the format, and every line of the chain of
-    thought.
+    """Judge responses, whoever wrote them: answer, format, and every line of the chain of thought.
 
     They are judged in a process of their own. A response whose judgment fails, or takes longer than
-    ``sample_timeout_s``, is left out like a row with nothing to grade.
+    ``sample_timeout_s``, is left out like a row with nothing to judge.
 
     Args:
         dataset: as for ``inject``, with a response (or completion, or messages) in every row.
         task: as for ``inject``.
-        strict: whether a row with nothing to grade is an error; else it is left out, with a warning
+        strict: whether a row with nothing to judge is an error; else it is left out, with a warning
             at the end.
         rejects: as for ``inject``.
         verifier: the limits; None: those of ``task`` where it is a RunConfig or its file, else the
             defaults.
 
     Returns:
-        A row per graded response with the fields of ``bi_ray.verification.grading.Grade``;
-        behaviors with how many lines show each.
+        A row per judged response with the fields of ``bi_ray.verification.grading.VerdictRow``;
+        behaviors is a list of behaviors, each with the number of lines that show it.
 
     Raises:
         ConfigError, DataError: as ``inject``.
     """
-    left_out, rows = Rejects(strict) if rejects is None else rejects, []
+    left_out = Rejects(strict) if rejects is None else rejects
     limits = verifier or _limits_of(task)
-    for _, grade in grade_rows(
-        _numbered(dataset, left_out), task_of(task, dataset), left_out, limits
-    ):
-        shown = [{"behavior": name, "lines": lines} for name, lines in grade.behaviors.items()]
-        rows.append(grade.as_json() | {"behaviors": shown})
+    judge_task = task_of(task, dataset)
+    rows: list[dict[str, Any]] = []
+    for graded in grade_rows(_numbered(dataset, left_out), judge_task, left_out, limits):
+        shown: list[dict[str, Any]] = []
+        for name, lines in graded.verdict.behaviors.items():
+            shown.append({"behavior": name, "lines": lines})
+        rows.append({**graded.as_json(), "behaviors": shown})
     _warn(left_out, rejects)
-    return _dataset(rows, _GRADE_SCHEMA)
+    return _dataset(rows, _VERDICT_SCHEMA)
 
 
 def problems_of(config: RunConfig, name: str) -> int | None:
-    """How many problems a configuration wants of a set; None: all that its files have.
+    """Configured number of problems of a set; None: all that its files have.
 
     Raises:
-        ConfigError: it has no such set.
+        ConfigError: the configuration has no such set.
     """
-    sets: Mapping[str, Any] = config.task.sets  # type: ignore[assignment]  # its keys are names of sets
+    # its keys are names of sets
+    sets: Mapping[str, Any] = config.task.sets  # type: ignore[assignment]
     if name not in sets:
         raise ConfigError(f"no set {name}: the configuration has {', '.join(sets)}")
     return sets[name].problems
 
 
 def _limits_of(source: Any) -> VerifierConfig:
-    run = load_config(source, RunConfig) if isinstance(source, str | Path) else source
-    return run.verifier if isinstance(run, RunConfig) else VerifierConfig()
+    if isinstance(source, str | Path):
+        source = load_config(source, RunConfig)
+    if isinstance(source, RunConfig):
+        return source.verifier
+    return VerifierConfig()
 
 
 def task_of(source: Any, data: Any = None, seed: int = 0) -> Task:
-    """The task that somebody means.
+    """The task that an argument means.
 
     Args:
-        source: a task, its configuration, a RunConfig or its YAML file; None: what the manifest of
-            ``data`` says.
+        source: a task, its configuration, a RunConfig or its YAML file; None: the task in the
+            manifest of ``data``.
         data: the path of a directory that `bi-ray data` or `bi-ray inject` made, or anything else.
-        seed: of a task's bare configuration; it does not touch how questions are read and worded.
+        seed: seed of a bare task configuration; it does not affect how questions are read and
+            worded.
 
     Raises:
-        ConfigError: the configuration is faulty, or nothing says what the task is.
+        ConfigError: the configuration is faulty, or there is no task.
         DataError: there is no such file as ``data``.
     """
     if isinstance(data, str | Path) and not Path(data).exists():
         raise DataError(f"{data}: no such file; paths start at the working directory")
+    if source is None:
+        return _task_of_manifest(data, seed)
     if isinstance(source, str | Path):
         source = load_config(source, RunConfig)
     if isinstance(source, RunConfig):
         return build_task(source.task, source.seeds.data, source.verifier)
+    if isinstance(source, Mapping):
+        return _task_of_mapping(source, seed)
     if isinstance(source, Config):
-        return build_task(source, seed)  # type: ignore[arg-type]  # any of the tasks' configurations
-    if source is not None and not isinstance(source, Mapping):
-        if not hasattr(source, "parse_trace"):
-            raise ConfigError(f"task: {source!r} is no task, and no configuration of one")
-        return source
-    if source is None:
-        made_from = (
-            read_manifest(Path(data)).get("made_from", {}) if isinstance(data, str | Path) else {}
-        )
-        source, seed = made_from.get("task"), made_from.get("data_seed") or seed
-        if source is None and "extraction" in made_from:
-            return FreeTextTask()
-    if source is None:
-        raise ConfigError(
-            "nothing says which task this is: give the configuration of a run (task=, or --config)"
-        )
+        return build_task(source, seed)  # type: ignore[arg-type]  # any task's configuration
+    if not hasattr(source, "parse_trace"):
+        raise ConfigError(f"task: expected a task or its configuration, got {source!r}")
+    return source
+
+
+def _task_of_manifest(data: Any, seed: int) -> Task:
+    """The task that made a directory."""
+    origin: Mapping[str, Any] = {}
+    if isinstance(data, str | Path):
+        origin = read_manifest(Path(data)).get("made_from", {})
+    if origin.get("task") is not None:
+        return _task_of_mapping(origin["task"], origin.get("data_seed") or seed)
+    if "extraction" in origin:
+        return FreeTextTask()
+    raise ConfigError(
+        "no task given: pass the configuration of a run (task= in Python, --config on the command "
+        "line)"
+    )
+
+
+def _task_of_mapping(content: Any, seed: int) -> Task:
     try:
         union: Any = Annotated[TaskConfig, None]
-        config = TypeAdapter(union).validate_python(source)
+        config = TypeAdapter(union).validate_python(content)
     except ValidationError as error:
-        raise ConfigError(
-            f"the task {source!r:.80} is not known here: {error.errors()[0]['msg']}"
-        ) from error
+        raise ConfigError(f"unknown task {content!r:.80}: {error.errors()[0]['msg']}") from error
     return build_task(config, seed)
 
 
@@ -266,7 +290,7 @@ def _numbered(dataset: Any, rejects: Rejects) -> Iterator[NumberedRow]:
     if isinstance(dataset, str | Path):
         yield from rows_of(Path(dataset), rejects)
         return
-    if hasattr(dataset, "iterrows"):  # a pandas frame gives its columns where rows are meant
+    if hasattr(dataset, "iterrows"):  # iterating over a pandas frame gives its columns
         dataset = dataset.to_dict("records")
     if isinstance(dataset, Mapping) or not isinstance(dataset, Iterable):
         raise ConfigError(
@@ -292,6 +316,6 @@ def _dataset(rows: list[dict[str, Any]], schema: pa.Schema) -> Dataset:
 
 
 def _warn(left_out: Rejects, asked_for: Rejects | None) -> None:
-    """Say what was left out to those who did not ask for it."""
+    """Warn about what was left out, unless the caller collects it."""
     if left_out.rows and asked_for is None:
         warnings.warn("\n".join(left_out.summary()), stacklevel=3)

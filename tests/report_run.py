@@ -21,7 +21,7 @@ from bi_ray.report.summary import Summary
 from bi_ray.rows.fields import MANIFEST
 from bi_ray.runs.directory import keep_config
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification.verdicts import verify
+from bi_ray.verification.verdicts import Judge, VerificationItem
 
 ROOT = Path(__file__).parents[1]
 SETS = ("test_id", "test_ood")
@@ -148,9 +148,10 @@ def _sample(task, recipe, problem, mode, number, rng, rate) -> dict:
             text = "\n".join(lines).replace(f"answer is {problem.answer} ", "answer is nothing ")
         else:
             text = text[: len(text) // 2]
-    verdict = asdict(
-        verify(task, problem.graph, problem.answer, text, truncated=not text.endswith(">"))
+    item = VerificationItem(
+        problem.question, problem.graph.to_json(), problem.answer, text, not text.endswith(">")
     )
+    verdict = asdict(Judge(task)(item))
     row = {
         "mode": mode,
         "id": problem.id,

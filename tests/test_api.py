@@ -17,7 +17,8 @@ HEAVY = ("torch", "datasets", "transformers", "pyarrow", "numpy", "pydantic", "r
 
 
 def modules_after(code):
-    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], cwd=ROOT, text=True,
+    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\n"
+                                                 f"print(*sys.modules)"], cwd=ROOT, text=True,
                           capture_output=True, check=True)  # fmt: skip
     return set(said.stdout.split())
 
@@ -79,7 +80,7 @@ def test_a_directory_says_its_task_itself(tmp_path):
     write_set(QUICKSTART, "rl", 30, tmp_path / "set", "parquet")
     made = bi_ray.inject(tmp_path / "set", recipe="subgoal")
     assert len(made) == 30
-    with pytest.raises(ConfigError, match="nothing says which task this is"):
+    with pytest.raises(ConfigError, match="no task given"):
         bi_ray.inject(made, recipe="subgoal")
 
 
@@ -103,7 +104,7 @@ def test_checking_what_a_model_wrote(problems):
     assert all(grades["right"])
     assert not any(grades["trace_valid"])
     assert not any(grades["format_right"])
-    assert all("no line of a known form" in reason for reason in grades["reason"])
+    assert all("no line of a known form" in reason for reason in grades["trace_fault"])
 
 
 def test_other_tasks_read_other_questions():
@@ -132,5 +133,5 @@ def test_a_task_as_plain_options_and_a_single_behavior_as_text(problems):
         problems, behaviors="subgoal", task={"kind": "promptbench", "name_pool": 48, "sets": {}}
     )
     assert len(made) == 60
-    with pytest.raises(ConfigError, match="problems: -1"):
+    with pytest.raises(ConfigError, match="problems: expected 1 or more, got -1"):
         bi_ray.generate(QUICKSTART, "rl", -1)

@@ -43,7 +43,7 @@ from actors.driver.verifier import VerifierClient
 from actors.logs import start_logging
 from actors.rollout.pool import RolloutPool, make_ray_pool
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.batches.selection import QueryRow, describe_selection, reject
+from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_selection, reject
 from bi_ray.config import QueryFilterConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
@@ -190,7 +190,7 @@ class Driver(ServedCalls):
         """See ``ReadinessMeter.realize``, which waits for the engines and the analyzer."""
         await self.readiness.realize(policy, readiness, read_problems(target), out)
 
-    async def select_queries(self, policy: Path, problems: Path, out: Path) -> PlainValues:
+    async def select_queries(self, policy: Path, problems: Path, out: Path) -> SelectionSummary:
         """Reject RL queries by the samples of a policy.
 
         Waits for the engines and the verifier.
@@ -216,7 +216,7 @@ class Driver(ServedCalls):
         (out / SELECTED_QUERIES_FILE).write_text(
             "".join(json.dumps(asdict(row)) + "\n" for row in rows)
         )
-        return dict(summary)
+        return summary
 
     async def _selection(
         self, queries: Sequence[ProblemRow], config: QueryFilterConfig

@@ -126,8 +126,8 @@ class InfluenceAnalyzer:
         self._set_phase(f"influence at step {step}")
         scale = self.settings.token_scales[0]
         direction = objective_direction(differentiator, target_groups, scale)
+        watched = []
         influences = measure_influence(differentiator, groups, direction, scale)
-        query_rows = []
         for group, influence in zip(groups, influences, strict=True):
             query = WatchedQuery(
                 right=group.right,
@@ -136,10 +136,10 @@ class InfluenceAnalyzer:
                 k_minus=influence.k_minus,
                 dj=influence.dj,
             )
-            query_rows.append(asdict(query))
+            watched.append(asdict(query))
         forecast, before = Forecast.make(step, differentiator, target_groups), self._forecast
         self._forecast = forecast
-        return {"step": step, "queries": query_rows} | asdict(forecast.against(before))
+        return {"step": step, "queries": watched} | asdict(forecast.against(before))
 
     def begin_watch(self) -> None:
         """Another arm's RL begins: forget what was forecast, and leave the processor to RL."""

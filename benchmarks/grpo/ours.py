@@ -1,6 +1,4 @@
-"""RL of this project with its real parts (driver, engines, learners, verifier), a step whenever it
-is told.
-"""
+"""Our side of the race: real driver, engines, learners and verifier, one step per call."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from typing import Any
 from zlib import crc32
 
 import ray
+from common import Metrics
 
 from actors.cluster import connect
 from actors.driver.driver import Driver
@@ -32,23 +31,22 @@ DEADLINE_S = 900
 
 
 class DrawnVerdicts:
-    """Stands in for the verifier at fixed length, where nothing ends by itself: 0 or 1 by a hash of
-    the response.
-    """
+    """Replaces the verifier where no response ends: the reward, 0 or 1, is a hash of it."""
 
     async def score(self, items: Sequence[VerificationItem]) -> list[Verdict]:
-        """A verdict for each."""
-        return [
-            Verdict(float(crc32(item.response.encode()) % 2), False, False, False, None)
-            for item in items
-        ]
+        """A verdict for each item."""
+        verdicts = []
+        for item in items:
+            reward = float(crc32(item.response.encode()) % 2)
+            verdicts.append(Verdict(reward, False, False, False, None))
+        return verdicts
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing; there are no processes."""
 
 
 class GatedDriver(Driver):
-    """A driver that makes a step's batch only when the benchmark says so."""
+    """A driver that generates a step's batch only when the benchmark asks for it."""
 
     def __init__(self, config: RunConfig, run_id: str, base: Path, drawn_rewards: bool) -> None:
         super().__init__(config, run_id, base)
@@ -58,7 +56,7 @@ class GatedDriver(Driver):
         self._changed = asyncio.Condition()
 
     async def lease(self, step: int, incarnation: int) -> Any:
-        """See ``Driver.lease``; the learners are ready for the step."""
+        """Note that the learners wait for the step; see ``Driver.lease``."""
         async with self._changed:
             self._waited_for = max(self._waited_for, step)
             self._changed.notify_all()
@@ -86,10 +84,8 @@ class GatedDriver(Driver):
             self._published = step
             self._changed.notify_all()
 
-    async def make_step(self, step: int) -> tuple[float, dict[str, Any]]:
-        """Wait until the learners ask for the step; then how long it takes in seconds, and its row
-        of metrics.
-        """
+    async def make_step(self, step: int) -> tuple[float, Metrics]:
+        """Wait until the learners ask for the step, and take it; returns seconds and metrics."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._waited_for >= step)
             began = time.perf_counter()
@@ -102,12 +98,13 @@ class GatedDriver(Driver):
 
 @dataclass
 class OwnSide:
-    """The project's side of the race, between ``start`` and ``close``.
+    """A run of this project, between ``start`` and ``close``.
 
     Attributes:
-        config: the run; its model is what RL starts from.
-        folder: for data, checkpoints and metrics; made anew.
+        config: of the run; RL starts from its model.
+        folder: for data, checkpoints and metrics; emptied first.
         drawn_rewards: see ``DrawnVerdicts``.
+        step: the last step taken.
     """
 
     config: RunConfig
@@ -116,27 +113,28 @@ class OwnSide:
     step: int = 0
 
     def write_prompts(self) -> Path:
-        """Make the queries, and the same ones for TRL: rows with a conversation and its answer, in
-        our order.
+        """Make the problems, and a file with the same ones for TRL, in the same order.
+
+        Returns:
+            The file: JSON lines with a conversation and its answer.
         """
         config = self.config
         shutil.rmtree(self.folder, ignore_errors=True)
-        task, tokenizer = (
-            build_task(config.task, config.seeds.data),
-            load_tokenizer(config.model.path),
-        )
-        problems = config.rl.prompts_per_step * config.rl.steps
-        write_problems(task, "rl", problems, tokenizer, config.model, self.folder / "data" / "rl")
-        rows = [
-            {"prompt": messages(task.system_prompt, problem.question), "answer": problem.answer}
-            for problem in read_problems(self.folder / "data" / "rl")
-        ]
+        task = build_task(config.task, config.seeds.data)
+        tokenizer = load_tokenizer(config.model.path)
+        data = self.folder / "data" / "rl"
+        count = config.rl.prompts_per_step * config.rl.steps
+        write_problems(task, "rl", count, tokenizer, config.model, data)
+        lines = []
+        for problem in read_problems(data):
+            prompt = messages(task.system_prompt, problem.question)
+            lines.append(json.dumps({"prompt": prompt, "answer": problem.answer}) + "\n")
         file = self.folder / "prompts.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        file.write_text("".join(lines))
         return file
 
     def start(self) -> None:
-        """Bring up engines and learners."""
+        """Start engines and learners."""
         connect(self.config.ray)
         base = Path(self.config.model.path).absolute()
         run_id = f"bench-{self.folder.name}"
@@ -155,13 +153,13 @@ class OwnSide:
         self._learners = threading.Thread(target=learners.run_rl, args=job)
         self._learners.start()
 
-    def make_step(self) -> tuple[float, dict[str, Any]]:
-        """Seconds of the next step, and its metrics."""
+    def make_step(self) -> tuple[float, Metrics]:
+        """Take the next step; returns its seconds and metrics."""
         self.step += 1
         return ray.get(self._driver.make_step.remote(self.step), timeout=DEADLINE_S)
 
     def close(self) -> None:
-        """Run what is left of the steps, and end everything."""
+        """Take the remaining steps, and stop everything."""
         while self.step < self.config.rl.steps:
             self.make_step()
         self._learners.join()

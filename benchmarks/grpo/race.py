@@ -1,4 +1,4 @@
-"""A GRPO step of this project against one of TRL's GRPOTrainer, in turn, on the same two cores."""
+"""Compare GRPO steps of this project and of TRL's GRPOTrainer, which take turns on two cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import BUILD, ROOT, report
+from common import BUILD, ROOT, Metrics, report, rounded
 from grpo.ours import OwnSide
 
 from bi_ray.config import RunConfig
@@ -22,11 +22,12 @@ TRL = "trl==1.16.0"
 PACKAGES = (TRL, "torch==2.13.0", "transformers>=5.19,<5.20")
 ENVIRONMENT = ROOT / "build" / "trl"
 WARM_UP_STEPS = 1
+THREADS = (1, 2)
 
 
 @dataclass(frozen=True)
 class TRLSetting:
-    """What ``trl_side.py`` is told; ``micro_batch`` and ``threads`` are TRL's to choose."""
+    """The arguments of ``trl_side.py``, of which ``micro_batch`` and ``threads`` are tuned."""
 
     model: str
     prompts: str
@@ -42,7 +43,7 @@ class TRLSetting:
 
 
 def trl_python() -> Path:
-    """The interpreter of TRL's own environment, made when it is not there."""
+    """The Python of TRL's own environment, which is created if it is missing."""
     python, done = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
@@ -55,7 +56,7 @@ def trl_python() -> Path:
 
 
 class TRLSide:
-    """A TRL process that makes a step when asked."""
+    """A process with TRL that takes a step when asked."""
 
     def __init__(self, setting: TRLSetting) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -73,8 +74,8 @@ class TRLSide:
             env=environment,
         )
 
-    def make_step(self) -> dict[str, Any]:
-        """Seconds and metrics of the next step."""
+    def make_step(self) -> Metrics:
+        """Take the next step; returns its seconds and metrics."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -82,10 +83,10 @@ class TRLSide:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        raise RuntimeError(f"TRL ended; see {BUILD / 'trl.log'}")
+        raise RuntimeError(f"the process with TRL ended; see {BUILD / 'trl.log'}")
 
     def close(self) -> None:
-        """End the process: with its input it ends."""
+        """End the process by closing its input."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
@@ -93,7 +94,7 @@ class TRLSide:
 
 @contextmanager
 def trl_side(setting: TRLSetting) -> Iterator[TRLSide]:
-    """A ``TRLSide`` that is ended."""
+    """A ``TRLSide`` for the block."""
     side = TRLSide(setting)
     try:
         yield side
@@ -101,75 +102,118 @@ def trl_side(setting: TRLSetting) -> Iterator[TRLSide]:
         side.close()
 
 
-def best_setting(
-    setting: TRLSetting, micro_batches: tuple[int, ...]
-) -> tuple[TRLSetting, dict[str, float]]:
-    """TRL's fastest of the micro-batches and of 1 and 2 threads, by its second step; and seconds of
-    all.
+def rl_section(prompts: int, samples: int, steps: int) -> dict[str, Any]:
+    """The section ``rl`` of the configuration, without checkpoints.
+
+    The learning rate is small, so that responses keep their lengths.
     """
-    seconds = {}
-    for micro_batch in micro_batches:
-        for threads in (1, 2):
-            tried = replace(setting, micro_batch=micro_batch, threads=threads)
-            with trl_side(tried) as side:
-                side.make_step()
-                seconds[tried] = side.make_step()["seconds"]
-    best = min(seconds, key=lambda tried: seconds[tried])
-    return best, {
-        f"micro-batch {s.micro_batch}, {s.threads} threads": round(t, 2) for s, t in seconds.items()
+    return {
+        "prompts_per_step": prompts,
+        "samples_per_prompt": samples,
+        "steps": steps,
+        "checkpoint_every_steps": 1000,
+        "optimizer": {"learning_rate": 1e-6},
     }
 
 
-def race(
-    name: str, config: RunConfig, fixed_length: bool, micro_batches: tuple[int, ...], setup: str
-) -> None:
-    """Measure both, step by step in turn, and report samples a second, ours over TRL's."""
-    rl = config.rl
+def seconds_per_setting(
+    setting: TRLSetting, micro_batches: tuple[int, ...]
+) -> dict[TRLSetting, float]:
+    """Seconds of TRL's second step with each micro-batch and number of threads."""
+    seconds = {}
+    for micro_batch in micro_batches:
+        for threads in THREADS:
+            candidate = replace(setting, micro_batch=micro_batch, threads=threads)
+            with trl_side(candidate) as side:
+                side.make_step()
+                seconds[candidate] = side.make_step()["seconds"]
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What is compared.
+
+    Attributes:
+        name: of the benchmark.
+        setup: one sentence that describes it.
+        config: of this project's run; TRL gets the same prompts and options.
+        fixed_length: see ``DrawnVerdicts``.
+        micro_batches: the sizes of which TRL gets its fastest.
+    """
+
+    name: str
+    setup: str
+    config: RunConfig
+    fixed_length: bool
+    micro_batches: tuple[int, ...]
+
+    def trl_setting(self, prompts: Path) -> TRLSetting:
+        """TRL's arguments, without micro-batch and threads."""
+        rl = self.config.rl
+        return TRLSetting(
+            model=self.config.model.path,
+            prompts=str(prompts),
+            output=str(BUILD / "runs" / self.name / "trl"),
+            prompts_per_step=rl.prompts_per_step,
+            samples_per_prompt=rl.samples_per_prompt,
+            max_response_tokens=self.config.model.max_response_tokens,
+            learning_rate=rl.optimizer.learning_rate,
+            fixed_length=self.fixed_length,
+            steps=rl.steps,
+            micro_batch=0,
+            threads=0,
+        )
+
+
+def race(what: Race) -> None:
+    """Measure both sides in turn, and report our samples per second over TRL's."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    own = OwnSide(config, BUILD / "runs" / name, drawn_rewards=fixed_length)
-    setting = TRLSetting(
-        model=config.model.path,
-        prompts=str(own.write_prompts()),
-        output=str(BUILD / "runs" / name / "trl"),
-        prompts_per_step=rl.prompts_per_step,
-        samples_per_prompt=rl.samples_per_prompt,
-        max_response_tokens=config.model.max_response_tokens,
-        learning_rate=rl.optimizer.learning_rate,
-        fixed_length=fixed_length,
-        steps=rl.steps,
-        micro_batch=0,
-        threads=0,
-    )
-    setting, grid = best_setting(setting, micro_batches)
+    own = OwnSide(what.config, BUILD / "runs" / what.name, drawn_rewards=what.fixed_length)
+    candidates = seconds_per_setting(what.trl_setting(own.write_prompts()), what.micro_batches)
+    best = min(candidates, key=lambda candidate: candidates[candidate])
     own.start()
-    ours, theirs = [], []
-    with trl_side(setting) as trl:
-        for _ in range(rl.steps):
+    ours: list[Metrics] = []
+    theirs: list[Metrics] = []
+    with trl_side(best) as trl:
+        for _ in range(what.config.rl.steps):
             seconds, metrics = own.make_step()
             ours.append({"seconds": seconds} | metrics)
             theirs.append(trl.make_step())
     own.close()
-    samples = rl.prompts_per_step * rl.samples_per_prompt
-    rates = [[samples / row["seconds"] for row in rows[WARM_UP_STEPS:]] for rows in (ours, theirs)]
+    samples = what.config.rl.prompts_per_step * what.config.rl.samples_per_prompt
+    our_rates, trl_rates = _rates(samples, ours), _rates(samples, theirs)
     report(
-        name,
-        statistics.median(rates[0]) / statistics.median(rates[1]),
-        setup,
-        trl_settings=grid,
-        trl_best=f"micro-batch {setting.micro_batch}, {setting.threads} threads",
-        ours_samples_per_s=[round(rate, 1) for rate in rates[0]],
-        trl_samples_per_s=[round(rate, 1) for rate in rates[1]],
-        response_tokens_mean=[
-            round(mean(rows, "response_tokens_mean"), 1) for rows in (ours, theirs)
-        ],
-        reward=[round(mean(rows, "reward"), 3) for rows in (ours, theirs)],
-        informative_share=round(mean(ours, "informative_share"), 3),
+        what.name,
+        statistics.median(our_rates) / statistics.median(trl_rates),
+        what.setup,
+        trl_settings={_describe(setting): round(s, 2) for setting, s in candidates.items()},
+        trl_best=_describe(best),
+        ours_samples_per_s=rounded(our_rates, 1),
+        trl_samples_per_s=rounded(trl_rates, 1),
+        response_tokens_mean=rounded(_means("response_tokens_mean", ours, theirs), 1),
+        reward=rounded(_means("reward", ours, theirs), 3),
+        informative_share=rounded(_means("informative_share", ours), 3)[0],
         ours_phases_s={
-            key: round(mean(ours, key), 3) for key in ("generate_s", "verify_s", "sync_s")
+            "generate_s": rounded(_means("generate_s", ours), 3)[0],
+            "verify_s": rounded(_means("verify_s", ours), 3)[0],
+            "sync_s": rounded(_means("sync_s", ours), 3)[0],
         },
     )
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
-    """Of a metric, over the steps that count."""
-    return statistics.fmean(row[key] for row in rows[WARM_UP_STEPS:])
+def _describe(setting: TRLSetting) -> str:
+    return f"micro-batch {setting.micro_batch}, {setting.threads} threads"
+
+
+def _rates(samples: int, rows: list[Metrics]) -> list[float]:
+    """Samples per second of each step that counts."""
+    return [samples / row["seconds"] for row in rows[WARM_UP_STEPS:]]
+
+
+def _means(name: str, *sides: list[Metrics]) -> list[float]:
+    """The mean of a metric over the steps that count, of each side."""
+    means = []
+    for rows in sides:
+        means.append(statistics.fmean(row[name] for row in rows[WARM_UP_STEPS:]))
+    return means

@@ -1,8 +1,8 @@
-"""One form for characters that mean the same, and none for those that do not.
+"""One form for characters that mean the same, and different ones for those that do not.
 
-Unicode's compatibility form (NFKC) makes 106 of 10⁶, 23 of 2³, H2O of H₂O, and 1 of ①. Here raised
-and lowered characters keep what they mean (10^6, H_2O), fractions stay fractions, and circled
-characters stay what they are.
+Unicode's compatibility form (NFKC) turns 10⁶ into 106, 2³ into 23, H₂O into H2O, and ① into 1. Here
+raised and lowered characters keep their meaning (10^6, H_2O), fractions stay fractions, and circled
+characters stay as they are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _SAME = {
     **dict.fromkeys("\u2018\u2019", "'"),
     **dict.fromkeys("\u201c\u201d", '"'),
     "\u2044": "/",
-    "\u00ba": "\N{DEGREE SIGN}",  # the ordinal indicator is what many keyboards have for it
+    "\u00ba": "\N{DEGREE SIGN}",  # the ordinal indicator, which many keyboards have in its place
     "\u066b": ".",  # Arabic decimal and thousands separators
     "\u066c": ",",
-    **dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff", ""),  # nobody sees these
+    **dict.fromkeys("\u00ad\u200b\u200e\u200f\u2060\ufeff", ""),  # invisible characters
 }
 _MARKS = {"<super>": "^", "<sub>": "_"}
-# what becomes of a fraction of raised and lowered digits
+# a fraction of raised and lowered digits, after both were spelled out
 _SLASHED = re.compile(r"\^([0-9]{1,9})/_([0-9]{1,9})")
 
 
@@ -37,43 +37,46 @@ def one_form(text: str) -> str:
     if text.isascii():
         return text
     parts: list[str] = []
-    for mark, group in groupby(unicodedata.normalize("NFC", text), _mark):
-        spelled = "".join([_spelled(character) for character in group])
-        parts.append(f"{mark}{spelled}" if spelled else "")
-    return unicodedata.normalize("NFC", _SLASHED.sub(r" \1/\2", "".join(parts)))
+    for mark, characters in groupby(unicodedata.normalize("NFC", text), _mark):
+        spelled = "".join(map(_spelled, characters))
+        if spelled:
+            parts.append(mark + spelled)
+    joined = _SLASHED.sub(r" \1/\2", "".join(parts))
+    return unicodedata.normalize("NFC", joined)
 
 
 @lru_cache(maxsize=4096)
 def _mark(character: str) -> str:
-    """What a raised or lowered character needs before it; characters with the same one in a row
-    share it.
-    """
+    """What is written before a run of raised or lowered characters; "" for any other character."""
     return _MARKS.get(_tag(character), "")
 
 
 @lru_cache(maxsize=4096)
 def _spelled(character: str) -> str:
-    """A character by plain ones, without its mark."""
+    """A character in plain ones, without its mark."""
     if character.isascii():
         return character
-    if (same := _SAME.get(character)) is not None:
-        return same
-    if (digit := unicodedata.decimal(character, None)) is not None:
+    if character in _SAME:
+        return _SAME[character]
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
         return str(digit)
     tag = _tag(character)
-    if not tag or tag == "<circle>":
+    if tag in ("", "<circle>"):
         return character
-    plain = "".join(
-        [chr(int(code, 16)) for code in unicodedata.decomposition(character).split()[1:]]
-    )
+    codes = unicodedata.decomposition(character).split()[1:]
+    plain = "".join(chr(int(code, 16)) for code in codes)
     if tag in _MARKS:
         return "".join(map(_spelled, plain))
-    return f" {one_form(plain)}" if tag == "<fraction>" else one_form(plain)
+    plain = one_form(plain)
+    if tag == "<fraction>":
+        return f" {plain}"
+    return plain
 
 
 def _tag(character: str) -> str:
-    """How Unicode says that a character is a form of others: "<super>", "<wide>"; "" where it is
-    none.
-    """
+    """How Unicode marks a character as a form of others: "<super>", "<wide>"; else ""."""
     tag = unicodedata.decomposition(character).partition(" ")[0]
-    return tag if tag.startswith("<") else ""
+    if tag.startswith("<"):
+        return tag
+    return ""

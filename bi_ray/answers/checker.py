@@ -1,7 +1,8 @@
-r"""Answers in free text: where a response says its own, and whether it is the right one.
+r"""Answers in free text: where a response has its answer, and whether it is the right one.
 
-Found: in the last ``<answer>...</answer>``, in the last ``\boxed{...}``, after the last ``####``, or it is the whole
-response. Compared: as text, as numbers, as mathematics (math-verify), by a pattern, or by a function of the user.
+The answer is in the last ``<answer>...</answer>``, in the last ``\boxed{...}``, after the last
+``####``, or it is the whole response. It is compared as text, as a number, as mathematics
+(math-verify), by a pattern, or by a function of the user.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from bi_ray.config.importing import load_object
 Extract = Literal["tag", "boxed", "hashes", "response"]
 
 SYSTEM_PROMPTS: dict[Extract, str] = {
-    "tag": "Think step by step inside <think> and </think>, then write <answer> The final answer is ... </answer>.",
+    "tag": (
+        "Think step by step inside <think> and </think>, then write <answer> The final answer is "
+        "... </answer>."
+    ),
     "boxed": r"Think step by step, then put the final answer into \boxed{...}.",
     "hashes": "Think step by step, then write the final answer on a line of its own, after ####.",
     "response": "Answer with the answer alone.",
 }
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _TAGGED = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
-# A box that opens, a number or letter behind \boxed without braces, and the braces that are not
-# escaped.
+# a box that opens, a number or letter after \boxed without braces, and braces that are not escaped
 _OPENS = r"\\(?:boxed|fbox)(?![A-Za-z])"
 _WORD = r"(?P<word>[^\s{}$\\]*[0-9][^\s{}$\\]*|[A-Za-z](?![^\s{}$\\.,]))"
 _BOX = rf"(?P<box>{_OPENS}[ \t]*\{{)|{_OPENS}[ \t]*{_WORD}"
 _BOXES = re.compile(rf"{_BOX}|\\(?!{_OPENS}).|(?P<brace>[{{}}])", re.DOTALL)
 _FIRST_BOX = re.compile(_BOX)
-# Of an answer: on longer ones, and on deeply nested ones, math-verify can take many seconds.
+# of an answer: on longer or deeply nested ones math-verify can take many seconds
 _MOST_MATH_CHARACTERS, _MOST_BRACKETS = 1000, 300
 
 
@@ -43,60 +46,69 @@ class AnswerError(ValueError):
 
 
 def find_answer(response: str, extract: Extract) -> str | None:
-    """What a response gives as its answer, without spaces around it; None where there is none, or
-    an empty one.
+    """The answer of a response, without surrounding spaces; None where there is none.
 
     It is as it was written but for a sentence around it: "The final answer is 5." gives 5.
     """
-    found = without_special_tokens(_content(response, extract))
-    if (rest := without_prefix(found)) != found:
-        found = rest.removeprefix(":").removesuffix(".").strip()
-    return found or None
+    answer = without_special_tokens(_content(response, extract))
+    rest = without_prefix(answer)
+    if rest != answer:
+        answer = rest.removeprefix(":").removesuffix(".").strip()
+    return answer or None
 
 
 def find_readings(response: str, extract: Extract) -> list[str]:
-    """What a response gives as its answer, in every form in which it can be taken
-    (``answer_forms.readings``).
-    """
+    """The answer of a response, in every form in which it can be taken (``forms.readings``)."""
     return readings(_content(response, extract))
 
 
 def _content(response: str, extract: Extract) -> str:
-    """The place of the answer: what is there, "" where there is none. The time grows with the
-    length alone.
+    """The text at the place of the answer, "" where there is none.
+
+    Takes time proportional to the length, whatever the response contains.
     """
     if extract == "tag":
-        start = response.rfind("<answer>", 0, max(0, response.rfind("</answer>")))
-        if start < 0:
-            return ""
-        start += len("<answer>")
-        return response[start : response.find("</answer>", start)]
+        return _last_tagged(response)
     if extract == "boxed":
         return _last_boxed(response)
     if extract == "hashes":
-        start = response.rfind("####")
-        return response[start + 4 :].partition("\n")[0] if start >= 0 else ""
+        _, hashes, rest = response.rpartition("####")
+        if not hashes:
+            return ""
+        return rest.partition("\n")[0]
     return response
 
 
-def _last_boxed(response: str) -> str:
-    r"""Content of the last \boxed{...} or \fbox{...} that ends, or the word behind the last \boxed without braces."""
-    if not (first := _FIRST_BOX.search(response)):
+def _last_tagged(response: str) -> str:
+    """Content of the last <answer>...</answer>."""
+    end = response.rfind("</answer>")
+    start = response.rfind("<answer>", 0, max(0, end))
+    if start < 0:
         return ""
-    last = (-1, -1)  # start and end of the content
-    opened: list[int | None] = []  # where the content of each open brace starts, if it is a box's
+    start += len("<answer>")
+    return response[start : response.find("</answer>", start)]
+
+
+def _last_boxed(response: str) -> str:
+    r"""Content of the last \boxed{...} or \fbox{...} that is closed.
+
+    If it comes later, it is the word after a \boxed without braces.
+    """
+    first = _FIRST_BOX.search(response)
+    if first is None:
+        return ""
+    last = (0, 0)  # start and end of the content
+    opened: list[int] = []  # of each open brace: start of the content of its box, -1: not a box
     for match in _BOXES.finditer(response, first.start()):
         if match["box"]:
             opened.append(match.end())
-        elif match["brace"] == "{":
-            opened.append(None)
-        elif match["brace"]:
-            start = opened.pop() if opened else None
-            if start is not None:
-                last = max(last, (start, match.start()))
         elif match["word"]:
             last = max(last, match.span("word"))
-    return response[slice(*last)] if last[0] >= 0 else ""
+        elif match["brace"] == "{":
+            opened.append(-1)
+        elif match["brace"] and opened:
+            last = max(last, (opened.pop(), match.start()))
+    return response[slice(*last)]
 
 
 def write_response(chain_of_thought: str, answer: str, extract: Extract) -> str:
@@ -106,12 +118,15 @@ def write_response(chain_of_thought: str, answer: str, extract: Extract) -> str:
         return f"<think>\n{thought}\n</think>\n<answer> The final answer is {answer} </answer>"
     if extract == "boxed":
         return f"{thought}\nThe answer is \\boxed{{{answer}}}."
-    return f"{thought}\n#### {answer}" if extract == "hashes" else f"{thought}\n{answer}"
+    if extract == "hashes":
+        return f"{thought}\n#### {answer}"
+    return f"{thought}\n{answer}"
 
 
 def format_is_right(response: str, extract: Extract) -> bool:
-    """Whether there is one answer at its place and, with tags, one chain of thought before it and
-    nothing else.
+    """Whether a response has one answer, at its place.
+
+    With tags, one chain of thought has to come before it, and nothing else.
     """
     if find_answer(response, extract) is None:
         return False
@@ -119,30 +134,32 @@ def format_is_right(response: str, extract: Extract) -> bool:
         return has_each_tag_once(response) and _TAGGED.fullmatch(response) is not None
     if extract == "boxed":
         return len(_FIRST_BOX.findall(response)) == 1
-    return extract == "response" or response.count("####") == 1
+    if extract == "hashes":
+        return response.count("####") == 1
+    return True
 
 
 def has_each_tag_once(response: str) -> bool:
     """Whether <think> and <answer> open and close once each.
 
-    To be asked before a pattern looks for them: with many tags it would try all pairs of them.
+    Call it before matching a pattern with these tags: that would try all pairs of them.
     """
     return all(response.count(tag) == 1 for tag in _TAGS)
 
 
 class AnswerChecker:
-    """Says whether an answer is the right one.
+    """Decides whether an answer is right.
 
     Args:
-        config: how.
+        config: how answers are found and compared.
     """
 
     def __init__(self, config: AnswerConfig) -> None:
         self.config = config
-        self._function: Callable[..., Any] | None = None  # loaded where it is asked first
+        self._function: Callable[..., Any] | None = None  # loaded on first use
 
     def prepare(self) -> None:
-        """Import what a check needs, so that no time limit ends a check amid an import.
+        """Import what a check needs, so that a time limit cannot interrupt an import half-way.
 
         Raises:
             ConfigError: the function cannot be loaded.
@@ -159,45 +176,43 @@ class AnswerChecker:
             ConfigError: the function cannot be loaded.
         """
         checker = self.config.checker
-        if checker == "numeric" and read_quantity(answer) is None:
-            return "the answer is no number, which checker numeric needs"
-        if checker == "math" and _too_long_for_math(answer):
-            return "the answer is too long for checker math; try checker exact"
-        if checker == "math" and all(isinstance(part, str) for part in _parse_math(answer)):
-            return "math-verify cannot read the answer; try checker exact"
         if checker == "function":
             self._load()
+        elif checker == "numeric" and read_quantity(answer) is None:
+            return "the answer is not a number, which checker numeric needs"
+        elif checker == "math":
+            return _math_fault_of(answer)
         return None
 
     def is_right(self, response: str, question: str, answer: str) -> bool:
-        """Whether a response gives the right answer; not to find one in it is wrong.
+        """Whether a response gives the right answer; a response without an answer is wrong.
 
         Raises:
-            AnswerError: the user's function returned neither True nor False. What it raises goes
-                through.
+            AnswerError: the user's function returned neither True nor False. Its own exceptions
+                pass through.
             ConfigError: it cannot be loaded.
         """
         config = self.config
         if config.checker == "function":
             return self._ask(response, question, answer)
-        found = without_special_tokens(_content(response, config.extract))
-        if not found:
+        given = without_special_tokens(_content(response, config.extract))
+        if not given:
             return False
         if config.checker == "numeric":
-            return same_quantity(found, answer, config.tolerance)
+            return same_quantity(given, answer, config.tolerance)
         if config.checker == "math":
-            return same_mathematics(found, answer)
+            return same_mathematics(given, answer)
         if config.checker == "regex":
-            return self._matches(found, answer)
-        return same_text(found, answer, config.ignore_case)
+            return self._matches(given, answer)
+        return same_text(given, answer, config.ignore_case)
 
-    def _matches(self, found: str, answer: str) -> bool:
-        """Whether the group of the pattern's last match is the right answer, in any form of what
-        was found.
-        """
-        for reading in readings(found):
-            matches = list(re.finditer(self.config.pattern or "", reading))
-            group = matches[-1][1] if matches else None
+    def _matches(self, given: str, answer: str) -> bool:
+        """Whether the group of the pattern's last match is the right answer, in any reading."""
+        pattern = re.compile(self.config.pattern or "")
+        for reading in readings(given):
+            group: str | None = None
+            for match in pattern.finditer(reading):
+                group = match[1]
             if group is not None and same_text(group, answer, self.config.ignore_case):
                 return True
         return False
@@ -213,23 +228,32 @@ class AnswerChecker:
 
     def _load(self) -> Callable[..., Any]:
         if self._function is None:
-            self._function = load_object(
-                self.config.function or "", f"task.answer.function: {self.config.function}"
-            )
+            path = self.config.function or ""
+            self._function = load_object(path, f"task.answer.function: {path}")
         return self._function
+
+
+def _math_fault_of(answer: str) -> str | None:
+    if _too_long_for_math(answer):
+        return "the answer is too long for checker math; try checker exact"
+    if set(map(type, _parse_math(answer))) <= {str}:
+        return "math-verify cannot read the answer; try checker exact"
+    return None
 
 
 def same_mathematics(given: str, answer: str) -> bool:
     """Whether two texts, LaTeX or plain, mean the same by math-verify, or are the same.
 
-    It sets no timer of its own here: its timers are alarm signals of whole seconds, which would
-    take the place of the verifier's. Whoever calls this limits its time.
+    There is no time limit here: math-verify's timers are alarm signals of whole seconds, which
+    would replace the verifier's. The caller limits the time.
     """
     from math_verify import verify
 
     if same_text(given, answer):
         return True
-    if _too_long_for_math(given) or _too_long_for_math(answer) or _differ_in_base(given, answer):
+    if _too_long_for_math(given) or _too_long_for_math(answer):
+        return False
+    if _differ_in_base(given, answer):
         return False
     return bool(verify(_parse_math(answer), _parse_math(given), timeout_seconds=None))
 
@@ -239,39 +263,50 @@ def _too_long_for_math(text: str) -> bool:
 
 
 _BASED = re.compile(r"([0-9A-Za-z]+)_\{?([0-9]+)\}?")  # 2516_8
-# What math-verify reads as something else: it sees 1 in 1 1/2, 2.5 in 2.5e3, and 10^1 2 in 10^12.
+# math-verify misreads these: it sees 1 in 1 1/2, 2.5 in 2.5e3, and 10^1 2 in 10^12
 _FOR_MATH_VERIFY = (
-    (re.compile(r"(?<![\w/.^_})])([0-9]+) ([0-9]+)/([0-9]+)(?![\w/])"), r"\1\\frac{\2}{\3}"),
+    (
+        re.compile(r"(?<![\w/.^_})])([0-9]+) ([0-9]+)/([0-9]+)(?![\w/])"),
+        r"\1\\frac{\2}{\3}",
+    ),
     (
         re.compile(r"(?<![\w.])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"),
         r"\1 \\times 10^{\2}",
     ),
-    (re.compile(r"([\^_])([+-]?[0-9]{2,}|[+-][0-9])"), r"\1{\2}"),
+    (
+        re.compile(r"([\^_])([+-]?[0-9]{2,}|[+-][0-9])"),
+        r"\1{\2}",
+    ),
 )
 _SPACED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+")
 
 
 def _differ_in_base(given: str, answer: str) -> bool:
-    """Whether both are numbers that name their base, and not the same one; math-verify overlooks
-    it.
-    """
-    found, right = (
-        _BASED.fullmatch(readings(text)[-1]) if readings(text) else None for text in (given, answer)
-    )
-    return bool(found and right and found[2] != right[2])
+    """Whether both are numbers with different bases, which math-verify overlooks."""
+    bases = {_base_of(given), _base_of(answer)} - {None}
+    return len(bases) == 2
+
+
+def _base_of(text: str) -> str | None:
+    """The base that a number names, None where it names none."""
+    match = _BASED.fullmatch(_innermost(text))
+    return match[2] if match else None
+
+
+def _innermost(text: str) -> str:
+    """A text without any of its layers, "" where nothing is left."""
+    return ["", *readings(text)][-1]
 
 
 def _parse_math(text: str) -> list[Any]:
-    """What math-verify makes of an answer: expressions and texts; of one that it cannot read, no
-    expression.
-    """
+    """What math-verify reads in an answer: expressions and texts; only texts on failure."""
     from math_verify import parse
 
-    # it warns of the timers that it does not set
+    # it warns about the timers that are not set
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    forms = readings(text)
-    text = one_form(forms[-1]) if forms else ""
+    text = one_form(_innermost(text))
     for pattern, plain in _FOR_MATH_VERIFY:
         text = pattern.sub(plain, text)
-    text = text.replace(" ", "") if _SPACED.fullmatch(text) else text
+    if _SPACED.fullmatch(text):
+        text = text.replace(" ", "")
     return parse(f"${text.strip().strip('$')}$", parsing_timeout=None)

@@ -25,16 +25,45 @@ class Quantity(NamedTuple):
     unit: str
 
 
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
+_CURRENCIES = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "pound",
+    "¥": "yen",
+    "₹": "rupee",
+}
 _SPELLINGS = {
-    **{"usd": "dollar", "eur": "euro", "gbp": "pound", "jpy": "yen", "inr": "rupee"},
     **_CURRENCIES,
-    **{"kilogram": "kg", "gram": "g", "milligram": "mg"},
-    **{"kilometer": "km", "kilometre": "km", "meter": "m", "metre": "m"},
-    **{"centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm"},
-    **{"liter": "l", "litre": "l", "milliliter": "ml", "millilitre": "ml"},
-    **{"second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h"},
-    **{"feet": "ft", "foot": "ft", "inch": "in", "inche": "in", "mile": "mi"},
+    "usd": "dollar",
+    "eur": "euro",
+    "gbp": "pound",
+    "jpy": "yen",
+    "inr": "rupee",
+    "kilogram": "kg",
+    "gram": "g",
+    "milligram": "mg",
+    "kilometer": "km",
+    "kilometre": "km",
+    "meter": "m",
+    "metre": "m",
+    "centimeter": "cm",
+    "centimetre": "cm",
+    "millimeter": "mm",
+    "millimetre": "mm",
+    "liter": "l",
+    "litre": "l",
+    "milliliter": "ml",
+    "millilitre": "ml",
+    "second": "s",
+    "sec": "s",
+    "minute": "min",
+    "hour": "h",
+    "hr": "h",
+    "feet": "ft",
+    "foot": "ft",
+    "inch": "in",
+    "inche": "in",
+    "mile": "mi",
 }
 _LATEX = (
     (re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}"), r" \1/\2"),
@@ -48,26 +77,34 @@ _LATEX = (
 )
 _NAME = re.compile(r"(?:[^\W\d_]\w{0,20}\s*)?=\s*(?=[-+$€£¥₹.\d])")  # of an unknown: "x = 24"
 _DIGITS = r"(?:\d{1,3}(?:[, _]\d{3})+|\d+)(?:\.\d*)?|\.\d+"
+_SIGNED = r"(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]?)\s*(?P<sign2>[+-]?)\s*"
+_MIXED = r"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
+_POWER = (
+    rf"(?:(?P<factor>{_DIGITS})\s*[*xX]\s*)?"
+    r"(?P<base>\d{1,9})\s*\^\s*[{(]?\s*(?P<power>[+-]?\d{1,3})\s*[)}]?"
+)
+_PLAIN = (
+    rf"(?P<number>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d{{1,3}}))?"
+    rf"(?:\s*/\s*(?P<divisor>{_DIGITS}))?"
+)
+_PERCENT = r"\s*(?P<percent>%|percent\b)?"
+_UNIT = r"\s*(?P<unit>[$€£¥₹]|(?:[^\W\d_]|°)(?:[^\d,;:!?=]|(?<=[a-z^])[23]){0,30})?"
 _QUANTITY = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?P<currency>[$€£¥₹]?)\s*(?P<sign2>[+-]?)\s*"
-    rf"(?:(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)"
-    rf"|(?:(?P<factor>{_DIGITS})\s*[*xX]\s*)?(?P<base>\d{{1,9}})\s*\^\s*[{{(]?\s*(?P<power>[+-]?\d{{1,3}})\s*[)}}]?"
-    rf"|(?P<number>{_DIGITS})(?:[eE](?P<exponent>[+-]?\d{{1,3}}))?(?:\s*/\s*(?P<divisor>{_DIGITS}))?)"
-    r"\s*(?P<percent>%|percent\b)?"
-    r"\s*(?P<unit>[$€£¥₹]|(?:[^\W\d_]|°)(?:[^\d,;:!?=]|(?<=[a-z^])[23]){0,30})?",
+    rf"{_SIGNED}(?:{_MIXED}|{_POWER}|{_PLAIN}){_PERCENT}{_UNIT}",
     re.IGNORECASE,
 )
 _NO_UNITS = {"or", "and", "to", "not", "is", "x"}  # "5 or six" is not a number of "or six"
-_MOST_CHARACTERS = 200  # of a number: longer ones cost more than they can be worth
+_MOST_CHARACTERS = 200  # of a number: reading a longer one takes too long
 
 
 def read_quantity(text: str) -> Quantity | None:
     r"""The one number that a text is, None where it is anything else.
 
-    Read: signs, thousands separators (comma, space, underscore or apostrophe between groups of three), decimals, powers
-    ("1.5e3", "5 × 10^3", "2³"; exponents up to 999), fractions ("3/4", ``\frac{3}{4}``), mixed numbers ("1 1/2"),
-    percent, currencies before or after it, units after it, and the name of an unknown before it ("x = 24"). The layers
-    of ``answer_forms.readings`` may be around it.
+    Understood are signs, thousands separators (comma, space, underscore or apostrophe between
+    groups of three), decimals, powers ("1.5e3", "5 × 10^3", "2³"; exponents up to 999), fractions
+    ("3/4", ``\frac{3}{4}``), mixed numbers ("1 1/2"), percent, currencies before or after the
+    number, units after it, and the name of an unknown before it ("x = 24"). The layers of
+    ``forms.readings`` may be around it.
     """
     if len(text) > _MOST_CHARACTERS:
         return None
@@ -78,35 +115,47 @@ def read_quantity(text: str) -> Quantity | None:
 
 
 def _read(text: str) -> Quantity | None:
-    text = one_form(text)
-    for pattern, plain in _LATEX:
-        text = pattern.sub(plain, text)
-    text = _NAME.sub("", text.strip(), count=1).strip() if "=" in text else text.strip()
-    match = _QUANTITY.fullmatch(text)
-    if not match or (match["sign"] and match["sign2"]):
+    match = _QUANTITY.fullmatch(_plain(text))
+    if match is None or (match["sign"] and match["sign2"]):
         return None
-    written = match["unit"] or ""
-    if _NO_UNITS & set(written.casefold().split()) or (
-        match["currency"] and written in _CURRENCIES
-    ):
+    unit = match["unit"] or ""
+    currency = match["currency"]
+    if currency and unit in _CURRENCIES:
+        return None
+    if not _NO_UNITS.isdisjoint(unit.casefold().split()):
         return None
     try:
         value = _value(match)
     except (ZeroDivisionError, InvalidOperation):
         return None
-    negative = "-" in (match["sign"], match["sign2"])
-    unit = _unit(written) or _CURRENCIES.get(match["currency"], "")
-    return Quantity(-value if negative else value, match["percent"] is not None, unit)
+    if "-" in match.group("sign", "sign2"):
+        value = -value
+    is_percent = match["percent"] is not None
+    return Quantity(value, is_percent, _unit(unit) or _CURRENCIES.get(currency, ""))
+
+
+def _plain(text: str) -> str:
+    """A number without LaTeX commands and without the name of an unknown before it."""
+    text = one_form(text)
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    text = text.strip()
+    if "=" in text:
+        text = _NAME.sub("", text, count=1).strip()
+    return text
 
 
 def _value(match: re.Match[str]) -> Fraction:
     if match["whole"]:
-        return Fraction(match["whole"]) + Fraction(int(match["over"]), int(match["under"]))
+        part = Fraction(int(match["over"]), int(match["under"]))
+        return Fraction(match["whole"]) + part
     if match["base"]:
+        factor = _fraction(match["factor"] or "1")
         power: Fraction = Fraction(match["base"]) ** int(match["power"])
-        return power * (_fraction(match["factor"]) if match["factor"] else 1)
-    value = _fraction(match["number"]) * Fraction(10) ** int(match["exponent"] or 0)
-    return value / (_fraction(match["divisor"]) if match["divisor"] else 1)
+        return factor * power
+    divisor = _fraction(match["divisor"] or "1")
+    scale = Fraction(10) ** int(match["exponent"] or 0)
+    return _fraction(match["number"]) * scale / divisor
 
 
 def _fraction(digits: str) -> Fraction:
@@ -114,26 +163,35 @@ def _fraction(digits: str) -> Fraction:
 
 
 def _unit(text: str) -> str:
+    """A unit in its singular and in one spelling."""
     name = " ".join(text.casefold().replace("^", "").split()).rstrip(".")
-    name = name[:-1] if len(name) > 2 and name.endswith("s") and not name.endswith("ss") else name
+    is_plural = name.endswith("s") and not name.endswith("ss")
+    if is_plural and len(name) > 2:
+        name = name[:-1]
     return _SPELLINGS.get(name, name)
 
 
 def same_quantity(given: str, answer: str, tolerance: float) -> bool:
-    """Whether two texts are the same number, within ``tolerance`` of the right one (of 1 where that
-    is 0).
+    """Whether two texts are the same number.
 
-    Two units have to be the same one; one unit is as good as none. "12 %" is both 12 and 0.12 to a
-    number without a percent sign: data sets write the answer to "what percentage?" either way. The
-    same text is the same.
+    Two units have to be the same; a number without a unit may have any. "12 %" is both 12 and 0.12
+    to a number without a percent sign: data sets write the answer to "what percentage?" either way.
+    Texts that are not numbers have to be the same.
+
+    Args:
+        given: the response's answer.
+        answer: the right one.
+        tolerance: largest relative error; absolute where the right answer is 0.
     """
-    found, right = read_quantity(given), read_quantity(answer)
-    if found is None or right is None:
+    number, right = read_quantity(given), read_quantity(answer)
+    if number is None or right is None:
         return same_text(given, answer)
-    if found.unit and right.unit and found.unit != right.unit:
+    if number.unit and right.unit and number.unit != right.unit:
         return False
-    values = [found.value, found.value * (Fraction(1, 100) if found.percent else 100)]
-    if found.percent == right.percent:
-        del values[1]
-    room = Fraction(tolerance) * (abs(right.value) or 1)
-    return any(abs(value - right.value) <= room for value in values)
+    allowed_error = Fraction(tolerance) * (abs(right.value) or 1)
+    values = [number.value]
+    if number.percent and not right.percent:
+        values.append(number.value / 100)
+    elif right.percent and not number.percent:
+        values.append(number.value * 100)
+    return any(abs(value - right.value) <= allowed_error for value in values)

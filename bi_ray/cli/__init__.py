@@ -1,1 +1,1 @@
-"""The command line: `bi-ray COMMAND`. Stands above every other package; nothing imports it."""
+"""The command line `bi-ray COMMAND`; the topmost package, which nothing imports."""

@@ -1,178 +1,243 @@
-"""The command that plans a run on paper: memory, traffic and time of an RL step."""
+"""The command `plan`: estimate memory, traffic and time of an RL step without running it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from bi_ray.cli.data import ConfigFile
+from bi_ray.cli.arguments import ConfigFile
+from bi_ray.cli.console import console, say
 from bi_ray.config import RunConfig, load_config
-from bi_ray.planning.hardware import load_hardware
-from bi_ray.planning.memory import USABLE
+from bi_ray.planning.hardware import Hardware, load_hardware
+from bi_ray.planning.job import Job
+from bi_ray.planning.memory import USABLE, MemoryUse
 from bi_ray.planning.plan import Plan, make_plan, measure_for
 from bi_ray.planning.shapes import Shape
-from bi_ray.planning.times import short
+from bi_ray.planning.times import Phase, short
 
-console = Console()
+_HARDWARE_VALUE = "the hardware's"  # shown as the default
+
+ModelConfig = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="config.json of the model", show_default="the one in model.path"
+    ),
+]
 HardwareName = Annotated[
     str | None,
     typer.Option(
         "--hardware",
-        help="cpu, a100, h100, h200, or a JSON file; without it h100 where learners have GPUs, else cpu",
+        metavar="NAME",
+        help="cpu, a100, h100, h200, or a JSON file",
+        show_default="h100 if learners have GPUs, else cpu",
     ),
 ]
+Nodes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of nodes", show_default="as many as the run needs"),
+]
+GpusPerNode = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="GPUs per node", show_default=_HARDWARE_VALUE)
+]
+Measure = Annotated[
+    bool,
+    typer.Option(
+        "--measure", help="First measure the speed of this machine's cores and memory (CPU only)"
+    ),
+]
+PromptTokens = Annotated[
+    float | None,
+    typer.Option(help="Mean length of prompts, in tokens", show_default="the maximum"),
+]
+ResponseTokens = Annotated[
+    float | None,
+    typer.Option(help="Mean length of responses, in tokens", show_default="the maximum"),
+]
+InformativeShare = Annotated[
+    float, typer.Option(help="Share of the groups that learners train on (rewards differ)")
+]
+TrainingMfu = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Share of the peak FLOP/s reached in training",
+        show_default=_HARDWARE_VALUE,
+    ),
+]
+PrefillMfu = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Share of the peak FLOP/s reached by engines in prefill",
+        show_default=_HARDWARE_VALUE,
+    ),
+]
+DecodeBandwidthShare = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Share of the memory bandwidth reached in decoding",
+        show_default=_HARDWARE_VALUE,
+    ),
+]
+NetworkShare = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=1,
+        help="Share of the link and network bandwidth reached in collectives",
+        show_default=_HARDWARE_VALUE,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in bytes, FLOP and seconds")]
 
 
 def plan(
     config_file: ConfigFile,
-    model_config: Annotated[
-        Path | None, typer.Option(help="config.json of the model; without it, that in model.path")
-    ] = None,
+    model_config: ModelConfig = None,
     hardware: HardwareName = None,
-    nodes: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many there are; without it as many as the run needs"),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of a node, where they are not 8")
-    ] = None,
-    measured: Annotated[
-        bool,
-        typer.Option(
-            "--measure", help="Time this machine's matrix products and memory first; for CPUs"
-        ),
-    ] = False,
-    prompt_tokens: Annotated[
-        float | None, typer.Option(help="Mean length; without it the longest")
-    ] = None,
-    response_tokens: Annotated[
-        float | None, typer.Option(help="Mean length; without it the longest")
-    ] = None,
-    informative_share: Annotated[
-        float, typer.Option(help="Share of the groups that the learners see")
-    ] = 1.0,
-    training_mfu: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of the peak in training passes")
-    ] = None,
-    prefill_mfu: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Share of the peak in engines")
-    ] = None,
-    decode_bandwidth_share: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1, help="Share of the memory bandwidth in decoding"),
-    ] = None,
-    network_share: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1, help="Share of links and network in collectives"),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="For machines: bytes, FLOP and seconds")
-    ] = False,
+    nodes: Nodes = None,
+    gpus: GpusPerNode = None,
+    measured: Measure = False,
+    prompt_tokens: PromptTokens = None,
+    response_tokens: ResponseTokens = None,
+    informative_share: InformativeShare = 1.0,
+    training_mfu: TrainingMfu = None,
+    prefill_mfu: PrefillMfu = None,
+    decode_bandwidth_share: DecodeBandwidthShare = None,
+    network_share: NetworkShare = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Plan an RL step on paper: memory, traffic and time per phase, and which option to change
-    where it does not fit.
+    """Estimate memory, traffic and time of an RL step, and name the option to change if it
+    does not fit.
 
-    Needs no cluster, no GPU and no weights: a run of a 70 B model can be planned on a laptop.
+    Needs no cluster, no GPU and no weights: a laptop can plan the run of a 70 B model.
     """
     config = load_config(config_file, RunConfig)
     shape = Shape.read(model_config or Path(config.model.path))
     machine = load_hardware(hardware or ("h100" if config.learner.gpus_per_worker else "cpu"))
     if measured:
         machine = measure_for(config, shape, machine)
-    given: dict[str, Any] = {
-        "devices_per_node": gpus,
-        "training_mfu": training_mfu,
-        "prefill_mfu": prefill_mfu,
-        "decode_bandwidth_share": decode_bandwidth_share,
-        "network_share": network_share,
-    }
-    machine = machine.model_copy(
-        update={name: value for name, value in given.items() if value is not None}
+    changes = HardwareChanges(
+        devices_per_node=gpus,
+        training_mfu=training_mfu,
+        prefill_mfu=prefill_mfu,
+        decode_bandwidth_share=decode_bandwidth_share,
+        network_share=network_share,
     )
-    made = make_plan(
-        config, shape, machine, prompt_tokens, response_tokens, informative_share, nodes
+    step_plan = make_plan(
+        config,
+        shape,
+        changes.applied_to(machine),
+        prompt_tokens,
+        response_tokens,
+        informative_share,
+        nodes,
     )
     if as_json:
-        print(json.dumps(made.as_dict(), indent=1))
-        return
-    show(made, console)
+        print(json.dumps(step_plan.as_dict(), indent=1))
+    else:
+        print_plan(step_plan)
 
 
-def show(made: Plan, to: Console) -> None:
-    """Print a plan for people."""
-    job, rl = made.job, made.job.config.rl
-    model = job.config.model.dtype
-    lines = [
-        f"{job.config.name}: {job.shape.parameters / 1e9:.3g} B parameters in {model} on {job.hardware.name}: "
-        f"{job.config.learner.workers} learners of {job.learner_devices:g}, {job.config.rollout.workers} engines of "
-        f"{job.engine_devices:g} {'GPUs' if job.on_gpu else 'cores'}",
-        f"A step: {rl.prompts_per_step} prompts of {job.prompt_tokens:g} tokens x {rl.samples_per_prompt} responses of "
-        f"{job.response_tokens:g}, {job.informative_share:.0%} of the groups learned from, packing {job.packing}",
-    ]
-    _say(to, "\n".join(lines))
-    to.print(_phases(made))
-    to.print(_memory(made))
-    engines, learners = map(short, made.sides)
-    way = (
-        f"the longer of engines {engines} s, learners {learners} s"
-        if rl.max_staleness
-        else "one phase after the other"
+@dataclass(frozen=True, slots=True)
+class HardwareChanges:
+    """Fields of ``Hardware`` that the command line replaces; None: as the hardware has it."""
+
+    devices_per_node: int | None
+    training_mfu: float | None
+    prefill_mfu: float | None
+    decode_bandwidth_share: float | None
+    network_share: float | None
+
+    def applied_to(self, hardware: Hardware) -> Hardware:
+        """A copy of ``hardware`` with these fields replaced."""
+        changes = {name: value for name, value in asdict(self).items() if value is not None}
+        return hardware.model_copy(update=changes)
+
+
+def print_plan(step_plan: Plan) -> None:
+    """Print a plan as tables, with its problems at the end."""
+    say(_describe_job(step_plan.job))
+    console.print(_phase_table(step_plan))
+    console.print(_memory_table(step_plan.memory))
+    say(_describe_speed(step_plan))
+    say("It fits." if step_plan.fits else "It does NOT fit.")
+    for problem in step_plan.problems:
+        say(f"- {problem}")
+
+
+def _describe_job(job: Job) -> str:
+    config = job.config
+    device = "GPU" if job.on_gpu else "core"
+    return (
+        f"{config.name}: {job.shape.parameters / 1e9:.3g} B parameters in {config.model.dtype} "
+        f"on {job.hardware.name}; {config.learner.workers} learners x {job.learner_devices:g} "
+        f"{device}, {config.rollout.workers} engines x {job.engine_devices:g} {device}\n"
+        f"A step: {config.rl.prompts_per_step} prompts of {job.prompt_tokens:g} tokens x "
+        f"{config.rl.samples_per_prompt} responses of {job.response_tokens:g} tokens; trains on "
+        f"{job.informative_share:.0%} of the groups; packing: {job.packing}"
     )
-    rates = f"{short(made.samples_per_s)} samples/s, {short(made.tokens_per_s)} tokens/s"
-    _say(to, f"A step takes {short(made.step_s)} s ({way}): {rates}")
-    _say(to, "It fits." if made.fits else "It does NOT fit.")
-    for problem in made.problems:
-        _say(to, f"- {problem}")
 
 
-def _phases(made: Plan) -> Table:
-    table = Table(title="Time and traffic of a phase", title_justify="left")
-    for name in (
-        "phase",
-        "seconds",
-        "share",
-        "TFLOP",
-        "memory GB",
-        "network GB",
-        "waits for",
-        "how",
-    ):
-        table.add_column(name, justify="left" if name in ("phase", "waits for", "how") else "right")
-    total = sum(phase.seconds for phase in made.phases) + made.job.hardware.step_s
-    for phase in made.phases:
-        figures = (phase.flops / 1e12, phase.memory_bytes / 1e9, phase.network_bytes / 1e9)
-        shown = [short(value) if value else "" for value in figures]
-        share = f"{phase.seconds / total:.0%}"
-        table.add_row(phase.name, short(phase.seconds), share, *shown, phase.limit, phase.detail)
-    fixed = made.job.hardware.step_s
+def _describe_speed(step_plan: Plan) -> str:
+    order = "all phases in turn"
+    if step_plan.job.config.rl.max_staleness:
+        engines, learners = map(short, step_plan.sides)
+        order = f"the longer of engines {engines} s, learners {learners} s"
+    return (
+        f"A step takes {short(step_plan.step_s)} s ({order}): "
+        f"{short(step_plan.samples_per_s)} samples/s, {short(step_plan.tokens_per_s)} tokens/s"
+    )
+
+
+def _phase_table(step_plan: Plan) -> Table:
+    table = Table(title="Time and traffic per phase", title_justify="left")
+    table.add_column("phase")
+    for name in ("seconds", "share", "TFLOP", "memory GB", "network GB"):
+        table.add_column(name, justify="right")
+    table.add_column("waits for")
+    table.add_column("how")
+    fixed_s = step_plan.job.hardware.step_s
+    total_s = sum(phase.seconds for phase in step_plan.phases) + fixed_s
+    for phase in step_plan.phases:
+        table.add_row(*_phase_cells(phase, total_s))
     table.add_row(
-        "else", short(fixed), f"{fixed / total:.0%}", "", "", "", "calls", "transport, verification"
+        "other",
+        short(fixed_s),
+        f"{fixed_s / total_s:.0%}",
+        *("", "", ""),
+        "calls",
+        "transport and verification",
     )
     return table
 
 
-def _memory(made: Plan) -> Table:
+def _phase_cells(phase: Phase, total_s: float) -> list[str]:
+    amounts = (phase.flops / 1e12, phase.memory_bytes / 1e9, phase.network_bytes / 1e9)
+    shown_amounts = [short(amount) if amount else "" for amount in amounts]
+    share = f"{phase.seconds / total_s:.0%}"
+    return [phase.name, short(phase.seconds), share, *shown_amounts, phase.limit, phase.detail]
+
+
+def _memory_table(uses: tuple[MemoryUse, ...]) -> Table:
     table = Table(title="Memory", title_justify="left")
-    for name in ("of", "GB", "of GB", "fits", "made of (GB)"):
-        table.add_column(
-            name, justify="right" if "GB" in name and name != "made of (GB)" else "left"
-        )
-    for use in made.memory:
-        parts = ", ".join(f"{name} {short(size / 1e9)}" for name, size in use.parts.items() if size)
+    table.add_column("per")
+    table.add_column("GB", justify="right")
+    table.add_column("available", justify="right")
+    table.add_column("fits")
+    table.add_column("parts (GB)")
+    for use in uses:
+        parts = [f"{name} {short(size / 1e9)}" for name, size in use.parts.items() if size]
         verdict = "yes" if use.fits else f"no: over {USABLE:.0%}"
-        table.add_row(use.name, short(use.needed / 1e9), short(use.available / 1e9), verdict, parts)
+        needed, available = short(use.needed / 1e9), short(use.available / 1e9)
+        table.add_row(use.name, needed, available, verdict, ", ".join(parts))
     return table
-
-
-def _say(to: Console, text: str) -> None:
-    to.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Give the front door the command of this file."""
-    app.command()(plan)

@@ -178,7 +178,7 @@ def write_injected(
     """Write demonstrations as they come, and the rejected rows; returns the manifest.
 
     Args:
-        rows: of ``bi_ray.injection.rows.inject_rows``.
+        rows: of ``bi_ray.injection.user_rows.inject_rows``.
         rejects: gets the bad ones meanwhile; they are written to rejects.jsonl.
         source: where they came from.
         out: a directory that does not exist yet.

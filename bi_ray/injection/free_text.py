@@ -1,5 +1,6 @@
-"""Behaviors into free text: a language model finds each row's graph, exact arithmetic proves it
-(docs/extract.md).
+"""Graphs for rows of free text: a language model finds them, exact arithmetic proves them.
+
+See docs/extract.md.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bi_ray.config import ExtractConfig
-from bi_ray.injection.rows import Extractor
+from bi_ray.injection.user_rows import Extractor
 from bi_ray.reasoning.extract_client import extract
 from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields
@@ -22,30 +23,33 @@ def llm_extractor(
     cache_dir: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extractor:
-    """What ``inject`` asks for the rows that no task can read.
+    """The extractor that ``inject`` calls for the rows that no task can read.
 
     Args:
         options: the endpoint and its limits.
         cache_dir: where its answers are kept; the same rows cost nothing a second time.
-        on_progress: called with the rows that are done, and how many were asked for together.
+        on_progress: called with the number of rows done, and of rows asked about together.
     """
 
     def extract_all(rows: Sequence[Fields]) -> list[tuple[Task, Problem] | RowError]:
-        contents = [
-            {
-                "question": row.question,
-                "chain_of_thought": row.chain_of_thought or row.response or "",
-                "answer": row.answer or "",
-            }
-            for row in rows
-        ]
+        contents = list(map(_content_of, rows))
         with ThreadPoolExecutor(1) as thread:  # its own event loop, also where a notebook runs one
             result = thread.submit(extract, contents, options, cache_dir, on_progress).result()
         task = FreeTextTask(result.rows)
-        found: dict[int, tuple[Task, Problem] | RowError] = {
-            row.number: (task, task.problem_of(row)) for row in result.rows
-        }
-        found |= {reject.number: RowError(reject.reason) for reject in result.rejects}
-        return [found[number] for number in range(len(rows))]
+        outcomes: dict[int, tuple[Task, Problem] | RowError] = {}
+        for row in result.rows:
+            outcomes[row.number] = (task, task.problem_of(row))
+        for reject in result.rejects:
+            outcomes[reject.number] = RowError(reject.reason)
+        return [outcomes[number] for number in range(len(rows))]
 
     return extract_all
+
+
+def _content_of(row: Fields) -> dict[str, str]:
+    """A row as the extraction reads it."""
+    return {
+        "question": row.question,
+        "chain_of_thought": row.chain_of_thought or row.response or "",
+        "answer": row.answer or "",
+    }

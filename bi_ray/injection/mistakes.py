@@ -1,7 +1,8 @@
-"""Plausible wrong values: what somebody who computes a node in a hurry may write."""
+"""Plausible wrong values: what somebody may write who computes a node in a hurry."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 
 from bi_ray.reasoning.expression import Expression, Operator, Truth, Value, evaluate
@@ -16,31 +17,31 @@ _CONFUSED = {
 
 
 def plausible_mistakes(name: str, graph: Graph) -> list[Value]:
-    """Wrong values for a computed node, each once: swapped operands, another operator, off by one,
-    a wrong sign.
+    """Wrong values for a computed node, each once; possibly none.
 
-    Never the right one; whole where the right one is whole; N/A only where the problem has it.
-    Empty where there is none.
+    They come from swapped operands, another operator, off by one, or a wrong sign. They are whole
+    where the right value is whole, and N/A only where the problem has it.
     """
-    node = graph.nodes[name]
-    values = {parent: graph.nodes[parent].value for parent in node.parents}
-    found: list[Value] = [
-        value for slip in _slips(node.formula) if (value := _value(slip, values)) is not None
-    ]
-    if isinstance(node.value, Truth):
-        used = {other.value for other in graph.nodes.values()}
-        found += [truth for truth in Truth if truth in used or truth is not Truth.UNKNOWN]
+    right = graph.nodes[name].value
+    candidates: list[Value] = []
+    for slip in _slips(graph.nodes[name].formula):
+        with suppress(TypeError, ZeroDivisionError):
+            candidates.append(evaluate(slip, graph.values))
+    if isinstance(right, Truth):
+        candidates += [Truth.TRUE, Truth.FALSE]
+        if Truth.UNKNOWN in graph.values.values():
+            candidates.append(Truth.UNKNOWN)
     else:
-        found += [node.value + 1, node.value - 1, -node.value]
-    return [
-        value for value in dict.fromkeys(found) if value != node.value and _alike(value, node.value)
-    ]
+        candidates += [right + 1, right - 1, -right]
+    mistakes: list[Value] = []
+    for value in dict.fromkeys(candidates):
+        if value != right and _is_alike(value, right):
+            mistakes.append(value)
+    return mistakes
 
 
 def _slips(formula: Expression) -> list[Expression]:
-    """A formula with its operands swapped, with the operator mistaken for another, or with a square
-    as a double.
-    """
+    """A formula with swapped operands, with another operator, or with a square as a double."""
     if not isinstance(formula, tuple):
         return []
     operator, operands = formula[0], formula[1:]
@@ -54,14 +55,7 @@ def _slips(formula: Expression) -> list[Expression]:
     return slips
 
 
-def _value(expression: Expression, values: dict[str, Value]) -> Value | None:
-    try:
-        return evaluate(expression, values)
-    except (TypeError, ZeroDivisionError):
-        return None
-
-
-def _alike(value: Value, right: Value) -> bool:
+def _is_alike(value: Value, right: Value) -> bool:
     """Whether a value is of the right one's kind: a truth, a whole number, a fraction."""
     if isinstance(right, Fraction):
         return isinstance(value, int | Fraction)

@@ -50,14 +50,14 @@ class SFTJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Demonstration:
+class TokenizedDemonstration:
     """The tokens of a prompt and its response, and the position of the first learned one."""
 
     tokens: tuple[int, ...]
     first_learned: int
 
 
-def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstration]:
+def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[TokenizedDemonstration]:
     """Read a dataset of token lists.
 
     Raises:
@@ -76,7 +76,7 @@ def load_demonstrations(directory: Path, loss_on_prompt: bool) -> list[Demonstra
         tokens = (*prompt, *response)
         if len(tokens) <= first_learned:
             raise ValueError(f"{directory}: row {number} has no answer to learn from")
-        demonstrations.append(Demonstration(tokens, first_learned))
+        demonstrations.append(TokenizedDemonstration(tokens, first_learned))
     if not demonstrations:
         raise ValueError(f"{directory} is empty")
     return demonstrations
@@ -88,7 +88,7 @@ def steps_per_epoch(demonstrations: int, config: SFTConfig) -> int:
 
 
 def step_rows(
-    demonstrations: Sequence[Demonstration], config: SFTConfig, seed: int, step: int
+    demonstrations: Sequence[TokenizedDemonstration], config: SFTConfig, seed: int, step: int
 ) -> list[Row]:
     """The rows of ``step`` (from 1), which depend on the seed and the step alone.
 

@@ -1,5 +1,5 @@
-"""The trace checker: recomputes every equality and proves every reflection, on demonstrations and
-on samples alike.
+"""The trace checker: recomputes every equality and proves every reflection, in demonstrations and
+samples alike.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from bi_ray.reasoning.expression import (
     value_of,
 )
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.trace import StepKind, is_filler
+from bi_ray.reasoning.trace import LINE_BEHAVIORS, StepKind, is_filler
 
-# looking members up in their enumeration takes long
-_SOLVE, _ATTEMPT = StepKind.SOLVE, StepKind.ATTEMPT
-# of values under which a verification has to hold; each lets a wrong one through once in hundreds
+# looking up a member of an enumeration is slow
+_ATTEMPT, _VERIFY, _OUTLINE = StepKind.ATTEMPT, StepKind.VERIFY, StepKind.OUTLINE
+# a verification has to hold for this many random draws of the parents' values; each draw lets a
+# wrong one pass less than once in hundreds
 _DRAWS = 8
 _TRIAL_NUMBERS = (2, 997)
-# of a number that a line may come to on its way: squares of squares grow without end
+# largest intermediate result of a line, in digits: squares of squares grow without end
 _MAX_DIGITS = 100
 
 
-# not frozen: with so many fields that would be most of the time it takes to read a line
+# not frozen: freezing this many fields would take most of the time of reading a line
 @dataclass(slots=True)
 class ParsedStep:
     """One line of a chain of thought as read from text.
@@ -46,14 +47,14 @@ class ParsedStep:
         symbol: how equations write the node from now on; None: by its name.
         symbols: the right side over symbols, if any: "aad - aac".
         numbers: further right sides over numbers, in order: "5 - 5".
-        subgoal: whether they write out more than a plain line of this task does (subgoal
+        subgoal: whether ``numbers`` has more sides than a plain line of this task (subgoal
             computation).
-        restated: values restated before the relation is used (information analysis), name to value.
+        restated: pairs of a name and its value, restated before use (information analysis).
         relation: the relation itself restated (information analysis), over names.
-        missing: the parents named as not known yet, for an attempt.
+        missing: for an attempt, the parents named as not known yet.
         mistake: the wrong value that was written first (self-correction).
-        target: what a verification's equation has to give, a name.
-        needs: pairs of a node and its parents, for an outline.
+        target: for a verification, the name whose value its equation has to give.
+        needs: for an outline, pairs of a node and its parents.
     """
 
     text: str
@@ -74,28 +75,32 @@ class ParsedStep:
     @property
     def behaviors(self) -> tuple[str, ...]:
         """The behaviors that the line shows."""
-        shown = {
-            "reflection": self.kind is StepKind.ATTEMPT,
-            "verification": self.kind is StepKind.VERIFY,
-            "planning": self.kind is StepKind.OUTLINE,
-            "analysis": bool(self.restated) or self.relation is not None,
-            "subgoal": self.subgoal,
-            "correction": self.mistake is not None,
-        }
-        return tuple(name for name, there in shown.items() if there)
+        shown: list[str] = []
+        if self.kind in LINE_BEHAVIORS:
+            shown.append(LINE_BEHAVIORS[self.kind])
+        if self.restated or self.relation is not None:
+            shown.append("analysis")
+        if self.subgoal:
+            shown.append("subgoal")
+        if self.mistake is not None:
+            shown.append("correction")
+        return tuple(shown)
 
 
 @dataclass(slots=True)
 class TraceReport:
-    """Verdict over a chain of thought. ``reason`` says in words what is wrong with line
-    ``first_bad_step``.
+    """Verdict on a chain of thought.
 
     Attributes:
-        right_reflections: attempts on a node that was locked, with exactly the parents that were
-            missing, before the first bad line.
-        progress: share of the needed nodes that the lines before the first bad one solve. Of all
-            lines, a policy could raise the share of right ones by lines that lead nowhere, or by
-            stopping early; not this.
+        valid: whether every line is right and the question is solved.
+        steps: number of lines.
+        first_bad_step: position of the first bad line; the number of lines where one is missing.
+        reason: what is wrong with it, in words.
+        right_reflections: attempts before the first bad line on a node that was locked, with
+            exactly the parents that were missing.
+        progress: share of the needed nodes that the lines before the first bad one solve. A policy
+            could raise a share of right lines by writing lines that lead nowhere, or by stopping
+            early; not this one.
         solved: values of the nodes that the lines before the first bad one solved.
     """
 
@@ -108,6 +113,10 @@ class TraceReport:
     solved: dict[str, Value] = field(default_factory=dict)
 
 
+class _Fault(Exception):
+    """A line that is wrong; the message says what is wrong with it."""
+
+
 def check_trace(steps: Sequence[ParsedStep], graph: Graph, notation: Notation) -> TraceReport:
     """Check every line against the graph and against what the lines before it solved.
 
@@ -115,195 +124,212 @@ def check_trace(steps: Sequence[ParsedStep], graph: Graph, notation: Notation) -
         steps: the lines, in order.
         graph: the problem.
         notation: how the task writes equations.
-
-    Returns:
-        A report; ``valid`` is true where every line is right and the question is solved.
     """
     report = TraceReport(valid=True, steps=len(steps))
-    checker = _Checker(graph, notation, report.solved)
-    for position, step in enumerate(steps):
-        if step.node is None and is_filler(step.text):
-            continue
-        reason = checker.fault(step)
-        if reason:
-            report.valid, report.first_bad_step, report.reason = False, position, reason
-            break
-        kind = step.kind
-        report.right_reflections += kind is _ATTEMPT
-        if kind is _SOLVE:
-            assert step.node is not None  # a line without a node has a fault
-            assert step.value is not None
-            report.solved[step.node] = step.value
-    if report.valid and graph.question not in report.solved:
-        report.valid, report.first_bad_step = False, len(steps)
-        report.reason = f"ends before {graph.question} is solved"
+    checker = _Checker(graph, notation, report)
+    position = 0
+    try:
+        for step in steps:
+            checker.check(step)
+            position += 1
+        checker.check_end()
+    except _Fault as fault:
+        report.valid = False
+        report.first_bad_step = position
+        report.reason = str(fault)
     report.progress = len(graph.needed & report.solved.keys()) / len(graph.needed)
     return report
 
 
 class _Checker:
-    def __init__(self, graph: Graph, notation: Notation, solved: dict[str, Value]) -> None:
+    """Checks line after line; every check raises ``_Fault`` where the line is wrong.
+
+    Args:
+        graph: the problem.
+        notation: how equations are written.
+        report: gets what right lines solve, and their number of reflections.
+    """
+
+    def __init__(self, graph: Graph, notation: Notation, report: TraceReport) -> None:
         self.graph = graph
         self.notation = notation
-        self.solved = solved
+        self.report = report
+        self.solved = report.solved
         self.written: dict[str, str] = {}  # symbol of each node that has one
         self.symbols: set[str] = set()  # all of them
 
-    def fault(self, step: ParsedStep) -> str | None:
-        """What is wrong with a line, or None."""
+    def check(self, step: ParsedStep) -> None:
+        """Check one line."""
         if step.node is None:
-            return f"no line of a known form: {step.text!r}"
+            if is_filler(step.text):
+                return
+            raise _Fault(f"no line of a known form: {step.text!r}")
         node = self.graph.nodes.get(step.node)
         if node is None:
-            return f"{step.node} is no quantity of the problem"
-        if step.symbol is not None and (reason := self._symbol_fault(step.node, step.symbol)):
-            return reason
+            raise _Fault(f"{step.node} is no quantity of the problem")
+        if step.symbol is not None:
+            self._check_symbol(step.node, step.symbol)
         kind = step.kind
-        if kind is not _SOLVE:
-            if kind is StepKind.OUTLINE:
-                return self._outline_fault(step)
-            if kind is StepKind.VERIFY:
-                return self._verification_fault(step, node)
+        if kind is _OUTLINE:
+            return self._check_outline(step)
+        if kind is _VERIFY:
+            return self._check_verification(step, node)
         if step.node in self.solved:
-            return f"{step.node} is already solved"
+            raise _Fault(f"{step.node} is already solved")
         missing = self.graph.missing_parents(step.node, self.solved)
         if kind is _ATTEMPT:
-            return _attempt_fault(step, missing)
+            return self._check_attempt(step, missing)
         if missing:
-            return f"solves {step.node} before {', '.join(missing)}"
-        return self._solution_fault(step, node)
+            raise _Fault(f"solves {step.node} before {', '.join(missing)}")
+        self._check_solution(step, node)
+        self.solved[node.name] = node.value
 
-    def _symbol_fault(self, name: str, symbol: str) -> str | None:
+    def check_end(self) -> None:
+        """Check that the question is solved."""
+        if self.graph.question not in self.solved:
+            raise _Fault(f"ends before {self.graph.question} is solved")
+
+    def _check_symbol(self, name: str, symbol: str) -> None:
         known = self.written.get(name)
-        if known is None:
-            if symbol in self.symbols:
-                return f"{symbol} stands for another quantity already"
-            self.written[name] = symbol
-            self.symbols.add(symbol)
-            return None
-        return None if known == symbol else f"{name} has been denoted as {known}, not {symbol}"
+        if known == symbol:
+            return
+        if known is not None:
+            raise _Fault(f"{name} has been denoted as {known}, not {symbol}")
+        if symbol in self.symbols:
+            raise _Fault(f"{symbol} stands for another quantity already")
+        self.written[name] = symbol
+        self.symbols.add(symbol)
 
-    def _outline_fault(self, step: ParsedStep) -> str | None:
+    def _check_outline(self, step: ParsedStep) -> None:
         if self.solved:
-            return "plans after it has begun"
+            raise _Fault("plans after it has begun")
         if not step.needs:
-            return "plans nothing"
+            raise _Fault("plans nothing")
         named = {self.graph.question}
         planned: set[str] = set()
         for name, parents in step.needs:
             if name in planned:
-                return f"plans {name} twice"
+                raise _Fault(f"plans {name} twice")
             planned.add(name)
             if name not in named:
-                return f"plans {name}, which nothing before it needs"
-            if name not in self.graph.nodes or sorted(parents) != sorted(
-                set(self.graph.nodes[name].parents)
-            ):
-                return f"says that {name} needs {', '.join(parents)}"
+                raise _Fault(f"plans {name}, which nothing before it needs")
+            node = self.graph.nodes.get(name)
+            if node is None or sorted(parents) != sorted(set(node.parents)):
+                raise _Fault(f"says that {name} needs {', '.join(parents)}")
             named.update(parents)
-        lacking = [
-            name
-            for name in self.graph.needed_order
-            if self.graph.nodes[name].parents and name not in planned
-        ]
-        return f"plans without {', '.join(lacking)}" if lacking else None
+        lacking: list[str] = []
+        for name in self.graph.needed_order:
+            if self.graph.nodes[name].parents and name not in planned:
+                lacking.append(name)
+        if lacking:
+            raise _Fault(f"plans without {', '.join(lacking)}")
 
-    def _verification_fault(self, step: ParsedStep, node: Node) -> str | None:
+    def _check_verification(self, step: ParsedStep, node: Node) -> None:
         if node.name not in self.solved:
-            return f"checks {node.name} before it is solved"
+            raise _Fault(f"checks {node.name} before it is solved")
         written = self.notation.parse(step.symbols or "")
         if written is None or step.target is None:
-            return f"no line of a known form: {step.text!r}"
+            raise _Fault(f"no line of a known form: {step.text!r}")
         names = {symbol: name for name, symbol in self._symbols().items()}
         expression = substitute(written, names)
         if not {*names_in(expression), step.target} <= {node.name, *node.parents}:
-            return f"checks {node.name} with {step.symbols}, which says nothing about it"
+            raise _Fault(f"checks {node.name} with {step.symbols}, which says nothing about it")
         if step.target == node.name and expression == flatten(node.formula):
-            return f"checks {node.name} with the equation that gave it"
+            raise _Fault(f"checks {node.name} with the equation that gave it")
         if not _follows(expression, step.target, node, self.solved):
-            return f"checks {node.name} with {step.symbols}, which says nothing about it"
+            raise _Fault(f"checks {node.name} with {step.symbols}, which says nothing about it")
         target = self.solved[step.target]
-        if reason := self._numbers_fault(step, substitute(expression, self.solved), target):
-            return reason
-        return (
-            None
-            if step.value == target
-            else f"checks {node.name}: {step.symbols} is {target}, not {step.value}"
-        )
+        self._check_numbers(step, substitute(expression, self.solved), target)
+        if step.value != target:
+            raise _Fault(f"checks {node.name}: {step.symbols} is {target}, not {step.value}")
 
-    def _solution_fault(self, step: ParsedStep, node: Node) -> str | None:
-        formula = node.formula
-        if node.operator is None:
-            if step.symbols or step.numbers:
-                return f"{node.name} is given, yet an equation is written for it"
-        elif step.symbols is None:
-            return f"{node.name} needs an equation"
-        elif not self._is(step.symbols, formula, self.written):
-            return f"{node.name}: {step.symbols} is not what the problem states"
-        elif step.numbers and (
-            reason := self._numbers_fault(step, substitute(formula, self.solved), node.value)
-        ):
-            return reason
+    def _check_attempt(self, step: ParsedStep, missing: Sequence[str]) -> None:
+        if not missing:
+            raise _Fault(f"turns back from {step.node}, which was not locked")
+        if sorted(step.missing) != sorted(missing):
+            raise _Fault(
+                f"says that {', '.join(step.missing)} are missing for {step.node}; "
+                f"missing are {', '.join(missing)}"
+            )
+        self.report.right_reflections += 1
+
+    def _check_solution(self, step: ParsedStep, node: Node) -> None:
+        if node.operator is not None:
+            self._check_equation(step, node)
+        elif step.symbols or step.numbers:
+            raise _Fault(f"{node.name} is given, yet an equation is written for it")
         for name, value in step.restated:
             if name not in node.parents or self.solved[name] != value:
-                return f"{node.name}: restates {name} as {value}"
-        if (
-            step.relation is not None
-            and step.relation != formula
-            and flatten(step.relation) != flatten(formula)
-        ):
-            return f"{node.name}: restates a relation that the problem does not state"
-        if step.mistake is not None and step.mistake == node.value:
-            return f"{node.name}: takes back {step.mistake}, which was right"
+                raise _Fault(f"{node.name}: restates {name} as {value}")
+        if step.relation is not None and flatten(step.relation) != flatten(node.formula):
+            raise _Fault(f"{node.name}: restates a relation that the problem does not state")
+        if step.mistake == node.value:
+            raise _Fault(f"{node.name}: takes back {step.mistake}, which was right")
         if step.value != node.value:
-            return f"{node.name} is {node.value}, not {step.value}"
-        return None
+            raise _Fault(f"{node.name} is {node.value}, not {step.value}")
 
-    def _numbers_fault(self, step: ParsedStep, expected: Expression, value: Value) -> str | None:
-        """The first side has to be the equation with its numbers, and every one has to come to the
-        same.
-        """
-        known: set[str] = set()
-        for place, text in enumerate(step.numbers):
-            if " " not in text and value_of(text.strip("()")) is not None:
-                return f"{step.node}: repeats its result, {text}"
-            if place == 0:
-                if not self._is(text, expected, {}):
-                    return f"{step.node}: {text} is not {step.symbols} with its numbers"
-                # what we would write next needs no reading
-                if len(step.numbers) > 1 and _worth(expected) == value:
-                    known = {self.notation.text(side) for side in reductions(expected)}
-            elif text not in known and (
-                (side := self.notation.parse(text)) is None or _worth(side) != value
-            ):
-                return f"{step.node}: {text} is not {value}"
-        return None
+    def _check_equation(self, step: ParsedStep, node: Node) -> None:
+        if step.symbols is None:
+            raise _Fault(f"{node.name} needs an equation")
+        expected = node.formula
+        if self.written:
+            expected = substitute(expected, self.written)
+        if not self._is(step.symbols, expected):
+            raise _Fault(f"{node.name}: {step.symbols} is not what the problem states")
+        if step.numbers:
+            self._check_numbers(step, substitute(node.formula, self.solved), node.value)
 
-    def _is(self, text: str, expression: Expression, symbols: dict[str, str]) -> bool:
-        """Whether a text writes an expression; nearly always it is what we would write, and nothing
-        has to be read.
+    def _check_numbers(self, step: ParsedStep, expected: Expression, value: Value) -> None:
+        """The first side has to be ``expected``, and every side has to come to ``value``."""
+        if not step.numbers:
+            return
+        first, *later = step.numbers
+        _check_repetition(step, first)
+        if not self._is(first, expected):
+            raise _Fault(f"{step.node}: {first} is not {step.symbols} with its numbers")
+        if not later:
+            return
+        known: set[str] = set()  # sides that we would write next, which need no reading
+        if _worth(expected) == value:
+            known.update(map(self.notation.text, reductions(expected)))
+        for text in later:
+            _check_repetition(step, text)
+            if text in known:
+                continue
+            side = self.notation.parse(text)
+            if side is None or _worth(side) != value:
+                raise _Fault(f"{step.node}: {text} is not {value}")
+
+    def _is(self, text: str, expected: Expression) -> bool:
+        """Whether a text writes an expression.
+
+        Nearly always it is what we would write, and nothing has to be parsed.
         """
-        expected = substitute(expression, symbols) if symbols else expression
-        return text == self.notation.text(expected) or self.notation.parse(text) == flatten(
-            expected
-        )
+        if text == self.notation.text(expected):
+            return True
+        return self.notation.parse(text) == flatten(expected)
 
     def _symbols(self) -> dict[str, str]:
-        """Every node by its symbol; those without one by their names."""
-        if not self.written:
-            return {name: name for name in self.graph.nodes}
-        return self.written
+        """The symbol of every node; where none has one, the names."""
+        if self.written:
+            return self.written
+        names = list(self.graph.nodes)
+        return dict(zip(names, names, strict=True))
+
+
+def _check_repetition(step: ParsedStep, side: str) -> None:
+    if " " not in side and value_of(side.strip("()")) is not None:
+        raise _Fault(f"{step.node}: repeats its result, {side}")
 
 
 def _follows(expression: Expression, target: str, node: Node, values: Mapping[str, Value]) -> bool:
-    """Whether "expression is target" is so because of the node's formula, and not so for another
-    value of the node.
+    """Whether "expression is target" follows from the node's formula, and from no other value.
 
-    Seen on drawn values of the parents: an equation that holds whatever the node is, says nothing
-    about it.
+    Tried on random values of the parents. An equation that holds whatever the node's value is says
+    nothing about it.
     """
     rng = random.Random(0)
-    telling = False
+    is_telling = False
     for _ in range(_DRAWS):
         trial = {name: _draw(values[name], rng) for name in node.parents}
         result = _worth(substitute(node.formula, trial))
@@ -311,17 +337,23 @@ def _follows(expression: Expression, target: str, node: Node, values: Mapping[st
             continue
         if not _holds(expression, target, trial | {node.name: result}):
             return False
-        others = (
-            [t for t in Truth if t is not result] if isinstance(result, Truth) else [result + 1]
-        )
-        telling = telling or not all(
-            _holds(expression, target, trial | {node.name: other}) for other in others
-        )
-    return telling
+        for other in _other_values(result):
+            if not _holds(expression, target, trial | {node.name: other}):
+                is_telling = True
+    return is_telling
 
 
 def _draw(like: Value, rng: random.Random) -> Value:
-    return rng.choice(list(Truth)) if isinstance(like, Truth) else rng.randint(*_TRIAL_NUMBERS)
+    if isinstance(like, Truth):
+        return rng.choice(list(Truth))
+    return rng.randint(*_TRIAL_NUMBERS)
+
+
+def _other_values(value: Value) -> list[Value]:
+    """Wrong values to try in the place of a right one."""
+    if isinstance(value, Truth):
+        return [truth for truth in Truth if truth is not value]
+    return [value + 1]
 
 
 def _holds(expression: Expression, target: str, values: Mapping[str, Value]) -> bool:
@@ -329,29 +361,24 @@ def _holds(expression: Expression, target: str, values: Mapping[str, Value]) -> 
 
 
 def _worth(side: Expression) -> Value | None:
-    """What an expression over numbers comes to; None where it comes to nothing, or its numbers
-    explode on the way.
+    """The value of an expression over numbers.
+
+    None where it has none, or where its intermediate results explode.
     """
     if not isinstance(side, tuple):
         return side if isinstance(side, int | Fraction | Truth) else None
-    operands = [worth for operand in side[1:] if (worth := _worth(operand)) is not None]
-    if len(operands) < len(side) - 1:
-        return None
+    operands: list[Value] = []
+    for operand in side[1:]:
+        worth = _worth(operand)
+        if worth is None:
+            return None
+        operands.append(worth)
     try:
         value: Value = compute(side[0], operands)
     except (TypeError, ZeroDivisionError):
         return None
-    if (
-        isinstance(value, int | Fraction)
-        and max(abs(value.numerator), value.denominator) > 10**_MAX_DIGITS
-    ):
+    if isinstance(value, Truth):
+        return value
+    if max(abs(value.numerator), value.denominator) > 10**_MAX_DIGITS:
         return None
     return value
-
-
-def _attempt_fault(step: ParsedStep, missing: Sequence[str]) -> str | None:
-    if not missing:
-        return f"turns back from {step.node}, which was not locked"
-    if sorted(step.missing) != sorted(missing):
-        return f"says that {', '.join(step.missing)} are missing for {step.node}; missing are {', '.join(missing)}"
-    return None

@@ -1,9 +1,8 @@
-"""What a quantity is computed by: values, operators and expressions over names, as data and as
-text.
+"""Values, operators, and expressions over names: as data and as text.
 
 An expression is a name, a value, or a tuple of an operator and its operands: ``("add", 9,
 ("subtract", "a", "b"))`` is 9 + (a - b). Logic has three values, as deduction needs them (DyVal,
-arXiv:2309.17167): what cannot be known is N/A.
+arXiv:2309.17167): a value that cannot be known is N/A.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Expression: TypeAlias = "str | int | Fraction | Truth | tuple[Any, ...]"
 
 
 class Operator(StrEnum):
-    """What turns operands into a value."""
+    """An operation that turns operands into a value."""
 
     ADD = "add"
     SUBTRACT = "subtract"
@@ -73,17 +72,31 @@ _T, _F, _U = Truth.TRUE, Truth.FALSE, Truth.UNKNOWN
 
 
 def _and(*operands: Truth) -> Truth:
-    return _F if _F in operands else _U if _U in operands else _T
+    if _F in operands:
+        return _F
+    if _U in operands:
+        return _U
+    return _T
 
 
 def _or(*operands: Truth) -> Truth:
-    return _T if _T in operands else _U if _U in operands else _F
+    if _T in operands:
+        return _T
+    if _U in operands:
+        return _U
+    return _F
 
 
 def _divide(a: int | Fraction, b: int | Fraction) -> int | Fraction:
     return tidy(Fraction(a) / Fraction(b))
 
 
+# truth tables of the operators on one operand
+_NOT = {_T: _F, _F: _T, _U: _U}
+_IF = {_T: _T, _F: _U, _U: _U}
+_CAUSE_AND = {_T: _U, _F: _U, _U: _U}  # the other of the two facts may be the false one
+_CAUSE_OR = {_T: _U, _F: _F, _U: _U}
+_CAUSE_NOT = {_T: _U, _F: _T, _U: _U}
 _COMPUTE: dict[Operator, Callable[..., Any]] = {
     Operator.ADD: lambda *operands: sum(operands),
     Operator.SUBTRACT: lambda a, b: a - b,
@@ -93,11 +106,11 @@ _COMPUTE: dict[Operator, Callable[..., Any]] = {
     Operator.SAME: lambda a: a,
     Operator.AND: _and,
     Operator.OR: _or,
-    Operator.NOT: lambda a: {_T: _F, _F: _T, _U: _U}[a],
-    Operator.IF: lambda a: _T if a is _T else _U,
-    Operator.CAUSE_AND: lambda a: _U,  # the other of the two may be the false one
-    Operator.CAUSE_OR: lambda a: _F if a is _F else _U,
-    Operator.CAUSE_NOT: lambda a: _T if a is _F else _U,
+    Operator.NOT: _NOT.__getitem__,
+    Operator.IF: _IF.__getitem__,
+    Operator.CAUSE_AND: _CAUSE_AND.__getitem__,
+    Operator.CAUSE_OR: _CAUSE_OR.__getitem__,
+    Operator.CAUSE_NOT: _CAUSE_NOT.__getitem__,
 }
 
 
@@ -113,14 +126,15 @@ def compute(operator: Operator, operands: Iterable[Value]) -> Any:
         ZeroDivisionError, TypeError: the operator is not defined on them, or there are too few or
         too many.
     """
-    given = tuple(operands)
-    # Truth is a str, and Python would repeat and concatenate those
-    if operator is not Operator.SAME:
-        kind = _NUMBERS if operator in _ARITHMETIC else Truth
-        for operand in given:
-            if not isinstance(operand, kind):
-                raise TypeError(f"{operator} is not defined on {operand!r}")
-    return _COMPUTE[operator](*given)
+    operands = tuple(operands)
+    if operator is Operator.SAME:
+        return _COMPUTE[operator](*operands)
+    # a Truth is a str, which Python would repeat and concatenate
+    kind = _NUMBERS if operator in _ARITHMETIC else Truth
+    for operand in operands:
+        if not isinstance(operand, kind):
+            raise TypeError(f"{operator} is not defined on {operand!r}")
+    return _COMPUTE[operator](*operands)
 
 
 def evaluate(expression: Expression, values: Mapping[str, Value]) -> Any:
@@ -138,92 +152,134 @@ def evaluate(expression: Expression, values: Mapping[str, Value]) -> Any:
 
 
 def names_in(expression: Expression) -> tuple[str, ...]:
-    """The names of an expression, each once, in the order in which they come."""
-    found: dict[str, None] = {}
-    _collect_names((expression,), found)
-    return tuple(found)
+    """The names in an expression, each once, in order of appearance."""
+    names: dict[str, None] = {}
+    _collect_names((expression,), names)
+    return tuple(names)
 
 
-def _collect_names(parts: tuple[Any, ...], found: dict[str, None]) -> None:
+def _collect_names(parts: tuple[Any, ...], names: dict[str, None]) -> None:
     for part in parts:
         if type(part) is str:
-            found[part] = None
+            names[part] = None
         elif isinstance(part, tuple):
-            _collect_names(part[1:], found)
+            _collect_names(part[1:], names)
 
 
 def substitute(expression: Expression, values: Mapping[str, Expression]) -> Expression:
-    """The expression with names replaced; names without a value stay."""
-    if isinstance(expression, tuple):
-        # most of them
-        if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:
-            operator, a, b = expression
-            return (operator, values.get(a, a), values.get(b, b))
-        parts = [substitute(part, values) if type(part) is tuple else part for part in expression]
-        return tuple([values.get(part, part) if type(part) is str else part for part in parts])
-    return values.get(expression, expression) if type(expression) is str else expression
+    """The expression with its names replaced; names without a value stay."""
+    if type(expression) is str:
+        return values.get(expression, expression)
+    if not isinstance(expression, tuple):
+        return expression
+    # most expressions are one operation on two names
+    if len(expression) == 3 and type(expression[1]) is str and type(expression[2]) is str:
+        operator, a, b = expression
+        return (operator, values.get(a, a), values.get(b, b))
+    parts: list[Any] = []
+    for part in expression:
+        if type(part) is str:
+            part = values.get(part, part)
+        elif type(part) is tuple:
+            part = substitute(part, values)
+        parts.append(part)
+    return tuple(parts)
 
 
-@lru_cache(maxsize=4096)  # whoever checks a line soon wants those of who wrote it
+@lru_cache(maxsize=4096)  # a line is checked soon after it is written, with the same reductions
 def reductions(expression: Expression) -> tuple[Expression, ...]:
-    """An expression over values and what it becomes by one operation at a time, down to its value
-    (left out).
+    """An expression over values, and what it becomes as its operations are worked out one by one.
+
+    Returns:
+        The expression itself first, an expression of one operation last; nothing for a bare value.
     """
-    found = [expression]
-    if (
-        isinstance(expression, tuple)
-        and len(expression) <= 3
-        and not any([isinstance(o, tuple) for o in expression])
-    ):
-        return tuple(found)
-    while isinstance(found[-1], tuple):
-        found.append(_reduce(found[-1]))
-    return tuple(found[:-1])
+    if not isinstance(expression, tuple):
+        return ()
+    sides = [expression]
+    while not _is_one_operation(sides[-1]):
+        sides.append(_reduce(sides[-1]))
+    return tuple(sides)
 
 
-def _reduce(expression: tuple[Any, ...]) -> Expression:
+def _is_one_operation(expression: tuple[Any, ...]) -> bool:
+    if len(expression) > 3:
+        return False
+    return tuple not in map(type, expression)
+
+
+def _reduce(expression: tuple[Any, ...]) -> Any:
+    """The expression with its first operation worked out."""
     operator, operands = expression[0], expression[1:]
-    for place, operand in enumerate(operands):
+    for position, operand in enumerate(operands):
         if isinstance(operand, tuple):
-            return (operator, *operands[:place], _reduce(operand), *operands[place + 1 :])
+            before = operands[:position]
+            after = operands[position + 1 :]
+            return (operator, *before, _reduce(operand), *after)
     if len(operands) <= 2:
         return compute(operator, operands)
-    return (operator, compute(operator, operands[:2]), *operands[2:])
+    first = compute(operator, operands[:2])
+    return (operator, first, *operands[2:])
+
+
+# the limits keep a model that repeats itself for ever from exhausting the reader's stack
+_MOST_TOKENS, _MOST_BRACKETS = 200, 25
+_NUMBER = r"(?<![\w)])-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?!\w)|[0-9]{1,30}(?:\.[0-9]{1,30})?(?!\w)"
+_PRECEDENCE = {
+    Operator.OR: 0,
+    Operator.AND: 1,
+    Operator.ADD: 2,
+    Operator.SUBTRACT: 2,
+    Operator.MULTIPLY: 3,
+    Operator.DIVIDE: 3,
+}
+_LEVELS = max(_PRECEDENCE.values()) + 1
 
 
 class Notation:
     """How expressions are written: sums and products as usual, logic in words.
 
     Args:
-        signs: a sign per operator. One of two operands stands between them (or, for ``SQUARE``,
-            behind its operand), any other one before its operand; ``SAME`` is not written at all.
+        signs: a sign per operator. The sign of an operator with two operands is written between
+            them, that of ``SQUARE`` after its operand, any other before it; ``SAME`` has no sign.
+
+    Attributes:
+        name_pattern: regular expression of a name, tried after numbers and signs.
     """
+
+    name_pattern = r"N/A|\w+"
 
     def __init__(self, signs: Mapping[Operator, str]) -> None:
         self.signs = dict(signs)
-        self._infix = {sign: operator for operator, sign in signs.items() if operator.arity == 2}
-        self._prefix = {
-            sign: o for o, sign in signs.items() if o.arity == 1 and o is not Operator.SQUARE
-        }
-        words = sorted(
-            [
-                *self._infix,
-                *self._prefix,
-                *([signs[Operator.SQUARE]] if Operator.SQUARE in signs else []),
-            ]
+        self._square = signs.get(Operator.SQUARE)
+        self._infix: dict[str, Operator] = {}
+        self._prefix: dict[str, Operator] = {}
+        for operator, sign in signs.items():
+            if operator.arity == 2:
+                self._infix[sign] = operator
+            elif operator is not Operator.SQUARE:
+                self._prefix[sign] = operator
+        self._tokens = re.compile(
+            rf"\s*(?:({_NUMBER})|({self._mark_pattern()}|[()])|({self.name_pattern}))"
         )
-        marks = "|".join(
-            rf"{re.escape(word)}(?!\w)" if word[-1].isalpha() else re.escape(word)
-            for word in sorted(words, key=len, reverse=True)
-        )
-        self._tokens = re.compile(rf"\s*(?:({_NUMBER})|({marks}|[()])|(N/A|\w+))")
-        # What is written is soon checked or written again, and what is read is much the same as
-        # before.
+        # the same few equations are written, checked and read again and again
         self.parse = lru_cache(maxsize=4096)(self._parse)
         self._known_text = lru_cache(maxsize=4096)(self._text)
 
+    def _mark_pattern(self) -> str:
+        """A regular expression of every sign, longer ones first."""
+        marks = sorted([*self._infix, *self._prefix])
+        if self._square:
+            marks = sorted([*marks, self._square])
+        patterns: list[str] = []
+        for mark in sorted(marks, key=len, reverse=True):
+            pattern = re.escape(mark)
+            if mark[-1].isalpha():
+                pattern += r"(?!\w)"
+            patterns.append(pattern)
+        return "|".join(patterns)
+
     def __reduce__(self) -> tuple[type[Notation], tuple[Any, ...]]:
-        return Notation, (self.signs,)  # a cache does not travel
+        return Notation, (self.signs,)  # the caches are not pickled
 
     def text(self, expression: Expression) -> str:
         """The expression as it is written; names as they are."""
@@ -241,34 +297,37 @@ class Notation:
             return self.text(operands[0])
         sign = self.signs[operator]
         if operator in _BINARY:
-            first, *rest = operands
-            texts = [
-                self._operand(first, operator, right=False),
-                *[self._operand(o, operator, True) for o in rest],
-            ]
+            texts = [self._operand(operands[0], operator, right=False)]
+            for operand in operands[1:]:
+                texts.append(self._operand(operand, operator, right=True))
             return f" {sign} ".join(texts)
-        inner = (
-            f"({self.text(operands[0])})"
-            if isinstance(operands[0], tuple)
-            else self.leaf(operands[0])
-        )
-        return f"{inner}{sign}" if operator is Operator.SQUARE else f"{sign} {inner}"
+        if isinstance(operands[0], tuple):
+            inner = f"({self.text(operands[0])})"
+        else:
+            inner = self.leaf(operands[0])
+        if operator is Operator.SQUARE:
+            return f"{inner}{sign}"
+        return f"{sign} {inner}"
 
     @staticmethod
     def leaf(leaf: Any) -> str:
-        """A name or a value as an operand: negative numbers and fractions in brackets, so that no
-        signs touch.
+        """A name or a value as an operand.
+
+        Negative numbers and fractions are put in brackets, so that no two signs touch.
         """
         if type(leaf) is str:
             return leaf
-        if type(leaf) is int:
-            return str(leaf) if leaf >= 0 else f"({leaf})"
         text = str(leaf)
-        return (
-            f"({text})" if text[:1] == "-" or (isinstance(leaf, Fraction) and "/" in text) else text
-        )
+        if type(leaf) is int:
+            return text if leaf >= 0 else f"({text})"
+        if text.startswith("-"):
+            return f"({text})"
+        if isinstance(leaf, Fraction) and "/" in text:
+            return f"({text})"
+        return text
 
     def _operand(self, operand: Expression, outer: Operator, right: bool) -> str:
+        """An operand of ``outer``, in brackets where its own operator binds less tightly."""
         while isinstance(operand, tuple) and operand[0] is Operator.SAME:
             operand = operand[1]
         if not isinstance(operand, tuple):
@@ -276,47 +335,42 @@ class Notation:
         text = self.text(operand)
         if operand[0].arity == 1:
             return text
-        inner = _PRECEDENCE[operand[0]]
-        return (
-            f"({text})"
-            if inner < _PRECEDENCE[outer] or (right and inner == _PRECEDENCE[outer])
-            else text
-        )
+        # a right operand needs brackets at equal precedence too: a - (b - c)
+        enough = _PRECEDENCE[outer] + right
+        if _PRECEDENCE[operand[0]] < enough:
+            return f"({text})"
+        return text
 
     def _parse(self, text: str) -> Expression | None:
-        """The expression that a text writes, ``flatten``-ed; None where it writes none, or one
-        longer than any is.
+        """The expression that a text writes, ``flatten``-ed.
+
+        None where the text is not an expression, or is longer than any real one.
         """
-        if text.count("(") > _MOST_BRACKETS:
+        tokens = self._tokens_of(text)
+        if tokens is None:
             return None
-        tokens: list[str] = []
-        place = 0
-        while place < len(text):
-            match = self._tokens.match(text, place)
-            if match is None or match.end() == place or len(tokens) == _MOST_TOKENS:
-                return None
-            tokens.append(match.group(match.lastindex or 0))
-            place = match.end()
         reader = _Reader(tokens, self)
         try:
             expression = reader.sum_of(0)
-            return flatten(expression) if reader.place == len(tokens) else None
-        except (_NoExpressionError, RecursionError):  # hundreds of brackets are no equation either
+            if reader.position < len(tokens):
+                return None
+            return flatten(expression)
+        except (_NoExpressionError, RecursionError):  # hundreds of brackets: not an equation either
             return None
 
-
-# A model that repeats itself for ever must not exhaust the stack of who reads it.
-_MOST_TOKENS, _MOST_BRACKETS = 200, 25
-_NUMBER = r"(?<![\w)])-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?!\w)|[0-9]{1,30}(?:\.[0-9]{1,30})?(?!\w)"
-_PRECEDENCE = {
-    Operator.OR: 0,
-    Operator.AND: 1,
-    Operator.ADD: 2,
-    Operator.SUBTRACT: 2,
-    Operator.MULTIPLY: 3,
-    Operator.DIVIDE: 3,
-}
-_LEVELS = max(_PRECEDENCE.values()) + 1
+    def _tokens_of(self, text: str) -> list[str] | None:
+        """The tokens of an expression; None where there are too many, or something else between."""
+        if text.count("(") > _MOST_BRACKETS:
+            return None
+        tokens: list[str] = []
+        position = 0
+        while position < len(text):
+            match = self._tokens.match(text, position)
+            if match is None or match.end() == position or len(tokens) == _MOST_TOKENS:
+                return None
+            tokens.append(match.group(match.lastindex or 0))
+            position = match.end()
+        return tokens
 
 
 class _NoExpressionError(ValueError):
@@ -329,28 +383,32 @@ class _Reader:
     def __init__(self, tokens: list[str], notation: Notation) -> None:
         self.tokens = tokens
         self.notation = notation
-        self.place = 0
+        self.position = 0
 
-    def _peek(self) -> str | None:
-        return self.tokens[self.place] if self.place < len(self.tokens) else None
+    def _peek(self) -> str:
+        """The next token, "" at the end."""
+        if self.position < len(self.tokens):
+            return self.tokens[self.position]
+        return ""
 
     def _take(self) -> str:
         token = self._peek()
-        if token is None:
+        if not token:
             raise _NoExpressionError
-        self.place += 1
+        self.position += 1
         return token
 
     def sum_of(self, level: int) -> Expression:
+        """An expression of operators that bind as tightly as ``level`` of ``_PRECEDENCE``."""
         if level == _LEVELS:
             return self._unary()
         left = self.sum_of(level + 1)
-        while (operator := self.notation._infix.get(self._peek() or "")) and _PRECEDENCE[
-            operator
-        ] == level:
-            self.place += 1
+        while True:
+            operator = self.notation._infix.get(self._peek())
+            if operator is None or _PRECEDENCE[operator] != level:
+                return left
+            self.position += 1
             left = (operator, left, self.sum_of(level + 1))
-        return left
 
     def _unary(self) -> Expression:
         token = self._take()
@@ -364,20 +422,21 @@ class _Reader:
         if token == ")" or token in self.notation._infix:
             raise _NoExpressionError
         leaf = value_of(token)
-        if (
-            isinstance(leaf, int | Fraction)
-            and leaf < 0
-            and self._peek() == self.notation.signs.get(Operator.SQUARE)
-        ):
+        if leaf is None:
+            return self._squared(token)
+        if token.startswith("-") and self._is_squared():
             raise _NoExpressionError  # without brackets the sign would not be squared
-        return self._squared(token if leaf is None else leaf)
+        return self._squared(leaf)
 
     def _squared(self, base: Expression) -> Expression:
-        sign = self.notation.signs.get(Operator.SQUARE)
-        if sign and self._peek() == sign:
-            self.place += 1
-            return (Operator.SQUARE, base)
-        return base
+        if not self._is_squared():
+            return base
+        self.position += 1
+        return (Operator.SQUARE, base)
+
+    def _is_squared(self) -> bool:
+        square = self.notation._square
+        return square is not None and self._peek() == square
 
 
 def flatten(expression: Expression) -> Expression:
@@ -386,42 +445,48 @@ def flatten(expression: Expression) -> Expression:
     a + b + c is one sum of three, ``SAME`` is its operand, and a fraction is the division that
     writes it.
     """
+    if isinstance(expression, Fraction):
+        if expression.denominator == 1:
+            return expression.numerator
+        return (Operator.DIVIDE, expression.numerator, expression.denominator)
     if not isinstance(expression, tuple):
-        if isinstance(expression, Fraction) and expression.denominator != 1:
-            return (Operator.DIVIDE, expression.numerator, expression.denominator)
-        return tidy(expression) if isinstance(expression, Fraction) else expression
-    operator, operands = expression[0], [flatten(operand) for operand in expression[1:]]
-    if operator is Operator.SAME:
-        return operands[0]
+        return expression
+    operator = expression[0]
+    operands = [flatten(operand) for operand in expression[1:]]
     first = operands[0]
+    if operator is Operator.SAME:
+        return first
     if operator.takes_more and isinstance(first, tuple) and first[0] is operator:
         return (operator, *first[1:], *operands[1:])
     return (operator, *operands)
 
 
+_TRUTHS = {truth.value: truth for truth in Truth}
+# no more digits than a model can mean: int() refuses thousands
+_MOST_DIGITS = 30
+_FRACTION = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30}|/[0-9]{1,30})")
+
+
 def value_of(text: str) -> Value | None:
-    """What a text writes: a whole or decimal number, a fraction, True, False or N/A; None for
-    anything else.
+    """The value that a text writes: a whole or decimal number, a fraction, True, False or N/A.
+
+    None for anything else. Digits are ASCII digits.
     """
     digits = text.removeprefix("-")
     if digits.isdecimal() and digits.isascii() and len(digits) <= _MOST_DIGITS:
         return int(text)
     if text in _TRUTHS:
-        return Truth(text)
-    if _FRACTION.fullmatch(text):
-        top, _, bottom = text.partition("/")
-        return tidy(Fraction(top) / Fraction(bottom or 1)) if not bottom or int(bottom) else None
-    return None
-
-
-_TRUTHS = frozenset(truth.value for truth in Truth)
-# ASCII digits, and no more of them than a model can mean: int() refuses thousands.
-_MOST_DIGITS = 30
-_FRACTION = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30}|/[0-9]{1,30})")
+        return _TRUTHS[text]
+    if not _FRACTION.fullmatch(text):
+        return None
+    try:
+        return tidy(Fraction(text))
+    except ZeroDivisionError:
+        return None
 
 
 def to_json(expression: Expression) -> Any:
-    """As JSON keeps it: tuples as lists; fractions, which JSON does not know, as text like "5/2"."""
+    """An expression as JSON: tuples as lists, fractions and truths as mappings with their text."""
     if isinstance(expression, tuple):
         return [expression[0].value, *map(to_json, expression[1:])]
     if isinstance(expression, Fraction | Truth):
@@ -433,13 +498,13 @@ def from_json(content: Any) -> Any:
     """Read what ``to_json`` wrote.
 
     Raises:
-        ValueError: it is no such content.
+        ValueError: the content is not an expression.
     """
     if isinstance(content, list):
         return (Operator(content[0]), *map(from_json, content[1:]))
     if isinstance(content, dict):
         value = value_of(content["value"])
         if value is None:
-            raise ValueError(f"{content} is no value")
+            raise ValueError(f"not a value: {content}")
         return value
     return content

@@ -1,17 +1,17 @@
-"""From free text to a graph: what a language model reads out of a worked answer, and the proof that
-it is right.
+"""From free text to a graph that a language model reads out of a worked answer, and its proof.
 
 The model splits a chain of thought into steps of one conclusion each and says how each is computed
-from earlier ones (the extraction of section 3 of arXiv:2505.18917). Nothing of what it says is
-believed: a row is used only when its graph is acyclic, every value is recomputed in exact
-arithmetic, every number in it comes from the question or is a known constant, and the answer
-agrees. ``extract_client`` makes the calls; here are the schema, the prompt, the rules.
+from earlier ones (the extraction of section 3 of arXiv:2505.18917). None of it is taken on trust: a
+row is used only when its graph is acyclic, every value is recomputed in exact arithmetic, every
+number in it comes from the question or is a known constant, and the answer agrees.
+``extract_client`` makes the calls; here are the schema, the prompt and the rules.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
@@ -35,21 +35,29 @@ from bi_ray.reasoning.quantities import decimal_text, numbers_in, plain_expressi
 
 MAX_NODES = 64
 _MAX_EXPRESSION = 300  # characters
-_MAX_BRACKETS = 20  # of one expression: the reader of expressions calls itself once per bracket
-_MAX_DIGITS = 15  # of a value: beyond it a chain of thought is not about the question any more
+_MAX_BRACKETS = 20  # of an expression: its reader calls itself once per bracket
+_MAX_DIGITS = 15  # of a value: larger ones are not about the question any more
 _MAX_PHRASE = 100  # characters
 
-SIGNS = {Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*", Operator.DIVIDE: "/"}
+SIGNS = {
+    Operator.ADD: "+",
+    Operator.SUBTRACT: "-",
+    Operator.MULTIPLY: "*",
+    Operator.DIVIDE: "/",
+}
 NOTATION = Notation(SIGNS)
 
-# Numbers that a chain of thought may bring along though the question does not state them, each with
-# the words of question or chain of thought that call for it. 1 needs none: the whole, or the
-# speaker.
+# Numbers that a chain of thought may use though the question does not state them, each with a
+# pattern of words in the question or the chain of thought that call for it. 1 needs none: the
+# whole, or the speaker.
 CONSTANTS: dict[int, str] = {
     1: r"",
     2: r"half|halv|twice|doubl|averag|pair|couple|both|each way|round.?trip|back and forth|triang",
     3: r"tripl|thrice|trio|yard|feet|foot|triang|averag",
-    4: r"quarter|quart\b|quarts\b|gallon|square|rectang|perimeter|season|month|week|average|\blegs?\b",
+    4: (
+        r"quarter|quart\b|quarts\b|gallon|square|rectang|perimeter|season|month|week|average"
+        r"|\blegs?\b"
+    ),
     5: r"weekday|work ?day|school day|nickel|business day",
     7: r"week|day|daily",
     10: r"dime|decade|millimet|centimet|\bmm\b|\bcm\b",
@@ -64,7 +72,10 @@ CONSTANTS: dict[int, str] = {
     52: r"year|annual|week",
     60: r"hour|minute|second",
     90: r"angle|degree",
-    100: r"%|¢|percent|per cent|\bcents?\b|penn(?:y|ies)|dollar|\$|met(?:er|re)|centimet|dime|nickel|quarter|\bcm\b",
+    100: (
+        r"%|¢|percent|per cent|\bcents?\b|penn(?:y|ies)|dollar|\$|met(?:er|re)|centimet|dime|nickel"
+        r"|quarter|\bcm\b"
+    ),
     180: r"angle|degree|triang",
     360: r"angle|degree|circle|rotat|\bturn",
     365: r"year|annual|day|daily",
@@ -76,27 +87,39 @@ CONSTANTS: dict[int, str] = {
 }
 
 PROMPT = """\
-You turn a solved word problem into a graph of quantities. You get a question, its chain of thought and its answer.
-Split the chain of thought into steps of one conclusion each. List every quantity: first the numbers that the question
+You turn a solved word problem into a graph of quantities. You get a question, its chain of \
+thought and its answer.
+Split the chain of thought into steps of one conclusion each. List every quantity: first the \
+numbers that the question
 gives, then what is computed, each after all that it is computed from. For each quantity write
-- step: the words of the chain of thought that conclude it, copied exactly; "" for a number that the question gives;
+- step: the words of the chain of thought that conclude it, copied exactly; "" for a number that \
+the question gives;
 - name: a short identifier in lower case, such as clips_may;
-- description: what it is, a short phrase in plain words without any number that was computed: clips sold in May;
-- parents: the names of the quantities that it is computed from, [] for a number that the question gives;
-- expression: how it is computed, from the names of its parents and from numbers, with + - * / and brackets;
+- description: what it is, a short phrase in plain words without any number that was computed: \
+clips sold in May;
+- parents: the names of the quantities that it is computed from, [] for a number that the \
+question gives;
+- expression: how it is computed, from the names of its parents and from numbers, with + - * / \
+and brackets;
 - value: its value as a number.
-Use a number in an expression only if the question states it, or if everyone knows it (60 minutes in an hour). Write 20%
-as 20 / 100. Every other number is a quantity of its own. Do not round, and do not correct the chain of thought.
-answer: the name of the quantity that answers the question, in the unit that the answer is written in.
+Use a number in an expression only if the question states it, or if everyone knows it (60 \
+minutes in an hour). Write 20%
+as 20 / 100. Every other number is a quantity of its own. Do not round, and do not correct the \
+chain of thought.
+answer: the name of the quantity that answers the question, in the unit that the answer is \
+written in.
 
-Example. Question: Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How
+Example. Question: Natalia sold clips to 48 of her friends in April, and then she sold half as \
+many clips in May. How
 many clips did Natalia sell altogether in April and May?
-Chain of thought: Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether in April and May.
+Chain of thought: Natalia sold 48/2 = 24 clips in May. Natalia sold 48+24 = 72 clips altogether \
+in April and May.
 Answer: 72
 {"nodes": [
 {"step": "", "name": "clips_april", "description": "clips sold in April", "parents": [],
  "expression": "48", "value": "48"},
-{"step": "Natalia sold 48/2 = 24 clips in May.", "name": "clips_may", "description": "clips sold in May",
+{"step": "Natalia sold 48/2 = 24 clips in May.", "name": "clips_may", "description": "clips sold \
+in May",
  "parents": ["clips_april"], "expression": "clips_april / 2", "value": "24"},
 {"step": "Natalia sold 48+24 = 72 clips altogether in April and May.", "name": "clips_total",
  "description": "clips sold altogether", "parents": ["clips_april", "clips_may"],
@@ -122,7 +145,7 @@ class ExtractedNode(BaseModel):
 
 
 class Extraction(BaseModel):
-    """What the model has to write; ``SCHEMA`` is its JSON schema."""
+    """The model's answer; ``SCHEMA`` is its JSON schema."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -138,7 +161,7 @@ class SourceRow:
     """A row of the user's data.
 
     Attributes:
-        number: its place among the rows, from 0.
+        number: position among the rows, from 0.
         question: the problem.
         chain_of_thought: the worked answer.
         answer: the final answer as the user writes it.
@@ -151,9 +174,7 @@ class SourceRow:
 
 
 class ExtractedStep(NamedTuple):
-    """One conclusion: its quantity, and the user's own words for it ("" where there are none that
-    state its value).
-    """
+    """One conclusion: its quantity, and the user's own words that state its value, or ""."""
 
     node: str
     text: str
@@ -164,7 +185,7 @@ class ExtractedRow:
     """A row with a proven graph.
 
     Attributes:
-        number: its place among the rows, from 0.
+        number: position among the rows, from 0.
         question: the problem.
         answer: the final answer as the user writes it; ``graph.answer`` is the number in it.
         graph: its quantities, called by their descriptions ("clips sold in May").
@@ -180,7 +201,7 @@ class ExtractedRow:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that is not used: its place among the rows, from 0, and why."""
+    """A row that is not used: its position among the rows, from 0, and the reason."""
 
     number: int
     reason: str
@@ -189,8 +210,8 @@ class Reject:
 def source_row(number: int, row: Mapping[str, str]) -> SourceRow:
     """A row with the keys ``question``, ``chain_of_thought`` and ``answer``.
 
-    Without a chain of thought, as in GSM8K, the answer holds it, and the final answer behind
-    "####".
+    Without a chain of thought, as in GSM8K, the answer holds it, followed by "####" and the final
+    answer.
 
     Raises:
         ExtractionFault: a key is missing or its text is empty.
@@ -203,36 +224,40 @@ def source_row(number: int, row: Mapping[str, str]) -> SourceRow:
         thought = row["chain_of_thought"]
     if not thought.strip():
         raise ExtractionFault('no chain_of_thought, and no "####" in the answer that would end one')
-    if not answer.strip():
-        raise ExtractionFault('no answer behind "####"')
-    thought = re.sub(r"<<[^<>]*>>", "", thought)  # the calculator's notes of GSM8K
-    return SourceRow(number, row["question"].strip(), thought.strip(), answer.strip())
+    answer = answer.strip()
+    if not answer:
+        raise ExtractionFault('no answer after "####"')
+    thought = _without_calculator_notes(thought).strip()
+    return SourceRow(number, row["question"].strip(), thought, answer)
+
+
+def _without_calculator_notes(text: str) -> str:
+    """A text without the notes that GSM8K has for a calculator: "<<48/2=24>>"."""
+    return re.sub(r"<<[^<>]*>>", "", text)
 
 
 def request_text(row: SourceRow) -> str:
-    """What the model is asked about a row."""
+    """The message to the model about a row."""
     return (
         f"Question: {row.question}\nChain of thought: {row.chain_of_thought}\nAnswer: {row.answer}"
     )
 
 
 def prove(row: SourceRow, content: str) -> ExtractedRow:
-    """The row with its graph, when the model's JSON holds a right one.
+    """The row with its graph, if the model's JSON holds one that is right.
 
     Args:
-        row: what the model was asked about.
-        content: what it wrote.
+        row: the row that the model was asked about.
+        content: the model's answer.
 
     Raises:
         ExtractionFault: the first rule that it breaks.
     """
     extraction = _read(content)
-    items = {item.name: item for item in extraction.nodes}
-    if len(items) < len(extraction.nodes):
-        names = [item.name for item in extraction.nodes]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ExtractionFault(f"the quantity {twice} is listed twice")
-    expressions = {name: _expression(item, items) for name, item in items.items()}
+    items = _by_name(extraction.nodes)
+    expressions: dict[str, Expression] = {}
+    for name, item in items.items():
+        expressions[name] = _expression(item, items)
     order = _topological(expressions)
     allowed = _Numbers(row)
     phrases = _phrases(order, items)
@@ -241,14 +266,16 @@ def prove(row: SourceRow, content: str) -> ExtractedRow:
         allowed.check(items[name])
         nodes[name] = _node(items[name], expressions[name], nodes, phrases)
     if extraction.answer not in items:
-        raise ExtractionFault(f"the answer {extraction.answer[:60]!r} is no quantity of the list")
+        raise ExtractionFault(
+            f"the answer {extraction.answer[:60]!r} is not in the list of quantities"
+        )
     graph = Graph(nodes.values(), phrases[extraction.answer])
     _check_answer(row, graph)
-    own = " ".join(row.chain_of_thought.split())
-    steps = (
-        ExtractedStep(phrases[name], _own_words(items[name].step, nodes[name], own))
-        for name in order
-    )
+    thought = " ".join(row.chain_of_thought.split())
+    steps: list[ExtractedStep] = []
+    for name in order:
+        words = _own_words(items[name].step, nodes[name], thought)
+        steps.append(ExtractedStep(phrases[name], words))
     return ExtractedRow(row.number, row.question, row.answer, graph, tuple(steps))
 
 
@@ -258,15 +285,26 @@ def _read(content: str) -> Extraction:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            raise ExtractionFault(f"the model wrote no JSON: {first['ctx']['error']}") from None
+            raise ExtractionFault(
+                f"the model's answer is not JSON: {first['ctx']['error']}"
+            ) from error
         where = ".".join(map(str, first["loc"]))
         raise ExtractionFault(
             f"the model's JSON does not fit the schema: {where}: {first['msg']}"
-        ) from None
+        ) from error
+
+
+def _by_name(items: Sequence[ExtractedNode]) -> dict[str, ExtractedNode]:
+    by_name = {item.name: item for item in items}
+    if len(by_name) < len(items):
+        counts = Counter(item.name for item in items)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ExtractionFault(f"the quantity {twice} is listed twice")
+    return by_name
 
 
 def _expression(item: ExtractedNode, items: Mapping[str, ExtractedNode]) -> Expression:
-    """A quantity's expression over names; what it uses is what it says it uses."""
+    """A quantity's expression over names; it uses exactly the parents that the model lists."""
     text = plain_expression(item.expression)
     too_long = len(text) > _MAX_EXPRESSION or text.count("(") > _MAX_BRACKETS
     expression = None if too_long else _parse(text)
@@ -278,28 +316,34 @@ def _expression(item: ExtractedNode, items: Mapping[str, ExtractedNode]) -> Expr
     used = names_in(expression)
     if item.name in used:
         raise ExtractionFault(f"{item.name} is computed from itself")
-    if absent := [name for name in (*used, *item.parents) if name not in items]:
-        raise ExtractionFault(f"{item.name} needs {absent[0]}, which is no quantity of the list")
-    if missing := [name for name in used if name not in item.parents]:
-        raise ExtractionFault(f"{item.name} uses {missing[0]}, which is not among its parents")
-    if unused := [name for name in item.parents if name not in used]:
-        raise ExtractionFault(f"{item.name} names {unused[0]} as a parent and does not use it")
+    for name in (*used, *item.parents):
+        if name not in items:
+            raise ExtractionFault(
+                f"{item.name} needs {name}, which is not in the list of quantities"
+            )
+    for name in used:
+        if name not in item.parents:
+            raise ExtractionFault(f"{item.name} uses {name}, which is not among its parents")
+    for name in item.parents:
+        if name not in used:
+            raise ExtractionFault(f"{item.name} lists {name} as a parent and does not use it")
     return expression
 
 
 def _parse(text: str) -> Expression | None:
-    """The expression that a text writes; a decimal stays one number, whatever the notation makes of
-    it.
-    """
+    """The expression that a text writes; a decimal is one number, not a division."""
     decimals: dict[str, Expression] = {}
 
     def stand_in(match: re.Match[str]) -> str:
-        # names of quantities are in lower case
-        decimals[name := f"D{len(decimals)}"] = tidy(Fraction(match[0]))
+        # not confused with a quantity: those have names in lower case
+        name = f"D{len(decimals)}"
+        decimals[name] = tidy(Fraction(match[0]))
         return name
 
     expression = NOTATION.parse(re.sub(r"(?<![\w.])[0-9]+\.[0-9]+(?![\w.])", stand_in, text))
-    return None if expression is None else substitute(expression, decimals)
+    if expression is None:
+        return None
+    return substitute(expression, decimals)
 
 
 def _has_truth(expression: Expression) -> bool:
@@ -314,49 +358,62 @@ def _topological(expressions: Mapping[str, Expression]) -> list[str]:
     try:
         TopologicalSorter(parents).prepare()
     except CycleError as error:
-        raise ExtractionFault(f"a cycle: {' <- '.join(error.args[1])}") from None
+        raise ExtractionFault(f"a cycle: {' <- '.join(error.args[1])}") from error
     order: list[str] = []
     waiting = list(parents)
     while waiting:
-        order.append(next(name for name in waiting if parents[name] <= set(order)))
-        waiting.remove(order[-1])
+        name = next(name for name in waiting if parents[name].issubset(order))
+        order.append(name)
+        waiting.remove(name)
     return order
 
 
 class _Numbers:
-    """Which numbers a row's expressions may hold."""
+    """The numbers that a row's expressions may contain."""
 
     def __init__(self, row: SourceRow) -> None:
         text = f"{row.question} {row.chain_of_thought}".lower()
-        self.stated = numbers_in(row.question)
-        self.constants = {value for value, words in CONSTANTS.items() if re.search(words, text)}
+        self.allowed = numbers_in(row.question)
+        for value, words in CONSTANTS.items():
+            if re.search(words, text):
+                self.allowed.add(Fraction(value))
 
     def check(self, item: ExtractedNode) -> None:
+        """Refuse a quantity whose expression has any other number."""
         for text in re.findall(r"(?<![\w.])[0-9]+(?:\.[0-9]+)?", plain_expression(item.expression)):
-            if Fraction(text) not in self.stated and Fraction(text) not in self.constants:
+            number = Fraction(text)
+            if number not in self.allowed:
                 raise ExtractionFault(
-                    f"the number {decimal_text(Fraction(text))} of {item.name} stands neither in the question nor "
-                    "among the known constants that its words call for"
+                    f"the number {decimal_text(number)} of {item.name} is neither in the question "
+                    "nor among the known constants that its words call for"
                 )
 
 
 def _phrases(order: list[str], items: Mapping[str, ExtractedNode]) -> dict[str, str]:
-    """What each quantity is called in a chain of thought: its description in words that no equation
-    confuses.
+    """What a chain of thought calls each quantity: its description, in words that suit equations.
 
-    Where the description is empty, too long, or taken, its name says it.
+    It is the quantity's name where the description is empty, too long, or taken.
     """
     phrases: dict[str, str] = {}
     for name in order:
         plain = name.replace("_", " ").strip()
-        words = [word.strip("'’-") for word in re.findall(r"\w[\w'’-]*", items[name].description)]
-        found = " ".join(words)
-        if not found[:1].isalpha() or len(found) > _MAX_PHRASE or value_of(found) is not None:
-            found = " ".join(plain.split())
-        while found in phrases.values():
-            found = f"{found} {plain}"
-        phrases[name] = found
+        phrase = _words_of(items[name].description)
+        if not _suits_equations(phrase):
+            phrase = " ".join(plain.split())
+        while phrase in phrases.values():
+            phrase = f"{phrase} {plain}"
+        phrases[name] = phrase
     return phrases
+
+
+def _words_of(description: str) -> str:
+    words = re.findall(r"\w[\w'’-]*", description)
+    return " ".join(word.strip("'’-") for word in words)
+
+
+def _suits_equations(phrase: str) -> bool:
+    starts_with_letter = phrase[:1].isalpha()
+    return starts_with_letter and len(phrase) <= _MAX_PHRASE and value_of(phrase) is None
 
 
 def _node(
@@ -370,21 +427,23 @@ def _node(
     formula = substitute(expression, phrases)
     try:
         value = evaluate(formula, values)
-    except ZeroDivisionError:
-        raise ExtractionFault(f"{item.name} divides by zero: {item.expression}") from None
+    except ZeroDivisionError as error:
+        raise ExtractionFault(f"{item.name} divides by zero: {item.expression}") from error
     value = tidy(Fraction(value))
     if max(abs(value.numerator), value.denominator) >= 10**_MAX_DIGITS:
         raise ExtractionFault(f"{item.name} comes to a number of more than {_MAX_DIGITS} digits")
     stated = value_in(item.value)
     if stated is None:
         raise ExtractionFault(f"the value {item.value[:60]!r} of {item.name} is not one number")
-    hundredths = stated / 100 if "%" in item.value or "percent" in item.value.lower() else stated
-    if value not in (stated, hundredths):
+    accepted = {stated}
+    if "%" in item.value or "percent" in item.value.lower():
+        accepted.add(stated / 100)
+    if value not in accepted:
         raise ExtractionFault(
-            f"{item.name} is given as {item.value.strip()}, but {item.expression} is {decimal_text(value)}"
+            f"{item.name} is given as {item.value.strip()}, "
+            f"but {item.expression} is {decimal_text(value)}"
         )
-    # tidied: arithmetic with fractions leaves 14 as Fraction(14), which JSON would keep as another
-    # value
+    # arithmetic with fractions leaves 14 as Fraction(14), which JSON would keep as another value
     return replace(Node.of(phrases[item.name], formula, values), value=value)
 
 
@@ -394,21 +453,22 @@ def _check_answer(row: SourceRow, graph: Graph) -> None:
         raise ExtractionFault(f"the answer {row.answer[:60]!r} is not one number")
     assert isinstance(graph.answer, int | Fraction)  # SIGNS has no logic
     if stated != graph.answer:
-        found = decimal_text(graph.answer)
         raise ExtractionFault(
-            f"the answer is {row.answer[:60]}, but {graph.question} comes to {found}"
+            f"the answer is {row.answer[:60]}, "
+            f"but {graph.question} comes to {decimal_text(graph.answer)}"
         )
-    if all(graph.nodes[name].operator in (None, Operator.SAME) for name in graph.needed):
+    operators = {graph.nodes[name].operator for name in graph.needed}
+    if operators <= {None, Operator.SAME}:
         raise ExtractionFault(f"the answer, {graph.question}, is given and not computed")
 
 
 def _own_words(step: str, node: Node, chain_of_thought: str) -> str:
-    """The user's own sentence for a node: kept when it is really theirs, on one line, and states
-    the node's value.
+    """The user's own sentence for a node, "" where the model's quote cannot be used.
+
+    It is used if it really is the user's, and states the node's value.
     """
-    text = " ".join(re.sub(r"<<[^<>]*>>", "", step).split())
-    if not text or text not in chain_of_thought:
-        return ""
-    stated = numbers_in(text)
+    text = " ".join(_without_calculator_notes(step).split())
     assert isinstance(node.value, int | Fraction)
-    return text if abs(node.value) in stated else ""
+    if text in chain_of_thought and abs(node.value) in numbers_in(text):
+        return text
+    return ""

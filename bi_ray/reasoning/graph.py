@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -31,7 +31,7 @@ __all__ = ["Graph", "Node", "NodeState", "Operator", "compute"]
 
 
 class NodeState(StrEnum):
-    """Where a node stands, given what has been solved (section 3 of arXiv:2505.18917)."""
+    """State of a node, given the nodes solved so far (section 3 of arXiv:2505.18917)."""
 
     SOLVED = "solved"
     UNLOCKED = "unlocked"  # every parent is solved: it can be computed now
@@ -43,12 +43,12 @@ class Node:
     """One quantity. A given one has no operator and no parents.
 
     Attributes:
-        name: what it is called.
-        value: what it is.
-        operator: of its parents, in their order; the outermost one where an expression says more.
+        name: its name.
+        value: its value.
+        operator: the operator on the parents, in their order; with an expression, the outermost.
         parents: the quantities that it is computed from.
-        expression: how, where that is more than one operator on the parents: nested, or with
-            numbers of its own.
+        expression: how it is computed, where that takes more than one operator on the parents:
+            nested, or with numbers of its own.
     """
 
     name: str
@@ -59,8 +59,9 @@ class Node:
 
     @classmethod
     def of(cls, name: str, expression: Expression, values: Mapping[str, Value]) -> Node:
-        """The node that an expression over known values makes; a bare value is given, a bare name
-        the same as it.
+        """The node that an expression over known values makes.
+
+        A bare value makes a given node, a bare name one that is the same as another.
 
         Raises:
             KeyError, TypeError, ZeroDivisionError: the expression has no value.
@@ -70,18 +71,19 @@ class Node:
             return cls(name, value, Operator.SAME, (expression,))
         if not isinstance(expression, tuple):
             return cls(name, value)
-        if all(type(operand) is str for operand in expression[1:]):
-            return cls(name, value, expression[0], expression[1:])
-        return cls(name, value, expression[0], names_in(expression), expression)
+        operator, operands = expression[0], expression[1:]
+        if all(type(operand) is str for operand in operands):
+            return cls(name, value, operator, operands)
+        return cls(name, value, operator, names_in(expression), expression)
 
     @property
     def formula(self) -> Expression:
-        """The expression that gives the value: its own, the operator on the parents, or the value
-        itself.
-        """
+        """The expression that gives the value; for a given node the value itself."""
         if self.expression is not None:
             return self.expression
-        return (self.operator, *self.parents) if self.operator else self.value
+        if self.operator is None:
+            return self.value
+        return (self.operator, *self.parents)
 
 
 class Graph:
@@ -126,21 +128,21 @@ class Graph:
 
     def _check_formula(self, node: Node) -> None:
         operator = node.operator
-        if node.expression is None:
-            count = len(node.parents)
-            if count < (least := operator.arity if operator else 0) or (
-                count > least and not (operator and operator.takes_more)
-            ):
-                raise ValueError(f"node {node.name!r}: {operator} does not take {count} parents")
-            if operator is None:
-                return
-        elif names_in(node.expression) != node.parents:
+        if node.expression is not None:
+            if names_in(node.expression) != node.parents:
+                raise ValueError(
+                    f"node {node.name!r}: its parents {node.parents} are not those of "
+                    "its expression"
+                )
+        elif not _takes(operator, len(node.parents)):
             raise ValueError(
-                f"node {node.name!r}: its parents {node.parents} are not those of its expression"
+                f"node {node.name!r}: {operator} does not take {len(node.parents)} parents"
             )
+        elif operator is None:
+            return
         try:
-            if node.expression is None and operator is not None:
-                value = compute(operator, [self.values[parent] for parent in node.parents])
+            if operator is not None and node.expression is None:
+                value = compute(operator, map(self.values.__getitem__, node.parents))
             else:
                 value = evaluate(node.formula, self.values)
         except (KeyError, TypeError, ZeroDivisionError) as error:
@@ -151,14 +153,15 @@ class Graph:
             )
 
     def _ancestors(self, name: str) -> frozenset[str]:
-        found: set[str] = set()
+        """The nodes that a node's value depends on, itself among them."""
+        ancestors: set[str] = set()
         stack = [name]
         while stack:
             current = stack.pop()
-            if current not in found:
-                found.add(current)
+            if current not in ancestors:
+                ancestors.add(current)
                 stack.extend(self.nodes[current].parents)
-        return frozenset(found)
+        return frozenset(ancestors)
 
     @property
     def answer(self) -> Value:
@@ -171,20 +174,24 @@ class Graph:
         return [name for name in self.nodes if name in self.needed]
 
     def missing_parents(self, name: str, solved: Iterable[str]) -> list[str]:
-        """Parents of ``name`` that are not in ``solved``, in the order of the node's parents."""
+        """Parents of ``name`` that are not in ``solved``, each once, in the node's order."""
         parents = self.nodes[name].parents
         if not parents:
             return []
-        have = solved if isinstance(solved, _QUICK) else set(solved)
-        missing = [parent for parent in parents if parent not in have]
-        return list(dict.fromkeys(missing)) if missing else missing
+        known = _for_lookup(solved)
+        missing = [parent for parent in parents if parent not in known]
+        if len(missing) > 1:
+            return list(dict.fromkeys(missing))
+        return missing
 
     def state(self, name: str, solved: Iterable[str]) -> NodeState:
         """Whether ``name`` is solved, unlocked or locked once ``solved`` is known."""
-        have = solved if isinstance(solved, _QUICK) else set(solved)
-        if name in have:
+        known = _for_lookup(solved)
+        if name in known:
             return NodeState.SOLVED
-        return NodeState.LOCKED if self.missing_parents(name, have) else NodeState.UNLOCKED
+        if self.missing_parents(name, known):
+            return NodeState.LOCKED
+        return NodeState.UNLOCKED
 
     def hash(self) -> str:
         """Canonical hash of structure, operators and constants, without names (64 bits,
@@ -194,70 +201,85 @@ class Graph:
         swap count as one; redundant parts are hashed as an unordered collection of what no other
         node uses.
         """
-        return formula_hash(
-            {node.name: node.formula for node in self.nodes.values()}, self.question
-        )
+        formulas = {node.name: node.formula for node in self.nodes.values()}
+        return formula_hash(formulas, self.question)
 
     def to_json(self) -> str:
         """The graph as one line of JSON; ``from_json`` reads it back."""
-        return json.dumps(
-            {
-                "question": self.question,
-                "nodes": [_node_to_json(node) for node in self.nodes.values()],
-            }
-        )
+        nodes = list(map(_node_to_json, self.nodes.values()))
+        return json.dumps({"question": self.question, "nodes": nodes})
 
     @classmethod
     def from_json(cls, text: str) -> Graph:
         """Read what ``to_json`` wrote, checking it as the constructor does.
 
         Raises:
-            ValueError: it is not the JSON of a graph, whatever else it may be, or not that of one
-                that fits together.
+            ValueError: the text is not JSON, or not that of a graph that fits together.
         """
         try:
             content = json.loads(text)
-            nodes = [_node_from_json(row) for row in content["nodes"]]
-            return cls(nodes, content["question"])
+            nodes = map(_node_from_json, content["nodes"])
+            return cls(list(nodes), content["question"])
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         except (AttributeError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(f"not the JSON of a graph: {error!r}") from error
 
 
-_QUICK = (set, frozenset, dict)  # to look something up in
+def _takes(operator: Operator | None, parents: int) -> bool:
+    """Whether an operator takes this number of parents; None, of a given node, takes none."""
+    if operator is None:
+        return parents == 0
+    if operator.takes_more:
+        return parents >= operator.arity
+    return parents == operator.arity
+
+
+def _for_lookup(names: Iterable[str]) -> Collection[str]:
+    if isinstance(names, (set, frozenset, dict)):
+        return names
+    return set(names)
 
 
 def formula_hash(formulas: Mapping[str, Expression], question: str) -> str:
-    """``Graph.hash`` of the graph that these formulas, in a topological order, would make; no graph
-    is needed.
+    """``Graph.hash`` of the graph that these formulas would make, without making it.
+
+    Args:
+        formulas: by name, in a topological order.
+        question: name of the node that is asked for.
     """
     digests: dict[str, str] = {}
+    used = {question}
     for name, formula in formulas.items():
         digests[name] = digest_formula(formula, digests)
-    used = {name for formula in formulas.values() for name in names_in(formula)}
-    rest = sorted([digests[name] for name in formulas if name not in used and name != question])
-    return digest(digests[question], *rest)
+        used.update(names_in(formula))
+    unused = [digests[name] for name in formulas if name not in used]
+    return digest(digests[question], *sorted(unused))
 
 
 def digest_formula(formula: Expression, digests: Mapping[str, str]) -> str:
-    """Of an expression, from those of the names in it."""
+    """Digest of an expression, given those of the names in it."""
     if not isinstance(formula, tuple):
         return digest(str(formula))
-    operands = [digests[o] if type(o) is str else digest_formula(o, digests) for o in formula[1:]]
+    operands: list[str] = []
+    for operand in formula[1:]:
+        if type(operand) is str:
+            operands.append(digests[operand])
+        else:
+            operands.append(digest_formula(operand, digests))
     return digest_operation(formula[0], operands)
 
 
 def digest_operation(operator: Operator, operands: list[str]) -> str:
-    """Of an operator on operands of which the digests are given; their order counts where the
-    operator says so.
-    """
-    return digest(operator, *(sorted(operands) if operator.commutes else operands))
+    """Digest of an operator on operands, given theirs; sorted if the operator commutes."""
+    if operator.commutes:
+        operands = sorted(operands)
+    return digest(operator, *operands)
 
 
-@lru_cache(maxsize=2**16)  # small sub-trees come again and again
+@lru_cache(maxsize=2**16)  # the same small sub-trees appear again and again
 def digest(*parts: str) -> str:
-    """64 bits of a hash, hexadecimal."""
+    """A hash of some texts: 64 bits, hexadecimal."""
     return hashlib.blake2b("|".join(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -268,37 +290,46 @@ def _node_to_json(node: Node) -> dict[str, Any]:
         "operator": node.operator,
         "parents": node.parents,
     }
-    return row if node.expression is None else row | {"expression": to_json(node.expression)}
+    if node.expression is not None:
+        row["expression"] = to_json(node.expression)
+    return row
 
 
 def _node_from_json(row: Mapping[str, Any]) -> Node:
-    if not isinstance(row["name"], str):
-        raise ValueError(f"the name {row['name']!r:.40} has to be text")
-    value, written = from_json(row["value"]), row.get("expression")
+    name = row["name"]
+    if not isinstance(name, str):
+        raise ValueError(f"a node's name has to be text, got {name!r:.40}")
+    value = from_json(row["value"])
     if isinstance(value, bool) or not isinstance(value, int | Fraction | Truth):
         raise ValueError(
-            f"node {row['name']!r}: the value {value!r:.40} has to be a whole number, or as `to_json` has it"
+            f"node {name!r}: expected a whole number or a value as `Graph.to_json` writes it, "
+            f"got {value!r:.40}"
         )
-    expression = None if written is None else from_json(written)
-    if _squares_within(expression) > _MOST_SQUARES:
-        raise ValueError(
-            f"node {row['name']!r}: its expression nests more than {_MOST_SQUARES} squares"
-        )
+    expression: Expression | None = None
+    if row.get("expression") is not None:
+        expression = from_json(row["expression"])
+        if _nested_squares(expression) > _MOST_SQUARES:
+            raise ValueError(f"node {name!r}: more than {_MOST_SQUARES} squares inside each other")
+    operator: Operator | None = None
+    if row["operator"]:
+        operator = Operator(row["operator"])
     return Node(
-        name=row["name"],
+        name=name,
         value=value,
-        operator=Operator(row["operator"]) if row["operator"] else None,
+        operator=operator,
         parents=tuple(row["parents"]),
         expression=expression,
     )
 
 
-_MOST_SQUARES = 8  # within one another: each doubles the digits, and 40 would fill the memory
+_MOST_SQUARES = 8  # inside each other: each doubles the digits, and 40 would fill the memory
 
 
-def _squares_within(expression: Expression | None) -> int:
-    """How many squares are nested in an expression, at most."""
+def _nested_squares(expression: Expression) -> int:
+    """The largest number of squares inside each other in an expression."""
     if not isinstance(expression, tuple):
         return 0
-    inner = max(map(_squares_within, expression[1:]), default=0)
-    return inner + (expression[0] is Operator.SQUARE)
+    inner = max(map(_nested_squares, expression[1:]), default=0)
+    if expression[0] is Operator.SQUARE:
+        return inner + 1
+    return inner

@@ -1,6 +1,4 @@
-"""A chain of thought as data: what is done in which order, and which parts of the text an injected
-behavior wrote.
-"""
+"""A chain of thought as data: its steps, and the parts of its text that behaviors wrote."""
 
 from __future__ import annotations
 
@@ -22,7 +20,15 @@ class StepKind(StrEnum):
     OUTLINE = "outline"  # says, from the target backwards, what needs what
 
 
-# a behavior copies many, and a frozen dataclass takes three times as long to make
+# the behaviors that write lines of their own; the others write parts of solving lines
+LINE_BEHAVIORS = {
+    StepKind.ATTEMPT: "reflection",
+    StepKind.VERIFY: "verification",
+    StepKind.OUTLINE: "planning",
+}
+
+
+# a behavior copies many of them, and a frozen dataclass takes three times as long to make
 class Step(NamedTuple):
     """One line of a chain of thought.
 
@@ -31,7 +37,7 @@ class Step(NamedTuple):
         kind: what it does.
         subgoal: whether intermediate results are written out (subgoal computation).
         analysis: whether the relation is restated before it is used (information analysis).
-        mistake: a wrong value that is written first, noticed and mended (self-correction).
+        mistake: a wrong value that is written first, noticed and corrected (self-correction).
     """
 
     node: str
@@ -54,7 +60,7 @@ def vanilla_plan(graph: Graph) -> Plan:
     return plan_in_order(graph.needed_order)
 
 
-_plain = lru_cache(maxsize=4096)(Step)  # names come again in other problems
+_plain = lru_cache(maxsize=4096)(Step)  # the same names appear in many problems
 
 
 @lru_cache(maxsize=4096)
@@ -64,44 +70,64 @@ def mark(step: Step, **behaviors: Any) -> Step:
 
 
 class Check(NamedTuple):
-    """A verification: ``expression``, over a node and its parents, has to give what ``target`` is."""
+    """A verification: ``expression``, over a node and its parents, has to equal ``target``."""
 
     expression: Expression
     target: str
 
 
 def another_way(node: Node) -> Check | None:
-    """How a node's value can be computed again, or tested, by another equation than its own; None
-    where it cannot.
-    """
-    if node.expression is None and node.operator is not None:
-        parents = node.parents
-        if node.operator is Operator.SUBTRACT:
-            return Check((Operator.ADD, node.name, parents[1]), parents[0])
-        if node.operator is Operator.ADD and len(parents) == 2:
-            return Check((Operator.SUBTRACT, node.name, parents[1]), parents[0])
-        if node.operator is Operator.SQUARE:
-            return Check((Operator.MULTIPLY, parents[0], parents[0]), node.name)
-        if node.operator is Operator.NOT:
-            return Check((Operator.NOT, node.name), parents[0])
+    """An equation other than the node's own that tests its value; None: there is none."""
+    if node.expression is None and (check := _inverse(node)):
+        return check
     formula = node.formula
-    if isinstance(formula, tuple) and formula[0].commutes and formula[1:] != formula[:0:-1]:
-        return Check((formula[0], *formula[:0:-1]), node.name)
+    if not isinstance(formula, tuple) or not formula[0].commutes:
+        return None
+    backwards = formula[:0:-1]
+    if backwards == formula[1:]:
+        return None
+    return Check((formula[0], *backwards), node.name)
+
+
+def _inverse(node: Node) -> Check | None:
+    operator, parents = node.operator, node.parents
+    if operator is Operator.SUBTRACT:
+        return Check((Operator.ADD, node.name, parents[1]), parents[0])
+    if operator is Operator.ADD and len(parents) == 2:
+        return Check((Operator.SUBTRACT, node.name, parents[1]), parents[0])
+    if operator is Operator.SQUARE:
+        return Check((Operator.MULTIPLY, parents[0], parents[0]), node.name)
+    if operator is Operator.NOT:
+        return Check((Operator.NOT, node.name), parents[0])
     return None
 
 
-def outline(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
-    """Every needed computed node with its parents, from the target backwards: each was named before
-    as a parent.
+def verification_of(node: Node) -> Check:
+    """As ``another_way``, for a node that a plan verifies.
+
+    Raises:
+        ValueError: there is no other equation.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    check = another_way(node)
+    if check is None:
+        raise ValueError(f"{node.name} cannot be verified: there is no other equation for it")
+    return check
+
+
+def outline(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """Every needed computed node with its parents, from the question backwards.
+
+    Each node but the first comes after a node of which it is a parent.
+    """
+    parents_of: dict[str, tuple[str, ...]] = {}
     queue = [graph.question]
     while queue:
         name = queue.pop(0)
-        if name not in found and (parents := graph.nodes[name].parents):
-            found[name] = parents
+        parents = graph.nodes[name].parents
+        if parents and name not in parents_of:
+            parents_of[name] = parents
             queue.extend(parents)
-    return list(found.items())
+    return list(parents_of.items())
 
 
 class Span(NamedTuple):
@@ -133,7 +159,7 @@ def join(pieces: Iterable[Piece]) -> tuple[str, list[Span]]:
     return "".join(texts), spans
 
 
-# Words that say nothing of any problem. Lines of them give a demonstration length and no behavior.
+# words that say nothing about any problem: they make a demonstration longer, without a behavior
 FILLER_WORDS = (
     "so",
     "now",
@@ -151,9 +177,11 @@ FILLER_WORDS = (
     "as",
     "before",
 )
+_FILLER_WORDS = frozenset(FILLER_WORDS)
 
 
 def is_filler(line: str) -> bool:
-    """Whether a line holds filler words and full stops alone, and at least one of either."""
-    words = line.strip().removeprefix("- ")
-    return bool(words) and all(word in FILLER_WORDS for word in words.replace(".", " ").split())
+    """Whether a line consists of filler words and full stops, at least one of either."""
+    text = line.strip().removeprefix("- ")
+    words = text.replace(".", " ").split()
+    return text != "" and _FILLER_WORDS.issuperset(words)

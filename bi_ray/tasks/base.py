@@ -35,13 +35,13 @@ class Problem:
 
     Attributes:
         id: unique in a run.
-        question: its text.
-        graph: its graph; None: free text, which has ``given_answer``.
-        given_answer: the right answer as the data give it; None: the graph's.
-        reference: what the task needs beside the answer to check one; its own business.
+        question: text of the question.
+        graph: graph of the question; None: free text, which has ``given_answer``.
+        given_answer: the right answer as in the data; None: the graph's.
+        reference: what the task needs besides the answer to check one; only the task reads it.
         response: a demonstration that comes with the problem, "" where there is none.
-        spans: the behaviors in it.
-        place: where its row stands, None for a problem that was generated.
+        spans: the behaviors in the demonstration.
+        place: file and line of its row, None for a generated problem.
     """
 
     id: str
@@ -59,25 +59,26 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The right answer, as text; that of a graph as the model has to write it."""
+        """The right answer, as the model has to write it."""
         if self.given_answer is not None:
             return self.given_answer
         assert self.graph is not None
         return str(self.graph.answer)
 
     def hash(self) -> str:
-        """Canonical hash that decides its set: of the graph, or of the question where there is
-        none.
-        """
-        return text_hash(self.question) if self.graph is None else self.graph.hash()
+        """Canonical hash of the graph, or else of the question; it decides the problem's set."""
+        if self.graph is None:
+            return text_hash(self.question)
+        return self.graph.hash()
 
 
 class Task(Protocol):
-    """A source of problems. Item ``index`` of a set is a pure function of the configuration, set,
-    seed and index.
+    """A source of problems, and the wording of their chains of thought.
+
+    Item ``index`` of a set depends on the configuration, the set, the seed and the index alone.
     """
 
-    kind: str  # what configurations call it
+    kind: str  # its name in configurations
     system_prompt: str
     notation: Notation  # of the equations in its traces
 
@@ -89,27 +90,25 @@ class Task(Protocol):
         """The graph behind a question, redundant nodes included.
 
         Raises:
-            bi_ray.reasoning.parse.ParseError: a sentence has no known form, or what they say makes
-            no graph.
+            bi_ray.reasoning.parse.ParseError: a sentence has no known form, or the sentences do not
+                make a graph.
         """
         ...
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
-        """The whole response for a plan: chain of thought and answer, behaviors marked piece by
-        piece.
-        """
+        """The whole response for a plan: chain of thought and answer, with behaviors marked."""
         ...
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
-        """The lines of a response's chain of thought, read back into steps."""
+        """The lines of a response's chain of thought as steps, with their text as it is there."""
         ...
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """What in a response, whoever wrote it, is a behavior; in order, without overlaps."""
+        """The behaviors in a response, whoever wrote it; in order, without overlaps."""
         ...
 
     def parse_answer(self, response: str) -> str | None:
-        """The last answer of a response, None where there is none in the right format."""
+        """The last answer of a response; None where there is none in the right format."""
         ...
 
     def format_is_right(self, response: str) -> bool:
@@ -119,39 +118,37 @@ class Task(Protocol):
 
 @runtime_checkable
 class ChecksAnswers(Protocol):
-    """A task whose right answers can be written in several ways. Without it an exact match of the
-    text decides.
+    """A task whose right answers can be written in several ways.
+
+    Other tasks' answers are right where their text is that of the right one.
     """
 
     def prepare(self) -> None:
-        """Load whatever the checks need: a time limit that ends a first check amid its imports
-        would leave halves.
-        """
+        """Load what the checks need, so that a time limit cannot interrupt an import half-way."""
         ...
 
     def answer_is_right(self, response: str, question: str, answer: str, reference: str) -> bool:
-        """Whether a response gives the right answer. Runs under the verifier's time limit; what it
-        raises is a fault.
+        """Whether a response gives the right answer.
+
+        It runs under the verifier's time limit; an exception is a data failure.
 
         Args:
             response: the whole response.
             question: the problem's text.
             answer: the right answer.
-            reference: the problem's (see ``Problem``).
+            reference: see ``Problem``.
         """
         ...
 
 
 @runtime_checkable
 class FiniteTask(Task, Protocol):
-    """A task that reads its problems from files: each set has only so many, and rows of them may be
-    bad.
-    """
+    """A task that reads its problems from files: sets are finite, and rows may be bad."""
 
     rejects: Rejects
 
     def available(self, split: SetName) -> int:
-        """How many problems a set has."""
+        """Number of problems of a set."""
         ...
 
 
@@ -161,8 +158,9 @@ def in_split(problem_hash: str, split: SetName) -> bool:
 
 
 def text_hash(question: str) -> str:
-    """Canonical hash of a text (64 bits, hexadecimal): letter case, spacing and forms of one
-    character count as one.
+    """Canonical hash of a text: 64 bits, hexadecimal.
+
+    Letter case, spacing and the forms of a character make no difference.
     """
     canonical = " ".join(one_form(question).casefold().split())
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -26,29 +26,30 @@ def problem_of(fields: Fields, task: Task | None, place: Place) -> tuple[Task, P
 
 
 def _graph_of(fields: Fields, task: Task) -> Graph:
-    """The graph of a row; where it has one and a question that the task can read, both have to say
-    the same.
+    """The graph of a row; if it has one and a readable question, both have to be the same.
 
-    Free text says no graph by itself, so there the row's own is believed.
+    Free text cannot be read, so there the row's own graph is taken on trust.
     """
+    given: Graph | None = None
+    if fields.graph:
+        try:
+            given = Graph.from_json(fields.graph)
+        except (ValueError, KeyError, TypeError) as error:  # of a graph that somebody else wrote
+            raise RowError(f"its graph cannot be read: {error}") from error
+        if task.kind == "text":
+            return given
     try:
-        given = Graph.from_json(fields.graph) if fields.graph else None
-    except (ValueError, KeyError, TypeError) as error:  # graphs of other people's making
-        raise RowError(f"its graph cannot be read: {error}") from error
-    if given and task.kind == "text":
-        return given
-    try:
-        read = task.parse_question(fields.question)
+        graph = task.parse_question(fields.question)
     except ValueError as error:
         raise RowError(f"its question cannot be read: {error}") from error
-    if given and (given.nodes, given.question) != (read.nodes, read.question):
+    if given is not None and (given.nodes, given.question) != (graph.nodes, graph.question):
         raise RowError(
-            "its graph is not that of its question: take the graph out, and the question is read"
+            "its graph is not that of its question: remove the graph, and the question is read"
         )
-    return read
+    return graph
 
 
 def same_answer(answer: str, graph: Graph) -> bool:
-    """Whether an answer says what a graph comes to."""
+    """Whether an answer is the value that a graph comes to."""
     text = one_form(answer).strip()
     return text == str(graph.answer) or value_of(text) == graph.answer

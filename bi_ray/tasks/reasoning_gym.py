@@ -1,9 +1,8 @@
-"""Tasks of reasoning-gym (an optional dependency) as queries of RL and as test problems, judged by
-its own scorers.
+"""Tasks of reasoning-gym (an optional dependency), judged by its own scorers.
 
-Item i of a set is drawn from its own random stream until the hash of its question falls in the set.
-Its seed there is its ``reference``: whoever checks an answer makes the entry again, since many
-scorers need more of it than its answer.
+They serve as RL queries and as test problems. Item i of a set is drawn from its own random stream
+until the hash of its question falls in the set. Its seed in reasoning-gym is its ``reference``: to
+check an answer the entry is made again, since many scorers need more of it than its answer.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from bi_ray.tasks.base import Problem, in_split, item_stream, text_hash
 from bi_ray.tasks.text import TextTask
 
 _MAX_DRAWS = 2000  # a set owns at least 5 % of the hashes
-_CACHED = 4096  # entries: those of a step, whose samples are judged together
-_MOST_DIGITS = 10  # of a problem's number
+_CACHED = 4096  # entries of a step, whose samples are judged together
+_MOST_DIGITS = 10  # of a problem's index
 _ANY = "(any that the scorer takes)"
 
 
@@ -28,8 +27,8 @@ class ReasoningGymTask(TextTask):
     """Problems of one task of reasoning-gym.
 
     Args:
-        config: which, and its options.
-        seed: of the problems.
+        config: the task's name and options.
+        seed: the data seed.
 
     Raises:
         ConfigError: reasoning-gym is not installed, has no such task, or refuses the options.
@@ -44,9 +43,10 @@ class ReasoningGymTask(TextTask):
                 _make(config.task, _options(config.options | settings.options), seed=0)
             except ImportError as error:
                 raise ConfigError(
-                    f"task.kind reasoning_gym: {error}; install the extra: pip install 'bi-ray[gym]'"
+                    f"task.kind reasoning_gym: {error}; "
+                    "install the extra: pip install 'bi-ray[gym]'"
                 ) from error
-            except Exception as error:  # whatever its configuration class raises
+            except Exception as error:  # anything that its configuration class raises
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ConfigError(
                     f"task.task {config.task!r}, options of set {name}: {reason}"
@@ -60,7 +60,8 @@ class ReasoningGymTask(TextTask):
         """
         rng = item_stream(self.seed, split, index)
         settings = self.config.sets.get(split)
-        options = _options(self.config.options | (settings.options if settings else {}))
+        changes = settings.options if settings else {}
+        options = _options(self.config.options | changes)
         for _ in range(_MAX_DRAWS):
             seed = rng.getrandbits(31)
             entry = _entry(self.config.task, options, seed)
@@ -71,33 +72,27 @@ class ReasoningGymTask(TextTask):
                     f"{split}-{index}", entry["question"], given_answer=answer, reference=reference
                 )
         raise ConfigError(
-            f"task.task {self.config.task!r} makes no problem of set {split!r} in {_MAX_DRAWS} draws: it has too few "
-            "different ones; give it options that have more"
+            f"task.task {self.config.task!r} makes no problem of set {split!r} in {_MAX_DRAWS} "
+            "draws: it has too few different ones; give it options that have more"
         )
 
     def recall(self, name: str, question: str, answer: str | None) -> Problem:
-        """The problem of a row, made again: the id says which it is, and the question that it is
-        this one.
+        """The problem of a row, made again by its id; the row's question has to be the same.
 
         Raises:
-            RowError: it is none of this task and seed; scorers need more of a problem than its
-                question and answer.
+            RowError: there is no such problem; a question and its answer are not enough for most
+                scorers.
         """
         split, _, index = name.rpartition("-")
-        made = None
-        if (
-            split in self.config.sets
-            and index.isascii()
-            and index.isdigit()
-            and len(index) < _MOST_DIGITS
-        ):
-            made = self.problem(cast(SetName, split), int(index))
-        if made is None or made.question != question:
-            raise RowError(
-                f"no problem of this task: {name!r} is not where `bi-ray data` makes this question; leave id and "
-                "question as they were, and give the configuration with its seeds.data"
-            )
-        return made
+        is_index = index.isascii() and index.isdigit() and len(index) < _MOST_DIGITS
+        if is_index and split in self.config.sets:
+            problem = self.problem(cast(SetName, split), int(index))
+            if problem.question == question:
+                return problem
+        raise RowError(
+            f"no problem of this task: {name!r} is not where `bi-ray data` makes this question; "
+            "leave id and question as they were, and give the configuration with its seeds.data"
+        )
 
     def prepare(self) -> None:
         """Import reasoning-gym and read its files."""
@@ -105,8 +100,8 @@ class ReasoningGymTask(TextTask):
             _takes_seeds(self.config.task, _options(self.config.options | settings.options))
 
     def answer_is_right(self, response: str, question: str, answer: str, reference: str) -> bool:
-        """Whether reasoning-gym's scorer gives the answer, in one of its forms (``find_readings``),
-        its full score.
+        """Whether reasoning-gym's scorer gives one reading of the answer (``find_readings``) its
+        full score.
         """
         source = json.loads(reference)
         entry = _entry(self.config.task, source["options"], source["seed"])
@@ -117,7 +112,7 @@ class ReasoningGymTask(TextTask):
                 if float(score(reading, entry)) >= 1.0:
                     return True
                 fault = None
-            # of "The final answer is 3" a scorer may say that it is not a number
+            # a scorer may raise for "The final answer is 3", since it is not a number
             except Exception as error:
                 fault = error
         if fault is not None:
@@ -130,7 +125,7 @@ def _options(options: dict[str, Any]) -> str:
 
 
 def _make(name: str, options: str, seed: int) -> Any:
-    """The task's data set of one entry."""
+    """The task's data set, of one entry."""
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, seed=seed, size=1, **json.loads(options))
@@ -138,16 +133,16 @@ def _make(name: str, options: str, seed: int) -> Any:
 
 @lru_cache(maxsize=16)
 def _shared(name: str, options: str) -> Any:
-    """One data set of these options: it scores every entry, since what an entry needs, it has."""
+    """The one data set of these options that scores all their entries."""
     return _make(name, options, seed=0)
 
 
 @lru_cache(maxsize=16)
 def _takes_seeds(name: str, options: str) -> bool:
-    """Whether the shared data set makes other entries under another seed, as a new one does.
+    """Whether the shared data set makes the same entry for a seed as a new data set does.
 
-    Nearly all do, and it saves most of the time, which goes into word lists; a few draw theirs when
-    they are made.
+    Nearly all do, which saves most of the time: that of loading word lists. A few draw their
+    entries when they are made.
     """
     shared = _shared(name, options)
     for seed in (1, 2):

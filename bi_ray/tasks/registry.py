@@ -24,50 +24,54 @@ def build_task(config: TaskConfig, seed: int, verifier: VerifierConfig | None = 
     """The task that ``config.kind`` names.
 
     Args:
-        config: of the task.
+        config: the task's configuration.
         seed: the data seed.
         verifier: the limits within which a user's own responses are judged when they are read;
             None: the defaults.
 
     Raises:
-        ConfigError: it cannot be made of these options, or what it needs is not installed.
+        ConfigError: the options are wrong, or a package that they need is not installed.
     """
     if isinstance(config, UserDataConfig):
         return UserDataTask(config, seed, verifier)
     if isinstance(config, ReasoningGymConfig):
         return ReasoningGymTask(config, seed)
-    return (
-        IGSMTask(config, seed) if isinstance(config, IGSMConfig) else PromptBenchTask(config, seed)
-    )
+    if isinstance(config, IGSMConfig):
+        return IGSMTask(config, seed)
+    return PromptBenchTask(config, seed)
 
 
 def data_files(config: TaskConfig) -> dict[str, str]:
-    """Digest of every file that a task reads, by its name.
+    """Digest of every file that a task reads, by its path.
 
     Raises:
-        DataError: one is not there.
+        DataError: a file is missing.
     """
     if not isinstance(config, UserDataConfig):
         return {}
-    paths = [config.path, *(settings.path for settings in config.sets.values())]
+    paths = [config.path]
+    for settings in config.sets.values():
+        paths.append(settings.path)
     return {path: file_digest(path) for path in paths if path}
 
 
 def target_config(config: TaskConfig, target: dict[str, Any] | None, problems: int) -> TaskConfig:
-    """The task with the one set ``influence_target``.
+    """The task with the single set ``influence_target``.
+
+    A user's data have a set of that name, or a part of the one file that no other set has.
 
     Args:
         config: the task.
-        target: how hard its problems are, None: as those of the set rl
-            (``ReadinessConfig.target``). A user's data have a set of that name, or the part of the
-            one file that no other set has.
-        problems: how many there are.
+        target: difficulty of the set's problems (``ReadinessConfig.target``); None: that of the
+            set rl.
+        problems: number of problems.
     """
     settings: Any
     if isinstance(config, UserDataConfig):
         settings = config.sets.get("influence_target", UserSetConfig())
     else:
-        rl = config.sets["rl"]
-        settings = rl if target is None else type(rl).model_validate(target)
+        settings = config.sets["rl"]
+        if target is not None:
+            settings = type(settings).model_validate(target)
     sets = {"influence_target": settings.model_copy(update={"problems": problems})}
     return config.model_copy(update={"sets": sets})

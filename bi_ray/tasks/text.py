@@ -1,5 +1,6 @@
-"""What tasks share whose problems are free text: no graph, so no plan to render and no line to
-check.
+"""What all tasks have in common whose problems are free text.
+
+Without a graph there is no plan to render and no line to check.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from bi_ray.tasks.base import Problem
 
 
 class TextTask:
-    """The graph's side of ``Task`` left empty, and answers found by ``extract``.
+    """A task without graphs; answers are found by ``extract``.
 
     Args:
-        extract: where a response has its answer (``AnswerConfig.extract``).
-        system_prompt: None: asks for the answer there.
+        extract: the place of the answer in a response (``AnswerConfig.extract``).
+        system_prompt: None: one that asks for the answer at that place.
     """
 
     kind = "text"
@@ -30,11 +31,11 @@ class TextTask:
         self.system_prompt = SYSTEM_PROMPTS[extract] if system_prompt is None else system_prompt
 
     def parse_question(self, text: str) -> Graph:
-        """Raises ParseError: free text says no graph by itself."""
+        """Raises ParseError: free text has no graph that could be read."""
         raise ParseError("free text: only an extraction can find its graph")
 
     def recall(self, name: str, question: str, answer: str | None) -> Problem:
-        """The problem of a row that somebody gives back with a response.
+        """The problem of a row with a response that is to be judged.
 
         Args:
             name: the row's id.
@@ -42,14 +43,14 @@ class TextTask:
             answer: its answer, None where it has none.
 
         Raises:
-            RowError: it cannot be graded.
+            RowError: the response cannot be judged.
         """
         if answer is None:
             raise RowError("no answer to grade by: name the column answer")
         return Problem(name, question, given_answer=answer)
 
     def render(self, plan: Plan, graph: Graph) -> list[Piece]:
-        """Raises ValueError: nobody knows the wording."""
+        """Raises ValueError: there is no wording."""
         raise ValueError(
             "free text has no wording for a plan; give its problems demonstrations instead"
         )
@@ -59,15 +60,13 @@ class TextTask:
         return []
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """None that anybody could tell."""
+        """None: the behaviors of free text are not recognized."""
         return []
 
     def parse_answer(self, response: str) -> str | None:
-        """What the response gives as its answer, None where there is none."""
+        """The answer of a response; None where there is none."""
         return find_answer(response, self.extract)
 
     def format_is_right(self, response: str) -> bool:
-        """Whether the response has one answer at its place and, with tags, one chain of thought
-        before it.
-        """
+        """Whether the response has one answer, at its place (``checker.format_is_right``)."""
         return format_is_right(response, self.extract)

@@ -1,13 +1,13 @@
 """A user's own questions and answers, from files (docs/data.md).
 
 Each set has its own file, or all share one that is split by the hash of the question into the
-ranges of ``SPLIT_RANGES``; nothing is pre-trained on it, so that ``sft`` has the range of
-``pretrain`` too. A row of a set that trains is left out when a set that tests has the same
-question.
+ranges of ``SPLIT_RANGES``; nothing is pre-trained on it, so ``sft`` has the range of ``pretrain``
+too. A row of a training set is left out when a test set has the same question.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,13 +24,16 @@ from bi_ray.config import (
     UserSetConfig,
     VerifierConfig,
 )
-from bi_ray.isolation.guard import Fault, Guard, Limits, doing
+from bi_ray.isolation.child import Fault, doing
+from bi_ray.isolation.guard import Guard, Limits
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.cells import RowError, cell_text
 from bi_ray.rows.files import read_rows
 from bi_ray.rows.rejects import DataError, Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, in_split, text_hash
 from bi_ray.tasks.text import TextTask
+
+log = logging.getLogger(__name__)
 
 TRAINING_SETS: frozenset[SetName] = frozenset({"pretrain", "sft", "rl"})
 
@@ -42,8 +45,8 @@ class UserRow:
     Attributes:
         question, answer: the problem.
         response: a demonstration with the right answer in it, "" where the row has none.
-        spans: the behaviors in it.
-        place: where the row stands.
+        spans: the behaviors in the demonstration.
+        place: file and line of the row.
     """
 
     question: str
@@ -54,13 +57,14 @@ class UserRow:
 
 
 class UserDataTask(TextTask):
-    """Problems from a user's files. They are read when first asked for; ``rejects`` has the bad
-    rows then.
+    """Problems from a user's files.
+
+    A file is read when it is first needed; then ``rejects`` has its bad rows.
 
     Args:
         config: the files and how they are read.
-        seed: orders the problems of each set.
-        verifier: the limits within which a row's own response is judged.
+        seed: seed of the order of each set's problems.
+        verifier: the limits within which a row's own response is judged; None: the defaults.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class UserDataTask(TextTask):
         self._sets: dict[SetName, list[UserRow]] = {}
 
     def available(self, split: SetName) -> int:
-        """How many problems a set has.
+        """Number of problems of a set.
 
         Raises:
             DataError: its file cannot be read, or a row is bad and ``strict`` is set.
@@ -84,7 +88,7 @@ class UserDataTask(TextTask):
         return len(self._rows(split))
 
     def problem(self, split: SetName, index: int) -> Problem:
-        """Problem ``index`` of a set; its id has the line of its row.
+        """Problem ``index`` of a set; its id ends with the line number of its row.
 
         Raises:
             DataError: the set has fewer; or see ``available``.
@@ -115,18 +119,21 @@ class UserDataTask(TextTask):
         return self.checker.is_right(response, question, answer)
 
     def read_demonstrations(self, path: str, rejects: Rejects) -> list[UserRow]:
-        """The rows of a file that have a demonstration, several of one question too; the others are
-        rejects.
+        """The rows of a file that have a demonstration; the others are rejects.
+
+        A question may have several.
         """
-        return [row for row in self._read(path, rejects) if _has_response(row, rejects)]
+        rows = self._read(path, rejects)
+        return [row for row in rows if _has_response(row, rejects)]
 
     def _rows(self, split: SetName) -> list[UserRow]:
         if split not in self._sets:
-            rows = self._own_rows(split)
+            rows = self._file_rows(split)
             if split in TRAINING_SETS:
-                rows = self._without_tested(rows)
-            # several demonstrations of one question are what rejection sampling gives
+                tested = self.tested()
+                rows = [row for row in rows if not refuse_tested(row, tested, self.rejects)]
             if split == "sft":
+                # several demonstrations of a question are the outcome of rejection sampling
                 rows = [row for row in rows if _has_response(row, self.rejects)]
             else:
                 rows = self._without_duplicates(rows)
@@ -134,8 +141,8 @@ class UserDataTask(TextTask):
             self._sets[split] = rows
         return self._sets[split]
 
-    def _own_rows(self, split: SetName) -> list[UserRow]:
-        """The rows of a set in the order of the file, before any set is held against another."""
+    def _file_rows(self, split: SetName) -> list[UserRow]:
+        """The rows of a set in the order of the file, before sets are compared."""
         settings = self.config.sets.get(split, UserSetConfig())
         path = settings.path or self.config.path
         if path is None:
@@ -147,26 +154,21 @@ class UserDataTask(TextTask):
         rows = self._files[path]
         if settings.path:
             return list(rows)
-        ranges: Sequence[SetName] = ("pretrain", "sft") if split == "sft" else (split,)
-        return [
-            row for row in rows if any(in_split(text_hash(row.question), name) for name in ranges)
-        ]
+        return [row for row in rows if _is_in_range_of(row, split)]
 
     def tested(self) -> dict[str, SetName]:
-        """By the hash of a question, the set that tests with it: no training set may have it."""
-        names: set[SetName] = {
-            *self.config.sets,
-            *(("influence_target",) if self.config.path else ()),
-        }
-        return {
-            text_hash(row.question): name
-            for name in sorted(names - TRAINING_SETS)
-            for row in self._own_rows(name)
-        }
+        """The test set of each tested question, by the question's hash.
 
-    def _without_tested(self, rows: Sequence[UserRow]) -> list[UserRow]:
-        tested = self.tested()
-        return [row for row in rows if not refuse_tested(row, tested, self.rejects)]
+        No training set may have such a question.
+        """
+        names: set[SetName] = set(self.config.sets)
+        if self.config.path:
+            names.add("influence_target")
+        tested: dict[str, SetName] = {}
+        for name in sorted(names - TRAINING_SETS):
+            for row in self._file_rows(name):
+                tested[text_hash(row.question)] = name
+        return tested
 
     def _without_duplicates(self, rows: Sequence[UserRow]) -> list[UserRow]:
         """The first row of each question; the others are rejects."""
@@ -186,25 +188,31 @@ class UserDataTask(TextTask):
             return list(read_rows(path, read, rejects))
 
     def _judge(self) -> AbstractContextManager[Judge]:
-        """What judges rows: in a process of its own where a check may hang, since asking that takes
-        longer.
-        """
+        """Judges rows; in a process of its own where a check may hang, since that is slower."""
         checker = self.config.answer.checker
         if checker in ("exact", "numeric"):
-            return nullcontext(_JudgeHere(self.checker))
+            return nullcontext(_judge_here(self.checker))
         guard: Guard[RowCheck, Any] = Guard(
-            partial(_JudgeHere, self.checker), self.limits, checker == "function"
+            partial(_RowJudge, self.checker), self.limits, checker == "function"
         )
         return _GuardedJudge(guard)
 
 
+def _is_in_range_of(row: UserRow, split: SetName) -> bool:
+    """Whether a row of a file that all sets share belongs to a set."""
+    question_hash = text_hash(row.question)
+    if split == "sft" and in_split(question_hash, "pretrain"):
+        return True
+    return in_split(question_hash, split)
+
+
 class RowCheck(NamedTuple):
-    """What is asked about a row.
+    """What is checked about a row.
 
     Attributes:
-        answer: the right one.
-        response: its demonstration; None: only whether any response could be compared with the
-            answer.
+        answer: the right answer.
+        response: the row's demonstration; None: check only whether any response could be compared
+            with the answer.
         question: the problem's text.
     """
 
@@ -213,13 +221,12 @@ class RowCheck(NamedTuple):
     question: str = ""
 
 
-# Why nothing could be compared with an answer, None where it can be; or whether a response gives
-# it.
+# why nothing could be compared with an answer, None where it can be; or whether a response is right
 Judge = Callable[[RowCheck], str | bool | None]
 
 
-class _JudgeHere:
-    """Judges rows in this process."""
+class _RowJudge:
+    """Judges rows in the process that it is in; exceptions of a check pass through."""
 
     def __init__(self, checker: AnswerChecker) -> None:
         self._checker = checker
@@ -232,8 +239,25 @@ class _JudgeHere:
         return self._checker.is_right(check.response, check.question, check.answer)
 
 
+def _judge_here(checker: AnswerChecker) -> Judge:
+    """Judges rows in this process; a check that fails is the row's fault."""
+    judge = _RowJudge(checker)
+
+    def judge_or_reject(check: RowCheck) -> str | bool | None:
+        try:
+            return judge(check)
+        except Exception as error:
+            log.exception("the check of the answer %.80r failed", check.answer)
+            reason = " ".join(str(error).split())
+            raise RowError(
+                f"the check of the answer raised {type(error).__name__}: {reason}"
+            ) from error
+
+    return judge_or_reject
+
+
 class _GuardedJudge:
-    """Judges rows in a guarded process, which starts with the first one."""
+    """Judges rows in a guarded process, which is started for the first row."""
 
     def __init__(self, guard: Guard[RowCheck, Any]) -> None:
         self._guard = guard
@@ -254,89 +278,92 @@ class _GuardedJudge:
 def read_row(
     values: RowValues, place: Place, fields: FieldsConfig, task: UserDataTask, judge: Judge
 ) -> UserRow:
-    """A row, if it can be used.
+    """Read a row.
 
     Raises:
-        RowError: why it cannot.
+        RowError: why the row cannot be used.
         ConfigError: the answers' checker cannot be loaded.
     """
     question = _text(values, fields.question)
     if not question:
-        raise RowError(
-            f"no question (field {fields.question!r})" + _fields_of(values, fields.question)
-        )
+        raise _lacks("question", values, fields.question)
     response = _text(values, fields.response)
     thought = _text(values, fields.chain_of_thought)
-    answer = _text(values, fields.answer) or (task.parse_answer(response) or "" if response else "")
+    answer = _text(values, fields.answer)
+    if response and not answer:
+        answer = task.parse_answer(response) or ""
     if not answer:
-        raise RowError(f"no answer (field {fields.answer!r})" + _fields_of(values, fields.answer))
+        raise _lacks("answer", values, fields.answer)
     if fault := judge(RowCheck(answer)):
         raise RowError(f"{fault}: {answer!r:.80}")
-    spans = _spans(values.get(fields.spans), response) if response else ()
-    if not response and thought:
+    spans: tuple[Span, ...] = ()
+    if response:
+        spans = _spans(values.get(fields.spans), response)
+    elif thought:
         response = write_response(thought, answer, task.extract)
     if response and not judge(RowCheck(answer, response, question)):
-        found = task.parse_answer(response)
+        given = task.parse_answer(response)
         raise RowError(
-            f"its response is not right: the answer is {answer!r:.40}, and it gives {found!r:.40}"
+            f"its response is not right: the answer is {answer!r:.40}, and it gives {given!r:.40}"
         )
     return UserRow(question, answer, response, spans, place)
 
 
 def refuse_tested(row: UserRow, tested: Mapping[str, SetName], rejects: Rejects) -> bool:
-    """Whether a row that is to be trained on is tested with; then it is a reject."""
+    """Whether a test set has a training row's question; then the row is a reject."""
     name = tested.get(text_hash(row.question))
-    if name:
-        rejects.add(
-            row.place,
-            f"its question is in the set {name} too, so nothing may be trained on it",
-            row.question,
-        )
-    return name is not None
+    if name is None:
+        return False
+    reason = f"its question is in the set {name} too, so nothing may be trained on it"
+    rejects.add(row.place, reason, row.question)
+    return True
 
 
 def _has_response(row: UserRow, rejects: Rejects) -> bool:
-    if not row.response:
-        rejects.add(
-            row.place, "no chain of thought and no response, one of which SFT needs", row.question
-        )
-    return bool(row.response)
+    if row.response:
+        return True
+    reason = "no chain of thought and no response, one of which SFT needs"
+    rejects.add(row.place, reason, row.question)
+    return False
 
 
 def _text(values: RowValues, field: str) -> str:
-    """A field as text without spaces around it, "" where it is absent or empty (NULL, NaN).
+    """A field as text without surrounding spaces, "" where it is absent or empty (NULL, NaN).
 
     Raises:
-        RowError: it is neither text nor a number.
+        RowError: the field is neither text nor a number.
     """
     return (cell_text(values.get(field), f"field {field!r}") or "").strip()
 
 
-def _fields_of(values: Mapping[str, Any], wanted: str) -> str:
-    """What a row has instead of a field: others, or the field with nothing in it."""
-    if wanted in values:
-        return f": it holds {values[wanted]!r:.40}"
-    return f": the row has {', '.join(map(repr, values)) or 'no fields'}"
+def _lacks(what: str, values: Mapping[str, Any], field: str) -> RowError:
+    """The error of a row without a field; it says what the row has instead."""
+    if field in values:
+        instead = f"it holds {values[field]!r:.40}"
+    elif values:
+        instead = f"the row has {', '.join(map(repr, values))}"
+    else:
+        instead = "the row has no fields"
+    return RowError(f"no {what} (field {field!r}): {instead}")
 
 
 def _spans(value: object, response: str) -> tuple[Span, ...]:
     """Spans as rows keep them: a list of objects with start, end and behavior.
 
     Raises:
-        RowError: one has another form or lies outside of the response, or two overlap.
+        RowError: a span has another form or is outside of the response, or two overlap.
     """
     if value is None:
         return ()
+    spans: list[Span] = []
     try:
-        spans = []
         for row in value:  # type: ignore[attr-defined]
             spans.append(Span(int(row["start"]), int(row["end"]), str(row["behavior"])))
-        spans.sort()
     except (TypeError, KeyError, ValueError) as error:
-        raise RowError(f"spans are no list of start, end and behavior: {error!r}") from error
-    edges = [edge for span in spans for edge in span[:2]]
-    if edges != sorted(edges) or any(
-        not 0 <= span.start < span.end <= len(response) for span in spans
-    ):
-        raise RowError("spans overlap, are empty or lie outside of the response")
-    return tuple(spans)
+        raise RowError(f"spans are not a list of start, end and behavior: {error!r}") from error
+    end = 0
+    for span in sorted(spans):
+        if not end <= span.start < span.end <= len(response):
+            raise RowError("spans overlap, are empty or lie outside of the response")
+        end = span.end
+    return tuple(sorted(spans))

@@ -1,1 +1,1 @@
-"""Whether a response is right: verdicts with their reasons, rewards, and grades of a user's rows."""
+"""Whether a response is right: verdicts, rewards, and the grading of a user's rows."""

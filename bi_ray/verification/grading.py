@@ -1,178 +1,182 @@
-"""Responses graded: the answer, the format, and every line of the chain of thought, whoever wrote
-it.
-"""
+"""Grading of a user's rows: each response with its verdict, whoever wrote it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import NamedTuple
+
+from typing_extensions import TypedDict
 
 from bi_ray.config import VerifierConfig
-from bi_ray.isolation.guard import Guard, Limits, doing
-from bi_ray.reasoning.check import check_trace
+from bi_ray.isolation.guard import Guard, Limits
 from bi_ray.reasoning.parse import place_of
 from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields, NumberedRow, fields_of
 from bi_ray.rows.rejects import Place, Rejects, RowValues
-from bi_ray.tasks.base import ChecksAnswers, Problem, Task
+from bi_ray.tasks.base import Problem, Task
 from bi_ray.tasks.reading import problem_of
 from bi_ray.tasks.text import TextTask
-from bi_ray.verification.verdicts import calls_user_code
+from bi_ray.verification.verdicts import Judge, Verdict, VerificationItem, calls_user_code
 
-_ROWS_PER_CALL = 64  # that are handed to the guarded process together
+_ROWS_PER_CALL = 64  # handed to the guarded process together
 
 
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """What a response is worth.
+class VerdictRow(TypedDict):
+    """A line of a file of verdicts; see ``Verdict`` for fields without a comment."""
 
-    Attributes:
-        id: of the problem.
-        right: whether its last answer is the right one.
-        format_right: whether it is exactly one chain of thought and one answer.
-        trace_valid: whether every line is right and the question is solved; None: there is no graph
-            to check by.
-        steps: lines of the chain of thought.
-        first_bad_step: which line is the first wrong one, from 0; ``steps`` where it ends too
-            early.
-        bad_line: its text; None where the chain of thought ends too early.
-        bad_response_line: which line of the whole response that is, from 1.
-        reason: what is wrong with it.
-        behaviors: how many lines show each behavior.
-        right_reflections: lines before the first bad one that were right to turn back.
-    """
-
-    id: str
+    id: str  # of the problem
     right: bool
     format_right: bool
     trace_valid: bool | None
+    steps: int  # number of lines of the chain of thought
+    first_bad_step: int | None
+    bad_line: str | None  # text of the first bad line; None where the trace ends too early
+    bad_response_line: int | None  # its line number in the whole response, from 1
+    trace_fault: str | None
+    behaviors: dict[str, int]  # number of lines that show each behavior
+    right_reflections: int
+
+
+class GradedRow(NamedTuple):
+    """A row whose response was judged.
+
+    Attributes:
+        place: file and line of the row.
+        id: the problem's id.
+        verdict: the judgment.
+        steps: number of lines of the chain of thought.
+        bad_line: text of the first bad line; None where the trace ends too early.
+        bad_response_line: its line number in the whole response, from 1.
+    """
+
+    place: Place
+    id: str
+    verdict: Verdict
     steps: int
-    first_bad_step: int | None = None
     bad_line: str | None = None
     bad_response_line: int | None = None
-    reason: str | None = None
-    behaviors: dict[str, int] = field(default_factory=dict)
-    right_reflections: int = 0
 
-    def as_json(self) -> dict[str, Any]:
-        """One line of a file of verdicts."""
-        return asdict(self)
+    def as_json(self) -> VerdictRow:
+        """The row of a file of verdicts."""
+        verdict = self.verdict
+        return {
+            "id": self.id,
+            "right": verdict.right,
+            "format_right": verdict.format_right,
+            "trace_valid": verdict.trace_valid,
+            "steps": self.steps,
+            "first_bad_step": verdict.first_bad_step,
+            "bad_line": self.bad_line,
+            "bad_response_line": self.bad_response_line,
+            "trace_fault": verdict.trace_fault,
+            "behaviors": verdict.behaviors,
+            "right_reflections": verdict.right_reflections,
+        }
 
 
-def grade(task: Task, fields: Fields, place: Place) -> Grade:
-    """Grade the response of a row against the graph of its question; free text by its answer alone.
+class RowJudge:
+    """Judges the responses of rows, in this process and without any limit.
 
-    It runs in this process and without any limit; ``grade_rows`` sets one.
+    A response is checked against the graph of its question; free text by its answer alone.
 
-    Raises:
-        RowError: no response, or neither graph nor answer to grade it by.
+    Args:
+        task: parses questions and responses.
     """
-    if fields.response is None:
-        raise RowError("no response: name the column response, completion or messages")
-    if isinstance(task, TextTask):
-        problem = task.recall(fields.id or f"row-{place.line}", fields.question, fields.answer)
-    else:
-        problem = problem_of(fields, task, place)[1]
-    doing("check of the trace")
-    steps = task.parse_trace(fields.response)
-    report = check_trace(steps, problem.graph, task.notation) if problem.graph else None
-    bad = report.first_bad_step if report else None
-    told = bad if bad is not None and bad < len(steps) else None
-    line = (
-        None
-        if told is None
-        else _line_of(fields.response, place_of(fields.response, steps, told)[0])
-    )
-    doing("check of the format")
-    format_right = task.format_is_right(fields.response)
-    return Grade(
-        id=problem.id,
-        right=_is_right(task, problem, fields.response),
-        format_right=format_right,
-        trace_valid=report.valid if report else None,
-        steps=len(steps),
-        first_bad_step=bad,
-        bad_line=None if told is None else steps[told].text,
-        bad_response_line=line,
-        reason=report.reason if report else None,
-        behaviors=dict(Counter(behavior for step in steps for behavior in step.behaviors)),
-        right_reflections=report.right_reflections if report else 0,
-    )
-
-
-def _line_of(text: str, character: int) -> int:
-    return text.count("\n", 0, character) + 1
-
-
-def _is_right(task: Task, problem: Problem, response: str) -> bool:
-    doing("check of the answer")
-    if not isinstance(task, ChecksAnswers):
-        return task.parse_answer(response) == problem.answer
-    return task.answer_is_right(response, problem.question, problem.answer, problem.reference)
-
-
-class _Grader:
-    """Grades row after row; built and called in the guarded process."""
 
     def __init__(self, task: Task) -> None:
-        self._task = task
-        if isinstance(task, ChecksAnswers):
-            task.prepare()
+        self.task = task
+        self.judge = Judge(task)
 
-    def __call__(self, row: tuple[Place, Fields]) -> Grade | RowError:
+    def __call__(self, row: tuple[Place, Fields]) -> GradedRow | RowError:
+        """The grade of a row, or why it has none."""
         place, fields = row
         try:
-            return grade(self._task, fields, place)
+            return self.grade(fields, place)
         except RowError as error:
             return error
+
+    def grade(self, fields: Fields, place: Place) -> GradedRow:
+        """Judge the response of a row.
+
+        Raises:
+            RowError: the row has no response, or neither a graph nor an answer to judge it by.
+        """
+        response = fields.response
+        if response is None:
+            raise RowError("no response: name the column response, completion or messages")
+        problem = self._problem_of(fields, place)
+        item = VerificationItem(
+            question=problem.question,
+            graph="",
+            answer=problem.answer,
+            response=response,
+            truncated=False,
+            reference=problem.reference,
+        )
+        steps = self.judge.parse(response)
+        verdict = self.judge.verdict(item, problem.graph, steps)
+        row = GradedRow(place, problem.id, verdict, len(steps))
+        bad = verdict.first_bad_step
+        if bad is None or bad == len(steps):
+            return row
+        start, _ = place_of(response, steps, bad)
+        line = response.count("\n", 0, start) + 1
+        return row._replace(bad_line=steps[bad].text, bad_response_line=line)
+
+    def _problem_of(self, fields: Fields, place: Place) -> Problem:
+        if isinstance(self.task, TextTask):
+            name = fields.id or f"row-{place.line}"
+            return self.task.recall(name, fields.question, fields.answer)
+        _, problem = problem_of(fields, self.task, place)
+        return problem
 
 
 def grade_rows(
     rows: Iterable[NumberedRow], task: Task, rejects: Rejects, config: VerifierConfig | None = None
-) -> Iterator[tuple[Place, Grade]]:
-    """A grade per row; ``rejects`` gets those with nothing to grade, and those whose judgment
-    failed.
+) -> Iterator[GradedRow]:
+    """Judge the response of every row, in a process of its own.
 
     Args:
         rows: see ``bi_ray.rows.fields.rows_of``.
-        task: reads questions and responses.
-        rejects: gets the bad rows.
+        task: parses questions and responses.
+        rejects: gets the rows with nothing to judge, and those whose judgment failed.
         config: the limits of a judgment; None: the defaults.
 
     Raises:
-        ConfigError: what checks answers cannot be loaded.
+        ConfigError: the function that checks answers cannot be loaded.
         DataError: a bad row, where ``rejects`` is strict.
     """
     numbered = iter(rows)
     limits = Limits.of(config or VerifierConfig())
-    guard: Guard[tuple[Place, Fields], Grade | RowError]
-    with Guard(partial(_Grader, task), limits, calls_user_code(task)) as guard:
+    with Guard(partial(RowJudge, task), limits, calls_user_code(task)) as guard:
         while block := list(islice(numbered, _ROWS_PER_CALL)):
             yield from _grade_block(block, guard, rejects)
 
 
 def _grade_block(
     block: Sequence[NumberedRow],
-    guard: Guard[tuple[Place, Fields], Grade | RowError],
+    guard: Guard[tuple[Place, Fields], GradedRow | RowError],
     rejects: Rejects,
-) -> Iterator[tuple[Place, Grade]]:
-    read = [_fields_or_error(row) for _, row in block]
-    asked = [
-        (place, fields)
-        for (place, _), fields in zip(block, read, strict=True)
-        if isinstance(fields, Fields)
-    ]
-    graded = guard.run(asked)
-    for (place, row), fields in zip(block, read, strict=True):
-        outcome = next(graded) if isinstance(fields, Fields) else fields
-        if isinstance(outcome, Grade):
-            yield place, outcome
+) -> Iterator[GradedRow]:
+    # rows that cannot be read are not handed over; their errors come in their turn
+    outcomes: list[Fields | RowError] = []
+    readable: list[tuple[Place, Fields]] = []
+    for place, row in block:
+        outcome = _fields_or_error(row)
+        outcomes.append(outcome)
+        if isinstance(outcome, Fields):
+            readable.append((place, outcome))
+    graded = guard.run(readable)
+    for (place, row), outcome in zip(block, outcomes, strict=True):
+        grade = next(graded) if isinstance(outcome, Fields) else outcome
+        if isinstance(grade, GradedRow):
+            yield grade
         else:
-            rejects.add(place, str(outcome), dict(row))
+            rejects.add(place, str(grade), dict(row))
 
 
 def _fields_or_error(row: RowValues) -> Fields | RowError:
@@ -184,7 +188,7 @@ def _fields_or_error(row: RowValues) -> Fields | RowError:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted over grades; ``traces``: those with a graph to check by."""
+    """Counts over verdicts; ``traces``: those with a graph to check the trace by."""
 
     rows: int = 0
     right: int = 0
@@ -195,13 +199,13 @@ class Tally:
     right_reflections: int = 0
     behaviors: Counter[str] = field(default_factory=Counter)
 
-    def add(self, one: Grade) -> None:
-        """Count a grade."""
+    def add(self, verdict: Verdict) -> None:
+        """Count a verdict."""
         self.rows += 1
-        self.right += one.right
-        self.format_right += one.format_right
-        self.traces += one.trace_valid is not None
-        self.trace_valid += one.trace_valid is True
-        self.right_by_wrong_trace += one.right and one.trace_valid is False
-        self.right_reflections += one.right_reflections
-        self.behaviors.update(one.behaviors)
+        self.right += verdict.right
+        self.format_right += verdict.format_right
+        self.traces += verdict.trace_valid is not None
+        self.trace_valid += verdict.trace_valid is True
+        self.right_by_wrong_trace += verdict.right and verdict.trace_valid is False
+        self.right_reflections += verdict.right_reflections
+        self.behaviors.update(verdict.behaviors)

@@ -13,7 +13,7 @@ from bi_ray.verification.verdicts import Verdict
 
 
 class SampleRow(TypedDict):
-    """A sample; where ``failure`` is None it has the fields of ``Verdict`` too."""
+    """A sample; where ``failure`` is None, it also has the fields of ``Verdict``."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     mode: Literal["greedy", "sampled"]
@@ -36,11 +36,12 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise damaged(path, "it is empty")
     for number, row in enumerate(rows, start=1):
-        if row["failure"] is None:
-            try:
-                _VERDICT.validate_python(row)
-            except ValidationError as error:
-                fault = error.errors()[0]
-                reason = f"line {number}: {fault['loc'][0]}: {fault['msg'].lower()}"
-                raise damaged(path, reason) from error
+        if row["failure"] is not None:
+            continue
+        try:
+            _VERDICT.validate_python(row)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            reason = f"line {number}: {fault['loc'][0]}: {fault['msg'].lower()}"
+            raise damaged(path, reason) from error
     return [dict(row) for row in rows]

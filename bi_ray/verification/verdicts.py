@@ -1,10 +1,9 @@
-"""From a response to a verdict: exact answer, format, truncation, and the check of every line of
-the trace.
+"""From a response to a verdict: its answer, its format, and every line of its trace.
 
-A reward function of the user takes the place of the exact match where the configuration names one.
-When it raises, returns anything but a finite number, or takes too long, the sample ends as a data
-failure: a failure is never a reward of zero. A response is judged in a process of its own
-(``bi_ray.isolation.guard``), reading, trace and format included.
+A reward function of the user replaces the check of the answer where the configuration names one. If
+it raises, returns anything but a finite number, or takes too long, the sample ends as a data
+failure: a failure is never a reward of zero. Responses are judged in a process of their own
+(``bi_ray.isolation``), parsing included.
 """
 
 from __future__ import annotations
@@ -19,20 +18,21 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache, partial
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bi_ray.config import VerifierConfig
 from bi_ray.config.importing import load_object
-from bi_ray.isolation.guard import CallError, Fault, Guard, Limits, doing
-from bi_ray.reasoning.check import check_trace
+from bi_ray.isolation.child import CallError, Fault, doing
+from bi_ray.isolation.guard import Guard, Limits
+from bi_ray.reasoning.check import ParsedStep, TraceReport, check_trace
 from bi_ray.reasoning.graph import Graph
 from bi_ray.tasks.base import ChecksAnswers, Task
 
 if TYPE_CHECKING:
     from bi_ray.data.problems import ProblemRow
 
-# Called with the keyword arguments question, answer and response, all text; may be a coroutine
-# function.
+# called with the keyword arguments question, answer and response, all text; may be a coroutine
+# function
 RewardFunction = Callable[..., Any]
 
 
@@ -60,38 +60,43 @@ class VerificationItem:
     def of(cls, problem: ProblemRow, response: str, truncated: bool) -> VerificationItem:
         """A response to a problem."""
         return cls(
-            problem.question, problem.graph, problem.answer, response, truncated, problem.reference
+            question=problem.question,
+            graph=problem.graph,
+            answer=problem.answer,
+            response=response,
+            truncated=truncated,
+            reference=problem.reference,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a response is worth.
+    """The judgment of a response.
 
     Attributes:
-        reward: 1 for a right answer, else 0, or what the user's reward function returned; plus the
+        reward: 1 for a right answer, else 0, or the value of the user's reward function; plus the
             rewards for the format and for the trace.
         right: whether the last answer is the right one, whatever rewards it.
         format_right: whether it is exactly one chain of thought and one answer, and not truncated.
         truncated: whether it ended at the length limit; then it is wrong.
-        trace_valid: whether every line of the chain of thought is right, None where there is no
-            graph to check it by.
-        trace_fault: what is wrong with the first bad line, None for a valid trace and without a
+        trace_valid: whether every line of the chain of thought is right; None: there is no graph to
+            check it by.
+        trace_fault: what is wrong with the first bad line; None for a valid trace and without a
             graph.
-        reflections: lines that turn back from a node, justified or not.
-        analyses: lines that restate what they use.
-        subgoals: lines that write the numbers out.
-        first_bad_step: place of the first bad line, from 0; the number of lines where one is
-            lacking at the end; None for a valid trace.
-        progress: share of the needed quantities that the lines before it solve
+        reflections: number of lines that turn back from a node, justified or not.
+        analyses: number of lines that restate what they use.
+        subgoals: number of lines that write the numbers out.
+        first_bad_step: position of the first bad line, from 0; the number of lines where one is
+            missing at the end; None for a valid trace.
+        progress: share of the needed quantities that the lines before the first bad one solve
             (``check.TraceReport``).
-        right_reflections: lines before it that turned back from a node that was locked, for the
-            right reason.
-        corrections: lines that mend a wrong value.
-        verifications: lines that compute something known again.
-        plans: lines that say what needs what.
-        outcome: what the user's reward function returned, 0 where the response was truncated; None:
-            without one.
+        right_reflections: number of lines before the first bad one that turned back from a node
+            that was locked, for the right reason.
+        corrections: number of lines that correct a wrong value.
+        verifications: number of lines that compute a known value again.
+        plans: number of lines that outline what needs what.
+        outcome: value of the user's reward function, 0 where the response was truncated; None:
+            there is no such function.
     """
 
     reward: float
@@ -114,10 +119,23 @@ class Verdict:
     @property
     def answer_reward(self) -> float:
         """The reward for the answer alone, without those for the format and for the trace."""
-        return float(self.right) if self.outcome is None else self.outcome
+        if self.outcome is None:
+            return float(self.right)
+        return self.outcome
+
+    @property
+    def behaviors(self) -> dict[str, int]:
+        """Number of lines that show each behavior, for those that there are."""
+        counts: dict[str, int] = {}
+        for behavior, field_name in BEHAVIOR_FIELDS.items():
+            count = getattr(self, field_name)
+            if count:
+                counts[behavior] = count
+        return counts
 
 
-BEHAVIOR_FIELDS = {  # of a verdict, by the behavior that they count
+# the field of a verdict that counts each behavior
+BEHAVIOR_FIELDS = {
     "reflection": "reflections",
     "analysis": "analyses",
     "subgoal": "subgoals",
@@ -129,11 +147,12 @@ BEHAVIOR_FIELDS = {  # of a verdict, by the behavior that they count
 
 @dataclass(frozen=True, slots=True)
 class DataFailure:
-    """A sample without a verdict, because of its data or of the user's reward function: dropped and
-    counted.
+    """A sample without a verdict, dropped and counted.
+
+    The fault is in its data or in the user's reward function.
 
     Attributes:
-        reason: one line.
+        reason: the reason, in one line.
         where: file and line of the user's code that raised, "" where nothing was raised.
     """
 
@@ -141,111 +160,147 @@ class DataFailure:
     where: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.reason} ({self.where})" if self.where else self.reason
+        if self.where:
+            return f"{self.reason} ({self.where})"
+        return self.reason
 
 
 class VerdictError(RuntimeError):
-    """A stage or an RL step that lacks the verdicts it needs, so it does not count as done; the
-    message says why.
-    """
+    """A stage or an RL step lacks the verdicts that it needs, so it does not count as done."""
 
 
 class RewardError(CallError):
-    """A reward that is not one finite number."""
+    """A reward that is not a finite number."""
 
 
-def verify(
-    task: Task,
-    problem_graph: Graph | None,
-    answer: str,
-    response_text: str,
-    truncated: bool,
-    reward_function: Callable[[], float] | None = None,
-    format_reward: float = 0.0,
-    is_right: Callable[[], bool] | None = None,
-    trace_reward: float = 0.0,
-    trace_reward_of: Literal["progress", "valid"] = "progress",
-) -> Verdict:
-    """Judge one response (section 8 of docs/method.md), in this process and without any limit.
+class Judge:
+    """Judges one response after the other, in this process and without any limit.
 
     Args:
-        task: reads the response.
-        problem_graph: what the trace is checked against; None: it is not.
-        answer: the right answer, as text.
-        response_text: the response, without its end token.
-        truncated: whether it ended at the length limit; then its reward is 0 whatever it says.
-        reward_function: gives the reward of this response in place of the exact match.
-        format_reward: added where the format is right.
-        is_right: says whether the answer is right, in place of an exact match.
-        trace_reward: added times the trace's progress, or where it is valid: a reward for the
-            process.
-        trace_reward_of: which of the two.
+        task: parses the responses.
+        config: the reward function, and the reward for the trace; None: the defaults.
+        format_reward: added where the format is right (``RLConfig.format_reward``).
+
+    Raises:
+        ConfigError: the reward function, or the one that checks answers, cannot be loaded.
     """
-    doing("check of the trace")
-    steps = task.parse_trace(response_text)
-    trace = check_trace(steps, problem_graph, task.notation) if problem_graph is not None else None
-    shown = Counter(behavior for step in steps for behavior in step.behaviors)
-    doing("check of the format")
-    format_right = not truncated and task.format_is_right(response_text)
-    doing("check of the answer")
-    right = not truncated and (
-        is_right() if is_right else task.parse_answer(response_text) == answer
-    )
-    outcome = None
-    if reward_function:
-        doing("reward function")
-        outcome = 0.0 if truncated else reward_function()
-    reward = 0.0
-    if not truncated:
-        reward = (float(right) if outcome is None else outcome) + format_reward * format_right
-        if trace:
-            reward += trace_reward * (
-                trace.progress if trace_reward_of == "progress" else trace.valid
+
+    def __init__(
+        self, task: Task, config: VerifierConfig | None = None, format_reward: float = 0.0
+    ) -> None:
+        self.task = task
+        self.config = config or VerifierConfig()
+        self.format_reward = format_reward
+        self.reward_function: RewardFunction | None = None
+        if self.config.reward_function:
+            self.reward_function = load_reward_function(self.config.reward_function)
+        if isinstance(task, ChecksAnswers):
+            task.prepare()
+
+    def __call__(self, item: VerificationItem) -> Verdict:
+        """Judge a response to a problem whose graph is in the item."""
+        steps = self.parse(item.response)
+        graph = Graph.from_json(item.graph) if item.graph else None
+        return self.verdict(item, graph, steps)
+
+    def parse(self, response: str) -> list[ParsedStep]:
+        """The lines of a response's chain of thought."""
+        doing("check of the trace")
+        return self.task.parse_trace(response)
+
+    def verdict(
+        self, item: VerificationItem, graph: Graph | None, steps: Sequence[ParsedStep]
+    ) -> Verdict:
+        """Judge a response (section 8 of docs/method.md).
+
+        Args:
+            item: the response and its problem.
+            graph: the problem's graph, which the trace is checked against; None: it is not checked.
+            steps: the lines of the response (``parse``).
+        """
+        doing("check of the trace")
+        report: TraceReport | None = None
+        if graph is not None:
+            report = check_trace(steps, graph, self.task.notation)
+        shown: Counter[str] = Counter()
+        for step in steps:
+            shown.update(step.behaviors)
+        doing("check of the format")
+        format_right = not item.truncated and self.task.format_is_right(item.response)
+        doing("check of the answer")
+        right = not item.truncated and self._is_right(item)
+        outcome = self._outcome(item)
+        reward = 0.0
+        if not item.truncated:
+            answer_reward = float(right) if outcome is None else outcome
+            reward = answer_reward + self.format_reward * format_right
+            if report:
+                reward += self.config.trace_reward * self._trace_share(report)
+        return Verdict(
+            reward=reward,
+            right=right,
+            format_right=format_right,
+            truncated=item.truncated,
+            trace_valid=report.valid if report else None,
+            trace_fault=report.reason if report else None,
+            reflections=shown["reflection"],
+            analyses=shown["analysis"],
+            subgoals=shown["subgoal"],
+            first_bad_step=report.first_bad_step if report else None,
+            progress=report.progress if report else None,
+            right_reflections=report.right_reflections if report else 0,
+            corrections=shown["correction"],
+            verifications=shown["verification"],
+            plans=shown["planning"],
+            outcome=outcome,
+        )
+
+    def _is_right(self, item: VerificationItem) -> bool:
+        if isinstance(self.task, ChecksAnswers):
+            return self.task.answer_is_right(
+                item.response, item.question, item.answer, item.reference
             )
-    return Verdict(
-        reward=reward,
-        right=right,
-        format_right=format_right,
-        truncated=truncated,
-        trace_valid=trace.valid if trace else None,
-        trace_fault=trace.reason if trace else None,
-        reflections=shown["reflection"],
-        analyses=shown["analysis"],
-        subgoals=shown["subgoal"],
-        first_bad_step=trace.first_bad_step if trace else None,
-        progress=trace.progress if trace else None,
-        right_reflections=trace.right_reflections if trace else 0,
-        corrections=shown["correction"],
-        verifications=shown["verification"],
-        plans=shown["planning"],
-        outcome=outcome,
-    )
+        return self.task.parse_answer(item.response) == item.answer
+
+    def _outcome(self, item: VerificationItem) -> float | None:
+        """Value of the user's reward function; see ``Verdict.outcome``."""
+        if self.reward_function is None:
+            return None
+        if item.truncated:
+            return 0.0
+        doing("reward function")
+        return call_reward_function(self.reward_function, item)
+
+    def _trace_share(self, report: TraceReport) -> float:
+        """The share of the trace reward that a trace earns."""
+        if self.config.trace_reward_of == "progress":
+            return report.progress
+        return report.valid
 
 
 class Verifier:
-    """Scores batches in a process of its own, which is ended and replaced where a response takes
-    too much of it.
+    """Judges batches in a process of its own, which is replaced where a response takes too much.
 
     Args:
-        task: reads the responses.
+        task: parses the responses.
         config: the reward function and the limits, and the reward for the trace.
         format_reward: added where the format is right (``RLConfig.format_reward``).
 
     Raises:
-        ConfigError: the reward function, or that which checks answers, cannot be loaded.
+        ConfigError: the reward function, or the one that checks answers, cannot be loaded.
         GuardError: the process does not start.
     """
 
     def __init__(self, task: Task, config: VerifierConfig, format_reward: float = 0.0) -> None:
         self._guard: Guard[VerificationItem, Verdict] = Guard(
-            partial(_Scorer, task, config, format_reward),
+            partial(Judge, task, config, format_reward),
             Limits.of(config),
             first_call_loads=config.reward_function is not None or calls_user_code(task),
         )
         self._guard.start()
 
     def ready(self) -> int:
-        """Identifier of this process."""
+        """Identifier of the process that this verifier is in."""
         return os.getpid()
 
     def score(self, items: Sequence[VerificationItem]) -> list[Verdict | DataFailure]:
@@ -253,19 +308,21 @@ class Verifier:
         return [_verdict_of(outcome) for outcome in self._guard.run(items)]
 
     def close(self) -> None:
-        """End the process that scores."""
+        """End the process that judges."""
         self._guard.close()
 
 
 def _verdict_of(outcome: Verdict | Fault) -> Verdict | DataFailure:
-    return DataFailure(outcome.reason, outcome.where) if isinstance(outcome, Fault) else outcome
+    if isinstance(outcome, Fault):
+        return DataFailure(outcome.reason, outcome.where)
+    return outcome
 
 
 def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
-    """Refuse a batch in which nothing could be judged: then the fault is not in the responses.
+    """Refuse a batch in which nothing could be judged: the fault is not in the responses then.
 
-    A truncated response proves nothing, since it is wrong without any check. Failures beside
-    verdicts are allowed, however many they are; whoever counts them leaves them out.
+    A truncated response proves nothing, since it is wrong without any check. Any number of failures
+    is allowed beside verdicts; statistics leave them out.
 
     Args:
         outcomes: of all responses of an evaluation or an RL step.
@@ -283,10 +340,11 @@ def require_verdicts(outcomes: Iterable[Verdict | DataFailure]) -> None:
     if judged or not reasons:
         return
     reason, count = reasons.most_common(1)[0]
-    share = "" if len(reasons) == 1 else f" ({count} of them, and other reasons)"
-    advice = "fix it and run the same command again"
+    if len(reasons) > 1:
+        reason += f" ({count} of them, and other reasons)"
     raise VerdictError(
-        f"none of {reasons.total()} responses could be judged: {reason}{share}; {advice}"
+        f"none of {reasons.total()} responses could be judged: {reason}; "
+        "fix it and run the same command again"
     )
 
 
@@ -294,42 +352,6 @@ def calls_user_code(task: Task) -> bool:
     """Whether a function of the user checks the task's answers."""
     checker = getattr(task, "checker", None)
     return checker is not None and checker.config.checker == "function"
-
-
-class _Scorer:
-    """Judges one response after the other; built and called in the guarded process."""
-
-    def __init__(self, task: Task, config: VerifierConfig, format_reward: float) -> None:
-        self.task = task
-        self.config = config
-        self.format_reward = format_reward
-        self.reward_function = (
-            load_reward_function(config.reward_function) if config.reward_function else None
-        )
-        if isinstance(task, ChecksAnswers):
-            task.prepare()
-
-    def __call__(self, item: VerificationItem) -> Verdict:
-        task = self.task
-        reward = is_right = None
-        if self.reward_function:
-            reward = partial(call_reward_function, self.reward_function, item)
-        if isinstance(task, ChecksAnswers):
-            is_right = partial(
-                task.answer_is_right, item.response, item.question, item.answer, item.reference
-            )
-        return verify(
-            task,
-            Graph.from_json(item.graph) if item.graph else None,
-            item.answer,
-            item.response,
-            item.truncated,
-            reward,
-            self.format_reward,
-            is_right,
-            self.config.trace_reward,
-            self.config.trace_reward_of,
-        )
 
 
 def load_reward_function(path: str) -> RewardFunction:
@@ -343,11 +365,11 @@ def load_reward_function(path: str) -> RewardFunction:
 
 
 def call_reward_function(function: RewardFunction, item: VerificationItem) -> float:
-    """The reward that ``function`` gives ``item``; what a coroutine function returns is awaited.
+    """The reward that ``function`` gives ``item``; a coroutine is awaited.
 
     Raises:
-        RewardError: it is not one finite number.
-        Exception: whatever the function raises.
+        RewardError: it is not a finite number.
+        Exception: anything that the function raises.
     """
     value = function(question=item.question, answer=item.answer, response=item.response)
     if inspect.isawaitable(value):
@@ -357,9 +379,7 @@ def call_reward_function(function: RewardFunction, item: VerificationItem) -> fl
 
 @cache
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """One for all calls: a client that a coroutine function keeps belongs to the loop that it was
-    made in.
-    """
+    """One loop for all calls: a client that a coroutine function keeps belongs to its loop."""
     return asyncio.new_event_loop()
 
 
@@ -385,7 +405,7 @@ def reward_of(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    """The start of a value, and of what type it is."""
+    """The start of a value, and its type."""
     try:
         text = " ".join(f"{value!r:.80}".split())
     except Exception:  # a __repr__ of the user

@@ -12,6 +12,7 @@ from bi_ray.config import (
     Config,
     EvaluationConfig,
     InKeyOf,
+    LoRAConfig,
     ModelConfig,
     NotInKey,
     QueryFilterConfig,
@@ -22,8 +23,8 @@ from bi_ray.config import (
     VerifierConfig,
 )
 from bi_ray.config.base import Deadline
-from bi_ray.files.names import STAGES
 from bi_ray.runs.directory import StageKey
+from bi_ray.runs.layout import STAGES
 
 SETS = ("sft", "rl", "val", "test_id", "test_ood")
 CONFIG = RunConfig.model_validate(
@@ -189,6 +190,10 @@ def test_an_option_changes_a_key_if_and_only_if_it_is_not_marked(changed, is_key
         (
             {"evaluation": CONFIG.evaluation.model_copy(update={"sampled_problems": 7})},
             {"eval"},
+        ),
+        (  # adapters in place of all weights make another policy
+            {"learner": CONFIG.learner.model_copy(update={"lora": LoRAConfig()})},
+            {"sft", "sft_double", "readiness", "realized", "queries", "rl", "eval"},
         ),
     ],
 )

@@ -288,7 +288,7 @@ def test_checkers(options, response, answer, right):
 def test_an_answer_that_nothing_could_be_compared_with_is_a_fault():
     assert checker().fault_of("anything") is None
     assert checker(checker="numeric").fault_of("5 km") is None
-    assert "no number" in checker(checker="numeric").fault_of("five")
+    assert "not a number" in checker(checker="numeric").fault_of("five")
     assert checker(checker="math").fault_of(r"\sqrt{2}") is None
     assert "cannot read" in checker(checker="math").fault_of(r"\frac{")
 

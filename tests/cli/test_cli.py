@@ -1,56 +1,52 @@
+"""The command line as a whole: help, errors, and the commands that need no run."""
+
 import json
-import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 import ray
 import yaml
-from typer.testing import CliRunner
 
-from bi_ray.cli import main as cli
-from bi_ray.config import RunConfig, load_config
+from bi_ray.cli.main import _PANELS
+from bi_ray.config import PretrainConfig, RunConfig, load_config
+from tests.command_line import QUICKSTART, ROOT, call, printed_error
 
-ROOT = Path(__file__).parents[2]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-
-
-def call(*arguments):
-    result = CliRunner().invoke(
-        cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}
-    )
-    assert result.exit_code == 0, result.output
-    return result.output
+COMMANDS = [command.__name__ for commands in _PANELS.values() for command in commands]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-_COMMANDS = [
-    "run",
-    "plan",
-    "study",
-    "readiness",
-    "report",
-    "pretrain",
-    "show",
-    "serve",
-    "options",
-    "submit",
-    "status",
-    "scale",
-]
-
-
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "job"])
 def test_every_command_explains_itself(command):
     assert command in call("--help")
     assert len(call(command, "--help").splitlines()) > 5
 
 
+def test_help_groups_commands_as_the_docs_do():
+    headings = []
+    documented = {}
+    for line in (ROOT / "docs" / "commands.md").read_text().splitlines():
+        if line.startswith("## "):
+            headings.append(line.removeprefix("## "))
+        for command in COMMANDS:
+            if line.startswith(f"| `bi-ray {command} ") or line.startswith(f"| `bi-ray {command}`"):
+                documented.setdefault(command, headings[-1])
+    for panel, commands in _PANELS.items():
+        for command in commands:
+            assert documented[command.__name__] == panel
+    assert list(_PANELS) == headings
+
+
+def test_help_shows_the_defaults_that_are_not_values():
+    assert "the configuration's number for this set" in call("data", "--help")
+    assert "FILE.verdicts.jsonl" in call("check", "--help")
+
+
 def test_show_prints_the_problem_and_its_behaviors():
     with_behaviors = call("show", QUICKSTART, "--arm", "bridge")
     without = call("show", QUICKSTART, "--arm", "vanilla")
-    question = next(
-        line for line in without.splitlines() if line.startswith("What is the value of")
-    )
+    lines = without.splitlines()
+    question = next(line for line in lines if line.startswith("What is the value of"))
     assert question in with_behaviors
     assert with_behaviors.count(" = ") > without.count(" = ")
 
@@ -79,20 +75,14 @@ def test_options_lists_every_option_with_its_type_default_and_meaning():
 
 
 def test_a_known_error_is_one_line_and_exit_code_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bi-ray", "show", str(QUICKSTART), "--arm", "nobody"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().out.strip().endswith("the configuration has vanilla, bridge")
+    output = printed_error(monkeypatch, capsys, "show", QUICKSTART, "--arm", "nobody")
+    assert output.strip().endswith("the configuration has vanilla, bridge")
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(file):
-    from bi_ray.config import PretrainConfig
-
-    load_config(file, PretrainConfig if file.stem.startswith("pretrain") else RunConfig)
+    kind = PretrainConfig if file.stem.startswith("pretrain") else RunConfig
+    load_config(file, kind)
 
 
 def test_the_cluster_file_fits_the_schema_of_ray():

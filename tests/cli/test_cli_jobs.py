@@ -1,6 +1,4 @@
-"""What `submit` refuses before anything is sent, and what it would run; jobs themselves:
-integration/test_jobs.py.
-"""
+"""The command of a job and what `submit` refuses; real jobs are in integration/test_jobs.py."""
 
 import os
 import zipfile
@@ -12,57 +10,46 @@ from ray.job_submission import JobStatus
 
 from actors import jobs as jobs_module
 from actors.jobs import EXCLUDES, JobError, Jobs
-from bi_ray.cli.jobs import job_command
+from bi_ray.cli.jobs import JobRun, job_command
 from bi_ray.config import ConfigError
 from bi_ray.files.errors import RunError
-
-ROOT = Path(__file__).parents[2]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+from tests.command_line import QUICKSTART, ROOT
 
 
 def test_the_command_of_a_job():
-    assert job_command(QUICKSTART, "/shared/run", None, None, ROOT) == [
-        *("bi-ray", "run", "configs/quickstart.yaml", "--run", "/shared/run")
-    ]
-    whole = job_command(QUICKSTART, "s3://bucket/run", "rl", Path("/shared/work"), ROOT)
-    assert whole[5:] == ["--from", "rl", "--local", "/shared/work"]
+    job = JobRun(QUICKSTART, "/shared/run", working_dir=ROOT)
+    command = ["bi-ray", "run", "configs/quickstart.yaml", "--run", "/shared/run"]
+    assert job_command(job) == command
+    job = JobRun(QUICKSTART, "s3://bucket/run", "rl", Path("/shared/work"), ROOT)
+    assert job_command(job)[5:] == ["--from", "rl", "--local", "/shared/work"]
 
 
 def test_what_cannot_work_in_a_job_is_refused(tmp_path):
     with pytest.raises(RunError, match="--run, runs/x, is relative: a job runs in a copy"):
-        job_command(QUICKSTART, "runs/x", None, None, ROOT)
+        job_command(JobRun(QUICKSTART, "runs/x", working_dir=ROOT))
     with pytest.raises(RunError, match="--local, work, is relative"):
-        job_command(QUICKSTART, "s3://bucket/run", None, Path("work"), ROOT)
+        job_command(JobRun(QUICKSTART, "s3://bucket/run", local=Path("work"), working_dir=ROOT))
     with pytest.raises(ConfigError, match="is not inside"):
-        job_command(QUICKSTART, "/shared/run", None, None, tmp_path)
+        job_command(JobRun(QUICKSTART, "/shared/run", working_dir=tmp_path))
     moved = tmp_path / "quickstart.yaml"
     moved.write_text(QUICKSTART.read_text())
     with pytest.raises(ConfigError, match="no models/tiny-base inside"):
-        job_command(moved, "/shared/run", None, None, tmp_path)
+        job_command(JobRun(moved, "/shared/run", working_dir=tmp_path))
+
+
+UPLOADED = ("bi_ray/a.py", "models/m/model.safetensors")
+NOT_UPLOADED = ("runs/r/big", ".venv-x/big", ".mypy_cache/big", ".git")
 
 
 def test_what_is_uploaded_is_the_code_and_the_model(tmp_path):
-
     project = tmp_path / "project"
-    for name in (
-        "bi_ray/a.py",
-        "models/m/model.safetensors",
-        "runs/r/big",
-        ".venv-x/big",
-        ".mypy_cache/big",
-        ".git",
-    ):
+    for name in (*UPLOADED, *NOT_UPLOADED):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")
-    create_package(
-        str(project), tmp_path / "package.zip", include_gitignore=True, excludes=list(EXCLUDES)
-    )
-    names = {
-        name
-        for name in zipfile.ZipFile(tmp_path / "package.zip").namelist()
-        if not name.endswith("/")
-    }
-    assert names == {"bi_ray/a.py", "models/m/model.safetensors"}
+    package = tmp_path / "package.zip"
+    create_package(str(project), package, include_gitignore=True, excludes=list(EXCLUDES))
+    names = zipfile.ZipFile(package).namelist()
+    assert sorted(name for name in names if not name.endswith("/")) == sorted(UPLOADED)
 
 
 class Client:
@@ -101,18 +88,18 @@ def test_the_log_is_followed_until_the_job_has_ended(make_jobs):
     assert written == ["one\n", "two\n"]
 
 
-def test_a_log_that_breaks_off_is_no_end(make_jobs):
+def test_a_log_that_breaks_off_is_not_the_end_of_a_job(make_jobs):
     with pytest.raises(JobError, match="the log of mine broke off, but it is RUNNING"):
         make_jobs(JobStatus.RUNNING).follow("mine", print)
 
 
-def test_a_job_that_does_not_stop_is_said(make_jobs):
+def test_a_job_that_does_not_stop_is_reported(make_jobs):
     with pytest.raises(JobError, match=r"mine is still RUNNING 0\.1 s after"):
         make_jobs(JobStatus.RUNNING).stop("mine", wait_s=0.1)
 
 
-def test_an_address_that_is_given_comes_before_the_environment(make_jobs, monkeypatch):
-    """Ray itself has it the other way round."""
+def test_a_given_address_overrides_the_environment(make_jobs, monkeypatch):
+    """In Ray itself the environment comes first."""
     make_jobs(JobStatus.RUNNING)
     seen = []
 

@@ -14,7 +14,7 @@ from bi_ray.api import task_of
 from bi_ray.config import BRIDGE
 from bi_ray.data.export import layout_of
 from bi_ray.data.sets import write_injected, write_set
-from bi_ray.injection.rows import inject_rows
+from bi_ray.injection.user_rows import inject_rows
 from bi_ray.policy.chat import encode_prompt, messages
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.rows.fields import rows_of
@@ -64,10 +64,8 @@ def test_messages_are_the_conversations_that_our_own_sft_learns_from(export, tmp
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "messages", "completion", "arrow"])
 def test_what_was_exported_can_be_graded(export, name):
     rejects = Rejects(strict=True)
-    assert all(
-        one.right and one.trace_valid
-        for _, one in grade_rows(rows_of(export(name), rejects), TASK, rejects)
-    )
+    verdicts = [row.verdict for row in grade_rows(rows_of(export(name), rejects), TASK, rejects)]
+    assert all(verdict.right and verdict.trace_valid for verdict in verdicts)
 
 
 def test_a_card_as_the_hub_reads_it(export):

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import ArrowInvalid
 from typer.testing import CliRunner
 
-from bi_ray.cli.jobs import job_command
+from bi_ray.cli.jobs import JobRun, job_command
 from bi_ray.cli.main import app
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import hide_credentials, hide_secrets, parses, public_name
@@ -43,7 +43,7 @@ def test_secrets_of_a_uri_are_in_no_message(uri, tmp_path, capsys, monkeypatch):
         lambda: RunPlace.of(uri, tmp_path).directory(),
         lambda: RunDirectory(uri),
         lambda: describe_status(RunPlace.of(uri, tmp_path)),
-        lambda: job_command(tmp_path / "x.yaml", uri, None, None, tmp_path),
+        lambda: job_command(JobRun(tmp_path / "x.yaml", uri, working_dir=tmp_path)),
     ):
         with pytest.raises(Exception) as caught:
             attempt()
@@ -102,7 +102,7 @@ def test_a_job_refuses_credentials_in_its_command(tmp_path):
     with pytest.raises(
         RunError, match="--run s3://bucket/run has credentials, which everyone on the cluster"
     ):
-        job_command(tmp_path / "x.yaml", "s3://key:secret@bucket/run", None, None, tmp_path)
+        job_command(JobRun(tmp_path / "x.yaml", "s3://key:secret@bucket/run", working_dir=tmp_path))
 
 
 @pytest.mark.parametrize("command", ["report", "serve"])

@@ -263,7 +263,7 @@ def test_a_behavior_by_import_path(tmp_path, monkeypatch):
         make_behavior(config_of("mine_behaviors:Last"))
     with pytest.raises(ConfigError, match="nowhere_at_all does not import"):
         make_behavior(config_of("nowhere_at_all:X"))
-    with pytest.raises(ConfigError, match="is no class with a method apply"):
+    with pytest.raises(ConfigError, match="expected a class with a method apply"):
         make_behavior(config_of("math:sqrt"))
 
 

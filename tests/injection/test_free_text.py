@@ -17,8 +17,9 @@ from tests.reasoning.openai_server import Endpoint, row, serving
 
 
 def inject(folder, out, *more):
-    return command("inject", folder / "mine.jsonl", "--out", out, "--extract-config", folder / "model.yaml",
-                   "--extract-cache", folder / "cache", "--behavior", "reflection:1.0", *more)  # fmt: skip
+    arguments = ["inject", folder / "mine.jsonl", "--out", out]
+    arguments += ["--extract-config", folder / "model.yaml", "--extract-cache", folder / "cache"]
+    return command(*arguments, "--behavior", "reflection:1.0", *more)
 
 
 def command(*arguments):

@@ -8,7 +8,7 @@ import pytest
 
 from bi_ray.config import BRIDGE, BehaviorConfig, ConfigError, PromptBenchConfig, RecipeConfig
 from bi_ray.data.generation import distinct_problems
-from bi_ray.injection.rows import inject_rows, recipe_of
+from bi_ray.injection.user_rows import inject_rows, recipe_of
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import Graph
 from bi_ray.rows.cells import RowError

@@ -1,6 +1,4 @@
-"""What every module of real parts leaves behind: no Ray, also none that a look at the runtime
-context started.
-"""
+"""Shuts Ray down after each module, also a Ray that only a look at the runtime context started."""
 
 import pytest
 import ray

@@ -1,6 +1,6 @@
-"""Reward functions that misbehave on a response that says so, and give 1 otherwise.
+"""Reward functions that misbehave if the response asks for it, and else return 1.
 
-They are checkers of answers as well. ``hostile`` does whatever the response asks for: "guilty
+They also serve as checkers of answers. ``hostile`` does whatever a response asks for with "guilty
 NAME".
 """
 
@@ -80,11 +80,11 @@ def swallows_everything():
 
 
 def hangs_in_c():
-    all(itertools.repeat(True))  # for ever, without a bytecode in between
+    all(itertools.repeat(True))  # forever, without a bytecode in between
 
 
 def has_its_own_alarm():
-    """Takes every alarm for itself, as math libraries do for their own limits."""
+    """Takes over all alarms, as math libraries do for their own limits."""
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -124,7 +124,7 @@ def recurses():
     return recurses()
 
 
-HOSTILE = {  # with what the reason has to say
+HOSTILE = {  # with what the reason must contain
     raises: "raised ValueError: cannot score this",
     raises_unprintable: "raised Unprintable: (its message cannot be read)",
     raises_base: "raised BaseException: no Exception",
@@ -189,7 +189,7 @@ async def returns_later():
     return 1.0
 
 
-SELFISH = [  # right themselves, and no reason to spoil what comes after them
+SELFISH = [  # their own reward is right, and later samples must not suffer
     leaves_an_alarm,
     leaves_threads,
     forks,
@@ -205,7 +205,7 @@ def hostile(question: str, answer: str, response: str):
     return globals()[name]() if name else 1.0
 
 
-VALUES = {  # what a function may return, and the reward that it is
+VALUES = {  # accepted return values, and the reward that each means
     "bool": (True, 1.0),
     "integer": (3, 3.0),
     "numpy bool": (np.bool_(False), 0.0),
@@ -218,7 +218,7 @@ VALUES = {  # what a function may return, and the reward that it is
     "decimal": (Decimal("0.1"), 0.1),
 }
 
-BAD_VALUES = {  # and what it may not, with how the reason calls it
+BAD_VALUES = {  # rejected return values, and what the reason calls each
     "nan": (float("nan"), "nan (float), which is not a finite number"),
     "infinity": (-float("inf"), "-inf (float), which is not a finite number"),
     "numpy nan": (np.float32("nan"), "nan (float), which is not a finite number"),
@@ -250,5 +250,5 @@ def loads_first(question: str, answer: str, response: str):
 
 
 def even(question: str, answer: str, response: str) -> float:
-    """Something that a model without any skill gets right half of the time."""
+    """A reward that a model without any skill gets half of the time."""
     return float(len(response) % 2 == 0)

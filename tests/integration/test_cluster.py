@@ -1,4 +1,4 @@
-"""Joining a cluster of two nodes, and finding and replacing the driver of a run there."""
+"""Joining a cluster of two nodes; finding and replacing the driver of a run there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bi_ray.runs.directory import RunDirectory
 
 
 def stand_in() -> type:
-    """A driver's class, made here so that Ray sends it along: workers do not import tests."""
+    """A driver class made in this function, so that Ray pickles it: workers do not import tests."""
 
     class Driver:
         def scale(self, workers: int) -> dict:

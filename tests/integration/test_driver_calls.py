@@ -1,4 +1,4 @@
-"""The driver as an actor, and what its callers make of its errors, on a real Ray with cheap actors."""
+"""The driver as an actor, and how its callers handle its errors: real Ray, cheap actors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class SessionActor:
-    """A real session whose engines and batches cost nothing."""
+    """A real session with engines and batches that cost nothing."""
 
     def __init__(self, folder: Path):
         self.session = RLSession(0, self, folder / "m.jsonl", Schedule(steps=9))
@@ -68,7 +68,7 @@ def test_every_learner_may_wait_for_a_batch_and_the_first_one_still_publishes(le
     time.sleep(0.5)  # all of them wait
     ray.get(driver.publish.remote(incarnation, 1, "weights", {}), timeout=60)
     assert ray.get(ahead, timeout=60) == [2] * (learners - 1)
-    # They die while they wait, and their successors wait too.
+    # They die while waiting, and their successors wait, too.
     dead = [driver.lease.remote(3, incarnation) for _ in range(learners)]
     time.sleep(0.5)
     incarnation = ray.get(driver.join.remote(0), timeout=60)
@@ -93,8 +93,8 @@ class Refusing:
         return os.getpid()
 
 
-def test_a_join_is_refused_for_good_or_for_this_time():
-    """A driver without a session, or without a process, will not have one the next time."""
+def test_a_join_is_refused_for_good_or_only_this_time():
+    """A driver without a session, or without a process, will not have one at the next attempt."""
 
     def client(error):
         actor = ray.remote(Refusing).options(num_cpus=0).remote(error)

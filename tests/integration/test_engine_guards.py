@@ -1,6 +1,4 @@
-"""What is checked before and after a request is in the engine, by vLLM's own types and without an
-engine.
-"""
+"""Checks before and after a request is in the engine, with vLLM's own types and no engine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Responses held back until they are whole: the same to the bit, stamped right, stopped in time,
-nothing left over.
-"""
+"""Responses held back until complete: bit-identical, stamped right, stopped in time, none left."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=16)
 
 
 def count_messages(engine: Any) -> list[int]:
-    """Tokens of every message that the engine's process sends from now on."""
+    """Count the tokens of each message that the engine's process sends from now on."""
     sizes: list[int] = []
     original = engine.output_processor.process_outputs
 
@@ -51,9 +49,7 @@ async def answer(engine: Any, name: str, **options: Any) -> Any:
 
 
 async def check_same(engine: Any, messages: list[int]) -> None:
-    """Whole and token by token, a group's samples are equal in every respect; one message each, and
-    one a token.
-    """
+    """Samples sent whole equal those sent token by token; one message each, or one per token."""
     prompt: Any = {"prompt_token_ids": PROMPT}
     ends: dict[str, Any] = {"n": 8, "max_tokens": 60, "stop_token_ids": list(range(6, 12))}
     whole = await answer(engine, "whole", **ends)
@@ -75,7 +71,7 @@ async def check_same(engine: Any, messages: list[int]) -> None:
 
 
 async def check_neighbors(engine: Any, messages: list[int]) -> None:
-    """Neighbors that come and go, and ask for other log-probabilities, change nothing of an answer."""
+    """Neighbors that come and go, and ask for other log-probabilities, do not change an answer."""
     wishes: list[dict[str, Any]] = [
         {"logprobs": 0},
         {"logprobs": 3, "flat_logprobs": False},
@@ -105,7 +101,7 @@ async def check_neighbors(engine: Any, messages: list[int]) -> None:
 
 
 def values(logprobs: Any) -> Any:
-    """Log-probabilities by position and token, to four digits."""
+    """Log-probabilities by position and token, rounded to four digits."""
     if logprobs is None:
         return None
     positions = [position or {} for position in logprobs]
@@ -116,7 +112,7 @@ def values(logprobs: Any) -> Any:
 
 
 async def check_pause(engine: Any, messages: list[int]) -> None:
-    """What was said before a pause is stamped with the weights that said it."""
+    """Tokens generated before a pause are stamped with the weights that generated them."""
     undisturbed = await answer(engine, "undisturbed", max_tokens=LONG, ignore_eos=True)
     messages.clear()
     task = asyncio.create_task(answer(engine, "paused", max_tokens=LONG, ignore_eos=True))
@@ -137,7 +133,7 @@ async def check_pause(engine: Any, messages: list[int]) -> None:
 
 
 async def check_stop(engine: Any, messages: list[int]) -> None:
-    """A stop string ends a request when it is said, not when the response would have ended."""
+    """A stop string ends a request as soon as it appears, not with the rest of the response."""
     text = (await answer(engine, "free", max_tokens=LONG, ignore_eos=True)).outputs[0].text
     messages.clear()
     output = (
@@ -149,7 +145,7 @@ async def check_stop(engine: Any, messages: list[int]) -> None:
 
 
 async def check_abort(engine: Any, messages: list[int]) -> None:
-    """A request that is given up leaves nothing that a later pause would wait for or send."""
+    """An aborted request leaves nothing that a later pause would wait for or send."""
     task = asyncio.create_task(answer(engine, "given up", max_tokens=LONG, ignore_eos=True))
     await asyncio.sleep(0.1)
     task.cancel()

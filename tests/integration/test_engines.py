@@ -1,6 +1,4 @@
-"""A pool of two real engines: a worker is killed in the middle of the work, and nothing of it shows
-in the answers.
-"""
+"""A pool of two real engines: a worker is killed during generation, and no answer changes."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ async def until(condition, seconds: float) -> None:
 
 @pytest.fixture
 def unchecked(monkeypatch) -> None:
-    """Rollout workers that pass every prompt on, so that a request can crash a real engine."""
+    """Rollout workers that do not check prompts, so that a request can crash a real engine."""
 
     class UncheckedWorker(rollout_worker.RolloutWorker):
         def _check_prompt(self, request: GroupRequest) -> None:
@@ -116,7 +114,7 @@ async def kill_in_the_middle(pool: RolloutPool, pid: int) -> list:
 
 
 async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
-    """The engine's process alone dies, and its actor lives: the worker is lost all the same."""
+    """Kill only the engine's process, not its actor: the worker is lost nevertheless."""
     engine = pool.status()["workers"][1]["engine_pid"]
     os.kill(engine, signal.SIGKILL)
     assert await pool.generate(requests()) == undisturbed
@@ -124,7 +122,7 @@ async def kill_engine(pool: RolloutPool, undisturbed: list) -> None:
 
 
 def add_token_without_embedding(policy: Path) -> int:
-    """The id of a token that the tokenizer has, so that vLLM lets it pass, and the model has not."""
+    """The id of a new token that the tokenizer has, so that vLLM accepts it, but not the model."""
     tokenizer = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
     tokenizer.add_tokens(["<|stray|>"])
     tokenizer.save_pretrained(policy)
@@ -132,9 +130,7 @@ def add_token_without_embedding(policy: Path) -> int:
 
 
 async def poison(pool: RolloutPool, undisturbed: list, no_embedding: int) -> None:
-    """A request over which the engine itself crashes: it ends two engines, and costs no other
-    group.
-    """
+    """A request that crashes engines ends two of them, and costs no other group."""
     bad = GroupRequest("bad", (6, no_embedding), SamplingConfig(samples=2, max_tokens=8), 0)
     *answers, failed = await pool.generate([*requests(), bad])
     assert answers == undisturbed

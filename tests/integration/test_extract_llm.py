@@ -1,6 +1,6 @@
-"""Free text to graphs by a real model behind a real server: vLLM's own, with structured output.
+"""Free text to graphs by a real model behind vLLM's own server, with structured output.
 
-The model is small and weak; what has to be right is the machinery: every row is either proven or
+The model is small and weak. What must be right is the machinery: every row is either proven or
 rejected with a reason.
 """
 
@@ -39,8 +39,10 @@ ROWS = [
         "answer": "6 pens cost 2 * 6 = <<2*6=12>>12 dollars.\n#### 12",
     },
     {
-        "question": "Mira bakes 18 muffins on Friday and half as many on Saturday. How many muffins does she bake?",
-        "answer": "On Saturday Mira bakes 18 / 2 = 9 muffins.\nTogether she bakes 18 + 9 = 27 muffins.\n#### 27",
+        "question": "Mira bakes 18 muffins on Friday and half as many on Saturday. "
+        "How many muffins does she bake?",
+        "answer": "On Saturday Mira bakes 18 / 2 = 9 muffins.\n"
+        "Together she bakes 18 + 9 = 27 muffins.\n#### 27",
     },
     {
         "question": "A film of 90 minutes is shown 4 times. How many hours is that?",
@@ -50,20 +52,20 @@ ROWS = [
     {
         "question": "Ann has 10 coins and gives 3 to Ben. How many are left?",
         "chain_of_thought": "She keeps 10 - 3 = 7 coins.",
-        "answer": "8",  # wrong on purpose: no graph can be right
+        "answer": "8",  # wrong on purpose, so that no graph is right
     },
 ]
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """vLLM's OpenAI server on the model, in a process of its own."""
+    """vLLM's OpenAI server with the model, in its own process."""
     if not (MODEL / "config.json").is_file():
         subprocess.run(["make", "smollm2"], cwd=ROOT, check=True)
     port, log = free_port(), tmp_path_factory.mktemp("vllm") / "server.log"
     rollout = RolloutConfig(threads_per_worker=2)
     command = [
-        # `vllm serve` looks for its own version under a name that the build for CPUs does not have
+        # `vllm serve` looks up its own version under a name that the CPU build lacks.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)),
         *("--served-model-name", "smollm2"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"),
@@ -128,7 +130,7 @@ def test_every_row_is_proven_or_rejected_with_a_reason(endpoint, tmp_path):
     for reject in found.rejects:
         print(f"row {reject.number}: {reject.reason}")
         assert "endpoint" not in reject.reason  # of the extraction, not of the server
-        # structured output leaves no other way to fail than a wrong graph
+        # With structured output, only a wrong graph can fail.
         assert "JSON" not in reject.reason
     for row in found.rows:
         demonstration = Recipe(BRIDGE, seed=0).demonstrate(
@@ -142,7 +144,7 @@ def test_every_row_is_proven_or_rejected_with_a_reason(endpoint, tmp_path):
         if answer["finish_reason"] != "length":
             Extraction.model_validate_json(answer["content"])
 
-    # what was answered is not asked again: nobody listens at this address
+    # Cached answers are not asked for again: nobody listens at this address.
     nowhere = options.model_copy(
         update={"endpoint": "http://127.0.0.1:9/v1", "retries": 0, "concurrency": 1}
     )

@@ -1,4 +1,4 @@
-"""Runs as jobs on a real cluster with tokens, on a machine where `ray.init()` wrote a token before."""
+"""Runs as jobs on a real cluster with tokens, where `ray.init()` has written a token before."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ RL_STEPS = 2
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches
-    something.
-    """
+    """A reward that a random policy gets half of the time, so that rewards differ in groups."""
     return float(len(response) % 2)
 
 
@@ -44,21 +42,20 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A head node with folders, ports and a home of its own, ended by its process id.
+    """A head node with its own folders, ports and home, stopped by its process id.
 
     Attributes:
         home: where Ray keeps the token of this "machine".
-        project: the working directory of what is submitted: a configuration and a model, nothing
-            else.
-        bare: the environment of a user who says nothing about authentication.
-        environment: the same, with the mode said.
+        project: the working directory of submitted jobs: a configuration and a model, nothing else.
+        bare: the environment of a user who sets nothing about authentication.
+        environment: the same with the authentication mode.
     """
 
     def __init__(self, folder: Path) -> None:
         self.home, self.project = folder / "home", folder / "project"
         self.home.mkdir()
         self.project.mkdir()
-        self.temporary = tempfile.mkdtemp(prefix="br", dir="/tmp")  # sockets allow short paths only
+        self.temporary = tempfile.mkdtemp(prefix="br", dir="/tmp")  # sockets need short paths
         self.address = f"http://127.0.0.1:{free_port()}"
         said = {
             "RAY_AUTH_MODE",
@@ -118,7 +115,7 @@ class Cluster:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def processes(self, *titles: str) -> list[psutil.Process]:
-        """Those of this cluster whose title starts so: Ray names its workers after their class."""
+        """Processes of this cluster whose title starts so: Ray names workers after their class."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended, or is a zombie
@@ -195,7 +192,7 @@ def cluster(tmp_path_factory, tiny_model):
         sys.executable, "-c", plain.format(cluster.temporary), environment=cluster.bare
     )
     assert code == 0, output
-    # what makes the next `ray start` want tokens
+    # makes the next `ray start` require tokens
     assert (cluster.home / ".ray" / "auth_token").exists()
     try:
         cluster.start("token")
@@ -205,7 +202,7 @@ def cluster(tmp_path_factory, tiny_model):
 
 
 def wait_for(condition, what: str, process: subprocess.Popen) -> None:
-    """Until the condition holds, as long as ``process``, which follows the job, goes on."""
+    """Wait until the condition holds, while ``process``, which follows the job, is running."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -223,7 +220,7 @@ def steps(file: Path) -> list[int]:
 
 
 def stages(run: Path) -> int:
-    """How many stages of ``run`` are done: those before RL, RL and the evaluations at least."""
+    """The number of finished stages: at least those before RL, RL, and the evaluations."""
     done = len(list(run.rglob("stage.json")))
     assert done >= 6
     return done
@@ -239,7 +236,7 @@ def end(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def test_a_run_is_stopped_and_submitted_again(cluster, tmp_path):
-    """Stopped in SFT; goes on by plain `ray job submit`; a third job finds everything done."""
+    """Stopped in SFT; resumed by plain `ray job submit`; a third job finds everything done."""
     run = tmp_path / "run"
     followed = submit(cluster, "tiny.yaml", "--run", run, "--job-id", "first")
     work = run / "work/sft/bridge/metrics.jsonl"
@@ -263,7 +260,9 @@ def test_a_run_is_stopped_and_submitted_again(cluster, tmp_path):
     assert "sft_data/bridge: already done" in output
     assert "Greedy accuracy" in output
     assert steps(run / "sft/bridge/metrics.jsonl") == list(range(1, SFT_STEPS + 1))
-    assert rows(run / "sft/bridge/metrics.jsonl")[:CHECKPOINT_STEPS] == first_rows  # not made again
+    assert (
+        rows(run / "sft/bridge/metrics.jsonl")[:CHECKPOINT_STEPS] == first_rows
+    )  # not trained again
     assert (run / "report" / "summary.json").exists()
 
     began = time.monotonic()
@@ -282,7 +281,7 @@ def test_a_relative_run_directory_is_refused_in_the_job_too(cluster):
     assert "the run directory, runs/x, is relative: a job runs in a copy" in output
 
 
-def test_a_cluster_with_tokens_says_what_it_wants(cluster):
+def test_a_cluster_with_tokens_names_what_is_missing(cluster):
     code, output = cluster.bi_ray("job", "list", environment=cluster.bare)
     assert code == 2
     assert (
@@ -312,7 +311,7 @@ def test_mistakes_about_jobs_are_one_line(cluster, tmp_path):
         f"http://127.0.0.1:{free_port()}",
     )
     refused("give the address of the job server", "job", "list", "--address", "127.0.0.1:6379")
-    refused("no run is going on in", "scale", "--run", cluster.project, "--workers", "2")
+    refused("no run is in progress in", "scale", "--run", cluster.project, "--workers", "2")
     nowhere = f"127.0.0.1:{free_port()}"
     refused(
         f"no Ray answers at {nowhere}",
@@ -327,10 +326,8 @@ def test_mistakes_about_jobs_are_one_line(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_scaled_left_stopped_and_goes_on(cluster, tmp_path):
-    """In RL: workers come and go, a second job is refused, Ctrl-C leaves the job alone, stopping
-    leaves nothing.
-    """
+def test_a_run_is_scaled_detached_from_stopped_and_resumed(cluster, tmp_path):
+    """During RL: scaling, a refused second job, Ctrl-C that leaves the job alone, a clean stop."""
     run = tmp_path / "run"
     work = run / "work/rl/bridge/metrics.jsonl"
     followed = submit(cluster, "long.yaml", "--run", run, "--job-id", "long")
@@ -351,7 +348,7 @@ def test_a_run_is_scaled_left_stopped_and_goes_on(cluster, tmp_path):
     followed.send_signal(signal.SIGINT)
     code, output = end(followed)
     assert code == 130
-    assert "Detached; long goes on." in output
+    assert "Detached; long continues." in output
     assert "bi-ray job logs long" in output
     reached = steps(work)[-1]
     time.sleep(5)
@@ -380,11 +377,11 @@ def engines(cluster: Cluster) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_run_at_a_uri(cluster, tmp_path):
-    """Made in one working copy; a second copy, as on another cluster, gets everything from the URI."""
+    """A second working copy, as on another cluster, gets everything from the URI."""
     uri = f"file://{tmp_path}/home/run"
     code, output = end(submit(cluster, "tiny.yaml", "--run", uri, "--local", tmp_path / "one"))
     assert code == 0, output
-    assert f"All of it is at {uri} too" in output
+    assert f"Also at {uri}" in output
     home = tmp_path / "home/run"
     assert (home / "report/summary.json").exists()
     code, output = end(submit(cluster, "tiny.yaml", "--run", uri, "--local", tmp_path / "two"))
@@ -397,7 +394,7 @@ def test_a_run_at_a_uri(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_a_cluster_without_tokens(tmp_path, tiny_model):
-    """The mode is said on both sides: a token that lies about changes nothing."""
+    """Both sides set the mode, so that an existing token changes nothing."""
     (tmp_path / "cluster").mkdir()
     cluster = make_cluster(tmp_path / "cluster", tiny_model(True))
     (cluster.home / ".ray").mkdir()

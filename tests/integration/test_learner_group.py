@@ -1,7 +1,6 @@
-"""The learner group on a real Ray and a real Ray Train: one worker against two, and learners that
-are killed.
+"""The learner group on real Ray and Ray Train: one worker against two, and killed learners.
 
-Starting a fit takes long, so one fixture runs the jobs and several tests look at what they left.
+Starting a fit takes long, so one fixture runs the jobs and several tests look at the results.
 """
 
 import json
@@ -36,7 +35,7 @@ from bi_ray.policy.files import CheckpointError
 from bi_ray.runs.metrics import read_metrics
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("ray_local")]
-# Learners have no path to this file, so its actor classes travel whole.
+# Learners cannot import this file, so its actor classes are pickled by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 LARGE_STEP = OptimizerConfig(kind="sgd", learning_rate=1.0, max_grad_norm=1e9)
 ADAMW = OptimizerConfig(learning_rate=1e-3)
@@ -69,7 +68,7 @@ def weights(policy):
 
 
 def prepared_batch(step):
-    """Two groups of four samples; step 2 has nothing to learn."""
+    """Two groups of four samples; in step 2, all rewards are equal."""
     torch.manual_seed(step)
     samples = []
     for number, rewards in enumerate(([1, 0, 0, 1], [0, 0, 1, 0])):
@@ -84,7 +83,7 @@ def prepared_batch(step):
 
 
 class ServingDriver:
-    """A small real driver: keeps what was asked and told."""
+    """A small real driver that keeps what learners asked for and reported."""
 
     def __init__(self, pause_s=0.0):
         self.calls, self.incarnation, self.pause_s = [], 0, pause_s
@@ -112,14 +111,12 @@ class ServingDriver:
 
 
 def kill_learner():
-    """SIGKILL of one process that runs a train worker."""
+    """SIGKILL one process that runs a train worker."""
     kill(b"RayTrainWorker")
 
 
 def kill(actor):
-    """SIGKILL of the newest process of this test's Ray with such a name: those of earlier fits may
-    still be there.
-    """
+    """SIGKILL the newest process of this test's Ray with such a name; older fits may still end."""
     pids = [entry for entry in os.listdir("/proc") if entry.isdigit()]
     found = [int(pid) for pid in pids if actor in _cmdline(pid) and _session() in _environment(pid)]
     assert found, f"no {actor.decode()} is running"
@@ -135,9 +132,7 @@ def _cmdline(pid):
 
 
 def _environment(pid):
-    """A process of this test's Ray has its job or node in the environment; others' learners are not
-    ours to kill.
-    """
+    """The environment of a process, which has Ray's job or node; others' learners are not ours."""
     try:
         with open(f"/proc/{pid}/status") as file:
             parent = next(line.split()[1] for line in file if line.startswith("PPid"))
@@ -158,7 +153,7 @@ def wait_for(condition, seconds=180):
 
 
 def test_two_workers_take_the_step_of_one(tmp_path, base, data):
-    """After one SGD step of rate 1 the difference to the base is the gradient."""
+    """After one SGD step of rate 1, the difference from the base is the gradient."""
     before = weights(base)
     sft = SFTConfig(epochs=1, batch_examples=40, optimizer=LARGE_STEP)
     rl = RLConfig(
@@ -289,8 +284,8 @@ class RefusingDriver:
         pass
 
 
-def test_a_job_that_cannot_go_on_says_so_in_one_line(tmp_path, base):
-    """No restart either: the driver is asked once."""
+def test_a_job_that_cannot_continue_reports_it_in_one_line(tmp_path, base):
+    """Without a restart: the driver is asked once."""
     driver = (
         ray.remote(RefusingDriver).options(num_cpus=0).remote(SessionError("no RL session is open"))
     )
@@ -303,7 +298,7 @@ def test_a_job_that_cannot_go_on_says_so_in_one_line(tmp_path, base):
 
 
 @pytest.mark.slow
-def test_a_join_that_failed_this_time_is_tried_again_as_often_as_learners_restart(tmp_path, base):
+def test_a_failed_join_is_retried_as_often_as_learners_restart(tmp_path, base):
     errors = PoolError("no rollout worker took version 1.0"), TimeoutError("no answer")
     driver = ray.remote(RefusingDriver).options(num_cpus=0).remote(*errors)
     group(tmp_path, 2, max_restarts=2).run_rl(
@@ -336,7 +331,7 @@ def test_the_killed_controller_of_ray_train_is_replaced(tmp_path, base):
     assert calls[-2:] == [("publish", 5), ("checkpointed", 5)]
 
 
-def test_no_room_is_an_error_in_time(tmp_path, base, data):
+def test_missing_resources_are_an_error_in_time(tmp_path, base, data):
     began = time.monotonic()
     with pytest.raises(
         LearnerError, match=r"no room for 99 learners within 4 s .* they need 49.5 CPUs"

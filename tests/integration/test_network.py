@@ -1,6 +1,4 @@
-"""Who can reach a run: every socket of a real one, a user without the token, and a second host in a
-namespace.
-"""
+"""Who can reach a run: all its sockets, a user without the token, a host in another namespace."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ __all__ = ["config"]  # a fixture
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.5
-AGENT_PORT = 52365  # of Ray's dashboard agent, which takes jobs
+AGENT_PORT = 52365  # of Ray's dashboard agent, which accepts jobs
 TOKEN = "5" * 64
 
 LOCAL_RAY = """
@@ -45,7 +43,7 @@ write_address(Path(sys.argv[1]))
 print("up", flush=True)
 time.sleep(600)
 """
-# A driver that runs code on the cluster if it is let in.
+# A driver that runs code on the cluster if it is admitted.
 INTRUDER = """
 import sys
 import ray
@@ -62,9 +60,7 @@ def beyond_loopback(found: set[Listener]) -> list[Listener]:
 
 @pytest.mark.slow
 def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
-    """Also where nothing else is as usual: no home, a long path for temporary files, a proxy, no
-    authentication.
-    """
+    """Also without a home, with a long temporary path, a proxy and no authentication."""
     small = config | {
         "learner": {"workers": 2, "cpus_per_worker": 0.5},
         "readiness": {"queries": 0},
@@ -96,8 +92,7 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
         assert any(name.startswith(part) for name in processes), (
             f"{part} was not seen among {processes}"
         )
-    # Workers of Ray listen once; the process group adds its rendezvous on one rank and gloo on
-    # both.
+    # A worker of Ray has one listener; process groups add a rendezvous on one rank, gloo on all.
     learners = [one for one in found if "RayTrainWorker" in one.process]
     assert len(learners) > 3, learners
     assert not beyond_loopback(found)
@@ -106,9 +101,7 @@ def test_every_socket_of_a_run_is_on_loopback(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_served_run_lets_no_other_host_in(tiny_model, tmp_path, monkeypatch):
-    """Ray Serve binds a port of each replica to every interface, whatever it is asked for: those
-    want the token.
-    """
+    """Ray Serve binds a port of each replica to all interfaces; these ports require the token."""
     run = tmp_path / "run"
     write_run(run, tiny_model(True))
     put_policy(run / "sft/bridge", tiny_model(True))
@@ -131,7 +124,7 @@ def test_a_served_run_lets_no_other_host_in(tiny_model, tmp_path, monkeypatch):
 
 
 def answers_of_replica(port: int, token: str | None) -> set[grpc.StatusCode]:
-    """What every method of a replica's own server makes of a request that is empty."""
+    """The answer of each method of a replica's own server to an empty request."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
     codes = set()
     with grpc.insecure_channel(
@@ -153,8 +146,8 @@ class LocalRay:
 
     Attributes:
         address: where its driver found it, on loopback.
-        token: what its calls need.
-        pid: of the command.
+        token: required by its calls.
+        pid: process id of the command.
     """
 
     address: str
@@ -168,7 +161,7 @@ class LocalRay:
 
 @contextlib.contextmanager
 def local_ray(folder: Path, *prefix: str) -> Iterator[LocalRay]:
-    """Start one in a process of its own, behind the command ``prefix`` (that enters a namespace)."""
+    """Start a local Ray in its own process; ``prefix`` is a command that enters a namespace."""
     process = subprocess.Popen(
         [*prefix, sys.executable, "-c", LOCAL_RAY, str(folder)],
         stdout=subprocess.PIPE,
@@ -187,9 +180,7 @@ def local_ray(folder: Path, *prefix: str) -> Iterator[LocalRay]:
 
 
 def intrude(address: str, *prefix: str, seconds: float = DEADLINE_S, **environment: str) -> str:
-    """What a driver that tries to join gets to see within ``seconds``: where nobody answers, Ray
-    tries for minutes.
-    """
+    """What a driver sees that tries to join for ``seconds``; Ray itself would try for minutes."""
     command = [*prefix, sys.executable, "-c", INTRUDER, address]
     with subprocess.Popen(
         command,
@@ -227,13 +218,13 @@ def test_a_user_of_the_machine_without_the_token_is_refused(tmp_path):
         assert not beyond_loopback(listeners(ray.pid))
 
 
-# of a network that exists between the two namespaces only
+# a network that exists only between the two namespaces
 HOST, OTHER = "10.199.77.1", "10.199.77.2"
 
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
-    """Two network namespaces with a cable between them; the commands that run something in each."""
+    """Two connected network namespaces; gives the commands that run something in each."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the command ip")
     names = [f"bi-ray-{role}-{os.getpid()}" for role in ("host", "other")]
@@ -261,7 +252,7 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
             subprocess.run([*inside, "ip", "addr", "add", f"{address}/24", "dev", end], check=True)
             subprocess.run([*inside, "ip", "link", "set", end, "up"], check=True)
             subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
-            # The way out by which Ray and vLLM would find the host's own address.
+            # The default route, by which Ray and vLLM would find the host's own address.
             subprocess.run([*inside, "ip", "route", "add", "default", "dev", end], check=True)
         yield enter[0], enter[1]
     finally:
@@ -299,7 +290,7 @@ time.sleep(600)
 
 @contextlib.contextmanager
 def server_in(host: list[str]) -> Iterator[int]:
-    """The port of a server on the first host that any other may reach."""
+    """The port of a server on the first host that any other host may reach."""
     process = subprocess.Popen(
         [*host, sys.executable, "-c", SERVER, HOST], stdout=subprocess.PIPE, text=True
     )

@@ -1,6 +1,4 @@
-"""The command itself, in processes of its own, as a user runs it: whole, again, with mistakes, and
-killed.
-"""
+"""The command in its own process, as users run it: complete, repeated, with mistakes, killed."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ DEADLINE_S = 450
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches
-    something.
-    """
+    """A reward that a random policy gets half of the time, so that rewards differ in groups."""
     return float(len(response) % 2)
 
 
@@ -109,7 +105,7 @@ def start_command(command):
 def finish(process):
     try:
         output, _ = process.communicate(timeout=DEADLINE_S)
-    except BaseException:  # the time limit of the test too: no run outlives its test
+    except BaseException:  # also the test's timeout: no run outlives its test
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
         process.kill()
@@ -169,7 +165,7 @@ def test_rl_steps_change_the_policy_and_sampler_and_learner_agree(undisturbed):
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-4
     for row in metrics(run / "rl/bridge"):
         assert row["informative_share"] > 0
-        # also after the first step: the engines took the new weights
+        # also after the first step, because engines load the new weights
         assert row["mismatch_max"] < 1e-4
 
 
@@ -229,7 +225,7 @@ def test_a_changed_option_is_shown_and_nothing_is_lost(undisturbed, config, tmp_
     assert "rl.steps: 4 -> 9" in output
     assert "--from rl" in output
     assert "Traceback" not in output
-    # still what it was made under
+    # still that of the first run
     assert load_config(run / "config.yaml", RunConfig).rl.steps == RL_STEPS
     assert (run / "rl/bridge/policy/model.safetensors").exists()
 
@@ -249,9 +245,7 @@ def test_a_second_run_in_the_same_directory_is_refused(undisturbed):
 
 
 def processes_of(command, title):
-    """The processes below ``command`` whose title starts with ``title``: Ray names its workers
-    after their class.
-    """
+    """Processes below ``command`` with such a title; Ray names its workers after their class."""
     return [
         p
         for p in psutil.Process(command.pid).children(recursive=True)
@@ -287,7 +281,7 @@ def same_policy(run, other, stage):
         ("rl", "ray::InfluenceAnalyzer", True),
     ],
 )
-def test_killed_anywhere_the_same_command_goes_on_to_the_same_result(
+def test_killed_anywhere_the_same_command_resumes_to_the_same_result(
     undisturbed, tmp_path, stage, victim, survives
 ):
     config_file, whole, _ = undisturbed
@@ -349,7 +343,7 @@ def test_problems_without_answers_are_refused(undisturbed, tmp_path):
         str(run / "data/sft")
     )
     record = json.loads((run / "data/stage.json").read_text())
-    # else the change is noticed at once
+    # otherwise the change is noticed at once
     (run / "data/stage.json").write_text(json.dumps(record | {"files": None}))
     assert_one_error(
         start(config_file, run), "row 0: no answer; every problem needs one to be verified"
@@ -357,9 +351,7 @@ def test_problems_without_answers_are_refused(undisturbed, tmp_path):
 
 
 def test_a_disk_that_fills_is_one_line(undisturbed, tmp_path):
-    """Stood in for by a limit on the size of files; what was finished stays, and nothing
-    half-written does.
-    """
+    """Simulated by a limit on file sizes: finished work stays, nothing half-written does."""
     config_file, whole, _ = undisturbed
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")

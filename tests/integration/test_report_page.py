@@ -1,6 +1,4 @@
-"""The report in a real browser: what one sees and clicks, wide and narrow, light and dark, without
-a single error.
-"""
+"""The report in a real browser: what one sees and clicks, in both themes, without any error."""
 
 from __future__ import annotations
 
@@ -41,7 +39,8 @@ def browser(tmp_path_factory):
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.fail(
-            "the report is tested in a real browser: install chromium and chromedriver, or run `make browser`"
+            "the report is tested in a real browser: install chromium and chromedriver, "
+            "or run `make browser`"
         )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -76,14 +75,14 @@ def page(sources, tmp_path_factory):
 
 
 def look(browser, page, size=WIDE, dark=False):
-    """Open the page in a window of that size; returns when every chart is drawn."""
+    """Open the page in a window of that size; returns when all charts are drawn."""
     width, height = size
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what an earlier page left
+        browser.get_log(kind)  # of an earlier page
     browser.get(page.as_uri())
     wait(
         browser,
@@ -96,7 +95,7 @@ def wait(browser, script):
 
 
 def assert_clean(browser, page):
-    """No line in the console, no request but for the page itself."""
+    """The console is empty, and the page itself was the only request."""
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [
@@ -125,9 +124,7 @@ def choose(browser, name, value):
 
 
 def shown(browser, chart):
-    """The y values of a chart's traces by name, as drawn: read from plotly, beside the marks that
-    it made.
-    """
+    """The y values of a chart's traces by name, as plotly has drawn them."""
     script = (
         "return document.getElementById('chart-' + arguments[0]).data.map((t) => [t.name, t.y])"
     )
@@ -161,13 +158,16 @@ def test_it_looks_right_and_nothing_is_wrong_in_the_console(browser, page, size,
     gain = browser.find_element(By.CSS_SELECTOR, "#result tbody tr:nth-child(3) td:nth-of-type(4)")
     assert gain.is_displayed()
     assert gain.location["x"] + gain.size["width"] <= size[0]
-    # Text that is too long for its place would stick out of its section.
-    too_wide = "[...document.querySelectorAll('main > section')].filter((s) => s.scrollWidth > s.clientWidth)"
+    # Text that is too long would extend beyond its section.
+    too_wide = (
+        "[...document.querySelectorAll('main > section')]"
+        ".filter((s) => s.scrollWidth > s.clientWidth)"
+    )
     assert browser.execute_script(f"return {too_wide}.map((section) => section.id)") == []
     assert_clean(browser, page)
 
 
-def test_the_answer_and_the_tables_say_what_the_data_say(browser, page, sources):
+def test_the_answer_and_the_tables_agree_with_the_data(browser, page, sources):
     look(browser, page)
     summary = sources[0].summary
     difference = summary.difference_of_gains[0].difference
@@ -199,7 +199,7 @@ def test_the_theme_can_be_switched_and_the_charts_follow(browser, page):
     assert brightness(browser, "body") < 60
     assert brightness(browser, "#chart-curves .xtick text", "fill") > before
     assert brightness(browser, bar, "fill") > blue + 20  # the arms' colors too
-    browser.find_element(By.ID, "theme").send_keys(Keys.ENTER)  # by the keyboard too
+    browser.find_element(By.ID, "theme").send_keys(Keys.ENTER)  # also by the keyboard
     assert brightness(browser, "body") > 200
     assert_clean(browser, page)
 
@@ -232,7 +232,7 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
     expect("mean", "dj")
     click(browser, "[name=quantity][value=k_plus] + span")
     expect("mean", "k_plus")
-    # The numbers under the chart are those that it shows, and go along with it.
+    # The numbers under the chart change with it.
     click(browser, "[data-numbers=groups] summary")
     last_row = "document.querySelectorAll('[data-numbers=groups] tbody tr:last-child td')"
     wait(browser, f"return {last_row}.length")
@@ -306,11 +306,11 @@ def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_mark
     browser.find_element(By.NAME, "text").send_keys("</script>")
     assert count(browser) > 0
     click(browser, "#list li summary")
-    wait(browser, "return document.querySelector('#list .body')")  # made when it is opened
+    wait(browser, "return document.querySelector('#list .body')")  # created when it is opened
     body = browser.find_element(By.CSS_SELECTOR, "#list .body")
     assert body.is_displayed()
     text = body.find_element(By.CSS_SELECTOR, ".response").get_attribute("textContent")
-    assert "<img src=x onerror=" in text  # as text: the console would tell if it had run
+    assert "<img src=x onerror=" in text  # as text: the console would show if it had run
     assert body.find_elements(By.TAG_NAME, "img") == []
     reflection = body.find_element(By.CSS_SELECTOR, ".mark.reflection")
     assert "not known yet, wait, " in reflection.text
@@ -333,7 +333,7 @@ def test_a_sample_opens_with_its_behaviors_colored_and_its_first_wrong_line_mark
     assert_clean(browser, page)
 
 
-def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
+def test_several_runs_are_shown_side_by_side(browser, sources, tmp_path):
     page = tmp_path / "comparison.html"
     write_page(page, sources)
     for size in (WIDE, NARROW):
@@ -352,10 +352,12 @@ def test_several_runs_stand_beside_one_another(browser, sources, tmp_path):
     assert_clean(browser, page)
 
 
-def test_a_run_that_has_only_begun_says_what_is_missing(browser, tmp_path):
+def test_the_report_of_an_unfinished_run_names_what_is_missing(browser, tmp_path):
     config = config_of(arms=["vanilla"])
     write_run(tmp_path / "run", config, stages=())
-    source = Source("begun", config, (tmp_path / "run",), summarize_runs(config, [tmp_path / "run"]))
+    source = Source(
+        "begun", config, (tmp_path / "run",), summarize_runs(config, [tmp_path / "run"])
+    )
     page = tmp_path / "report.html"
     write_page(page, [source])
     look(browser, page)

@@ -1,6 +1,4 @@
-"""Killed at random points, on another machine, with other engines: the same command ends in the
-same bytes.
-"""
+"""Killed at random points, on another machine, with other engines: the result is the same."""
 
 from __future__ import annotations
 
@@ -95,7 +93,7 @@ def finish(process):
 
 
 def kill_when(process, due, pause_s=0.02):
-    """SIGKILL of the command once ``due()``; False if it ended before."""
+    """SIGKILL the command once ``due()`` is true; False if it ended before."""
     deadline = time.monotonic() + DEADLINE_S
     while not due():
         if process.poll() is not None:
@@ -108,7 +106,7 @@ def kill_when(process, due, pause_s=0.02):
 
 
 def without_times(row):
-    """A metrics row but for what the clock decides."""
+    """A row of metrics without what depends on the clock."""
     timed = ("_s", "_per_s", "redispatched_groups", "dropped_batches", "queued_batches")
     return {
         name: value
@@ -118,7 +116,7 @@ def without_times(row):
 
 
 def validations(folder):
-    """Every validated sample, but for the incarnation of the weights that made it."""
+    """All validated samples, without the incarnation of the weights that generated them."""
     files = sorted((folder / "validation").iterdir())
     return {
         file.name: [
@@ -129,7 +127,7 @@ def validations(folder):
 
 
 def assert_same(run, other):
-    """The policy byte for byte, each metrics row but for times, each validated sample."""
+    """Same policy byte for byte, same metrics but for times, same validated samples."""
     for name in ("model.safetensors", "config.json"):
         ours, theirs = (folder / "rl/base/policy" / name for folder in (run, other))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -144,27 +142,25 @@ def undisturbed(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     finish(start(config, folder, folder / "run"))
     rows = read_metrics(folder / "run/rl/base/metrics.jsonl")
-    # else there is little that could differ
+    # otherwise little could differ
     assert sum(row["learned_samples"] > 0 for row in rows[1:]) >= STEPS // 2
     return folder / "run"
 
 
 def before_rl(whole, run):
-    """A copy of the run without RL and what comes after it."""
+    """A copy of the run without RL and later stages."""
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns("ray_train", ".lock"))
     for stage in ("rl", "eval_rl", "report", "work", "trackers"):
         shutil.rmtree(run / stage, ignore_errors=True)
 
 
-def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, tmp_path):
+def test_killed_at_random_points_it_ends_with_the_same_bytes(config, undisturbed, tmp_path):
     run, chance = tmp_path / "run", random.Random(int(os.environ.get("KILL_SEED", "1")))
     before_rl(undisturbed, run)
     metrics, kills = run / "work/rl/base/metrics.jsonl", []
 
     def due(began, step, pause):
-        """This start has cut the rows that it makes again, and has come behind ``step``: a moment
-        later, anywhere.
-        """
+        """This start has cut the rows that it repeats, and passed ``step`` a random moment ago."""
         if (
             not metrics.exists()
             or metrics.stat().st_mtime < began
@@ -203,7 +199,7 @@ def test_killed_at_random_points_it_ends_in_the_same_bytes(config, undisturbed, 
 
 
 def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):
-    """No step is better than step 0 by so much as 1: RL stops at the first validation after it."""
+    """No step beats step 0 by as much as 1: RL stops at the first validation after it."""
     run = tmp_path / "run"
     before_rl(undisturbed, run)
     validation = config["rl"]["validation"] | {
@@ -221,8 +217,8 @@ def test_an_early_stop_keeps_the_best_step(config, undisturbed, tmp_path):
         == read_metrics(undisturbed / "rl/base/metrics.jsonl")[1]["reward"]
     )
     assert (
-        f"stopped after step 1 of {STEPS}: validation/val/greedy did not rise by more than 1 in 1 validations"
-        in output
+        f"stopped after step 1 of {STEPS}: "
+        "validation/val/greedy did not rise by more than 1 in 1 validations" in output
     )
     outcome = json.loads((run / "rl/base/outcome.json").read_text())
     best = max((0, 1), key=lambda step: (rows[step]["validation/val/greedy"], -step))
@@ -248,8 +244,8 @@ def test_another_number_of_engines_changes_nothing(config, undisturbed, tmp_path
     assert_same(run, undisturbed)
 
 
-def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path, s3):
-    """The copy of the killed run is gone; what its checkpoints sent to S3 is all there is."""
+def test_a_new_machine_resumes_from_the_uri_alone(config, undisturbed, tmp_path, s3):
+    """The killed run's copy is gone; only what its checkpoints sent to S3 remains."""
     uri = f"s3://bucket/{tmp_path.name}/run{s3}"
     here, there = ({"BI_RAY_LOCAL": str(tmp_path / name)} for name in ("here", "there"))
     place, remote = RunPlace.of(uri, tmp_path / "here"), Remote(uri)
@@ -259,7 +255,7 @@ def test_a_new_machine_goes_on_from_the_uri_alone(config, undisturbed, tmp_path,
     process = start(config, tmp_path, uri, **here)
     assert kill_when(process, lambda: remote.folders_with("state.json", "work/"), pause_s=0.2)
     shutil.rmtree(place.path)
-    remote.remove_file(LOCK)  # whose machine is gone; it would be free after some minutes
+    remote.remove_file(LOCK)  # its machine is gone; the lock would expire after some minutes
     finish(start(config, tmp_path, uri, **there))
     run = RunPlace.of(uri, tmp_path / "there").path
     assert_same(run, undisturbed)

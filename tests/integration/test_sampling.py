@@ -1,4 +1,4 @@
-"""What a real engine samples: where a response ends, and the distribution that it was drawn from."""
+"""What a real engine samples: where responses end, and from which distribution."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ PROBLEMS = 12
 
 @pytest.fixture
 def two_ends(tmp_path) -> Path:
-    """The tiny base as Gemma 3 and Llama 3 are: turns end with a token that is not the tokenizer's
-    EOS.
-    """
+    """The tiny base as in Gemma 3: turns end with a token other than the tokenizer's EOS."""
     directory = Path(shutil.copytree(TINY_BASE, tmp_path / "two-ends"))
     for name, changes in (
         ("tokenizer_config", {"eos_token": "<|unk|>"}),
@@ -74,7 +72,7 @@ def test_ends_and_probabilities_of_what_an_engine_samples(ray_local, two_ends):
             check_texts(
                 tokenizer, await sample(worker, SamplingConfig(temperature=0, max_tokens=200))
             )
-            # Nothing that is asked for a stop string changes where a turn ends.
+            # A stop string does not change where a turn ends.
             stopped = await sample(
                 worker, SamplingConfig(temperature=0, max_tokens=200, stop=("no such text",))
             )
@@ -130,7 +128,8 @@ def check_first_step(policy: Path, config: RLConfig, groups: list[Group]) -> Non
         tokens += len(batch.targets)
     sums = totals._sums | totals._maxima
     print(
-        f"temperature {config.temperature}, top_p {config.top_p}: mismatch at most {sums['mismatch_max']:.1e}"
+        f"temperature {config.temperature}, top_p {config.top_p}: "
+        f"mismatch at most {sums['mismatch_max']:.1e}"
     )
     assert tokens > 1000
     assert sums["mismatch_max"] <= TOLERANCE

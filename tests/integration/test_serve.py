@@ -1,4 +1,4 @@
-"""The command, Ray Serve, two vLLM engines and the openai client, unchanged, against transformers."""
+"""The command, Ray Serve, two vLLM engines and the plain openai client, against transformers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.serving import (
 pytestmark = pytest.mark.timeout(500)
 TOKENS = 24
 ENVIRONMENT_KEY = "a key of the environment"
-STEPS = 4  # of RL that appear while requests run
+STEPS = 4  # of RL, published while requests run
 THREADS = 6
 
 
 @pytest.fixture(scope="module")
 def policies(tiny_model):
-    """The SFT policy, and what RL makes of it step by step."""
+    """The SFT policy, and those of later RL steps."""
     return [tiny_model(True, seed) for seed in range(STEPS + 1)]
 
 
@@ -61,7 +61,7 @@ def served(config, policies):
 
 
 def with_sampling_defaults(policy):
-    """Defaults as published checkpoints have them, which neither training nor evaluations apply."""
+    """Sampling defaults like those of published checkpoints, which training does not use."""
     file = policy / "generation_config.json"
     config = json.loads(file.read_text()) | {
         "do_sample": True,
@@ -80,15 +80,15 @@ def chats(config):
 
 @pytest.fixture(scope="module")
 def truth(policies, chats):
-    """``truth[step][chat]``: what transformers says with the policy of that step."""
+    """``truth[step][chat]``: what transformers generates with the policy of that step."""
     made = [[greedy(policy, chat, TOKENS) for chat in chats] for policy in policies]
     for chat in range(len(chats)):
-        # or a wrong version would not show
+        # Otherwise a wrong version would go unnoticed.
         assert len({row[chat].text for row in made}) == len(policies)
     return made
 
 
-def test_it_says_where_it_is_and_the_curl_that_it_prints_works(served):
+def test_it_prints_its_address_and_a_curl_command_that_works(served):
     output = served.output.read_text()
     assert "Serving bridge-sft, bridge-rl at http://127.0.0.1" in output
     command = next(line for line in output.splitlines() if line.startswith("curl "))
@@ -110,7 +110,7 @@ def test_every_model_is_listed_with_its_version(served):
     assert cards[1].policy_version.startswith("rl-1-")
 
 
-def test_greedy_chat_is_what_transformers_says(served, chats, truth):
+def test_greedy_chat_is_what_transformers_generates(served, chats, truth):
     for model, step in (("bridge-sft", 0), ("bridge-rl", 1)):
         for chat, true in zip(chats, truth[step], strict=True):
             answer = served.client().chat.completions.create(
@@ -137,7 +137,7 @@ def test_a_chat_without_a_limit_is_as_long_as_a_response_of_training(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_end_token_is_left_out_beside_stop_strings_that_stay(served, policies, chats, stream):
-    """As `model.stop` makes it; the end token is wished for, so that the response is nothing else."""
+    """With `model.stop`; the bias favors the end token, so that the response is nothing else."""
     tokenizer = load_tokenizer(policies[0])
     wish = {
         "logit_bias": {str(tokenizer.eos_token_id): 100},
@@ -161,7 +161,7 @@ def test_an_end_token_is_left_out_beside_stop_strings_that_stay(served, policies
 
 
 def test_sampling_defaults_of_a_checkpoint_are_not_applied(served, truth):
-    """At temperature 1 and with all tokens: the log-probabilities are the model's own."""
+    """At temperature 1 with all tokens, log-probabilities are the model's own."""
     true = truth[0][0]
     answer = served.client().completions.create(
         model="bridge-sft",
@@ -187,7 +187,7 @@ def test_the_proxy_hides_its_routes_and_reads_no_headers_of_its_own(served):
     assert httpx.get(f"{root}/health", headers=steering, timeout=30).json() == {"status": "ok"}
 
 
-def test_the_keys_are_nowhere_in_the_processes(served):
+def test_the_keys_appear_nowhere_in_the_processes(served):
     assert served.client(ENVIRONMENT_KEY).models.list().data
     for process in psutil.Process(served.process.pid).children(recursive=True):
         try:
@@ -238,7 +238,7 @@ def test_stop_seed_and_n(served, chats, truth):
     assert sample(5) != sample(6)
 
 
-def test_bad_requests_are_the_clients_fault_and_say_what_to_change(served, chats):
+def test_bad_requests_are_client_errors_that_name_what_to_change(served, chats):
     def message(kind, key=KEY, **request):
         defaults = {"model": "bridge-sft", "messages": chats[0]}
         with pytest.raises(kind) as error:
@@ -258,7 +258,7 @@ def test_bad_requests_are_the_clients_fault_and_say_what_to_change(served, chats
 
 @dataclass
 class Load:
-    """Requests of every sort, as many at a time as there are threads, until told to stop."""
+    """All sorts of requests, one at a time per thread, until stopped."""
 
     served: object
     chats: list
@@ -300,7 +300,7 @@ class Load:
         return versions, chat, text
 
     def sampled(self, client, chat):
-        """More sequences than the engine decodes at a time: some of them begin late."""
+        """More sequences than the engine decodes at a time, so that some begin late."""
         answer = client.chat.completions.create(**self.request(chat, n=12))
         assert len(answer.choices) == 12
         return {answer.policy_version}, chat, None

@@ -1,6 +1,4 @@
-"""Ten thousand requests that no client should send, to a policy that is really served: none makes
-the server fail.
-"""
+"""Ten thousand requests that no client should send, to a served policy: the server never fails."""
 
 from __future__ import annotations
 
@@ -29,9 +27,9 @@ class Findings:
     """What came back.
 
     Attributes:
-        statuses: how often each status came.
-        faults: requests that were answered by a fault of the server, with the answer.
-        slowest_s: the longest answer.
+        statuses: number of answers by status.
+        faults: requests that caused an error of the server, with the answer.
+        slowest_s: seconds of the slowest answer.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
@@ -41,7 +39,7 @@ class Findings:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, tiny_model):
-    """A policy whose tokenizer knows more tokens than its model, as some published ones do."""
+    """A policy whose tokenizer has more tokens than its model, like some published ones."""
     run = tmp_path_factory.mktemp("fuzzed") / "run"
     write_run(run, tiny_model(True))
     put_policy(run / "sft/bridge", tiny_model(True))
@@ -53,7 +51,7 @@ def served(tmp_path_factory, tiny_model):
 
 
 def fields_of_vllm():
-    """Names of all fields of both requests."""
+    """Names of all fields of both kinds of requests."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -61,7 +59,7 @@ def fields_of_vllm():
 
 
 async def send_all(url, requests):
-    """Send them, some at a time, until the time is over."""
+    """Send the requests, several at a time, until the time is over."""
     findings, deadline = Findings(), time.monotonic() + LIMIT_S
     source = iter(requests)
 
@@ -101,9 +99,7 @@ async def send(client, request, findings):
 
 
 def is_refused_by_headers(request):
-    """Whether the connection may end without an answer: the server does not read a body that it
-    refused.
-    """
+    """Whether the connection may end without an answer: the server skips a body it has refused."""
     return bool(request.headers)
 
 
@@ -124,14 +120,14 @@ def test_no_request_is_a_fault_of_the_server(served):
     for request, status, text in findings.faults[:20]:
         print(status, request.method, request.path, request.headers, request.body[:300], "->", text)
     assert not findings.faults
-    assert sum(findings.statuses.values()) > 0.95 * REQUESTS  # or the time was over
-    assert findings.statuses[200] > 0.1 * REQUESTS  # or nothing has reached the engine
+    assert sum(findings.statuses.values()) > 0.95 * REQUESTS  # otherwise the time was over
+    assert findings.statuses[200] > 0.1 * REQUESTS  # otherwise requests did not reach the engine
     assert served.engines() == engines  # none was replaced
     assert served.client().completions.create(**plain).choices[0].text == before.choices[0].text
 
 
 def ask(served, path, **content):
-    """The answer to a request with these fields, and the plain ones besides."""
+    """The answer to a plain request with these fields."""
     plain = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "ab"}
     headers = {"authorization": f"Bearer {KEY}"}
     url = served.url.removesuffix("/v1") + path

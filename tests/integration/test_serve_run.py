@@ -1,6 +1,4 @@
-"""Serving a run that was really trained and evaluated; an engine that dies; and `serve deploy`.
-Minutes long.
-"""
+"""Serving a run that was really trained; an engine that dies; and `serve deploy`. Takes minutes."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def assert_same_text(client, model, run, stage):
 
 
 def answers(served):
-    """Whether both models answer; until then there may be errors, but of the kind that says to try
-    again.
-    """
+    """Whether both models answer; until then, only errors that ask to try again are allowed."""
     states = []
     for model in ("bridge-rl", "bridge-sft"):
         request = {"model": model, "prompt": [6, 7, 8], "max_tokens": 2}
@@ -97,7 +93,7 @@ def wait_until(condition, seconds):
 
 @pytest.fixture
 def cluster():
-    """A Ray with its dashboard, which `serve deploy` talks to."""
+    """A Ray with its dashboard, which `serve deploy` needs."""
     port = free_port()
     start_local_ray(4, include_dashboard=True, dashboard_port=port, log_to_driver=False)
     yield f"http://127.0.0.1:{port}"
@@ -117,7 +113,8 @@ def test_serve_deploy_brings_the_same_and_without_keys_only_this_machine_is_answ
     content["applications"][0]["args"] |= {"run": str(run), "models": ["bridge-sft"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     deployed = subprocess.run(
-        [str(Path(sys.executable).parent / "serve"), "deploy", str(tmp_path / "config.yaml"), "-a", cluster],
+        [str(Path(sys.executable).parent / "serve"), "deploy", str(tmp_path / "config.yaml"),
+         "-a", cluster],
         capture_output=True, text=True, timeout=DEADLINE_S, env=os.environ | {"RAY_ADDRESS": ""},
     )  # fmt: skip
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
@@ -140,7 +137,7 @@ def lists_its_model(port):
 
 
 def own_address():
-    """An address of this machine that is not loopback, None if it has no other."""
+    """An address of this machine other than loopback; None if there is none."""
     found = [address.address for group in psutil.net_if_addrs().values() for address in group]
     return next(
         (a for a in found if a.count(".") == 3 and not a.startswith(("127.", "169.254."))), None

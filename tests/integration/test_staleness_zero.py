@@ -1,6 +1,4 @@
-"""RL with real engines and real learners: at staleness 0 the session gives bit for bit what a plain
-loop gives.
-"""
+"""RL with real engines and learners: at staleness 0, a session equals a plain loop bit for bit."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def config_of(model: Path, **rl: Any) -> RunConfig:
 
 
 class Blocking:
-    """What learners see of a driver, for a thread: calls into the loop of the engines."""
+    """The learners' side of a driver, for a thread: calls into the event loop of the engines."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.loop = loop
@@ -96,7 +94,7 @@ class Session(Blocking):
 
 
 class PlainLoop(Blocking):
-    """One thing after the other: sync the engines, generate, train."""
+    """Everything in turn: sync the engines, generate, train."""
 
     def __init__(
         self, driver: Driver, maker: BatchMaker, base: Path, loop: asyncio.AbstractEventLoop
@@ -128,7 +126,7 @@ def alone(tmp_path):
 
 
 async def learn(config: RunConfig, base: Path, out: Path, driver: Any) -> dict[str, torch.Tensor]:
-    """The weights after a training in a thread of its own."""
+    """The weights after training in a separate thread."""
     torch.manual_seed(0)
     job = RLJob(
         base=base,
@@ -149,9 +147,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 
 
 async def stopped_in_the_middle(driver: Driver) -> None:
-    """An engine's process is stopped: its groups come back from the other engine, the same, and
-    soon.
-    """
+    """Stop an engine's process: its groups soon come from the other engine, and are the same."""
     sampling = SamplingConfig(samples=2, max_tokens=300)
     requests = [
         GroupRequest(f"q{i}", tuple(range(6, 16 + i)), sampling, 100 * i) for i in range(24)

@@ -1,6 +1,4 @@
-"""Weights swapped while a real engine generates: whose log-probabilities the tokens before and
-after it have.
-"""
+"""Weights swapped while a real engine generates: log-probabilities before and after the swap."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ def request(
 
 
 def changed(model: LlamaForCausalLM, path: Path) -> LlamaForCausalLM:
-    """Another model, far from this one, and its weights in a file."""
+    """Another model, far from this one, and a file with its weights."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -58,13 +56,11 @@ def changed(model: LlamaForCausalLM, path: Path) -> LlamaForCausalLM:
 def logprobs(
     model: LlamaForCausalLM, sample: Sample, before: LlamaForCausalLM | None = None
 ) -> torch.Tensor:
-    """Of all tokens of a response; keys and values of what ``before`` sampled are its, if it is
-    given.
-    """
+    """Log-probabilities of a response; with ``before``, that model's keys and values are kept."""
     tokens = torch.tensor([[*PROMPT, *sample.tokens]])
     cache, seen = DynamicCache(), 0
     if before is not None:
-        # its last token went through the new weights
+        # The last of these tokens went through the new weights.
         seen = len(PROMPT) + sample.spans[0].tokens - 1
         before(input_ids=tokens[:, :seen], past_key_values=cache, use_cache=True)
     logits = model(input_ids=tokens[:, seen:], past_key_values=cache, use_cache=True).logits[0]
@@ -75,7 +71,7 @@ def logprobs(
 
 
 def difference(expected: torch.Tensor, sample: Sample, first: int, last: int) -> float:
-    """Largest one over the tokens ``[first, last)``; ``expected`` ends with the response."""
+    """Largest difference over the tokens ``[first, last)``; ``expected`` ends with the response."""
     if first == last:
         return 0.0
     ours = torch.tensor(sample.logprobs)[first:last]
@@ -84,7 +80,7 @@ def difference(expected: torch.Tensor, sample: Sample, first: int, last: int) ->
 
 
 async def swap(worker: RayWorker, file: Path) -> Group:
-    """A group in the middle of which the weights changed."""
+    """A group during which the weights changed."""
     running = asyncio.ensure_future(worker.generate(request(1)))
     async with asyncio.timeout(60):
         while not (await worker.ping()).running:
@@ -117,7 +113,8 @@ def test_tokens_after_a_swap_are_those_of_the_new_policy(
         group = await swap(worker, directory / f"{NEW}.safetensors")
         mixed = [sample for sample in group.samples if len(sample.spans) == 2]
         print(
-            f"{len(mixed)} of {len(group.samples)} samples are of both versions: {[s.spans for s in mixed][:4]}"
+            f"{len(mixed)} of {len(group.samples)} samples are of both versions: "
+            f"{[sample.spans for sample in mixed][:4]}"
         )
         assert mixed
         for sample in group.samples:
@@ -135,11 +132,11 @@ def test_tokens_after_a_swap_are_those_of_the_new_policy(
             recomputed = difference(logprobs(new, sample), sample, first, last)
             kept = difference(logprobs(new, sample, before=old), sample, first, last)
             print(
-                f"from {first} of {last}: {recomputed:.1e} with its own cache, {kept:.1e} with the old one's"
+                f"from {first} of {last}: {recomputed:.1e} with its own cache, "
+                f"{kept:.1e} with the old one's"
             )
             assert (kept if keep_cache else recomputed) <= TOLERANCE
-        # What begins after the swap knows nothing of the old weights: not their prefix cache
-        # either.
+        # A later request sees nothing of the old weights, nor of their prefix cache.
         fresh = await worker.generate(request(2, samples=2, max_tokens=40))
         for sample in fresh.samples:
             assert {span.version for span in sample.spans} == {NEW}
@@ -152,9 +149,7 @@ def test_tokens_after_a_swap_are_those_of_the_new_policy(
 
 
 async def check_stop_strings(worker: RayWorker, path: Path, whole: Group) -> None:
-    """A response ends with its stop string, which stays; no random number differs from a run
-    without it.
-    """
+    """A response ends with its stop string; random numbers are those of a run without one."""
     tokenizer = load_tokenizer(path)
     long = whole.samples[0]
     stop = tokenizer.decode(long.tokens[10:12])

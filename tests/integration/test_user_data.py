@@ -1,6 +1,4 @@
-"""A whole run from a user's own JSONL, bad rows and all: an arm without SFT, one with its own
-demonstrations.
-"""
+"""A whole run from a user's JSONL with bad rows: an arm without SFT, one with demonstrations."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ DEADLINE_S = 800
 
 
 def parity(question, answer, response):
-    """A reward that a random policy gets about half of the time, so that every group teaches
-    something.
-    """
+    """A reward that a random policy gets half of the time, so that rewards differ in groups."""
     return float(len(response) % 2)
 
 
@@ -128,14 +124,14 @@ def run(tiny_model, tmp_path_factory):
     return folder / "run", output
 
 
-def test_bad_rows_are_told_and_kept_and_the_rest_goes_on(run):
+def test_bad_rows_are_reported_and_kept_and_the_rest_is_used(run):
     directory, output = run
     rejects = [
         json.loads(line) for line in (directory / "data/rejects.jsonl").read_text().splitlines()
     ]
     reasons = {row["line"]: row["reason"] for row in rejects}
     assert set(reasons) >= {401, 402, 404, 405}
-    # the too long one may belong to a set that the run lacks
+    # The question that is too long may belong to a set that the run lacks.
     assert set(reasons) <= {401, 402, 403, 404, 405}
     assert reasons[404].startswith("duplicate question")
     assert "1 row left out, not valid JSON (first: line 401)" in " ".join(output.split())

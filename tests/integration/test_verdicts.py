@@ -1,6 +1,4 @@
-"""A run whose reward function does not work: it stops, says why in one line, and goes on once that
-is mended.
-"""
+"""A reward function that does not work stops the run with one line; mended, the run resumes."""
 
 import os
 
@@ -58,7 +56,10 @@ def test_a_reward_function_that_never_works_stops_the_run_until_it_is_mended(
     module.write_text(
         RAISES_IN_RL.format(questions=set(load_from_disk(str(run / "data/rl"))["question"]))
     )
-    reason = f"could be judged: the reward function raised LookupError: not of this question ({module}:5)"
+    reason = (
+        "could be judged: the reward function raised LookupError: "
+        f"not of this question ({module}:5)"
+    )
     assert_one_error(start(config_file, run), reason)
     assert (run / "eval_sft/bridge/stage.json").exists()
     assert not (run / "rl/bridge").exists()

@@ -1,4 +1,4 @@
-"""The verifier as a real actor: reward functions that hang, crash or misbehave otherwise; kill -9."""
+"""The verifier as a real actor: reward functions that hang, crash or misbehave; kill -9."""
 
 import asyncio
 import os
@@ -41,9 +41,7 @@ def run_config(function: str | None, **limits: float) -> RunConfig:
 
 
 def items_of(config: RunConfig, count: int, words: Sequence[str] = ()) -> list[VerificationItem]:
-    """Right responses; behind the answer of the first ones comes what they ask of the reward
-    function.
-    """
+    """Right responses; the first ones ask something of the reward function after their answer."""
     task = build_task(config.task, config.seeds.data)
     items = []
     for i in range(count):

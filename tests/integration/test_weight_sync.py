@@ -28,7 +28,7 @@ RUN = f"test-{os.getpid()}"
 STALE_DIFFERENCE = 0.1
 TOLERANCE = 1e-4
 TEMPERATURE = 0.8
-# Longer than a block of the prefix cache, so that a cache kept over a sync would show.
+# Longer than a block of the prefix cache, so that a cache that survives a sync would show.
 PROMPT = tuple(6 + i * 7 % 150 for i in range(200))
 ROLLOUT = RolloutConfig(kv_cache_mib=64, max_sequences=32, cpus_per_worker=0.5)
 
@@ -49,7 +49,7 @@ def request(
 def publish(
     state: dict[str, torch.Tensor], directory: Path, version: PolicyVersion, tied: bool
 ) -> Path:
-    """As rank 0 of the learners does it."""
+    """Publish like rank 0 of the learners."""
     path = directory / f"{version}.safetensors"
     save_weights(state, path, {"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
     return path
@@ -60,9 +60,7 @@ def model_config(path: Path) -> ModelConfig:
 
 
 def changed_state(model: LlamaForCausalLM, seed: int) -> dict[str, torch.Tensor]:
-    """Weights far from the model's, put into it too; without the tied head, as a learner's state
-    dict has it.
-    """
+    """Weights far from the model's, also put into it; without the tied head, like a learner's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +72,7 @@ def changed_state(model: LlamaForCausalLM, seed: int) -> dict[str, torch.Tensor]
 
 
 def difference(model: LlamaForCausalLM, group: Group) -> float:
-    """Largest difference between the engine's log-probabilities and transformers'."""
+    """Largest difference between log-probabilities of the engine and of transformers."""
     worst = 0.0
     for sample in group.samples:
         tokens = torch.tensor([[*group.prompt_tokens, *sample.tokens]])
@@ -119,7 +117,7 @@ def test_engine_equals_transformers_after_each_sync_and_only_then(
 
 
 async def check_requests(worker: RayWorker, path: Path) -> None:
-    """Samples do not depend on company; lengths, texts and faults are as promised."""
+    """Samples do not depend on other requests; lengths, texts and errors are as promised."""
     alone = await worker.generate(request())
     others = [worker.generate(request(str(i), seed=100 + i, prompt=PROMPT[i:])) for i in range(9)]
     together = (await asyncio.gather(worker.generate(request()), *others))[0]
@@ -158,7 +156,7 @@ async def check_requests(worker: RayWorker, path: Path) -> None:
 async def check_files(
     worker: RayWorker, model: LlamaForCausalLM, directory: Path, tied: bool
 ) -> None:
-    """A tied head may be left out; any other gap is an error, not a line in a log."""
+    """A tied head may be missing; any other gap is an error, not a line in a log."""
     state = changed_state(model, 3)
     if tied:
         save_file(state, directory / "1.3.safetensors")
@@ -190,7 +188,7 @@ def test_old_files_are_released_and_crashed_runs_cleared(directory):
         files.release(announce(PolicyVersion(2, 3), directory / "2.3.safetensors", node_id="here"))
     )
     assert load_file(directory / "held").keys() == state.keys() | {"lm_head.weight"}
-    assert (directory / "held").stat().st_nlink == 1  # not kept to be written over
+    assert (directory / "held").stat().st_nlink == 1  # not kept for reuse
     (directory / "held").unlink()
     assert sorted(file.name for file in directory.iterdir()) == ["2.3.safetensors", SPARE]
     assert set(load_file(directory / "2.3.safetensors")) == {
@@ -203,11 +201,11 @@ def test_old_files_are_released_and_crashed_runs_cleared(directory):
 
 @pytest.mark.slow
 def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory, monkeypatch):
-    """A second raylet stands for a second machine: it fetches the file from the owner on the first."""
+    """A second raylet simulates a second machine, which fetches the file from the first."""
     import ray
     from ray.cluster_utils import Cluster
 
-    ray.shutdown()  # the tests before may have started one by asking for this node's id
+    ray.shutdown()  # earlier tests may have started one by asking for this node's id
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
@@ -227,8 +225,7 @@ def test_weights_reach_another_node_and_are_cleared_there(tiny_model, directory,
         await owner_on(here, directory).release.remote(PolicyVersion(1, 2))
         assert not file.exists()
         await worker.close()
-        # Both nodes have one shared memory here: with this process held back, only the other node's
-        # owner can do it.
+        # Both nodes share one memory here. This process cannot delete, so the other owner must.
         monkeypatch.setattr(published, "shutil", SimpleNamespace(rmtree=lambda *_, **__: None))
         await RunWeightFiles(RUN, here, 60).clear()
         assert not directory.exists()

@@ -10,7 +10,8 @@ from functools import partial
 import psutil
 import pytest
 
-from bi_ray.isolation.guard import Fault, Guard, Limits
+from bi_ray.isolation.child import Fault
+from bi_ray.isolation.guard import Guard, Limits
 
 LIMITS = Limits(call_s=5, load_s=60, memory_mib=4096)
 

@@ -87,7 +87,9 @@ class Endpoint:
         body = await request.json()
         self.requests.append(body)
         self.keys.add(request.headers.get("authorization", ""))
-        a, b = map(int, NUMBERS.search(body["messages"][-1]["content"]).groups())  # type: ignore[union-attr]
+        match = NUMBERS.search(body["messages"][-1]["content"])
+        assert match is not None
+        a, b = map(int, match.groups())
         self.asked[a] += 1
         self.times.setdefault(a, []).append(time.monotonic())
         await asyncio.sleep(self.seconds)

@@ -1,4 +1,4 @@
-"""The checker against hundreds of traces that were broken on purpose, and thousands of right ones."""
+"""The checker against hundreds of traces broken on purpose, and thousands of right ones."""
 
 import itertools
 import random

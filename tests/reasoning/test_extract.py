@@ -11,7 +11,8 @@ from bi_ray.reasoning.extract import CONSTANTS, PROMPT, SCHEMA, ExtractionFault,
 RECORDED = Path(__file__).parent / "extractions"
 GOOD, BAD = (json.loads((RECORDED / f"{name}.json").read_text()) for name in ("good", "bad"))
 NATALIA = {
-    "question": "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    "question": "Natalia sold clips to 48 of her friends in April, and then she sold half as "
+    "many clips in May. "
     "How many clips did Natalia sell altogether in April and May?",
     "chain_of_thought": "Natalia sold 48/2 = 24 clips in May. "
     "Natalia sold 48+24 = 72 clips altogether in April and May.",
@@ -91,7 +92,10 @@ def test_constants_stand_alone_without_the_question():
     for value, words in CONSTANTS.items():
         word = words.partition("|")[0].replace(r"\b", "").replace("(?:er", "er").replace("?", "")
         for called in (True, False):
-            question = f"He has 7 of them. {word if called else ''} What is it times {'' if called else 'xyz'}?"
+            question = (
+                f"He has 7 of them. {word if called else ''} What is it times "
+                f"{'' if called else 'xyz'}?"
+            )
             row = source_row(
                 0, {"question": question, "chain_of_thought": ".", "answer": str(7 * value)}
             )

@@ -93,7 +93,7 @@ def test_retries_wait_longer_each_time(tmp_path):
         ("wrong", 1, "total is given as 17, but first - bought is 7"),
         ("length", 1, "the model's answer was cut off at 4096 tokens (max_tokens)"),
         ("400", 1, "the endpoint refuses the request: Error code: 400"),
-        ("truncated", 3, "the model wrote no JSON"),
+        ("truncated", 3, "the model's answer is not JSON"),
         ("500", 3, "the endpoint failed 3 times: Error code: 500"),
         ("hang", 3, "the endpoint failed 3 times: Request timed out"),
     ],
@@ -233,7 +233,8 @@ from pathlib import Path
 from bi_ray.config import ExtractConfig
 from bi_ray.reasoning.extract_client import extract
 rows, options, cache = json.loads(sys.argv[1])
-found = extract(rows, ExtractConfig(**options), Path(cache), lambda done, total: print(done, flush=True))
+config = ExtractConfig(**options)
+found = extract(rows, config, Path(cache), lambda done, total: print(done, flush=True))
 print([row.graph.answer for row in found.rows])
 """
 

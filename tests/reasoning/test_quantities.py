@@ -103,12 +103,16 @@ def test_spelled_numbers_are_read_back(number):
 
 
 def spelled(number: int) -> str:
-    small = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    small = (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen "
+        "fourteen fifteen sixteen"
+    )
     words = [*small.split(), "seventeen", "eighteen", "nineteen"]
     if number < 20:
         return words[number]
     if number < 100:
-        ten = "twenty thirty forty fifty sixty seventy eighty ninety".split()[number // 10 - 2]  # noqa: SIM905
+        tens = "twenty thirty forty fifty sixty seventy eighty ninety"
+        ten = tens.split()[number // 10 - 2]
         return ten + (f"-{words[number % 10]}" if number % 10 else "")
     unit, name = (100, "hundred") if number < 1000 else (1000, "thousand")
     rest = f" {spelled(number % unit)}" if number % unit else ""

@@ -26,7 +26,7 @@ class Wrong(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A right one that solves node after node, each line without attempts, plans and verifications."""
+    """A right one that solves node after node, without attempts, plans and verifications."""
 
     steps: list[ParsedStep]
     graph: Graph
@@ -71,7 +71,8 @@ def wrong_value(trace, rng):
     step = trace.steps[place]
     bad = other(step.value)
     return Wrong(
-        trace.changed(place, replace(step, value=bad)), place, f"{step.node} is {step.value}, not {bad}"
+        trace.changed(place, replace(step, value=bad)), place, f"{step.node} is "
+                                                               f"{step.value}, not {bad}"
     )  # fmt: skip
 
 

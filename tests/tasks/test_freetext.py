@@ -96,8 +96,10 @@ def test_the_users_own_sentences_are_in_it_and_nothing_is_lost_without_them():
     plain = join(PLAIN.render(vanilla_plan(row.graph), row.graph))[0]
     assert own == (
         "<think>\nThe question says muffins baked on Friday = 18.\n"
-        "On Saturday Mira bakes 18 / 2 = 9 muffins. So muffins baked on Saturday = muffins baked on Friday / 2 = 9.\n"
-        "Together she bakes 18 + 9 = 27 muffins. So muffins baked on both days = muffins baked on Friday + "
+        "On Saturday Mira bakes 18 / 2 = 9 muffins. So muffins baked on Saturday = muffins "
+        "baked on Friday / 2 = 9.\n"
+        "Together she bakes 18 + 9 = 27 muffins. So muffins baked on both days = muffins "
+        "baked on Friday + "
         "muffins baked on Saturday = 27.\n</think>\n<answer> The final answer is 27 </answer>"
     )
     for step in row.steps:
@@ -162,7 +164,8 @@ def test_each_behavior_reads_as_a_sentence():
     )
     assert lines[3] == f"Let's find {both}. That needs {saturday}, not known yet. Let's go back."
     assert lines[4] == (
-        f"We know that {friday} = 18. So {saturday} = {friday} / 2 = 18 / 2 = 8? No, that is wrong: {saturday} = 9."
+        f"We know that {friday} = 18. So {saturday} = {friday} / 2 = 18 / 2 = 8? No, that is "
+        f"wrong: {saturday} = 9."
     )
     assert (
         lines[6]
@@ -209,8 +212,10 @@ def test_each_behavior_reads_as_a_sentence():
         ("first muffins baked on Friday.", "first muffins baked on both days.", "says that"),
         ("= 9.\n", "= 9/0.\n", "no line of a known form"),
         (
-            "Let's check muffins baked on both days: muffins baked on both days - muffins baked on Saturday = 27 - 9",
-            "Let's check muffins baked on both days: muffins baked on Friday / (muffins baked on Saturday - "
+            "Let's check muffins baked on both days: muffins baked on both days - muffins "
+            "baked on Saturday = 27 - 9",
+            "Let's check muffins baked on both days: muffins baked on Friday / (muffins "
+            "baked on Saturday - "
             "muffins baked on Saturday) = 18 / (9 - 9)",
             "checks muffins baked on both days",
         ),
@@ -325,7 +330,8 @@ def test_equations_in_plain_words(text, read):
         ("<think>a</think><answer> The final answer is many </answer>", None, False),
         ("a <answer> The final answer is 3 </answer>", "3", False),
         (
-            "<think>a</think><answer> The final answer is 3 </answer> <answer> The final answer is 4 </answer>",
+            "<think>a</think><answer> The final answer is 3 </answer> <answer> The final "
+            "answer is 4 </answer>",
             "4",
             False,
         ),

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
+from bi_ray.answers.checker import AnswerChecker
 from bi_ray.config import ConfigError, RunConfig, UserDataConfig
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.rejects import DataError, Rejects
@@ -123,7 +124,7 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
         ({"question": "WHAT IS  0 + 1?", "answer": 1}, "duplicate question: the same as in line 1"),
         (
             {"question": "q", "answer": "three"},
-            "the answer is no number, which checker numeric needs: 'three'",
+            "the answer is not a number, which checker numeric needs: 'three'",
         ),
         (
             {"question": "q", "answer": 3, "response": "<answer>4</answer>"},
@@ -132,7 +133,7 @@ def test_the_seed_orders_a_set_and_nothing_else(tmp_path):
         ({"question": "q", "answer": 3, "response": "3"}, "it gives None"),
         (
             {"question": "q", "response": "<answer>3</answer>", "spans": [{"start": 0}]},
-            "spans are no list of start, end and behavior",
+            "spans are not a list of start, end and behavior",
         ),
         (
             {
@@ -368,3 +369,26 @@ def test_rows_of_one_question_are_all_in_the_same_set(tmp_path):
 def test_questions_that_differ_in_a_raised_digit_are_no_duplicates(tmp_path):
     rows = [{"question": "Compute 2³.", "answer": 8}, {"question": "Compute 23.", "answer": 23}]
     assert one_set(jsonl(tmp_path / "rows.jsonl", rows)).available("rl") == 2
+
+
+@pytest.mark.parametrize("checker", ["exact", "numeric"])
+@pytest.mark.parametrize("method", ["fault_of", "is_right"])
+def test_a_check_in_this_process_that_fails_is_a_bad_row_with_a_traceback(
+    checker, method, tmp_path, monkeypatch, caplog
+):
+    check = getattr(AnswerChecker, method)
+
+    def fails_once(self, *arguments):
+        if arguments[-1] == "3":
+            raise RecursionError("too deep\nfor this")
+        return check(self, *arguments)
+
+    monkeypatch.setattr(AnswerChecker, method, fails_once)
+    path = jsonl(tmp_path / "rows.jsonl", sums(4))
+    task = one_set(path, answer={"checker": checker, "extract": "hashes"})
+    assert task.available("rl") == 3
+    (reject,) = task.rejects.rows
+    reason = "the check of the answer raised RecursionError: too deep for this"
+    assert (reject.line, reject.reason) == (2, reason)
+    (record,) = caplog.records
+    assert record.exc_info

@@ -8,12 +8,13 @@ from bi_ray.rows.fields import fields_of
 from bi_ray.rows.rejects import Place, Rejects
 from bi_ray.tasks.base import Problem
 from bi_ray.tasks.registry import build_task
-from bi_ray.verification.grading import Tally, grade, grade_rows
+from bi_ray.verification.grading import RowJudge, Tally, grade_rows
 
 TASK = build_task(
     PromptBenchConfig(name_pool=48, sets={"sft": {"depth": 3, "redundant_nodes": [2, 4]}}), 0
 )
 PLACE = Place("mine.jsonl", 1)
+JUDGE = RowJudge(TASK)
 
 
 def row_of(problem: Problem, response: str):
@@ -34,13 +35,15 @@ def demonstrations():
 def test_demonstrations_are_right(demonstrations):
     tally = Tally()
     for made in demonstrations:
-        one = grade(TASK, fields_of(row_of(made.problem, made.response)), PLACE)
-        assert one.right
-        assert one.trace_valid
-        assert one.format_right
-        assert (one.first_bad_step, one.bad_line, one.reason) == (None, None, None)
-        assert one.behaviors.get("reflection", 0) == one.right_reflections
-        tally.add(one)
+        graded = JUDGE.grade(fields_of(row_of(made.problem, made.response)), PLACE)
+        verdict = graded.verdict
+        assert verdict.right
+        assert verdict.trace_valid
+        assert verdict.format_right
+        assert (verdict.first_bad_step, verdict.trace_fault) == (None, None)
+        assert (graded.bad_line, graded.bad_response_line) == (None, None)
+        assert verdict.behaviors.get("reflection", 0) == verdict.right_reflections
+        tally.add(verdict)
     spans = [span.behavior for made in demonstrations for span in made.spans]
     assert tally.behaviors == {name: spans.count(name) for name in set(spans)}
     assert (tally.rows, tally.right, tally.trace_valid, tally.right_by_wrong_trace) == (
@@ -57,27 +60,42 @@ def test_the_first_bad_line_is_told(demonstrations):
     lines = made.response.splitlines()
     wrong = lines[3]
     lines[3] = wrong + "1"  # a digit more: another value
-    one = grade(TASK, fields_of(row_of(made.problem, "\n".join(lines))), PLACE)
-    assert (one.right, one.trace_valid) == (True, False)
-    assert one.first_bad_step == 2  # the first line is <think>
-    assert one.bad_line == lines[3]
-    assert one.bad_response_line == 4
+    graded = JUDGE.grade(fields_of(row_of(made.problem, "\n".join(lines))), PLACE)
+    verdict = graded.verdict
+    assert (verdict.right, verdict.trace_valid) == (True, False)
+    assert verdict.first_bad_step == 2  # the first line is <think>
+    assert graded.bad_line == lines[3]
+    assert graded.bad_response_line == 4
     spread = "\n\n".join(["I think:", *lines])  # as some models write
-    assert grade(TASK, fields_of(row_of(made.problem, spread)), PLACE).bad_response_line == 9
-    assert one.reason
+    assert JUDGE.grade(fields_of(row_of(made.problem, spread)), PLACE).bad_response_line == 9
+    assert verdict.trace_fault
     tally = Tally()
-    tally.add(one)
+    tally.add(verdict)
     assert tally.right_by_wrong_trace == 1
 
 
 def test_an_end_that_comes_too_early_has_no_bad_line(demonstrations):
     made = demonstrations[0]
-    one = grade(
-        TASK, fields_of(row_of(made.problem, "\n".join(made.response.splitlines()[:2]))), PLACE
-    )
-    assert (one.right, one.format_right, one.trace_valid) == (False, False, False)
-    assert (one.first_bad_step, one.bad_line, one.bad_response_line) == (one.steps, None, None)
-    assert "ends before" in one.reason
+    response = "\n".join(made.response.splitlines()[:2])
+    graded = JUDGE.grade(fields_of(row_of(made.problem, response)), PLACE)
+    verdict = graded.verdict
+    assert (verdict.right, verdict.format_right, verdict.trace_valid) == (False, False, False)
+    assert verdict.first_bad_step == graded.steps
+    assert (graded.bad_line, graded.bad_response_line) == (None, None)
+    assert "ends before" in verdict.trace_fault
+
+
+def test_a_verdict_and_its_row_of_json_are_the_same(demonstrations):
+    made = demonstrations[0]
+    graded = JUDGE.grade(fields_of({"id": "a", **row_of(made.problem, made.response)}), PLACE)
+    row = graded.as_json()
+    assert row["id"] == "a"
+    shared = row.keys() & set(type(graded.verdict).__slots__)
+    assert shared == {
+        "right", "format_right", "trace_valid", "first_bad_step", "trace_fault", "right_reflections"
+    }  # fmt: skip
+    assert all(row[name] == getattr(graded.verdict, name) for name in shared)
+    assert sum(row["behaviors"].values()) == len(made.spans)
 
 
 def test_a_row_without_a_response_is_no_wrong_answer(demonstrations):

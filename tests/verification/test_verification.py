@@ -19,11 +19,11 @@ from bi_ray.tasks.promptbench.task import PromptBenchTask
 from bi_ray.tasks.userdata import UserDataTask
 from bi_ray.verification.verdicts import (
     DataFailure,
+    Judge,
     Verdict,
     VerificationItem,
     Verifier,
     load_reward_function,
-    verify,
 )
 
 TASK = PromptBenchTask(
@@ -36,8 +36,11 @@ PROBLEM = TASK.problem("sft", 0)
 GOOD = Recipe(BRIDGE, seed=0).demonstrate(TASK, PROBLEM).response
 
 
-def verdict_of(response: str, truncated: bool = False, **options) -> Verdict:
-    return verify(TASK, PROBLEM.graph, PROBLEM.answer, response, truncated, **options)
+def verdict_of(
+    response: str, truncated: bool = False, format_reward: float = 0.0, **options
+) -> Verdict:
+    judge = Judge(TASK, VerifierConfig(**options), format_reward)
+    return judge(item_of(response, truncated))
 
 
 def item_of(response: str, truncated: bool = False) -> VerificationItem:
@@ -51,9 +54,8 @@ def test_every_demonstration_is_right_valid_and_counted():
     for i in range(60):
         problem = TASK.problem("sft", i)
         demonstration = Recipe(BRIDGE, seed=0).demonstrate(TASK, problem)
-        verdict = verify(
-            TASK, problem.graph, problem.answer, demonstration.response, truncated=False
-        )
+        row = ProblemRow(problem.id, problem.question, problem.answer, problem.graph.to_json(), ())
+        verdict = Judge(TASK)(VerificationItem.of(row, demonstration.response, truncated=False))
         spans = [span.behavior for span in demonstration.spans]
         assert verdict == Verdict(
             reward=1.0,
@@ -273,9 +275,8 @@ def test_without_a_graph_the_answer_is_checked_and_the_trace_is_not():
     right, wrong, cut = verifier.score(
         [text_item(whole), text_item("<answer>0.6</answer>"), text_item(whole, truncated=True)]
     )
-    assert (right.reward, right.right, right.format_right, right.trace_valid, right.trace_fault) == (
-        1.25, True, True, None, None,
-    )  # fmt: skip
+    assert (right.reward, right.right, right.format_right) == (1.25, True, True)
+    assert (right.trace_valid, right.trace_fault) == (None, None)
     assert (wrong.reward, wrong.right, wrong.format_right, wrong.trace_valid) == (
         0.0,
         False,
@@ -319,7 +320,8 @@ def test_mathematics_that_never_ends_is_a_data_failure_and_spoils_no_other():
 
 def test_a_check_that_fails_is_a_data_failure_and_never_a_wrong_answer(tmp_path, monkeypatch):
     (tmp_path / "failing_checks.py").write_text(
-        "def check(question, answer, response):\n    return {'yes': True, 'no': False, 'half': 0.5}[response]\n"
+        "def check(question, answer, response):\n    return {'yes': True, 'no': False, "
+        "'half': 0.5}[response]\n"
     )
     monkeypatch.chdir(tmp_path)
     verifier = Verifier(
@@ -330,7 +332,8 @@ def test_a_check_that_fails_is_a_data_failure_and_never_a_wrong_answer(tmp_path,
     )
     assert (yes.right, no.right) == (True, False)
     assert half == DataFailure(
-        "the check of the answer raised AnswerError: failing_checks:check returned 0.5; return True or False "
+        "the check of the answer raised AnswerError: failing_checks:check returned 0.5; "
+        "return True or False "
         "(graded rewards: verifier.reward_function)"
     )
     assert odd == DataFailure("the check of the answer raised KeyError: 'odd'")

@@ -1,17 +1,17 @@
-"""Which quantity of an iGSM problem is computed from which, grown in stages to an exact number of
-operations.
+"""Which quantity of an iGSM problem is computed from which, with an exact number of operations.
 
 A quantity takes ``max(1, k - 1)`` operations, where k <= 4 counts its operands, a number of its own
-among them. The stages are those of arXiv:2407.20311: abstract quantities with all that they stand
-on, up to a first budget of operations; instance ones, up to a second; an order from the question
-backwards in which each is needed; more operands until the operations are exact; then what the
-question does not need. Nothing here has a value or a name yet.
+among them. The stages are those of arXiv:2407.20311: abstract quantities with all that they are
+computed from, up to a first budget of operations; instance quantities, up to a second; an order
+from the question backwards in which each is needed; more operands until the number of operations is
+exact; then quantities that the question does not need. Nothing here has a value or a name yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from bi_ray.tasks.igsm.structure import (
@@ -27,18 +27,18 @@ class Shape(NamedTuple):
     """The free parameters of the generator. All shares are of 1."""
 
     instances_per_op: float = 0.56  # edges wanted of the structure, per operation
-    # share of the operations that the first stage may use: from here ...
+    # range of the share of the operations that the first stage may use
     abstract_low: float = 0.47
-    abstract_high: float = 0.92  # ... to here
-    instance_low: float = 0.63  # share that the first two stages use together: from here ...
-    instance_high: float = 0.92  # ... to here
-    # operands that are the latest quantity there can be, which makes long chains; others are any
+    abstract_high: float = 0.92
+    # range of the share that the first two stages may use together
+    instance_low: float = 0.63
+    instance_high: float = 0.92
+    # operands that are the latest possible quantity, which makes long chains; others are any
     late: float = 0.9
     leaf: float = 0.3  # quantities with no operands so far that stay given by a number alone
     same: float = 0.1  # quantities with one operand that stay equal to it
     number: float = 0.7  # free operands that are a number
-    # quantities that the question needs not and that are given by a number alone
-    redundant_leaf: float = 0.03
+    redundant_leaf: float = 0.03  # redundant quantities that are given by a number alone
 
 
 @dataclass(slots=True)
@@ -49,10 +49,10 @@ class Draft:
         structure: the items and edges that the quantities are about.
         quantities: number of an edge (an instance quantity), or ``len(edges) + 3 * item + depth``
             for an abstract one (what the item holds in the layer ``depth + 1`` below it).
-        operands: of each quantity the places of those before it that it is computed from.
-        numbers: whether each takes a number of its own, too.
-        question: place of the quantity that is asked for.
-        needed: how many quantities the question needs, itself among them.
+        operands: for each quantity, the positions of the earlier ones that it is computed from.
+        numbers: for each quantity, whether it also takes a number of its own.
+        question: position of the quantity that is asked for.
+        needed: number of quantities that the question needs, itself among them.
     """
 
     structure: Structure
@@ -66,8 +66,7 @@ class Draft:
 def draw_draft(
     uniform: Callable[[], float], ops: int, redundant: int, shape: Shape
 ) -> Draft | None:
-    """A random draft of exactly ``ops`` operations and at most ``redundant`` quantities that the
-    question needs not.
+    """A random draft of exactly ``ops`` operations and at most ``redundant`` redundant quantities.
 
     Returns:
         None where the stages met a dead end: draw again.
@@ -92,81 +91,86 @@ def draw_draft(
     needed = len(order)
     for _ in range(min(redundant, len(free))):
         edge = _take(uniform, free)
-        place = len(order) if uniform() < shape.late else int(uniform() * len(order)) + 1
+        position = len(order)
+        if uniform() >= shape.late:
+            position = int(uniform() * len(order)) + 1
         count = 1 if uniform() < shape.redundant_leaf else 2
-        numbers[edge] = _fill(uniform, chosen, edge, order, place, count, shape)
-        order.insert(place, edge)
-    places = {quantity: place for place, quantity in enumerate(order)}
+        numbers[edge] = _fill(uniform, chosen, edge, order, position, count, shape)
+        order.insert(position, edge)
+    position_of = dict(zip(order, range(len(order)), strict=True))
+    operands: list[list[int]] = []
+    for quantity in order:
+        operands.append(list(map(position_of.__getitem__, chosen[quantity])))
     return Draft(
-        structure,
-        order,
-        [[places[operand] for operand in chosen[quantity]] for quantity in order],
-        [numbers.get(quantity, False) for quantity in order],
-        places[question],
-        needed,
+        structure=structure,
+        quantities=order,
+        operands=operands,
+        numbers=[numbers.get(quantity, False) for quantity in order],
+        question=position_of[question],
+        needed=needed,
     )
 
 
 def _budget(uniform: Callable[[], float], ops: int, low: float, high: float) -> int:
-    """A share of the operations between ``low`` and ``high``, rounded at random so that none is out
-    of reach.
-    """
+    """A share of the operations between ``low`` and ``high``, rounded at random."""
     return int(ops * (low + uniform() * (high - low)) + uniform())
 
 
 def _take(uniform: Callable[[], float], pool: list[int]) -> int:
     """Remove a random element; the order of the rest changes."""
-    place = int(uniform() * len(pool))
-    taken = pool[place]
-    pool[place] = pool[-1]
+    return _remove(pool, int(uniform() * len(pool)))
+
+
+def _remove(pool: list[int], position: int) -> int:
+    """Remove an element; the last one takes its position."""
+    taken = pool[position]
+    pool[position] = pool[-1]
     pool.pop()
     return taken
 
 
 def _abstract_operands(structure: Structure) -> dict[int, list[int]]:
-    """What each abstract quantity is computed from: edges, or pairs of an edge and an abstract
-    quantity one layer on.
+    """The operands of each abstract quantity.
 
-    Those that would have more operands than a quantity may have are left out, and what stands on
-    them.
+    They are edges, or pairs of an edge and an abstract quantity one layer below. Quantities that
+    would have too many operands are left out, and those that are computed from them.
     """
     edges = len(structure.edges)
-    found: dict[int, list[int]] = {}
+    abstract: dict[int, list[int]] = {}
     for item in range(len(structure.layer) - 1, -1, -1):
         below = structure.below[item]
         if not below:
             continue
         quantity = edges + (MAX_LAYERS - 1) * item
-        found[quantity] = below
-        if 2 * len(below) <= MAX_IN_DEGREE:
-            inner = [edges + (MAX_LAYERS - 1) * structure.edges[edge][1] for edge in below]
-            for depth in range(MAX_LAYERS - 2):
-                if not all([first + depth in found for first in inner]):
-                    break
-                found[quantity + depth + 1] = [
-                    operand
-                    for edge, first in zip(below, inner, strict=True)
-                    for operand in (edge, first + depth)
-                ]
-    return found
+        abstract[quantity] = below
+        if 2 * len(below) > MAX_IN_DEGREE:
+            continue
+        # the first abstract quantity of each item below
+        inner = [edges + (MAX_LAYERS - 1) * structure.edges[edge][1] for edge in below]
+        for depth in range(MAX_LAYERS - 2):
+            nested = [first + depth for first in inner]
+            if not abstract.keys() >= set(nested):
+                break
+            pairs = zip(below, nested, strict=True)
+            abstract[quantity + depth + 1] = list(chain.from_iterable(pairs))
+    return abstract
 
 
 def _abstract_stage(
     uniform: Callable[[], float], structure: Structure, budget: int
 ) -> tuple[dict[int, list[int]], int]:
-    """Abstract quantities with all that they stand on, within a budget of operations; and the
-    operations used.
+    """Abstract quantities with all that they are computed from, within a budget of operations.
+
+    Returns:
+        Their operands, and the number of operations used.
     """
     abstract = _abstract_operands(structure)
     candidates = list(abstract)
     chosen: dict[int, list[int]] = {}
     used = 0
     while candidates and used < budget:
-        place = int(uniform() * len(candidates))
         new: dict[int, list[int]] = {}
-        waiting = [candidates[place]]
-        candidates[place] = candidates[-1]
-        candidates.pop()
+        waiting = [_take(uniform, candidates)]
         cost = used
         while waiting and cost <= budget:
             quantity = waiting.pop()
@@ -189,21 +193,19 @@ def _abstract_stage(
 def _backwards(
     uniform: Callable[[], float], chosen: dict[int, list[int]], edges: int, extra: int, shape: Shape
 ) -> tuple[list[int], int]:
-    """Order the quantities from the question backwards, making each an operand of one that comes
-    later.
+    """Order the quantities from the question backwards; each is an operand of a later one.
 
     Args:
-        uniform: a number from [0, 1).
-        chosen: operands of every quantity; those of instance ones are filled in.
-        edges: quantities below this number are instance ones.
+        uniform: draws a number from [0, 1).
+        chosen: operands of every quantity; those of instance quantities are filled in.
+        edges: number of edges; the quantities below this number are instance quantities.
         extra: operations that are left to spend.
         shape: the free parameters.
 
     Returns:
-        The order, the question last, and the operations still left; no order where it met a dead
-        end.
+        The order, the question last, and the operations still left; an empty order at a dead end.
     """
-    # for each quantity how many abstract ones that need it are not placed yet
+    # for each quantity, the number of abstract ones that need it and are not placed yet
     waiting = dict.fromkeys(chosen, 0)
     for quantity, operands in chosen.items():
         if quantity >= edges:
@@ -215,41 +217,56 @@ def _backwards(
     placed: list[int] = []
     open_: list[int] = []  # placed instance quantities that can take another operand
     while needed or loose:
-        place = int(uniform() * (len(needed) + (len(loose) if open_ or not placed else 0)))
-        if place < len(needed):
-            quantity = needed[place]
-            needed[place] = needed[-1]
-            needed.pop()
-        elif not open_ and placed:
-            return [], extra
-        else:
+        candidates = len(needed)
+        if open_ or not placed:
+            candidates += len(loose)
+        position = int(uniform() * candidates)
+        if position < len(needed):
+            quantity = _remove(needed, position)
+        elif not placed:
             quantity = _take(uniform, loose)
-            if placed:
-                while True:
-                    place = (
-                        len(open_) - 1 if uniform() < shape.late else int(uniform() * len(open_))
-                    )
-                    operands = chosen[open_[place]]
-                    if len(operands) < 2:
-                        break
-                    if extra and len(operands) < MAX_IN_DEGREE:
-                        extra -= 1
-                        break
-                    open_[place] = open_[-1]
-                    open_.pop()
-                    if not open_:
-                        return [], extra
-                operands.append(quantity)
+        else:
+            if not open_:
+                return [], extra
+            quantity = _take(uniform, loose)
+            user, extra = _user(uniform, chosen, open_, extra, shape.late)
+            if user is None:
+                return [], extra
+            chosen[user].append(quantity)
         placed.append(quantity)
         if quantity < edges:
             open_.append(quantity)
-        else:
-            for operand in chosen[quantity]:
-                waiting[operand] -= 1
-                if not waiting[operand]:
-                    needed.append(operand)
+            continue
+        for operand in chosen[quantity]:
+            waiting[operand] -= 1
+            if not waiting[operand]:
+                needed.append(operand)
     placed.reverse()
     return placed, extra
+
+
+def _user(
+    uniform: Callable[[], float],
+    chosen: dict[int, list[int]],
+    open_: list[int],
+    extra: int,
+    late: float,
+) -> tuple[int | None, int]:
+    """A placed quantity that takes another operand, and the operations left; None: there is none.
+
+    Quantities that cannot take another one are removed from ``open_``.
+    """
+    while open_:
+        position = len(open_) - 1
+        if uniform() >= late:
+            position = int(uniform() * len(open_))
+        count = len(chosen[open_[position]])
+        if count < 2:
+            return open_[position], extra
+        if extra and count < MAX_IN_DEGREE:
+            return open_[position], extra - 1
+        _remove(open_, position)
+    return None, extra
 
 
 def _exact_stage(
@@ -260,42 +277,53 @@ def _exact_stage(
     extra: int,
     shape: Shape,
 ) -> dict[int, bool] | None:
-    """Raise in-degrees until ``extra`` operations more are there; who takes a number of its own,
-    None at a dead end.
+    """Add operands until ``extra`` more operations are spent.
+
+    Returns:
+        Whether each instance quantity takes a number of its own; None at a dead end.
     """
-    places = [place for place, quantity in enumerate(order) if quantity < edges]
-    counts: dict[int, int] = {}
-    # three operands, a number among them, need two before it
-    room = [place for place in places if place >= 2]
+    positions = [position for position, quantity in enumerate(order) if quantity < edges]
+    counts: dict[int, int] = {}  # of operands, by position
+    # three operands, a number among them, need two quantities before it
+    room = [position for position in positions if position >= 2]
     while extra:
         if not room:
             return None
         index = int(uniform() * len(room))
-        place = room[index]
-        count = counts.get(place) or max(2, len(chosen[order[place]]))
-        if count < min(MAX_IN_DEGREE, place + 1):
-            counts[place] = count + 1
+        position = room[index]
+        count = counts.get(position) or max(2, len(chosen[order[position]]))
+        if count < min(MAX_IN_DEGREE, position + 1):
+            counts[position] = count + 1
             extra -= 1
         else:
-            room[index] = room[-1]
-            room.pop()
+            _remove(room, index)
     numbers: dict[int, bool] = {}
-    for place in places:
-        quantity = order[place]
-        count = counts.get(place) or _operand_count(uniform, len(chosen[quantity]), place, shape)
-        numbers[quantity] = _fill(uniform, chosen, quantity, order, place, count, shape)
+    for position in positions:
+        quantity = order[position]
+        count = counts.get(position, 0)
+        if not count:
+            count = _operand_count(uniform, len(chosen[quantity]), position, shape)
+        numbers[quantity] = _fill(uniform, chosen, quantity, order, position, count, shape)
     return numbers
 
 
-def _operand_count(uniform: Callable[[], float], have: int, before: int, shape: Shape) -> int:
-    """How many operands a quantity of one operation gets that has ``have`` so far, and ``before``
-    ones before it.
+def _operand_count(uniform: Callable[[], float], current: int, before: int, shape: Shape) -> int:
+    """Number of operands of a quantity of one operation.
+
+    Args:
+        uniform: draws a number from [0, 1).
+        current: number of operands so far.
+        before: number of quantities before it.
+        shape: the free parameters.
     """
-    if have >= 2:
-        return have
-    if before and uniform() >= (shape.same if have else shape.leaf):
-        return 2
-    return 1
+    if current >= 2:
+        return current
+    if not before:
+        return 1
+    share_of_one = shape.same if current else shape.leaf
+    if uniform() < share_of_one:
+        return 1
+    return 2
 
 
 def _fill(
@@ -307,8 +335,10 @@ def _fill(
     count: int,
     shape: Shape,
 ) -> bool:
-    """Give a quantity ``count`` operands, of the first ``before`` ones; whether one of them is a
-    number.
+    """Give a quantity ``count`` operands, out of the first ``before`` quantities of the order.
+
+    Returns:
+        Whether one of them is a number.
     """
     operands = chosen.setdefault(quantity, [])
     missing = count - len(operands)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import mul
 from typing import NamedTuple
 
 from bi_ray.reasoning.expression import Expression, Operator
@@ -14,18 +15,19 @@ ADD, SUBTRACT, MULTIPLY, SAME = Operator.ADD, Operator.SUBTRACT, Operator.MULTIP
 
 
 class Numbers(NamedTuple):
-    """Which numbers and relations occur. Ranges are a least number and how many there are; shares
-    are of 1.
+    """Which numbers and relations occur.
+
+    Ranges are pairs of the least number and how many numbers there are; shares are between 0 and 1.
 
     Attributes:
-        given: values of quantities that are given.
-        added: numbers in "... more than".
-        factors: numbers in "... times".
+        given: range of the values of given quantities.
+        added: range of the numbers in "... more than".
+        factors: range of the numbers in "... times".
         times: share of the relations with a number that multiply by it.
         difference: share of the relations between two quantities that subtract.
-        equal: whether they may subtract equal ones.
+        equal: whether equal quantities may be subtracted.
         every: whether the limit holds for every quantity, or for the answer alone.
-        tries: how often the relation of one quantity is drawn until its value is within the limit.
+        tries: draws of the relation of a quantity until its value is within the limit.
     """
 
     given: tuple[int, int]
@@ -39,18 +41,31 @@ class Numbers(NamedTuple):
 
 
 PAPER = Numbers(
-    (0, 10), (0, 10), (0, 10), times=0.9, difference=0.5, equal=True, every=False, tries=1
+    given=(0, 10),
+    added=(0, 10),
+    factors=(0, 10),
+    times=0.9,
+    difference=0.5,
+    equal=True,
+    every=False,
+    tries=1,
 )
 CLEAN = Numbers(
-    (1, 20), (1, 20), (2, 8), times=0.3, difference=0.5, equal=False, every=True, tries=8
+    given=(1, 20),
+    added=(1, 20),
+    factors=(2, 8),
+    times=0.3,
+    difference=0.5,
+    equal=False,
+    every=True,
+    tries=8,
 )
 
 
 def draw_names(uniform: Callable[[], float], draft: Draft) -> list[str]:
     """A name for every quantity of a draft, "A's B", from one world.
 
-    The items of a layer come in alphabetical order: sums over them are written in that order, and
-    read back so.
+    The items of a layer are in alphabetical order: sums over them are read back in that order.
     """
     world = WORLDS[int(uniform() * len(WORLDS))]
     layers = draft.structure.layer
@@ -63,25 +78,24 @@ def draw_names(uniform: Callable[[], float], draft: Draft) -> list[str]:
             del names[int(uniform() * len(names))]
         items += names
     edges = draft.structure.edges
-    found: list[str] = []
+    quantity_names: list[str] = []
     for quantity in draft.quantities:
         if quantity < len(edges):
-            holder, held = edges[quantity]
-            found.append(f"{items[holder]}'s {items[held]}")
+            holder, item = edges[quantity]
+            held = items[item]
         else:
             holder, depth = divmod(quantity - len(edges), MAX_LAYERS - 1)
-            found.append(
-                f"{items[holder]}'s {world.categories[outermost + layers[holder] + depth + 1]}"
-            )
-    return found
+            held = world.categories[outermost + layers[holder] + depth + 1]
+        quantity_names.append(f"{items[holder]}'s {held}")
+    return quantity_names
 
 
 class Relation(NamedTuple):
     """How a quantity is computed from its operands: ``number outer (operand inner operand ...)``.
 
     Attributes:
-        inner: what joins the operands; None where there are none, and the number is the value.
-        outer: what joins the number to them, None where there is no number.
+        inner: operator that joins the operands; None: there are none, and the number is the value.
+        outer: operator that joins the number to them; None: there is no number.
         number: the number.
     """
 
@@ -90,30 +104,32 @@ class Relation(NamedTuple):
     number: int = 0
 
 
-# the last: a sum of products of pairs
-PLAIN_SUM, EQUAL, PRODUCTS = Relation(ADD), Relation(SAME), Relation(MULTIPLY)
+PLAIN_SUM, EQUAL = Relation(ADD), Relation(SAME)
+PRODUCTS = Relation(MULTIPLY)  # a sum of products of pairs
 
 
 def draw_values(
     uniform: Callable[[], float], draft: Draft, numbers: Numbers, limit: int
 ) -> tuple[list[Relation], list[int]] | None:
-    """A relation and a value for every quantity, in the order of the draft; None where one is
-    beyond the limit.
+    """A relation and a value for every quantity, in the order of the draft.
 
     Args:
-        uniform: a number from [0, 1).
+        uniform: draws a number from [0, 1).
         draft: what is computed from what.
         numbers: which numbers and relations occur.
         limit: largest absolute value of the answer, or of every quantity.
+
+    Returns:
+        None where a value is beyond the limit.
     """
     edges = len(draft.structure.edges)
     every, tries = numbers.every, range(numbers.tries)
     relations: list[Relation] = []
     values: list[int] = []
-    for quantity, places, with_number in zip(
+    for quantity, positions, with_number in zip(
         draft.quantities, draft.operands, draft.numbers, strict=True
     ):
-        operands = [values[place] for place in places]
+        operands = [values[position] for position in positions]
         if quantity < edges:
             for _ in tries:
                 relation, value = _draw_relation(uniform, operands, with_number, numbers)
@@ -121,7 +137,7 @@ def draw_values(
                     break
         elif (quantity - edges) % (MAX_LAYERS - 1):
             relation = PRODUCTS
-            value = sum([a * b for a, b in zip(operands[::2], operands[1::2], strict=True)])
+            value = sum(map(mul, operands[::2], operands[1::2]))
         else:
             relation = PLAIN_SUM if len(operands) > 1 else EQUAL
             value = sum(operands)
@@ -129,27 +145,26 @@ def draw_values(
             return None
         relations.append(relation)
         values.append(value)
-    return (relations, values) if -limit <= values[draft.question] <= limit else None
+    if -limit <= values[draft.question] <= limit:
+        return relations, values
+    return None
 
 
 def _draw_relation(
     uniform: Callable[[], float], operands: list[int], with_number: bool, numbers: Numbers
 ) -> tuple[Relation, int]:
-    """A random relation of an instance quantity to its operands, with a number of its own or
-    without; and its value.
-    """
+    """A random relation of an instance quantity to its operands, and its value."""
     count = len(operands)
     if not count:
         given = numbers.given[0] + int(uniform() * numbers.given[1])
         return Relation(None, None, given), given
-    if (
-        count == 2
-        and uniform() < numbers.difference
-        and (numbers.equal or operands[0] != operands[1])
-    ):
-        inner, value = SUBTRACT, operands[0] - operands[1]
-    else:
-        inner, value = ADD if count > 1 else SAME, sum(operands)
+    inner, value = ADD, sum(operands)
+    if count == 1:
+        inner = SAME
+    elif count == 2 and uniform() < numbers.difference:
+        a, b = operands
+        if numbers.equal or a != b:
+            inner, value = SUBTRACT, a - b
     if not with_number:
         return Relation(inner), value
     if uniform() < numbers.times:
@@ -164,10 +179,12 @@ def formula_of(relation: Relation, names: list[str]) -> Expression:
     inner, outer, number = relation
     if inner is None:
         return number
+    if relation is PRODUCTS:
+        products = [(MULTIPLY, a, b) for a, b in zip(names[::2], names[1::2], strict=True)]
+        if len(products) == 1:
+            return products[0]
+        return (ADD, *products)
     if outer is None:
-        if relation is PRODUCTS:
-            products = [(MULTIPLY, a, b) for a, b in zip(names[::2], names[1::2], strict=True)]
-            return (ADD, *products) if len(products) > 1 else products[0]
         return (inner, *names)
     if inner is SAME:
         return (outer, number, names[0])

@@ -1,9 +1,8 @@
-"""The worlds of iGSM: four layers of categories each, one inside the other, with sub-categories and
-names.
+"""The worlds of iGSM: four layers of categories each, with sub-categories and names.
 
 The shape is that of arXiv:2407.20311; the words are our own. No name occurs twice, none is a
-category, and none holds a word that the sentences use as a joint, so that every sentence can be
-read back in one way.
+category, and none contains a word that joins the parts of a sentence, so that every sentence can be
+read back in one way only.
 """
 
 from __future__ import annotations
@@ -32,19 +31,20 @@ class World:
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
         """Names of each sub-category of each layer, in alphabetical order."""
-        return tuple(
-            tuple(tuple(sorted(names)) for names in subs.values()) for subs in self.layers.values()
-        )
+        groups: list[tuple[tuple[str, ...], ...]] = []
+        for subcategories in self.layers.values():
+            names = map(sorted, subcategories.values())
+            groups.append(tuple(map(tuple, names)))
+        return tuple(groups)
 
     @cached_property
     def layer_of(self) -> dict[str, int]:
         """Layer of every name, counted from 0."""
-        return {
-            name: layer
-            for layer, groups in enumerate(self.groups)
-            for names in groups
-            for name in names
-        }
+        layers: dict[str, int] = {}
+        for layer, groups in enumerate(self.groups):
+            for names in groups:
+                layers.update(dict.fromkeys(names, layer))
+        return layers
 
 
 WORLDS = (
@@ -311,13 +311,13 @@ WORLDS = (
         }
     ),
 )
-CATEGORIES = frozenset(category for world in WORLDS for category in world.layers)
+CATEGORIES: frozenset[str] = frozenset().union(*(world.layers for world in WORLDS))
 
 
 def names() -> list[str]:
     """Every name and category of every world."""
-    found: list[str] = []
+    words: list[str] = []
     for world in WORLDS:
-        found += world.categories
-        found += world.layer_of
-    return found
+        words += world.categories
+        words += world.layer_of
+    return words

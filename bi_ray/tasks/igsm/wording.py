@@ -1,25 +1,37 @@
-"""The sentences of iGSM: relations, premises, questions, and the lines of a chain of thought
-(arXiv:2505.18917).
+"""The sentences of iGSM: relations, premises, questions, and lines of a chain of thought.
 
-A quantity is called "A's B": how many B each A has. In a chain of thought it is denoted by a
-letter, the same whenever it comes again; letters and the words at a line's beginning are drawn from
-the graph alone, so that all plans for a problem use the same ones.
+Their wording follows arXiv:2505.18917. A quantity is called "A's B": how many B each A has. A chain
+of thought denotes it by one letter; letters and the words at a line's beginning are drawn from a
+random stream of the graph alone.
 """
 
 from __future__ import annotations
 
 import random
 
-from bi_ray.reasoning.expression import Expression, Notation, Operator, reductions, substitute
+from bi_ray.reasoning.expression import (
+    Expression,
+    Notation,
+    Operator,
+    Value,
+    reductions,
+    substitute,
+)
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.trace import Piece, Plan, Step, StepKind, another_way, outline
+from bi_ray.reasoning.trace import (
+    LINE_BEHAVIORS,
+    Piece,
+    Plan,
+    Step,
+    StepKind,
+    outline,
+    verification_of,
+)
+from bi_ray.tasks.traces import ANSWER, THINK_END, THINK_START
 
 NOTATION = Notation({Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*"})
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-THINK_START = "<think>\n"
-THINK_END = "\n</think>\n"
-ANSWER = "<answer> The final answer is {answer} </answer>"
 CONCLUSION = "Thus, the answer is {answer}."
 
 GIVEN_INTROS = ("According to the information given", "As the problem says", "From what is given")
@@ -38,10 +50,10 @@ WE_NEED = ", we need "
 
 def phrases() -> list[str]:
     """The fixed parts of the task's texts, for a tokenizer that gives each one token."""
-    beginnings = [f"- {intro}, " for intro in (*GIVEN_INTROS, *INTROS)]
-    beginnings += [f".\n{beginning}" for beginning in beginnings]
+    intros = (*GIVEN_INTROS, *INTROS)
     return [
-        *beginnings,
+        *(f"- {intro}, " for intro in intros),
+        *(f".\n- {intro}, " for intro in intros),
         THINK_START,
         "The number of each ",
         ". The number of each ",
@@ -79,8 +91,7 @@ def phrases() -> list[str]:
         f". {RELATION}",
         f". {UNKNOWN}{NUMBER_OF}",
         f" and {NUMBER_OF}",
-        STILL_UNKNOWN.partition("{letter}")[0],
-        STILL_UNKNOWN.partition("{letter}")[2],
+        *STILL_UNKNOWN.split("{letter}"),
         MISTAKE,
         " = ",
         " + ",
@@ -93,27 +104,27 @@ def phrases() -> list[str]:
 
 
 def relation(formula: Expression) -> str:
-    """A formula over quantities in words, as premises state it and as information analysis restates
-    it.
+    """A formula over quantities in words, as premises and information analysis state it.
 
     Numbers come first: ``(ADD, 9, "a", "b")`` is "9 more than the sum of each a and each b".
     """
-    if isinstance(formula, tuple):
-        operator, first = formula[0], formula[1]
-        if isinstance(first, int):
-            inner = formula[2] if len(formula) == 3 else (Operator.ADD, *formula[2:])
-            return (
-                f"{first} {'more than' if operator is Operator.ADD else 'times'} {relation(inner)}"
-            )
-        if operator is Operator.ADD:
-            words = [relation(operand) for operand in formula[1:]]
-            return f"the sum of {', '.join(words[:-1])} and {words[-1]}"
-        if operator is Operator.SUBTRACT:
-            return f"the difference of each {first} and each {formula[2]}"
-        if operator is Operator.MULTIPLY:
-            return f"each {first} times each {formula[2]}"
-        return f"each {first}"
-    return f"each {formula}" if type(formula) is str else str(formula)
+    if type(formula) is str:
+        return f"each {formula}"
+    if not isinstance(formula, tuple):
+        return str(formula)
+    operator, first, *others = formula
+    if isinstance(first, int):
+        joint = "more than" if operator is Operator.ADD else "times"
+        inner = others[0] if len(others) == 1 else (Operator.ADD, *others)
+        return f"{first} {joint} {relation(inner)}"
+    if operator is Operator.ADD:
+        *words, last = map(relation, formula[1:])
+        return f"the sum of {', '.join(words)} and {last}"
+    if operator is Operator.SUBTRACT:
+        return f"the difference of each {first} and each {others[0]}"
+    if operator is Operator.MULTIPLY:
+        return f"each {first} times each {others[0]}"
+    return f"each {first}"
 
 
 def premise(name: str, formula: Expression) -> str:
@@ -134,16 +145,14 @@ def render(plan: Plan, graph: Graph) -> list[Piece]:
     for step in plan:
         writer.line(step, pieces)
         pieces.append(Piece("\n"))
-    pieces.append(
-        Piece(
-            CONCLUSION.format(answer=graph.answer) + THINK_END + ANSWER.format(answer=graph.answer)
-        )
-    )
+    conclusion = CONCLUSION.format(answer=graph.answer)
+    answer = ANSWER.format(answer=graph.answer)
+    pieces.append(Piece(f"{conclusion}{THINK_END}{answer}"))
     return pieces
 
 
 class _Writer:
-    """Writes the lines of one chain of thought, and remembers what has been denoted and solved."""
+    """Writes the lines of one chain of thought; remembers the letters and values of quantities."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -155,12 +164,14 @@ class _Writer:
     def line(self, step: Step, pieces: list[Piece]) -> None:
         if step.kind is StepKind.SOLVE:
             self._solution(step, self.graph.nodes[step.node], pieces)
-        elif step.kind is StepKind.ATTEMPT:
-            pieces.append(Piece(self._attempt(step.node), "reflection"))
+            return
+        if step.kind is StepKind.ATTEMPT:
+            text = self._attempt(step.node)
         elif step.kind is StepKind.VERIFY:
-            pieces.append(Piece(self._verification(step.node), "verification"))
+            text = self._verification(step.node)
         else:
-            pieces.append(Piece(self._outline(), "planning"))
+            text = self._outline()
+        pieces.append(Piece(text, LINE_BEHAVIORS[step.kind]))
 
     def _intro(self, words: tuple[str, ...] = INTROS) -> str:
         return words[int(self.uniform() * len(words))]
@@ -174,12 +185,11 @@ class _Writer:
         return letter
 
     def _denote(self, name: str) -> tuple[str, str]:
-        """The letter of a quantity, and the sentence that brings it up."""
-        if letter := self.letters.get(name):
-            return (
-                letter,
-                f"- {self._intro()}, let's come back to {NUMBER_OF}{name}. {REMEMBER}{letter}. ",
-            )
+        """The letter of a quantity, and the sentence that mentions it."""
+        letter = self.letters.get(name)
+        if letter:
+            start = f"- {self._intro()}, let's come back to {NUMBER_OF}{name}. {REMEMBER}{letter}. "
+            return letter, start
         letter = self._new_letter(name)
         if self.uniform() < 0.5:
             return letter, f"- {self._intro()}, let {letter} represent {NUMBER_OF}{name}. "
@@ -189,13 +199,7 @@ class _Writer:
         name, value = node.name, node.value
         self.values[name] = value
         if node.operator is None:
-            intro = self._intro(GIVEN_INTROS)
-            letter = self._new_letter(name)
-            pieces.append(
-                Piece(
-                    f"- {intro}, {NUMBER_OF}{name} is {value}. Let's denote it as {letter}. So {letter} = {value}."
-                )
-            )
+            pieces.append(Piece(self._given(name, value)))
             return
         letter, start = self._denote(name)
         formula = node.formula
@@ -207,11 +211,10 @@ class _Writer:
         if node.operator is not Operator.SAME:
             numbers = substitute(formula, self.values)
             text = f"{text} = {NOTATION.text(numbers)}"
-            if step.subgoal and len(sides := reductions(numbers)) > 1:
-                pieces.append(Piece(text))
-                pieces.append(
-                    Piece("".join([f" = {NOTATION.text(side)}" for side in sides[1:]]), "subgoal")
-                )
+            further = reductions(numbers)[1:] if step.subgoal else ()
+            if further:
+                sides = ["", *map(NOTATION.text, further)]
+                pieces += (Piece(text), Piece(" = ".join(sides), "subgoal"))
                 text = ""
         if step.mistake is not None:
             if text:
@@ -220,6 +223,14 @@ class _Writer:
             text = ""
         pieces.append(Piece(f"{text} = {value}."))
 
+    def _given(self, name: str, value: Value) -> str:
+        intro = self._intro(GIVEN_INTROS)
+        letter = self._new_letter(name)
+        return (
+            f"- {intro}, {NUMBER_OF}{name} is {value}. "
+            f"Let's denote it as {letter}. So {letter} = {value}."
+        )
+
     def _attempt(self, name: str) -> str:
         letter, start = self._denote(name)
         missing = self.graph.missing_parents(name, self.values)
@@ -227,9 +238,7 @@ class _Writer:
         return f"{start}{UNKNOWN}{known}{STILL_UNKNOWN.format(letter=letter)}"
 
     def _verification(self, name: str) -> str:
-        check = another_way(self.graph.nodes[name])
-        if check is None:
-            raise ValueError(f"{name} cannot be verified: there is no other equation for it")
+        check = verification_of(self.graph.nodes[name])
         symbols = NOTATION.text(substitute(check.expression, self.letters))
         numbers = NOTATION.text(substitute(check.expression, self.values))
         value = self.values[check.target]
@@ -239,8 +248,8 @@ class _Writer:
         )
 
     def _outline(self) -> str:
-        needs = [
-            f"{TO_GET}{name}{WE_NEED}{' and '.join(f'each {parent}' for parent in dict.fromkeys(parents))}"
-            for name, parents in outline(self.graph)
-        ]
+        needs: list[str] = []
+        for name, parents in outline(self.graph):
+            each_parent = " and ".join(map("each {}".format, dict.fromkeys(parents)))
+            needs.append(f"{TO_GET}{name}{WE_NEED}{each_parent}")
         return f"- Plan: {'; '.join(needs)}."

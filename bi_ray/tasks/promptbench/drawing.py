@@ -1,7 +1,7 @@
-"""Random problems: drafts of trees over positions, which become graphs once they are wanted.
+"""Random problems: drafts of trees over positions, which become graphs if they are used.
 
-Most drafts fall into another set than the one that is being made, and a draft is all that its hash
-needs.
+Most drafts fall into another set than the one that is being made, and the hash that decides it
+needs only a draft.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any, ClassVar, TypeAlias
 
 from bi_ray.config import DifficultyConfig, PromptBenchConfig
@@ -18,12 +18,13 @@ from bi_ray.reasoning.expression import Operator, Truth, Value, compute
 from bi_ray.reasoning.graph import Graph, Node, digest, digest_operation
 from bi_ray.tasks.promptbench.wording import CAUSES, node_names
 
-# A node: its value, and the operator on earlier entries, by their positions, that gives it. A plain
-# tuple for speed.
+# a node: its value, its operator, and the positions of the earlier entries that the operator takes;
+# a plain tuple for speed
 Entry: TypeAlias = "tuple[Value, Operator | None, tuple[int, ...]]"
 Wish: TypeAlias = "tuple[int, Value | None]"  # depth and answer, None: any
-_WORDS = ("and", "not")  # of the rules: no names of facts
-_TRUE_ROOTS = 0.1  # of abductions; as rare as upstream, nearly: below a True root nothing is known
+_WORDS = ("and", "not")  # words of the rules, which cannot be names of facts
+# share of abductions with a True root, nearly as rare as upstream: nothing is known below one
+_TRUE_ROOTS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ class Draft:
     """A problem before it is a graph.
 
     Attributes:
-        entries: its nodes, each after its parents.
+        entries: the nodes, each after its parents.
         question: position of the node that is asked for.
         order: the positions in the order of the graph.
-        names: of the entries.
-        implied: whether what an operator gives is only a premise that implies the node (deduction).
+        names: names of the entries.
+        implied: whether an operator's value is only a premise that implies the node (deduction).
     """
 
     entries: list[Entry]
@@ -47,41 +48,37 @@ class Draft:
     def hash(self) -> str:
         """The hash of ``graph``, without making it."""
         digests: list[str] = []
-        used = set[int]()
+        used = {self.question}
         for value, operator, parents in self.entries:
             if operator is None:
                 digests.append(digest(str(value)))
                 continue
-            one = digest_operation(operator, [digests[parent] for parent in parents])
-            digests.append(digest(Operator.IF, one) if self.implied else one)
+            operation = digest_operation(operator, [digests[parent] for parent in parents])
+            if self.implied:
+                operation = digest(Operator.IF, operation)
+            digests.append(operation)
             used.update(parents)
-        used.add(self.question)
-        return digest(
-            digests[self.question], *sorted(d for i, d in enumerate(digests) if i not in used)
-        )
+        unused = [one for position, one in enumerate(digests) if position not in used]
+        return digest(digests[self.question], *sorted(unused))
 
     def graph(self) -> Graph:
         """The problem that was drawn."""
         return Graph(map(self._node, self.order), self.names[self.question])
 
     def _node(self, position: int) -> Node:
+        name = self.names[position]
         value, operator, positions = self.entries[position]
         parents = tuple([self.names[parent] for parent in positions])
-        if operator is not None and self.implied:
-            return Node(
-                self.names[position],
-                value,
-                Operator.IF,
-                parents,
-                (Operator.IF, (operator, *parents)),
-            )
-        return Node(self.names[position], value, operator, parents)
+        if operator is None or not self.implied:
+            return Node(name, value, operator, parents)
+        expression = (Operator.IF, (operator, *parents))
+        return Node(name, value, Operator.IF, parents, expression)
 
 
 class Trees(ABC):
-    """A tree that the question needs, and small ones that it does not."""
+    """Draws a tree that the question needs, and small ones that it does not."""
 
-    answers_are_wished: ClassVar[bool]  # whether each problem is drawn to have one certain answer
+    answers_are_wished: ClassVar[bool]  # whether each problem's answer is chosen before it is drawn
 
     def __init__(self, config: PromptBenchConfig) -> None:
         self.config = config
@@ -90,16 +87,14 @@ class Trees(ABC):
 
     @abstractmethod
     def wish(self, rng: random.Random, difficulty: DifficultyConfig) -> Wish:
-        """Depth and answer of a problem; where answers are wished, those that the depth can have
-        are as likely.
-        """
+        """Depth and answer of a problem; all answers that are possible there are equally likely."""
 
     def draft(
         self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None
     ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to.
 
-        Redundant nodes are further small trees, each as a block at a random place between the
+        Redundant nodes are further small trees, each as a block at a random position between the
         others.
         """
         depth, wished = wish or self.wish(rng, difficulty)
@@ -107,27 +102,34 @@ class Trees(ABC):
         while self._grow(rng, depth, entries) != wished and wished is not None:
             entries.clear()
         question = len(entries) - 1
-        blocks: list[range] = []
-        rest = rng.randint(*difficulty.redundant_nodes)
-        while rest > 0:
-            start = len(entries)
-            self._grow(rng, 2 if rest >= 2 and rng.random() < 0.7 else 1, entries)
-            size = len(entries) - start
-            if size > rest:
-                del entries[start:]
-                continue
-            blocks.append(range(start, start + size))
-            rest -= size
+        blocks = self._redundant(rng, rng.randint(*difficulty.redundant_nodes), entries)
         names = rng.sample(self.names, len(entries))
         order = list(range(question + 1))
         for block in blocks:
-            place = rng.randint(0, len(order))
-            order[place:place] = block
+            position = rng.randint(0, len(order))
+            order[position:position] = block
         return Draft(entries, question, order, names)
+
+    def _redundant(self, rng: random.Random, count: int, entries: list[Entry]) -> list[range]:
+        """Append ``count`` entries in trees of one or two levels; returns the trees' positions."""
+        blocks: list[range] = []
+        while count > 0:
+            start = len(entries)
+            depth = 1
+            if count >= 2 and rng.random() < 0.7:
+                depth = 2
+            self._grow(rng, depth, entries)
+            size = len(entries) - start
+            if size > count:
+                del entries[start:]
+            else:
+                blocks.append(range(start, start + size))
+                count -= size
+        return blocks
 
     @abstractmethod
     def _grow(self, rng: random.Random, depth: int, entries: list[Entry]) -> Any:
-        """Append a tree, its root last, and give the root's value."""
+        """Append a tree, its root last; returns the root's value."""
 
 
 class Arithmetic(Trees):
@@ -158,10 +160,8 @@ class Arithmetic(Trees):
         b, right = self._grow(rng, depth - 1, entries), len(entries) - 1
         value = None if operator is Operator.SQUARE else compute(operator, (a, b))
         if value is None or abs(value) > self.limit:
-            allowed = [
-                o for o in self.operators if o.arity == 2 and abs(compute(o, (a, b))) <= self.limit
-            ]
-            if not allowed:  # both sides at the limit and no operator brings them together
+            allowed = self._allowed(a, b)
+            if not allowed:
                 del entries[start:]
                 return self._grow(rng, depth, entries)
             operator = rng.choice(allowed)
@@ -169,9 +169,17 @@ class Arithmetic(Trees):
         entries.append((value, operator, (left, right)))
         return value
 
+    def _allowed(self, a: int, b: int) -> list[Operator]:
+        """The operators whose value on two operands is within the limit."""
+        allowed: list[Operator] = []
+        for operator in self.operators:
+            if operator.arity == 2 and abs(compute(operator, (a, b))) <= self.limit:
+                allowed.append(operator)
+        return allowed
+
 
 class Logic(Trees):
-    """Trees of AND, OR and NOT over True and False; in deduction each only implies its node."""
+    """Trees of AND, OR and NOT over True and False; in deduction these only imply their node."""
 
     answers_are_wished = True
 
@@ -181,7 +189,7 @@ class Logic(Trees):
         self.names = [name for name in pool if name not in _WORDS][: config.name_pool]
 
     def wish(self, rng: random.Random, difficulty: DifficultyConfig) -> Wish:
-        """A depth, and one of the answers that it can have, each as likely."""
+        """A depth, and one of the answers that it can have; all are equally likely."""
         depth = rng.randint(*difficulty.depth)
         return depth, rng.choice(self.reachable(depth))
 
@@ -189,24 +197,25 @@ class Logic(Trees):
         """The values that the root of a tree of this depth can have."""
         values = {Truth.TRUE, Truth.FALSE}
         for _ in range(depth - 1):
-            values = {
-                self._gate(o, operands)
-                for o in self.operators
-                for operands in product(values, repeat=o.arity)
-            }
+            above: set[Truth] = set()
+            for operator in self.operators:
+                for operands in product(values, repeat=operator.arity):
+                    above.add(self._gate(operator, operands))
+            values = above
         return sorted(values)
 
     def draft(
         self, rng: random.Random, difficulty: DifficultyConfig, wish: Wish | None = None
     ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to."""
-        return replace(
-            super().draft(rng, difficulty, wish), implied=self.config.logic == "deductive"
-        )
+        draft = super().draft(rng, difficulty, wish)
+        return replace(draft, implied=self.config.logic == "deductive")
 
     def _gate(self, operator: Operator, operands: Iterable[Truth]) -> Truth:
-        value = compute(operator, operands)
-        return compute(Operator.IF, (value,)) if self.config.logic == "deductive" else value
+        value: Truth = compute(operator, operands)
+        if self.config.logic == "deductive":
+            return compute(Operator.IF, (value,))
+        return value
 
     def _grow(self, rng: random.Random, depth: int, entries: list[Entry]) -> Truth:
         if depth == 1:
@@ -224,22 +233,21 @@ class Logic(Trees):
 
 
 class Abduction(Logic):
-    """Rules as in deduction, with the root's value given: values follow downwards, and a leaf is
-    asked for.
+    """Rules as in deduction, with the root's value given: a leaf is asked for.
 
-    Whatever the question does not need is redundant, so a tree's other branches are, too;
-    ``redundant_nodes`` are further ones, below leaves.
+    Values follow downwards. Whatever the question does not need is redundant, other branches of the
+    tree included; ``redundant_nodes`` are further ones, below leaves.
     """
 
     def reachable(self, depth: int) -> list[Truth]:
         """The values that a leaf this deep can have."""
         values = {Truth.TRUE, Truth.FALSE}
         for _ in range(depth - 1):
-            values = {
-                compute(CAUSES[operator], (value,))
-                for operator in self.operators
-                for value in values
-            }
+            below: set[Truth] = set()
+            for operator in self.operators:
+                for value in values:
+                    below.add(compute(CAUSES[operator], (value,)))
+            values = below
         return sorted(values)
 
     def draft(
@@ -247,35 +255,49 @@ class Abduction(Logic):
     ) -> Draft:
         """One random problem of the given difficulty, whatever set it belongs to."""
         depth, wished = wish or self.wish(rng, difficulty)
-        asked: list[int] = []
-        while not asked:
-            entries: list[Entry] = [
-                (Truth.TRUE if rng.random() < _TRUE_ROOTS else Truth.FALSE, None, ())
-            ]
-            rules, level = [[0]], [0]  # the root; then what each rule has as premises, by levels
-            for _ in range(depth - 1):
-                rules.extend(
-                    self._premises(rng.choice(self.operators), parent, entries) for parent in level
-                )
-                level = [position for rule in rules[-len(level) :] for position in rule]
-            asked = [position for position in level if entries[position][0] is wished]
-        question, leaves = rng.choice(asked), level
-        rest = rng.randint(*difficulty.redundant_nodes)
-        while rest > 0:
+        candidates: list[int] = []
+        while not candidates:
+            entries, rules, leaves = self._tree(rng, depth)
+            candidates = [leaf for leaf in leaves if entries[leaf][0] is wished]
+        question = rng.choice(candidates)
+        missing = rng.randint(*difficulty.redundant_nodes)
+        while missing > 0:
             operator = rng.choice(self.operators)
-            if operator.arity <= rest:
+            if operator.arity <= missing:
                 parent = leaves.pop(rng.randrange(len(leaves)))
                 premises = self._premises(operator, parent, entries)
                 above = next(i for i, rule in enumerate(rules) if parent in rule)
                 rules.insert(rng.randint(above + 1, len(rules)), premises)
                 leaves.extend(premises)
-                rest -= len(premises)
-        order = [position for rule in rules for position in rule]
+                missing -= len(premises)
+        order = list(chain.from_iterable(rules))
         return Draft(entries, question, order, rng.sample(self.names, len(entries)))
 
+    def _tree(
+        self, rng: random.Random, depth: int
+    ) -> tuple[list[Entry], list[list[int]], list[int]]:
+        """A tree of rules.
+
+        Returns:
+            Its entries; the positions of the root, then of each rule's premises, level by level;
+            the positions of the leaves.
+        """
+        root = Truth.TRUE if rng.random() < _TRUE_ROOTS else Truth.FALSE
+        entries: list[Entry] = [(root, None, ())]
+        rules, level = [[0]], [0]
+        for _ in range(depth - 1):
+            next_level: list[int] = []
+            for parent in level:
+                premises = self._premises(rng.choice(self.operators), parent, entries)
+                rules.append(premises)
+                next_level.extend(premises)
+            level = next_level
+        return entries, rules, level
+
     def _premises(self, operator: Operator, conclusion: int, entries: list[Entry]) -> list[int]:
-        """Append the facts of a new rule, and give their positions."""
-        cause, start = CAUSES[operator], len(entries)
+        """Append the facts of a new rule; returns their positions."""
+        cause = CAUSES[operator]
         value = compute(cause, (entries[conclusion][0],))
-        entries.extend((value, cause, (conclusion,)) for _ in range(operator.arity))
+        start = len(entries)
+        entries.extend([(value, cause, (conclusion,))] * operator.arity)
         return list(range(start, len(entries)))

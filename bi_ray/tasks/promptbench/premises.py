@@ -30,10 +30,10 @@ def question(graph: Graph, logic: LogicName) -> str:
 
 
 def _arithmetic(node: Node) -> str:
-    parents = node.parents or ("",)
-    return PREMISES[node.operator].format(
-        node=node.name, value=node.value, a=parents[0], b=parents[-1]
-    )
+    template = PREMISES[node.operator]
+    if node.operator is None:
+        return template.format(node=node.name, value=node.value)
+    return template.format(node=node.name, a=node.parents[0], b=node.parents[-1])
 
 
 def _boolean(node: Node) -> str:
@@ -43,9 +43,9 @@ def _boolean(node: Node) -> str:
 
 
 def _deductive(node: Node) -> str:
-    if not isinstance(node.expression, tuple):
-        return wording.FACT.format(node=node.name, value=node.value)
-    return wording.RULE.format(node=node.name, premise=RULES.text(node.expression[1]))
+    if isinstance(node.expression, tuple):
+        return wording.RULE.format(node=node.name, premise=RULES.text(node.expression[1]))
+    return wording.FACT.format(node=node.name, value=node.value)
 
 
 _SENTENCE: dict[LogicName, Callable[[Node], str]] = {
@@ -55,61 +55,85 @@ _SENTENCE: dict[LogicName, Callable[[Node], str]] = {
 }
 
 
+_OPERATOR_OF_CAUSE = {cause: operator for operator, cause in CAUSES.items()}
+
+
 def _rules(graph: Graph) -> Iterator[str]:
-    """A sentence per conclusion: the facts that stand below it are its premise."""
-    below: dict[str, list[Node]] = {}
+    """A sentence per conclusion; the facts below it are its premise."""
+    facts_of: dict[str, list[Node]] = {}
     for node in graph.nodes.values():
         for conclusion in node.parents:
-            below.setdefault(conclusion, []).append(node)
-    for conclusion, facts in below.items():
-        operator = next(premise for premise, cause in CAUSES.items() if cause is facts[0].operator)
-        yield wording.RULE.format(
-            node=conclusion, premise=RULES.text((operator, *(fact.name for fact in facts)))
-        )
+            facts_of.setdefault(conclusion, []).append(node)
+    for conclusion, facts in facts_of.items():
+        cause = facts[0].operator
+        assert cause is not None  # facts have a parent, the conclusion
+        operator = _OPERATOR_OF_CAUSE[cause]
+        premise = RULES.text((operator, *(fact.name for fact in facts)))
+        yield wording.RULE.format(node=conclusion, premise=premise)
 
 
 def read_question(text: str, logic: LogicName) -> Graph:
-    """The graph behind a question, redundant nodes included, whatever the order of its premises.
+    """The graph behind a question, redundant nodes included, whatever the premises' order.
 
     Args:
         text: premises and question, sentence after sentence; the question comes first or last.
-        logic: what it is about.
+        logic: the logic of the problem.
 
     Raises:
-        ParseError: a sentence has no known form, or what they say makes no graph.
+        ParseError: a sentence has no known form, or the sentences do not make a graph.
     """
-    told: list[list[Definition]] = []
-    asked: list[re.Match[str]] = []
-    for sentence in filter(None, re.split(r"(?<=[.?])\s+", text.strip())):
-        if match := _ASKED[logic].fullmatch(sentence):
-            asked.append(match)
-        else:
-            told.append(_READ[logic](sentence))
-    if len(asked) != 1:
-        raise ParseError(
-            f"{len(asked)} questions: {text[-80:]!r}" if asked else f"no question: {text[-80:]!r}"
-        )
-    # what is given stands where the rules about it do, so that their order can be kept
+    definitions: list[list[Definition]] = []
+    questions: list[re.Match[str]] = []
+    for sentence in re.split(r"(?<=[.?])\s+", text.strip()):
+        if match := _QUESTIONS[logic].fullmatch(sentence):
+            questions.append(match)
+        elif sentence:
+            definitions.append(_READ[logic](sentence))
+    if not questions:
+        raise ParseError(f"no question: {text[-80:]!r}")
+    if len(questions) > 1:
+        raise ParseError(f"{len(questions)} questions: {text[-80:]!r}")
     if logic == "abductive":
-        given: Definition = (asked[0]["given"], _value(asked[0]["value"]))
-        told.insert(0 if told and given[0] in names_in(told[0][0][1]) else len(told), [given])
-    return graph_from_definitions(told, asked[0]["node"])
+        _insert_given(definitions, questions[0])
+    return graph_from_definitions(definitions, questions[0]["node"])
+
+
+def _insert_given(definitions: list[list[Definition]], question: re.Match[str]) -> None:
+    """Insert the value that an abductive question gives, so that the order stays topological.
+
+    It comes first or last, on the side where the rules about it are.
+    """
+    name = question["given"]
+    position = len(definitions)
+    if definitions:
+        _, first_formula = definitions[0][0]
+        if name in names_in(first_formula):
+            position = 0
+    definitions.insert(position, [(name, _value(question["value"]))])
 
 
 def _pattern(template: str, value: str) -> re.Pattern[str]:
-    """What reads a sentence that the template writes."""
-    fields = dict.fromkeys(("node", "a", "b", "given"), r"\w+") | {"value": value, "premise": ".+"}
-    return re.compile(
-        re.sub(r"\\\{(\w+)\\\}", lambda m: f"(?P<{m[1]}>{fields[m[1]]})", re.escape(template))
-    )
+    """The pattern of the sentences that a template writes; its fields are groups."""
+    fields = {
+        "node": r"\w+",
+        "a": r"\w+",
+        "b": r"\w+",
+        "given": r"\w+",
+        "value": value,
+        "premise": ".+",
+    }
+    pattern = re.escape(template)
+    for name, field in fields.items():
+        pattern = pattern.replace(rf"\{{{name}\}}", f"(?P<{name}>{field})")
+    return re.compile(pattern)
 
 
 _ARITHMETIC = {operator: _pattern(template, INTEGER) for operator, template in PREMISES.items()}
-_FACT, _EQUALS, _RULE = (
-    _pattern(template, TRUTH) for template in (wording.FACT, wording.EQUALS, wording.RULE)
-)
+_FACT = _pattern(wording.FACT, TRUTH)
+_EQUALS = _pattern(wording.EQUALS, TRUTH)
+_RULE = _pattern(wording.RULE, TRUTH)
 _QUESTION = _pattern(wording.QUESTION, TRUTH)
-_ASKED: dict[LogicName, re.Pattern[str]] = {
+_QUESTIONS: dict[LogicName, re.Pattern[str]] = {
     "arithmetic": _QUESTION,
     "boolean": _QUESTION,
     "deductive": _QUESTION,
@@ -119,11 +143,14 @@ _ASKED: dict[LogicName, re.Pattern[str]] = {
 
 def _read_arithmetic(sentence: str) -> list[Definition]:
     for operator, pattern in _ARITHMETIC.items():
-        if match := pattern.fullmatch(sentence):
-            if operator is None:
-                return [(match["node"], _value(match["value"]))]
-            operands = (match["a"],) if operator.arity == 1 else (match["a"], match["b"])
-            return [(match["node"], (operator, *operands))]
+        match = pattern.fullmatch(sentence)
+        if match is None:
+            continue
+        if operator is None:
+            return [(match["node"], _value(match["value"]))]
+        if operator.arity == 1:
+            return [(match["node"], (operator, match["a"]))]
+        return [(match["node"], (operator, match["a"], match["b"]))]
     raise _unknown(sentence)
 
 
@@ -140,24 +167,31 @@ def _read_deductive(sentence: str) -> list[Definition]:
 
 def _read_abductive(sentence: str) -> list[Definition]:
     conclusion, (operator, *facts) = _read_operation(_RULE, RULES, sentence)
-    if not all(type(fact) is str for fact in facts):
-        # what makes a nested premise false is more than one operator can say
-        raise _unknown(sentence)
-    return [(fact, (CAUSES[operator], conclusion)) for fact in facts]
+    definitions: list[Definition] = []
+    for fact in facts:
+        if type(fact) is not str:
+            # one operator cannot tell what makes a nested premise false
+            raise _unknown(sentence)
+        definitions.append((fact, (CAUSES[operator], conclusion)))
+    return definitions
 
 
 def _read_fact(sentence: str) -> list[Definition]:
     match = _FACT.fullmatch(sentence)
-    return [(match["node"], _value(match["value"]))] if match else []
+    if match is None:
+        return []
+    return [(match["node"], _value(match["value"]))]
 
 
 def _read_operation(
     pattern: re.Pattern[str], notation: Notation, sentence: str
 ) -> tuple[str, tuple[Any, ...]]:
-    """The node that a sentence computes or concludes, and from what."""
+    """The node that a sentence computes or concludes, and its expression."""
     match = pattern.fullmatch(sentence)
-    expression = notation.parse(match["premise"]) if match else None
-    if match is None or not isinstance(expression, tuple):
+    if match is None:
+        raise _unknown(sentence)
+    expression = notation.parse(match["premise"])
+    if not isinstance(expression, tuple):
         raise _unknown(sentence)
     return match["node"], expression
 

@@ -1,16 +1,15 @@
 """The PromptBench task (DyVal, arXiv:2309.17167): trees of operators, described in sentences.
 
 A problem of depth d is a tree of d levels, the leaves included: of small numbers (arithmetic) or of
-truth values, to be worked out (boolean), concluded by rules (deductive), or concluded backwards
-from the root (abductive). Redundant nodes are further small sub-trees that the question does not
-need. The wording of the arithmetic and of all traces follows section 3 of arXiv:2505.18917 and its
+truth values that are computed (boolean), concluded by rules (deductive), or concluded backwards
+from the root (abductive). Redundant nodes are further small subtrees that the question does not
+need. The wording of arithmetic and of all traces follows section 3 of arXiv:2505.18917 and its
 appendix; the sentences of logic follow DyVal's.
 """
 
 from __future__ import annotations
 
 import random
-import re
 
 from bi_ray.answers.checker import has_each_tag_once
 from bi_ray.config import DifficultyConfig, LogicName, PromptBenchConfig, SetName
@@ -20,10 +19,19 @@ from bi_ray.reasoning.graph import Graph
 from bi_ray.reasoning.trace import Piece, Plan, Span, StepKind
 from bi_ray.tasks.base import Problem, in_split, item_stream
 from bi_ray.tasks.promptbench import premises, wording
-from bi_ray.tasks.promptbench.drawing import Abduction, Arithmetic, Logic, Trees
+from bi_ray.tasks.promptbench.drawing import Abduction, Arithmetic, Logic, Trees, Wish
 from bi_ray.tasks.promptbench.lines import parse_line, spans_in, write_line
+from bi_ray.tasks.traces import (
+    ANSWER,
+    THINK_END,
+    THINK_START,
+    answer_pattern,
+    inside_think,
+    last_answer,
+    response_pattern,
+)
 
-# a set owns at least 5 % of the hashes: not to find one in so many draws is a wrong config
+# a set owns at least 2.5 % of the hashes, so this many draws only fail under a wrong configuration
 _MAX_DRAWS = 100_000
 _SOLVE = StepKind.SOLVE
 _ANSWERS: dict[LogicName, str] = {
@@ -53,20 +61,22 @@ class PromptBenchTask:
         self.names = self.drawing.names
         self.operators = self.drawing.operators
         self.system_prompt = wording.SYSTEM_PROMPTS[config.logic]
-        answer = re.escape(wording.ANSWER).replace(r"\{answer\}", f"({_ANSWERS[config.logic]})")
-        self._answer = re.compile(answer)
-        self._response = re.compile(rf"\s*<think>.*?</think>\s*{answer}\s*", re.DOTALL)
+        self._answer = answer_pattern(_ANSWERS[config.logic])
+        self._response = response_pattern(_ANSWERS[config.logic])
 
     def problem(self, split: SetName, index: int) -> Problem:
-        """Problem ``index`` of ``split``: drawn again from its own stream until its graph hash
-        falls in the set.
+        """Problem ``index`` of ``split``.
+
+        It is drawn from its own stream until its graph hash falls in the set.
 
         Raises:
             ValueError: the configured difficulty yields no problem of this set.
         """
         rng = item_stream(self.seed, split, index)
         difficulty = self.config.sets[split]
-        wish = self.drawing.wish(rng, difficulty) if self.drawing.answers_are_wished else None
+        wish: Wish | None = None
+        if self.drawing.answers_are_wished:
+            wish = self.drawing.wish(rng, difficulty)
         for _ in range(_MAX_DRAWS):
             draft = self.drawing.draft(rng, difficulty, wish)
             if in_split(draft.hash(), split):
@@ -90,11 +100,10 @@ class PromptBenchTask:
         return "\n".join([*lines, premises.question(graph, self.config.logic)])
 
     def parse_question(self, text: str) -> Graph:
-        """The graph behind a question, redundant nodes included; its premises may come in any
-        order.
+        """The graph behind a question, redundant nodes included, whatever the premises' order.
 
         Raises:
-            ParseError: a sentence has no known form, or what they say makes no graph.
+            ParseError: a sentence has no known form, or the sentences do not make a graph.
         """
         return premises.read_question(text, self.config.logic)
 
@@ -102,40 +111,31 @@ class PromptBenchTask:
         """The whole response: a line per step inside <think>, then the answer."""
         pieces: list[Piece] = []
         solved: set[str] = set()
-        text = before = wording.THINK_START
+        text = before = THINK_START
         for step in plan:
             text = write_line(step, graph, solved, before, pieces)
             before = f"{text}\n"
             if step.kind is _SOLVE:
                 solved.add(step.node)
-        pieces.append(
-            Piece(f"{text}{wording.THINK_END}{wording.ANSWER.format(answer=graph.answer)}")
-        )
+        answer = ANSWER.format(answer=graph.answer)
+        pieces.append(Piece(f"{text}{THINK_END}{answer}"))
         return pieces
 
     def parse_trace(self, response: str) -> list[ParsedStep]:
-        """The lines between <think> and </think>; a line of no known form becomes a step without a
+        """The lines between <think> and </think>; one of no known form becomes a step without a
         node.
         """
-        start = response.find("<think>")
-        end = response.find("</think>")
-        inside = response[
-            start + len("<think>") if start >= 0 else 0 : end if end >= 0 else len(response)
-        ]
-        return [parse_line(line) for line in inside.splitlines() if line.strip()]
+        lines = inside_think(response).splitlines()
+        return list(map(parse_line, filter(str.strip, lines)))
 
     def behavior_spans(self, response: str) -> list[Span]:
-        """What ``render`` marks: whole lines of reflection, verification and planning, and parts of
-        solving ones.
-        """
+        """The spans that ``render`` marks: whole lines, and parts of solving lines."""
         return spans_in(response)
 
     def parse_answer(self, response: str) -> str | None:
-        """The value in the last <answer>, None where there is none or it does not hold one of this
-        logic's.
-        """
-        match = self._answer.match(response, max(0, response.rfind("<answer>")))
-        return str(value_of(match[1])) if match else None
+        """The value in the last <answer>; None where there is none of this logic's."""
+        answer = last_answer(response, self._answer)
+        return str(value_of(answer)) if answer else None
 
     def format_is_right(self, response: str) -> bool:
         """Whether the response is exactly one <think> part and one <answer> part."""

@@ -1,10 +1,16 @@
-"""What PromptBench's texts are made of: signs, fixed sentences, names."""
+"""The parts of PromptBench's texts: signs, fixed sentences, names."""
 
 from __future__ import annotations
 
+from itertools import cycle, islice, product
+from string import ascii_lowercase
+
 from bi_ray.config import LogicName
 from bi_ray.reasoning.expression import Notation, Operator
+from bi_ray.tasks.traces import ANSWER, SYSTEM_PROMPT, THINK_END, THINK_START
 
+# of the traces, whatever the logic: "aac = IF (aaa AND aab)" is a deduction, and
+# "aaa = OR BEHIND aac" an abduction
 NOTATION = Notation(
     {
         Operator.ADD: "+",
@@ -20,7 +26,6 @@ NOTATION = Notation(
         Operator.CAUSE_NOT: "NOT BEHIND",
     }
 )
-"""Of the traces, whatever the logic: "aac = IF (aaa AND aab)" is a deduction, "aaa = OR BEHIND aac" an abduction."""
 
 CAUSES = {
     Operator.AND: Operator.CAUSE_AND,
@@ -28,17 +33,26 @@ CAUSES = {
     Operator.NOT: Operator.CAUSE_NOT,
 }
 
-RULES = Notation({Operator.AND: "and", Operator.OR: "or", Operator.NOT: "NOT"})
-"""Of the premises of deductive and abductive rules, as upstream writes them."""
+# of the premises of deductive and abductive rules, as upstream writes them
+RULES = Notation(
+    {
+        Operator.AND: "and",
+        Operator.OR: "or",
+        Operator.NOT: "NOT",
+    }
+)
 
-SYSTEM_PROMPT = "Think step by step inside <think> and </think>, then write <answer> The final answer is ... </answer>."
 _RULE = "A rule (premise) -> conclusion makes the conclusion True where the premise is True"
 SYSTEM_PROMPTS: dict[LogicName, str] = {
     "arithmetic": SYSTEM_PROMPT,
     "boolean": f"{SYSTEM_PROMPT} The answer is True or False.",
-    "deductive": f"{SYSTEM_PROMPT} {_RULE}, and leaves it N/A elsewhere. The answer is True, False or N/A.",
-    "abductive": f"{SYSTEM_PROMPT} {_RULE}: where a conclusion is False, its premise is False. "
-    "The answer is True, False, or N/A where it cannot be known.",
+    "deductive": (
+        f"{SYSTEM_PROMPT} {_RULE}, and leaves it N/A elsewhere. The answer is True, False or N/A."
+    ),
+    "abductive": (
+        f"{SYSTEM_PROMPT} {_RULE}: where a conclusion is False, its premise is False. "
+        "The answer is True, False, or N/A where it cannot be known."
+    ),
 }
 
 INTEGER = r"-?[0-9]{1,30}"  # as a pattern
@@ -47,7 +61,9 @@ TRUTH = r"True|False|N/A"
 PREMISES = {
     None: "The value of {node} is {value}.",
     Operator.ADD: "{node} gets its value by adding together the value of {a} and {b}.",
-    Operator.SUBTRACT: "{node} gets its value by subtracting the value of {b} from the value of {a}.",
+    Operator.SUBTRACT: (
+        "{node} gets its value by subtracting the value of {b} from the value of {a}."
+    ),
     Operator.MULTIPLY: "{node} gets its value by multiplying together the value of {a} and {b}.",
     Operator.SQUARE: "{node} gets its value by squaring the value that {a} has.",
 }
@@ -57,15 +73,11 @@ RULE = "({premise}) -> {node}."  # deductive and abductive
 QUESTION = "What is the value of {node}?"
 ABDUCTIVE_QUESTION = "Given {given} is {value}, what is the value of {node}?"
 
-THINK_START = "<think>\n"
-THINK_END = "\n</think>\n"
-ANSWER = "<answer> The final answer is {answer} </answer>"
-
 
 def node_names(pool: int) -> list[str]:
     """The first ``pool`` three-letter names: aaa, aab, ... aaz, aba, ..."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return [letters[i // 676 % 26] + letters[i // 26 % 26] + letters[i % 26] for i in range(pool)]
+    names = map("".join, product(ascii_lowercase, repeat=3))
+    return list(islice(cycle(names), pool))
 
 
 def phrases() -> list[str]:
@@ -74,7 +86,7 @@ def phrases() -> list[str]:
         SYSTEM_PROMPT,
         THINK_START,
         THINK_END,
-        *(part for part in ANSWER.partition("{answer}") if part != "{answer}"),
+        *ANSWER.split("{answer}"),
         "The value of ",
         " is ",
         " gets its value by adding together the value of ",
@@ -85,8 +97,12 @@ def phrases() -> list[str]:
         " has.",
         " and ",
         "What is the value of ",
-        *(f".\n{start}" for start in ("", "The value of ", "What is the value of ")),
-        *(f" has.\n{start}" for start in ("", "The value of ", "What is the value of ")),
+        ".\n",
+        ".\nThe value of ",
+        ".\nWhat is the value of ",
+        " has.\n",
+        " has.\nThe value of ",
+        " has.\nWhat is the value of ",
         "Let's solve ",
         "\nLet's solve ",
         "<think>\nLet's solve ",

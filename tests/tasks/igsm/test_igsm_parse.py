@@ -6,7 +6,7 @@ from igsm_tools import make_task
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.parse import ParseError, graph_from_trace
+from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import StepKind, join, vanilla_plan
 from bi_ray.tasks.igsm.parse import parse_line, parse_question, parse_relation, parse_trace
 from bi_ray.tasks.igsm.vocabulary import WORLDS, World
@@ -107,9 +107,9 @@ def test_chains_of_thought_are_read_back_into_the_needed_part_of_their_graphs():
     for index in range(60):
         graph = task.problem("rl", index).graph
         steps = task.parse_trace(join(task.render(vanilla_plan(graph), graph))[0])
-        assert graph_from_trace(steps, NOTATION).nodes == {
-            name: graph.nodes[name] for name in graph.needed_order
-        }
+        report = check_trace(steps, graph, NOTATION)
+        assert report.valid, report.reason
+        assert report.solved == {name: graph.values[name] for name in graph.needed_order}
 
 
 FOREIGN = (
@@ -140,7 +140,10 @@ def test_names_of_a_world_that_is_handed_over():
 
 
 def test_an_unknown_category_is_what_its_holder_holds_directly():
-    text = "The number of each Red Room's Tiny Bag equals 4. How many Backpack does each Red Room have?"
+    text = (
+        "The number of each Red Room's Tiny Bag equals 4. How many Backpack does each Red "
+        "Room have?"
+    )
     assert parse_question(text).answer == 4
 
 
@@ -160,7 +163,8 @@ def test_an_unknown_category_is_what_its_holder_holds_directly():
             "no sentence .*'It rains.'",
         ),
         (
-            "The number of each A's B equals 1. The number of each A's B equals 2. How many B does each A have?",
+            "The number of each A's B equals 1. The number of each A's B equals 2. How many "
+            "B does each A have?",
             "twice",
         ),
         ("The number of each A's B equals 1.", "0 questions"),
@@ -169,7 +173,8 @@ def test_an_unknown_category_is_what_its_holder_holds_directly():
             '"C\'s D" is used, but',
         ),
         (
-            "The number of each A's B equals each A's C. The number of each A's C equals each A's B. "
+            "The number of each A's B equals each A's C. The number of each A's C equals "
+            "each A's B. "
             "How many B does each A have?",
             "circle",
         ),
@@ -183,7 +188,8 @@ def test_what_cannot_be_read_is_named(text, message):
 # Section 9 of docs/method.md, line by line, with names put in for its letters.
 WORKED = [
     (
-        "- According to the information given, the number of each X's Y is 1. Let's denote it as S. So S = 1.",
+        "- According to the information given, the number of each X's Y is 1. Let's denote "
+        "it as S. So S = 1.",
         (1, "S", None, ()),
     ),
     (
@@ -195,7 +201,8 @@ WORKED = [
         (24, "v", "m + Q + W", ("13 + 5 + 6",)),
     ),
     (
-        "- Then, let's denote the number of each X's Y as v. Then v = m + Q + W = 13 + 5 + 6 = 18 + 6 = 24.",
+        "- Then, let's denote the number of each X's Y as v. Then v = m + Q + W = 13 + 5 + 6 "
+        "= 18 + 6 = 24.",
         (24, "v", "m + Q + W", ("13 + 5 + 6", "18 + 6")),
     ),
     (
@@ -217,12 +224,14 @@ def test_worked_lines_are_read(line, expected):
 
 def test_analysis_reflection_and_remembering_are_read():
     line = (
-        "- Then, let's denote the number of each X's Y as y. We know that it equals the difference of "
+        "- Then, let's denote the number of each X's Y as y. We know that it equals the "
+        "difference of "
         "each G's A and each H's B. Then y = p - v = 48 - 24 = 24."
     )
     assert parse_line(line, {}).relation == (SUBTRACT, "G's A", "H's B")
     line = (
-        "- Then, let's denote the number of each G's A as y. But we haven't calculated the number of each P's B yet, "
+        "- Then, let's denote the number of each G's A as y. But we haven't calculated the "
+        "number of each P's B yet, "
         "thus the value of y is still unknown."
     )
     step = parse_line(line, {})
@@ -232,7 +241,10 @@ def test_analysis_reflection_and_remembering_are_read():
         "y",
         ("P's B",),
     )
-    line = "- Now, consider the number of each G's A. Remember that it has been denoted as y. Then y = p = 3."
+    line = (
+        "- Now, consider the number of each G's A. Remember that it has been denoted as "
+        "y. Then y = p = 3."
+    )
     step = parse_line(line, {})
     assert (step.node, step.symbol, step.symbols, step.value) == ("G's A", "y", "p", 3)
 
@@ -245,9 +257,11 @@ def test_a_vanilla_solution_of_the_paper_is_checked():
         Node("Old School's Room", 6, ADD, ("Art Room's Bag", "Dance Room's Bag")),
     ]
     lines = [
-        "- According to the information given, the number of each Art Room's Bag is 1. Let's denote it as S. So S = 1.",
+        "- According to the information given, the number of each Art Room's Bag is 1. Let's "
+        "denote it as S. So S = 1.",
         "- Next, let Q represent the number of each Dance Room's Bag. Then Q = 5 * S = 5 * 1 = 5.",
-        "- Then, let's denote the number of each Old School's Room as v. Then v = S + Q = 1 + 5 = 6.",
+        "- Then, let's denote the number of each Old School's Room as v. Then v = S + Q = 1 "
+        "+ 5 = 6.",
         "Thus, the answer is 6.",
     ]
     steps = parse_trace(
@@ -267,7 +281,8 @@ def test_a_vanilla_solution_of_the_paper_is_checked():
         "- Next, let Q represent the number of each X's Y. Then Q = five.",
         "- Next, let Q represent the number of each X. Then Q = 5.",
         "- So, the number of each X's Y is 1. Let's denote it as S. So S = 2.",
-        "- Next, let Q represent the number of each X's Y. We know that it equals much. Then Q = S = 5.",
+        "- Next, let Q represent the number of each X's Y. We know that it equals much. Then "
+        "Q = S = 5.",
         "- Next, let Q represent the number of each X's Y. But we haven't calculated anything yet, "
         "thus the value of Q is still unknown.",
         "- Now, let's check Q: S + Q = 1 + 2 = 3, and S is 3, right.",

@@ -75,7 +75,7 @@ PAPER = {
 
 @pytest.mark.slow
 def test_paper_mode_has_the_distribution_of_the_authors():
-    """Within 5 % each; with 25,000 problems the shares of zeros and reflections are known to 1 %."""
+    """Within 5 % each; 25,000 problems give the shares of zeros and reflections to 1 %."""
     figures = paper_figures(25_000)
     for name, value in PAPER.items():
         assert figures[name] == pytest.approx(value, rel=0.05), (name, figures)

@@ -49,8 +49,10 @@ def evaluate_question(text: str) -> int:
     forms = {
         r"The value of (\w+) is (-?\d+)\.": "({1})",
         r"(\w+) gets its value by adding together the value of (\w+) and (\w+)\.": "({1} + {2})",
-        r"(\w+) gets its value by subtracting the value of (\w+) from the value of (\w+)\.": "({2} - {1})",
-        r"(\w+) gets its value by multiplying together the value of (\w+) and (\w+)\.": "({1} * {2})",
+        r"(\w+) gets its value by subtracting the value of (\w+) from the value of "
+        r"(\w+)\.": "({2} - {1})",
+        r"(\w+) gets its value by multiplying together the value of (\w+) and "
+        r"(\w+)\.": "({1} * {2})",
         r"(\w+) gets its value by squaring the value that (\w+) has\.": "({1})**2",
     }
     for premise in premises:
@@ -266,11 +268,13 @@ WORKED_LINES = [
         },
     ),
     (
-        "Let's solve aap, aaf and aao are not known yet, wait, aap seems to be not solvable yet, let's get back",
+        "Let's solve aap, aaf and aao are not known yet, wait, aap seems to be not solvable "
+        "yet, let's get back",
         {"node": "aap", "missing": ("aaf", "aao")},
     ),
     (
-        "Let's solve aap, aaf is not known yet, wait, aap seems to be not solvable yet, let's get back",
+        "Let's solve aap, aaf is not known yet, wait, aap seems to be not solvable yet, "
+        "let's get back",
         {"node": "aap", "missing": ("aaf",)},
     ),
 ]
@@ -298,7 +302,8 @@ def test_worked_lines_are_read(line, fields):
 def test_premises_are_worded_as_in_the_paper(premise):
     """With the names taken out; and the subtraction is the first named taken from the second."""
     bare = re.compile(
-        r"\b(?:aa[a-z]|[a-z]{3}(?= gets)|(?<=of )[a-z]{3}\b|(?<=and )[a-z]{3}\b|(?<=that )[a-z]{3}\b)"
+        r"\b(?:aa[a-z]|[a-z]{3}(?= gets)|(?<=of )[a-z]{3}\b|(?<=and )[a-z]{3}\b|(?<=that "
+        r")[a-z]{3}\b)"
     )
     task = make_task()
     forms = {

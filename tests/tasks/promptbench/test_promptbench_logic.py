@@ -277,7 +277,8 @@ def test_recipes_work_as_on_arithmetic(logic):
 def test_wrong_lines_of_logic_are_refused(line, wrong, reason):
     task = make_task("boolean")
     graph = task.parse_question(
-        "aab is True.\naac is False.\nThe value of aae equals to (aab AND aac).\nWhat is the value of aae?"
+        "aab is True.\naac is False.\nThe value of aae equals to (aab AND aac).\nWhat is the "
+        "value of aae?"
     )
     start = "Let's solve aab, aab is True\nLet's solve aac, aac is False\nLet's solve aae, "
     assert check_trace(task.parse_trace(start + line), graph, task.notation).valid
@@ -299,7 +300,8 @@ def test_traces_are_worded_alike_in_every_logic():
     assert last_line(
         "deductive", "aaa is True. aab is False. (aaa and aab) -> aac. What is the value of aac?"
     ) == (
-        "Let's solve aac, since aaa is True and aab is False, aac = IF (aaa AND aab) = IF (True AND False) "
+        "Let's solve aac, since aaa is True and aab is False, aac = IF (aaa AND aab) = IF "
+        "(True AND False) "
         "= IF False = N/A"
     )
     assert last_line(
@@ -312,7 +314,10 @@ def test_answers_are_of_the_logic(logic):
     task = PromptBenchTask(PromptBenchConfig(logic=logic, sets={"sft": DifficultyConfig()}), 0)
     read = {}
     for answer in ("True", "False", "N/A", "7", "true", "NA"):
-        response = f"<think>\nLet's solve aaa, aaa is True\n</think>\n<answer> The final answer is {answer} </answer>"
+        response = (
+            f"<think>\nLet's solve aaa, aaa is True\n</think>\n<answer> The final "
+            f"answer is {answer} </answer>"
+        )
         read[answer] = task.parse_answer(response)
         assert task.format_is_right(response) is (read[answer] is not None)
         assert read[answer] in (None, answer)

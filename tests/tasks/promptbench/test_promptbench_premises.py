@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from plans import every_behavior
 
 from bi_ray.config import DifficultyConfig, PromptBenchConfig
+from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.parse import ParseError, graph_from_trace
+from bi_ray.reasoning.parse import ParseError
 from bi_ray.reasoning.trace import join
 from bi_ray.tasks.promptbench.task import PromptBenchTask
 
@@ -40,9 +41,9 @@ def check_round_trip(task: PromptBenchTask, seed: int) -> None:
         assert list(read.nodes) == list(graph.nodes)
         assert task.describe(read, rng) == text
     trace = join(task.render(every_behavior(graph, rng), graph))[0]
-    shown = graph_from_trace(task.parse_trace(trace), task.notation)
-    assert list(shown.nodes.values()) == [graph.nodes[name] for name in graph.needed_order]
-    assert shown.question == graph.question
+    report = check_trace(task.parse_trace(trace), read, task.notation)
+    assert report.valid, report.reason
+    assert report.solved == {name: graph.values[name] for name in graph.needed_order}
 
 
 @FAMILIES
@@ -114,7 +115,10 @@ def test_every_sentence_form_is_read(logic, sentence, name, meaning):
 
 
 def test_facts_behind_a_conclusion_are_read():
-    text = "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is False, what is the value of aac?"
+    text = (
+        "(aad and aae) -> aab.\n(NOT aaa) -> aac.\n(aab or aac) -> aaz.\nGiven aaz is "
+        "False, what is the value of aac?"
+    )
     graph = make_task("abductive").parse_question(text)
     assert {name: node.formula for name, node in graph.nodes.items()} == {
         "aaz": "False",
@@ -137,7 +141,8 @@ def test_facts_behind_a_conclusion_are_read():
 def test_the_operands_of_a_subtraction_are_not_swapped():
     text = (
         "The value of aaa is 9.\nThe value of aab is 4.\n"
-        "aac gets its value by subtracting the value of aab from the value of aaa.\nWhat is the value of aac?"
+        "aac gets its value by subtracting the value of aab from the value of aaa.\nWhat is "
+        "the value of aac?"
     )
     assert make_task("arithmetic").parse_question(text).answer == 5
 
