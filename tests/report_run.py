@@ -180,7 +180,7 @@ _KINDS = {
 
 
 def measured(config: RunConfig, seed=0) -> dict:
-    """The parts of a summary that a readiness measurement adds: readiness, realized and during_rl."""
+    """The parts of a summary that readiness adds: readiness, realized and during_rl."""
     rng = random.Random(seed)
     found: dict[str, dict] = {"readiness": {}, "realized": {}, "during_rl": {}}
     for place, arm in enumerate(config.arms):
