@@ -74,7 +74,7 @@ INFLUENCE_FILE = "influence.jsonl"  # a row per query analyzed during RL
 
 # In the stages around RL. Two stages call their rows queries.jsonl.
 SELECTED_QUERIES_FILE = "queries.jsonl"  # of queries: ``bi_ray.batches.selection.QueryRow``
-MEASURED_QUERIES_FILE = "queries.jsonl"  # of readiness: ``bi_ray.readiness.records.QueryRow``
+MEASURED_QUERIES_FILE = "queries.jsonl"  # of readiness: ``bi_ray.readiness.records.MeasuredQuery``
 READINESS_FILE = "readiness.json"  # what readiness measured of the policy as a whole
 ROLLOUTS_FILE = "rollouts.jsonl"  # what readiness sampled
 REALIZED_FILE = "realized.json"
