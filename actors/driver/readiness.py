@@ -40,6 +40,7 @@ from bi_ray.runs.layout import REALIZED_FILE, ROLLOUTS_FILE
 from bi_ray.runs.records import read_jsonl
 
 _POLL_S = 1.0
+_STEP_SAMPLES = "realised"  # part of these samples' seeds: another word would draw others
 _ATTEMPTS = 3  # of an analysis over which the analyzer dies
 _DIED = (
     "the influence analyzer died (killed, or out of memory? then lower "
@@ -181,7 +182,7 @@ class ReadinessMeter:
         queries = self._informative(lines)[: self.config.readiness.realized_queries]
         target_rows = [row for row in lines if row["kind"] == "target"]
         await self._ask(lambda: self.analyzer.aim.remote(policy, target_rows), attempts=_ATTEMPTS)
-        before = await self._rewards(policy / WEIGHTS, target, "realized")
+        before = await self._rewards(policy / WEIGHTS, target, _STEP_SAMPLES)
         again = await self._rewards(policy / WEIGHTS, target, "noise")
         files = _StepFiles(out / "ahead.safetensors", out / "behind.safetensors")
         control = await self._realize_step(policy, None, files, target, before)
@@ -226,8 +227,8 @@ class ReadinessMeter:
         """
         ahead, behind = files.ahead, files.behind
         predicted = await self._ask(lambda: self.analyzer.step.remote(policy, query, ahead, behind))
-        rewards_ahead = await self._rewards(ahead, target, "realized")
-        rewards_behind = await self._rewards(behind, target, "realized")
+        rewards_ahead = await self._rewards(ahead, target, _STEP_SAMPLES)
+        rewards_behind = await self._rewards(behind, target, _STEP_SAMPLES)
         change = realized_change(before, rewards_ahead, rewards_behind)
         return {"predicted": predicted} | change
 
