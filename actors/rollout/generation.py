@@ -97,6 +97,7 @@ class Generation:
                     "group %s takes long on worker %d; another one is asked",
                     request.key,
                     slow.number,
+                    extra={"worker": slow.number},
                 )
                 self._membership.tally.redispatched += 1
                 second = _Copy()
@@ -207,7 +208,10 @@ class Generation:
         except WORKER_FAULTS:
             raise
         except Exception:
-            log.exception("a bug met by group %s on worker %d", request.key, member.number)
+            number = member.number
+            log.exception(
+                "a bug met by group %s on worker %d", request.key, number, extra={"worker": number}
+            )
             raise
         member.generated_tokens += sum(len(sample.tokens) for sample in group.samples)
         return group

@@ -83,6 +83,7 @@ class Heartbeat:
                 member.number,
                 describe(error),
                 exc_info=True,
+                extra={"worker": member.number},
             )
         else:
             if member.is_served_by(handle):

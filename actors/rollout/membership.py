@@ -155,7 +155,8 @@ class Membership:
             else:
                 break
         if member.restarts:
-            log.warning("rollout worker %d is in service again", member.number)
+            number = member.number
+            log.warning("rollout worker %d is in service again", number, extra={"worker": number})
         self.queue.recover()
         self.queue.dispatch()
 
@@ -188,6 +189,7 @@ class Membership:
             member.number,
             attempt,
             pause_s,
+            extra={"worker": member.number},
         )
         await asyncio.sleep(pause_s)
 
@@ -294,6 +296,7 @@ class Membership:
             kind,
             describe(error),
             exc_info=error,
+            extra={"worker": member.number},
         )
 
     # A worker leaves
@@ -325,7 +328,13 @@ class Membership:
         try:
             await member.handle.close()
         except Exception:  # a worker that cannot be closed any more is killed
-            log.debug("rollout worker %d is killed, its close failed", member.number, exc_info=True)
+            number = member.number
+            log.debug(
+                "rollout worker %d is killed, its close failed",
+                number,
+                exc_info=True,
+                extra={"worker": number},
+            )
             member.handle.kill()
 
     def _forget(self, member: Member) -> None:

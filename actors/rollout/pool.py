@@ -135,6 +135,7 @@ class RolloutPool:
                 announcement.version,
                 describe(error),
                 exc_info=True,
+                extra={"version": announcement.version},
             )
 
     async def generate(

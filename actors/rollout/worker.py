@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from actors.logs import start_logging
 from actors.rollout.engine import (
     WARM_UP_TOKENS,
     engine_arguments,
@@ -60,6 +61,7 @@ class RolloutWorker:
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, copies: Path) -> None:
+        start_logging("worker")
         self.model = model
         self.rollout = rollout
         self.version = INITIAL_VERSION

@@ -134,5 +134,6 @@ def test_a_place_is_not_given_up_after_late_and_failed_starts(workers, caplog):
     run(scenario())
     assert "worker 1 did not start 4 times in a row; next attempt in 8 s" in caplog.text
     assert "worker 1 is in service again" in caplog.text
+    assert {record.worker for record in caplog.records} == {1}
     # why the first one was late
     assert "lower rollout.workers or rollout.cpus_per_worker" in caplog.text

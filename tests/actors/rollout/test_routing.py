@@ -221,4 +221,5 @@ def test_a_bug_reaches_the_caller_and_is_no_failure_of_a_worker(workers, caplog)
 
     run(scenario())
     assert "a bug met by group q0 on worker 1" in caplog.text
+    assert caplog.records[-1].worker == 1
     assert "Traceback" in caplog.text
