@@ -29,7 +29,7 @@ from actors.local_ray import (
     stay_on_loopback,
     use_authentication,
 )
-from bi_ray.config import RayConfig
+from bi_ray.config.run import RayConfig
 from bi_ray.files.errors import RunError
 from bi_ray.files.private import PrivacyError, read_own, write_private
 from bi_ray.runs.directory import RunDirectory

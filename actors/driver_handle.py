@@ -14,7 +14,7 @@ from actors.cluster import NAMESPACE, check_shared, connect, free_driver_name, w
 from actors.driver.driver import Driver, driver_concurrency
 from actors.driver.notes import NoteFollower
 from actors.learners.loops import DRIVER_DIED
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.files.errors import RunError
 from bi_ray.files.private import private_folder
 from bi_ray.policy.published import SHARED_MEMORY

@@ -13,7 +13,9 @@ from pathlib import Path
 from actors.driver_handle import DriverHandle
 from actors.learners.group import LearnerGroup
 from actors.stage_keys import SFTKind, StageKeys
-from bi_ray.config import VANILLA, RecipeConfig, RunConfig, TaskConfig, UserDataConfig
+from bi_ray.config.recipes import VANILLA, RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import TaskConfig, UserDataConfig
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.files.atomic import write_text
 from bi_ray.files.errors import RunError
@@ -30,7 +32,6 @@ from bi_ray.rows.rejects import REJECTS, Rejects
 from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.display import Display
-from bi_ray.runs.keys import StageKey
 from bi_ray.runs.layout import (
     DATA,
     EVAL_BASE,
@@ -55,6 +56,7 @@ from bi_ray.runs.layout import (
 )
 from bi_ray.runs.metrics import read_steps
 from bi_ray.runs.records import read_record
+from bi_ray.runs.stage_key import StageKey
 from bi_ray.runs.validation import Outcome, outcome_of
 from bi_ray.tasks.base import FiniteTask, Task
 from bi_ray.tasks.registry import build_task

@@ -13,19 +13,14 @@ from typing import Literal
 
 from pydantic.fields import FieldInfo
 
-from bi_ray.config import (
-    Config,
-    InKeyOf,
-    LoRAConfig,
-    NotInKey,
-    RecipeConfig,
-    RunConfig,
-    SFTConfig,
-    TaskConfig,
-)
+from bi_ray.config.base import Config, InKeyOf, NotInKey
+from bi_ray.config.recipes import RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import TaskConfig
+from bi_ray.config.training import LoRAConfig, SFTConfig
 from bi_ray.policy.checkpoint import digest
 from bi_ray.rows.files import file_digest
-from bi_ray.runs.keys import StageKey, key_of
+from bi_ray.runs.stage_key import StageKey, key_of
 from bi_ray.tasks.registry import data_files, target_config
 
 SFTKind = Literal["sft", "sft_double"]

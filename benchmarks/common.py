@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
-from bi_ray.config import RunConfig, SetName, load_config
+from bi_ray.config.base import SetName
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import write_text
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.policy.checkpoint import load_tokenizer

@@ -19,7 +19,8 @@ from common import arguments_parser, encoded_prompts, print_ratio, rounded, time
 from actors.cluster import connect
 from actors.rollout.pool import RolloutPool, make_ray_pool
 from bi_ray.batches.rollout import GroupRequest, SamplingConfig
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 
 # Rows per call of `generate`: 32 and 64 were equally fast on two cores, 16 and 128 slower.

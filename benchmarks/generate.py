@@ -24,7 +24,8 @@ from functools import partial
 
 from common import arguments_parser, medians_of, print_ratio, timed
 
-from bi_ray.config import BehaviorConfig, IGSMConfig, PromptBenchConfig, RecipeConfig
+from bi_ray.config.recipes import BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import IGSMConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.tasks.base import Problem
 from bi_ray.tasks.igsm.task import IGSMTask

@@ -15,7 +15,7 @@ from common import BUILD, ROOT, arguments_parser, quickstart
 from grpo.race import Race, race, rl_section
 from rl_runs import SHAPES, write_random_llama
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.checkpoint import load_tokenizer
 
 PROMPTS, SAMPLES, TOKENS = 16, 8, 128

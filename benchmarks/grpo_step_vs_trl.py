@@ -13,7 +13,7 @@ from __future__ import annotations
 from common import arguments_parser, quickstart
 from grpo.race import Race, race, rl_section
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 
 PROMPTS, SAMPLES = 24, 12
 SETUP = (

@@ -18,8 +18,8 @@ from functools import partial
 import torch
 from common import arguments_parser, print_ratio, quickstart, timed
 
-from bi_ray.batches.scored import Rollout, ScoredGroup
-from bi_ray.config import RunConfig
+from bi_ray.batches.scored_group import Rollout, ScoredGroup
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import encode_prompt

@@ -68,7 +68,8 @@ RATIOS = {
 
 def learn(base: Path, folder: Path, group: Group, number: int, orders: Connection) -> None:
     """Run learner ``number`` of a group: one update per order, answered when it is done."""
-    from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
+    from bi_ray.config.run import ModelConfig
+    from bi_ray.config.training import LearnerConfig, RLConfig
     from bi_ray.learning.learner import Learner
     from bi_ray.learning.rl import microbatch_loss
 

@@ -39,7 +39,8 @@ from common import (
 from torch import distributed
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import Learner
 from bi_ray.learning.rl import microbatch_loss
 from bi_ray.policy.attention import PACKED_ATTENTION

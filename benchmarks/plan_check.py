@@ -28,7 +28,8 @@ from common import BUILD, arguments_parser, print_ratio
 from datasets import load_from_disk
 from rl_runs import column, medians, random_model, rl_options, run_config, run_rl, work_folder
 
-from bi_ray.config import Config, RunConfig
+from bi_ray.config.base import Config
+from bi_ray.config.run import RunConfig
 from bi_ray.planning.hardware import HARDWARE, Hardware
 from bi_ray.planning.job import Job
 from bi_ray.planning.plan import make_plan, measure_for

@@ -22,7 +22,7 @@ from actors.cluster import connect
 from actors.driver.driver import Driver
 from actors.driver.verifier import VerifierClient
 from actors.learners.group import LearnerGroup
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import write_problems
 from bi_ray.policy.checkpoint import load_tokenizer
 from bi_ray.policy.published import weights_directory

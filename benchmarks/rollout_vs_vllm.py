@@ -22,9 +22,10 @@ from common import arguments_parser, encoded_prompts, medians_of, quickstart, re
 
 from actors.cluster import connect
 from actors.rollout.engine import engine_arguments, engine_environment
-from actors.rollout.pool import FailedGroup, RolloutPool, make_ray_pool
+from actors.rollout.generation import FailedGroup
+from actors.rollout.pool import RolloutPool, make_ray_pool
 from bi_ray.batches.rollout import GroupRequest, SamplingConfig, seed_for
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 
 PROMPTS, SAMPLES, ENGINES = 24, 12, 2
 # The arguments from ``engine_arguments`` that bare vLLM gets; only the scheduler is our own.

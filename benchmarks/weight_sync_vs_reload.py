@@ -28,7 +28,7 @@ from torch import distributed
 from actors.rollout.engine import engine_arguments, engine_environment
 from actors.rollout.pool import make_ray_pool
 from actors.weights.shared_memory import announce
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.learning.learner import Learner
 from bi_ray.policy.checkpoint import load_model
 from bi_ray.policy.published import publish_weights, published_file, weights_directory

@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from bi_ray.config import (
-    BehaviorConfig,
-    Config,
-    ConfigError,
-    RecipeConfig,
-    RunConfig,
-    SetName,
-    TaskConfig,
-    VerifierConfig,
-    load_config,
-)
+from bi_ray.config.base import Config, ConfigError, SetName
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.files import load_config
+from bi_ray.config.recipes import BehaviorConfig, RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import TaskConfig
 from bi_ray.data.columns import ExtraColumns
 from bi_ray.data.export import DEMONSTRATION_SCHEMA, PROBLEM_SCHEMA
 from bi_ray.data.generation import distinct_problems

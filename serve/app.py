@@ -20,7 +20,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 from serve.access import Access, check_allowed, environment_keys, key_digest
 from serve.asgi import Head
 from serve.errors import JsonObject

@@ -28,7 +28,7 @@ from ray.serve.schema import (
 from rich.console import Console
 
 from actors.cluster import connect
-from bi_ray.config import RayConfig, RunConfig
+from bi_ray.config.run import RayConfig, RunConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.policy.chat import conversation
 from bi_ray.policy.checkpoint import load_tokenizer

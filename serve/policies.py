@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.checkpoint import WEIGHTS, check_directory, digest
 from bi_ray.policy.files import CheckpointError
 from bi_ray.runs.checkpoints import checkpoint_damage

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from bi_ray.policy.chat import end_tokens
 from bi_ray.policy.checkpoint import load_tokenizer
 from serve.asgi import Head, post
+from serve.error_statuses import RequestFault
 from serve.errors import JsonObject
-from serve.faults import RequestFault
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

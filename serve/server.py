@@ -19,11 +19,12 @@ from actors.rollout.engine import (
 )
 from actors.rollout.engine_extension import checkpoint_names, loaded_names, require_names
 from actors.weights.shared_memory import EXTENSION, load_file
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 from bi_ray.policy.files import CheckpointError
 from serve.asgi import Head, post
+from serve.error_statuses import FaultMiddleware, RequestFault
 from serve.errors import JsonObject
-from serve.faults import FaultMiddleware, RequestFault
 from serve.policies import Policy, ServeError, newest_policy, version_of
 from serve.routes import engine_options, fault_of_request, openai_routes
 from serve.versions import VERSION_FIELD, EngineBroken, VersionGate, VersionMiddleware

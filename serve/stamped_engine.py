@@ -11,7 +11,7 @@ from vllm.outputs import RequestOutput
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serve.faults import keeping_own_errors
+from serve.error_statuses import keeping_own_errors
 from serve.versions import MixedVersions, announced_version
 
 # With more of these, vLLM's worker for GPUs raises in the middle of a step, which ends the engine

@@ -10,7 +10,8 @@ from pathlib import Path
 from datasets import Dataset
 from pydantic import TypeAdapter
 
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.data.export import Counts
 from bi_ray.injection.recipes import Recipe
 from bi_ray.readiness.summary import ReadinessSummary

@@ -17,7 +17,8 @@ import psutil
 import torch
 from openai import OpenAI
 
-from bi_ray.config import RunConfig, save_config
+from bi_ray.config.files import save_config
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import write_problems
 from bi_ray.files.atomic import write_atomically
 from bi_ray.files.integrity import record_files

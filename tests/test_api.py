@@ -7,7 +7,11 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 import bi_ray
-from bi_ray.config import ConfigError, PromptBenchConfig, RecipeConfig, RunConfig, load_config
+from bi_ray.config.base import ConfigError
+from bi_ray.config.files import load_config
+from bi_ray.config.recipes import RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.data.sets import write_set
 from bi_ray.rows.rejects import DataError, Rejects
 from bi_ray.tasks.registry import build_task

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bi_ray.config import RLConfig, VerifierConfig
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.verification.verdicts import load_reward_function
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,13 @@ def test_the_algorithm_of_ones_own_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_of_algorithms_names_every_one_and_every_knob():
-    from bi_ray.config import ALGORITHMS, AlgorithmConfig, ImportanceConfig, KLConfig, ShapingConfig
+    from bi_ray.config.algorithms import (
+        ALGORITHMS,
+        AlgorithmConfig,
+        ImportanceConfig,
+        KLConfig,
+        ShapingConfig,
+    )
 
     page = (DOCS / "algorithms.md").read_text()
     models = AlgorithmConfig, ImportanceConfig, KLConfig, ShapingConfig

@@ -13,7 +13,7 @@ from actors.driver.step_metrics import EngineWork, Figures
 from actors.driver.validation import Validator
 from actors.driver.verifier import VerifierClient
 from actors.rollout.pool import RolloutPool
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.layout import POLICY, step_name

@@ -20,7 +20,8 @@ from actors.driver.sampling import (
 from actors.driver.step_metrics import Figures
 from actors.driver.verifier import VerifierClient
 from actors.rollout.background import start_watched
-from actors.rollout.pool import FailedGroup, RolloutPool
+from actors.rollout.generation import FailedGroup
+from actors.rollout.pool import RolloutPool
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.groups import build_batch
 from bi_ray.batches.queries import next_queries
@@ -32,7 +33,7 @@ from bi_ray.batches.rollout import (
     seed_for,
     version_metrics,
 )
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.verification.verdicts import DataFailure
 

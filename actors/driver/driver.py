@@ -44,7 +44,8 @@ from actors.logs import start_logging
 from actors.rollout.pool import RolloutPool, make_ray_pool
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.selection import QueryRow, SelectionSummary, describe_selection, reject
-from bi_ray.config import QueryFilterConfig, RunConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.training import QueryFilterConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
 from bi_ray.learning.driver_calls import ServedCalls

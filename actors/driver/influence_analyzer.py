@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from actors.logs import start_logging
-from bi_ray.batches.scored import ScoredGroup
-from bi_ray.config import RunConfig
+from bi_ray.batches.scored_group import ScoredGroup
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights, tied_weights
 from bi_ray.readiness.influence import (
     Differentiator,

@@ -17,7 +17,7 @@ from actors.driver.influence_analyzer import GroupRow
 from actors.logs import log_fields
 from actors.rollout.background import start_watched
 from bi_ray.batches.rollout import GroupRequest, rl_sampling, seed_for
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.policy.published import hold_weights
 from bi_ray.policy.version import PolicyVersion

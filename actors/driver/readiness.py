@@ -29,7 +29,7 @@ from actors.driver.sampling import (
 from actors.driver.verifier import VerifierClient
 from actors.rollout.pool import RolloutPool
 from bi_ray.batches.rollout import Group, GroupRequest, rl_sampling, seed_for
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.intervals import Z95
 from bi_ray.policy.checkpoint import WEIGHTS

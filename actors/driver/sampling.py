@@ -9,9 +9,11 @@ from typing import Any
 
 from actors.driver.progress import Progress
 from actors.driver.verifier import VerifierClient
-from actors.rollout.pool import FailedGroup, RolloutPool
+from actors.rollout.generation import FailedGroup
+from actors.rollout.pool import RolloutPool
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig, seed_for
-from bi_ray.config import EvaluationConfig, ModelConfig, RunConfig
+from bi_ray.config.evaluation import EvaluationConfig
+from bi_ray.config.run import ModelConfig, RunConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.verification.verdicts import (
     DataFailure,

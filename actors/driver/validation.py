@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from actors.driver.sampling import Evaluator, JsonRow
-from bi_ray.config import EvaluationConfig, RLConfig
+from bi_ray.config.evaluation import EvaluationConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.data.problems import ProblemRow, read_problems
 from bi_ray.files.atomic import write_text
 from bi_ray.runs.layout import METRICS_FILE, VALIDATION

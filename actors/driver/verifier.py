@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem, Verifier
 

@@ -23,7 +23,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from actors.environment import environment
 from actors.learners.loops import rl_loop, sft_loop
 from actors.learners.process_group import NodeTorchConfig
-from bi_ray.config import LearnerConfig, ModelConfig, RayConfig, RLConfig, SFTConfig
+from bi_ray.config.run import ModelConfig, RayConfig
+from bi_ray.config.training import LearnerConfig, RLConfig, SFTConfig
 from bi_ray.policy.checkpoint import check_directory
 
 Loop = Callable[[dict[str, Any]], Any]

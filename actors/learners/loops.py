@@ -15,7 +15,9 @@ from ray.train.torch import get_device
 from actors.driver.session import SessionError
 from actors.logs import start_logging
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.config import ConfigError, LearnerConfig, ModelConfig, RLConfig, SFTConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, RLConfig, SFTConfig
 from bi_ray.files.private import PrivacyError
 from bi_ray.learning import rl, sft
 from bi_ray.learning.driver_calls import DriverCalls

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from actors.rollout.group_history import GroupHistory
 from actors.rollout.handle import WORKER_FAULTS, RequestError, WorkerHandle, WorkerLost
-from actors.rollout.health import Clock
+from actors.rollout.late_groups import LateGroups
 from actors.rollout.member import Member
 from actors.rollout.membership import Membership
+from actors.rollout.worker_state import Clock
 from bi_ray.batches.rollout import Group, GroupRequest
-from bi_ray.config import RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
 
 FailureKind = Literal["data", "infrastructure"]
 log = logging.getLogger(__name__)
@@ -81,9 +81,8 @@ class Generation:
         self._queue = membership.queue
         self._config = config
         self._clock = clock
-        self._groups = groups
         self._on_group = on_group
-        self._took_s: list[float] = []  # of each finished group, from when a worker had it
+        self._late = LateGroups(groups, config.redispatch_least_s)
 
     async def answer(self, request: GroupRequest) -> Group | FailedGroup:
         """Sample one group."""
@@ -115,7 +114,7 @@ class Generation:
             kind, reason = answer.kind, answer.reason
             log.info("group %s has no answer, %s failure: %s", request.key, kind, reason)
             return
-        self._took_s.append(self._clock() - first.began)
+        self._late.finished(self._clock() - first.began)
         if self._on_group is not None:
             self._on_group(answer)
 
@@ -132,21 +131,11 @@ class Generation:
         while not task.done():
             member = copy.member
             if member is not None and not history.must_be_alone:
-                is_late = self._is_late(copy.began, factor)
+                is_late = self._late.is_late(self._clock() - copy.began, factor)
                 if is_late and self._queue.other_has_room(member):
                     return member
             await asyncio.wait({task}, timeout=self._config.redispatch_least_s / 10)
         return None
-
-    def _is_late(self, began: float, factor: float) -> bool:
-        limit_s = self._limit_s(factor)
-        return limit_s is not None and self._clock() - began > limit_s
-
-    def _limit_s(self, factor: float) -> float | None:
-        """Seconds after which a group is late; None while fewer than half of them are finished."""
-        if 2 * len(self._took_s) < self._groups:
-            return None
-        return max(self._config.redispatch_least_s, factor * statistics.median(self._took_s))
 
     # Attempts
 

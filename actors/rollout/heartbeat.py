@@ -7,10 +7,10 @@ import logging
 
 from actors.rollout.background import start_watched
 from actors.rollout.handle import WorkerLost, describe
-from actors.rollout.health import Clock, WorkerState
 from actors.rollout.member import Member
 from actors.rollout.membership import Membership
-from bi_ray.config import RolloutConfig
+from actors.rollout.worker_state import Clock, WorkerState
+from bi_ray.config.rollout import RolloutConfig
 
 log = logging.getLogger(__name__)
 

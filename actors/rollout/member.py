@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.rollout.handle import WorkerHandle, WorkerInfo, WorkerLost
-from actors.rollout.health import WorkerHealth, WorkerState
+from actors.rollout.worker_state import WorkerHealth, WorkerState
 from actors.weights.base import Announcement
 from bi_ray.policy.version import PolicyVersion
 

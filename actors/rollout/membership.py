@@ -21,11 +21,11 @@ from actors.rollout.handle import (
     WorkerLost,
     describe,
 )
-from actors.rollout.health import Clock, WorkerHealth, WorkerState
 from actors.rollout.member import Member
 from actors.rollout.queue import PoolError, WorkerQueue
+from actors.rollout.worker_state import Clock, WorkerHealth, WorkerState
 from actors.weights.base import Announcement, WeightSyncError
-from bi_ray.config import RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
 
 log = logging.getLogger(__name__)
 _FIRST_ATTEMPTS = 3  # at starting a worker, before the pool does not start

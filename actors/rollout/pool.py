@@ -24,15 +24,16 @@ from typing import Any
 
 from actors.rollout.generation import FailedGroup, Generation
 from actors.rollout.handle import WorkerHandle, describe
-from actors.rollout.health import Clock
 from actors.rollout.heartbeat import Heartbeat
 from actors.rollout.membership import Membership
 from actors.rollout.queue import PoolError
 from actors.rollout.worker import RayWorker
+from actors.rollout.worker_state import Clock
 from actors.weights.base import Announcement, PublishedWeights
 from actors.weights.shared_memory import RunWeightFiles
 from bi_ray.batches.rollout import Group, GroupRequest
-from bi_ray.config import RolloutConfig, RunConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.published import new_copies_directory
 from bi_ray.policy.version import PolicyVersion
 

@@ -10,8 +10,8 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from actors.rollout.health import Clock, WorkerState
 from actors.rollout.member import Member, new_future
+from actors.rollout.worker_state import Clock, WorkerState
 
 
 class PoolError(RuntimeError):

@@ -36,7 +36,8 @@ from actors.rollout.handle import (
 from actors.weights.base import Announcement, WeightSync
 from actors.weights.shared_memory import SharedMemorySync
 from bi_ray.batches.rollout import Group, GroupRequest, Sample
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 from bi_ray.policy.chat import ChatError, check_tokens, end_tokens
 from bi_ray.policy.version import PolicyVersion, VersionSpan
 

@@ -19,7 +19,7 @@ from common import Metrics
 from actors.cluster import connect
 from actors.driver.driver import Driver
 from actors.learners.group import LearnerGroup
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.policy.chat import messages
 from bi_ray.policy.checkpoint import load_tokenizer

@@ -16,7 +16,7 @@ from typing import Any
 from common import BUILD, ROOT, Metrics, report, rounded
 from grpo.ours import OwnSide
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 
 TRL = "trl==1.16.0"
 PACKAGES = (TRL, "torch==2.13.0", "transformers>=5.19,<5.20")

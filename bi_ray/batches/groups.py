@@ -12,10 +12,12 @@ import numpy as np
 from bi_ray.batches.advantages import step_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
 from bi_ray.batches.rollout import Group
-from bi_ray.batches.scored import Rollout, ScoredGroup
+from bi_ray.batches.scored_group import Rollout, ScoredGroup
 from bi_ray.batches.shaping import length_penalty, overlong_penalty
-from bi_ray.config import ConfigError, RLConfig, RunConfig
+from bi_ray.config.base import ConfigError
 from bi_ray.config.importing import load_object
+from bi_ray.config.run import RunConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.verification.verdicts import DataFailure, Verdict
 
 JudgedGroup = tuple[Group, Sequence[Verdict | DataFailure]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from bi_ray.batches.groups import JudgedGroup, refill
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 
 
 def next_queries(

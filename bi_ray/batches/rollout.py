@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from bi_ray.policy.version import PolicyVersion, VersionSpan
 
 if TYPE_CHECKING:
-    from bi_ray.config import RunConfig
+    from bi_ray.config.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from bi_ray.config import QueryFilterConfig
+from bi_ray.config.training import QueryFilterConfig
 
 
 class SelectionError(ValueError):

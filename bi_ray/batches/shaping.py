@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bi_ray.config import ShapingConfig
+from bi_ray.config.algorithms import ShapingConfig
 
 
 def overlong_penalty(tokens: int, max_tokens: int, config: ShapingConfig) -> float:

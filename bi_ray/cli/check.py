@@ -16,7 +16,10 @@ from rich.text import Text
 from bi_ray.cli.arguments import TaskFile
 from bi_ray.cli.console import console, progress_bar, say
 from bi_ray.cli.data import SHOWN_REJECTS, explain_out, show_rejects
-from bi_ray.config import ConfigError, RunConfig, VerifierConfig, load_config
+from bi_ray.config.base import ConfigError
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import remove_leftovers, write_whole
 from bi_ray.files.errors import RunError
 from bi_ray.files.records import parse_record

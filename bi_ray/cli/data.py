@@ -12,7 +12,11 @@ import typer
 
 from bi_ray.cli.arguments import AsFormat, ConfigFile, Out, TaskFile
 from bi_ray.cli.console import ShowProgress, progress_bar, say
-from bi_ray.config import ConfigError, ExtractConfig, RecipeConfig, RunConfig, SetName, load_config
+from bi_ray.config.base import ConfigError, SetName
+from bi_ray.config.extraction import ExtractConfig
+from bi_ray.config.files import load_config
+from bi_ray.config.recipes import RecipeConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.data.export import Format
 from bi_ray.files.errors import in_words
 from bi_ray.rows.fields import rows_of

@@ -13,13 +13,15 @@ import typer
 
 from bi_ray.cli.arguments import FromStage, Local, RunText
 from bi_ray.cli.console import say
-from bi_ray.config import ConfigError, RunConfig, load_config
+from bi_ray.config.base import ConfigError
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import credentials_of, hide_credentials, public_name
 from bi_ray.runs.foreign_folders import refuse_foreign
+from bi_ray.runs.lock import lock_holder
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.process import refuse_relative
-from bi_ray.runs.status import lock_holder
 
 if TYPE_CHECKING:
     from actors.jobs import Jobs

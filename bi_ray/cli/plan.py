@@ -12,7 +12,8 @@ from rich.table import Table
 
 from bi_ray.cli.arguments import ConfigFile
 from bi_ray.cli.console import console, say
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.planning.hardware import Hardware, load_hardware
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import USABLE, MemoryUse

@@ -13,13 +13,10 @@ import yaml
 
 from bi_ray.cli.arguments import ConfigFile, FromStage, Local, RunText, refuse_uri
 from bi_ray.cli.console import console, say
-from bi_ray.config import (
-    ConfigError,
-    PretrainConfig,
-    RunConfig,
-    SeedsConfig,
-    load_config,
-)
+from bi_ray.config.base import ConfigError
+from bi_ray.config.files import load_config
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.run import RunConfig, SeedsConfig
 from bi_ray.runs.layout import CONFIG_FILE
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.status import describe_status

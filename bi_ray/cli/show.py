@@ -12,7 +12,9 @@ from rich.text import Text
 
 from bi_ray.cli.console import console
 from bi_ray.cli.data import SetOption
-from bi_ray.config import ConfigError, RunConfig, SetName, load_config
+from bi_ray.config.base import ConfigError, SetName
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields, fields_of, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Place, Reject, Rejects, RowValues

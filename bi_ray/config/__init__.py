@@ -23,6 +23,8 @@ from bi_ray.config.base import (
     Seconds,
     SetName,
 )
+from bi_ray.config.evaluation import EvaluationConfig, VerifierConfig
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.config.files import (
     load_config,
     save_config,
@@ -30,6 +32,7 @@ from bi_ray.config.files import (
 from bi_ray.config.pretraining import (
     PretrainConfig,
 )
+from bi_ray.config.readiness import ReadinessConfig
 from bi_ray.config.recipes import (
     BASE,
     BRIDGE,
@@ -39,18 +42,8 @@ from bi_ray.config.recipes import (
     BehaviorConfig,
     RecipeConfig,
 )
-from bi_ray.config.run import (
-    TRACKERS,
-    EvaluationConfig,
-    ExtractConfig,
-    ModelConfig,
-    RayConfig,
-    ReadinessConfig,
-    RolloutConfig,
-    RunConfig,
-    SeedsConfig,
-    VerifierConfig,
-)
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import TRACKERS, ModelConfig, RayConfig, RunConfig, SeedsConfig
 from bi_ray.config.tasks import (
     TASK_KINDS,
     AnswerConfig,

@@ -9,9 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from bi_ray.config.base import Config, ConfigError
-from bi_ray.config.faults import describe_fault
+from bi_ray.config.error_messages import describe_fault
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.config.pretraining import PretrainConfig
-from bi_ray.config.run import ExtractConfig, RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import write_text
 
 C = TypeVar("C", bound=Config)

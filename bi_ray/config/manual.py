@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from bi_ray.config.base import Config
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.config.options import Option, options_of
 from bi_ray.config.pretraining import PretrainConfig
-from bi_ray.config.run import ExtractConfig, RunConfig
+from bi_ray.config.run import RunConfig
 
 FILES: dict[str, type[Config]] = {
     "run": RunConfig,

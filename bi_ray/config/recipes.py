@@ -8,6 +8,8 @@ from pydantic import model_validator
 
 from bi_ray.config.base import Config, ForeignOptions, Fraction, Positive
 
+PAPER_PROBABILITY = 0.1  # of a behavior that explores, at each step where it can appear
+
 
 class BehaviorConfig(Config):
     """One injected behavior and how often it appears."""
@@ -16,7 +18,7 @@ class BehaviorConfig(Config):
     """subgoal, analysis, reflection, correction, verification, planning, or the import path
     package.module:Class of your own."""
 
-    probability: Fraction = 0.1
+    probability: Fraction = PAPER_PROBABILITY
     """Probability per step where the behavior can appear; of planning: per demonstration."""
 
     by_in_degree: tuple[Fraction, ...] = ()
@@ -135,14 +137,14 @@ VANILLA = RecipeConfig()
 
 BRIDGE = RecipeConfig(
     behaviors=(
-        BehaviorConfig(name="reflection", probability=0.1),
-        BehaviorConfig(name="analysis", probability=0.1),
+        BehaviorConfig(name="reflection", probability=PAPER_PROBABILITY),
+        BehaviorConfig(name="analysis", probability=PAPER_PROBABILITY),
         BehaviorConfig(name="subgoal", probability=1.0),
     )
 )
 
 
-def _single(name: str, probability: float = 0.1) -> RecipeConfig:
+def _single(name: str, probability: float = PAPER_PROBABILITY) -> RecipeConfig:
     return RecipeConfig(behaviors=(BehaviorConfig(name=name, probability=probability),))
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import yaml
 from typing_extensions import TypedDict
 
-from bi_ray.config import ConfigError
+from bi_ray.config.base import ConfigError
 from bi_ray.data.columns import ExtraColumns
 from bi_ray.data.shards import FileFormat
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
-from bi_ray.config import SetName
+from bi_ray.config.base import SetName
 from bi_ray.data.processes import T, in_processes
 from bi_ray.data.seen import Seen
 from bi_ray.rows.rejects import DataError

@@ -12,7 +12,8 @@ from datasets import Dataset, disable_progress_bars, load_from_disk
 from pydantic import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from bi_ray.config import ModelConfig, SetName
+from bi_ray.config.base import SetName
+from bi_ray.config.run import ModelConfig
 from bi_ray.data.export import Counts, CountsSummary, Manifest
 from bi_ray.data.generation import Row, distinct, problems
 from bi_ray.data.seen import Seen

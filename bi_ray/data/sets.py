@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from bi_ray.config import RunConfig, SetName
+from bi_ray.config.base import SetName
+from bi_ray.config.run import RunConfig
 from bi_ray.data.columns import ExtraColumns
 from bi_ray.data.export import (
     DEMONSTRATION_SCHEMA,
@@ -39,10 +40,10 @@ from bi_ray.files.errors import RunError, naming
 from bi_ray.rows.fields import MANIFEST, rows_of
 from bi_ray.rows.rejects import REJECTS, DataError, Rejects
 from bi_ray.runs.directory import RunDirectory
-from bi_ray.runs.keys import StageKey, differences, key_of
 from bi_ray.runs.layout import LOCK_FILE, RUN_MARK
 from bi_ray.runs.process import code_version
 from bi_ray.runs.records import read_record
+from bi_ray.runs.stage_key import StageKey, differences, key_of
 from bi_ray.tasks.base import FiniteTask
 from bi_ray.tasks.registry import build_task, data_files
 

@@ -22,8 +22,9 @@ import random
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
-from bi_ray.config import BehaviorConfig, ConfigError
+from bi_ray.config.base import ConfigError
 from bi_ray.config.importing import load_object
+from bi_ray.config.recipes import BehaviorConfig
 from bi_ray.injection.mistakes import plausible_mistakes
 from bi_ray.reasoning.graph import Graph, NodeState
 from bi_ray.reasoning.trace import Plan, Step, StepKind, another_way, mark

@@ -13,15 +13,10 @@ from typing import Any, TypedDict
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from bi_ray.config import (
-    AnswerConfig,
-    ModelConfig,
-    ReasoningGymConfig,
-    RecipeConfig,
-    RunConfig,
-    SetName,
-    UserDataConfig,
-)
+from bi_ray.config.base import SetName
+from bi_ray.config.recipes import RecipeConfig
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.tasks import AnswerConfig, ReasoningGymConfig, UserDataConfig
 from bi_ray.data.generation import distinct, problems
 from bi_ray.data.problems import ProblemRow, SetManifest, read_problems
 from bi_ray.data.seen import Seen

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bi_ray.config import ExtractConfig
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.injection.user_rows import Extractor
 from bi_ray.reasoning.extract_client import extract
 from bi_ray.rows.cells import RowError

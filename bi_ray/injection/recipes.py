@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from bi_ray.config import RecipeConfig
+from bi_ray.config.recipes import RecipeConfig
 from bi_ray.injection.behaviors import Behavior, make_behavior, settle
 from bi_ray.injection.filler import fill
 from bi_ray.reasoning.check import check_trace

@@ -13,7 +13,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bi_ray.config import RECIPES, BehaviorConfig, ConfigError, RecipeConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.recipes import RECIPES, BehaviorConfig, RecipeConfig
 from bi_ray.data.columns import extra_columns
 from bi_ray.data.processes import in_processes
 from bi_ray.data.seen import Seen

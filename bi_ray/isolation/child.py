@@ -21,7 +21,7 @@ from typing import Any
 
 import dill
 
-from bi_ray.config import ConfigError
+from bi_ray.config.base import ConfigError
 
 _MESSAGE = 300  # characters of an error's message that are kept
 

@@ -29,7 +29,8 @@ from typing import Any, Generic, TypeVar
 
 import dill
 
-from bi_ray.config import ConfigError, VerifierConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.evaluation import VerifierConfig
 from bi_ray.isolation.child import Fault, Page
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bi_ray.config import LoRAConfig
+from bi_ray.config.training import LoRAConfig
 
 ADAPTERS = "adapters.safetensors"
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.", ".lora_B.default."

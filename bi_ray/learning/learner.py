@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from bi_ray.batches.rollout import seed_for
-from bi_ray.config import LearnerConfig, ModelConfig, OptimizerConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig
 from bi_ray.files.errors import DiskFull
 from bi_ray.learning.adapters import ADAPTERS, adapters_of, add_adapters, merged
 from bi_ray.learning.optimizer import make_optimizer, set_learning_rate

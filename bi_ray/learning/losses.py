@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bi_ray.config import ConfigError, ImportanceConfig, RLConfig
-from bi_ray.config.algorithms import LossScale
+from bi_ray.config.algorithms import ImportanceConfig, LossScale
+from bi_ray.config.base import ConfigError
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.algorithms.base import Algorithm, LearnedTokens, ratio_of, sequence_sum
 
 

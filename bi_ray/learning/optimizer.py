@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from bi_ray.config import OptimizerConfig
+from bi_ray.config.training import OptimizerConfig
 
 
 def make_optimizer(

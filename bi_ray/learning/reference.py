@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from bi_ray.config import KLConfig, LearnerConfig, ModelConfig
+from bi_ray.config.algorithms import KLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig
 from bi_ray.learning.learner import load_sharded
 from bi_ray.learning.sharding import gather_weights
 from bi_ray.policy.logprobs import TokenLogprobs

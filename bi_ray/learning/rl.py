@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, distributed
 
 from bi_ray.batches.batch import LearnerBatch
-from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.driver_calls import DriverCalls
 from bi_ray.learning.learner import (

@@ -12,7 +12,8 @@ import torch
 from datasets import load_from_disk
 from torch import Tensor, distributed
 
-from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, SFTConfig
 from bi_ray.files.atomic import write_atomically
 from bi_ray.learning.learner import Learner, Totals, load_checkpoint, save_checkpoint
 from bi_ray.learning.losses import nll_loss

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from bi_ray.config import LearnerConfig
+from bi_ray.config.training import LearnerConfig
 from bi_ray.policy.logprobs import TokenLogprobs
 
 _SEPARATOR = "|"  # between a parameter's name and a key of its optimizer state

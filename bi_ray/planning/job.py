@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bi_ray.config import ConfigError, RunConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.run import RunConfig
 from bi_ray.planning.hardware import Hardware
 from bi_ray.planning.shapes import Shape
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.planning.hardware import Hardware, measure
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import MemoryUse, memory_uses

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from bi_ray.config import ConfigError, LoRAConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.training import LoRAConfig
 
 # decoders with RMS norms, rotary attention and a gated MLP
 _KINDS = ("llama", "mistral", "qwen2", "qwen3")

@@ -11,7 +11,7 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from bi_ray.config import ModelConfig
+from bi_ray.config.run import ModelConfig
 
 _ANSWER = "ANSWER"  # stands for a response when a template is asked what it writes behind one
 

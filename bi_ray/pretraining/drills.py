@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bi_ray.config import DifficultyConfig, IGSMDifficultyConfig, PretrainConfig
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.tasks import DifficultyConfig, IGSMDifficultyConfig
 from bi_ray.injection.recipes import random_order
 from bi_ray.reasoning.expression import Operator, compute, reductions
 from bi_ray.reasoning.graph import Graph, NodeState

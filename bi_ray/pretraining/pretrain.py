@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from bi_ray.config import PretrainConfig
+from bi_ray.config.pretraining import PretrainConfig
 from bi_ray.files.atomic import write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.files.names import temporary_name

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from bi_ray.batches.scored import ScoredGroup
+from bi_ray.batches.scored_group import ScoredGroup
 from bi_ray.policy.logprobs import TokenLogprobs
 from bi_ray.policy.packing import Row, in_batches
 from bi_ray.readiness.rollouts import unweighted_rows, verdict_of

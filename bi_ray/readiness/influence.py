@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bi_ray.batches.scored import ScoredGroup
+from bi_ray.batches.scored_group import ScoredGroup
 from bi_ray.policy.logprobs import ALL_AT_ONCE, TokenLogprobs
 from bi_ray.policy.packing import MicroBatch, Row, in_batches
 from bi_ray.readiness.records import BehaviorPart, Influence

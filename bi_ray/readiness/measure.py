@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bi_ray.batches.scored import ScoredGroup
+from bi_ray.batches.scored_group import ScoredGroup
 from bi_ray.readiness.accuracy import describe_samples, entropies, perplexities
 from bi_ray.readiness.influence import (
     Differentiator,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bi_ray.batches.scored import ScoredGroup
+from bi_ray.batches.scored_group import ScoredGroup
 from bi_ray.intervals import Floats, Interval
 from bi_ray.readiness.influence import Differentiator, Weights, dot, flatten, norm, reward_direction
 from bi_ray.readiness.records import Comparison

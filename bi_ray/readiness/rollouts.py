@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bi_ray.batches.advantages import RIGHT_REWARD
-from bi_ray.batches.scored import Rollout, ScoredGroup
+from bi_ray.batches.scored_group import Rollout, ScoredGroup
 from bi_ray.policy.packing import Row
 from bi_ray.policy.spans import token_spans
 from bi_ray.reasoning.trace import Span

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import openai
 from openai import AsyncOpenAI
 
-from bi_ray.config import ExtractConfig
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.files.atomic import write_text
 from bi_ray.reasoning.extract import (
     PROMPT,

@@ -180,7 +180,7 @@ def _table_row(
     after = list(_of_stage(scores, "RL").values())
     if not before:
         raise ValueError(f"{arm}, {set_name}: there is no score before RL")
-    gains = [list(of_seed.values()) for of_seed in _gains_by_seed(scores).values()]
+    gains = [list(of_seed.values()) for of_seed in gains_by_seed(scores).values()]
     return TableRow(
         arm=arm,
         set=set_name,
@@ -192,13 +192,13 @@ def _table_row(
     )
 
 
-def _gains_by_seed(scores: Sequence[SetScore]) -> dict[int, dict[str, int]]:
+def gains_by_seed(scores: Sequence[SetScore]) -> dict[int, dict[str, int]]:
     """After minus before RL (-1, 0 or 1), by training seed and problem, of one arm on one set."""
     after = _of_stage(scores, "RL")
     gains = {}
     for seed, before in _of_stage(scores, "SFT").items():
         if seed in after:
-            gains[seed] = _difference(after[seed].greedy, before.greedy)
+            gains[seed] = difference_by_problem(after[seed].greedy, before.greedy)
     return gains
 
 
@@ -207,7 +207,7 @@ def _of_stage(scores: Sequence[SetScore], stage: Stage) -> dict[int, SetScore]:
     return {score.seed: score for score in scores if score.stage == stage}
 
 
-def _difference(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+def difference_by_problem(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
     """First minus second by problem, for the problems that both have."""
     return {name: first[name] - value for name, value in second.items() if name in first}
 
@@ -249,25 +249,6 @@ def _mean_pass_at(scores: Sequence[SetScore]) -> dict[int, float]:
     return means
 
 
-def gain_difference(
-    scores: Sequence[SetScore], arm: str, against: str, set_name: str, draws: int, seed: int = 0
-) -> Interval | None:
-    """How much more ``arm`` gained from RL than ``against``, paired by training seed and problem.
-
-    Returns:
-        None if the arms have no training seed with all four scores in common.
-
-    Raises:
-        ValueError: the four scores of a training seed have no problem in common.
-    """
-    first = _gains_by_seed(_of_arm(scores, arm, set_name))
-    second = _gains_by_seed(_of_arm(scores, against, set_name))
-    pairs = []
-    for training_seed, gains in first.items():
-        if training_seed in second:
-            pairs.append(list(_difference(gains, second[training_seed]).values()))
-    return bootstrap_mean(pairs, draws, seed) if pairs else None
-
-
-def _of_arm(scores: Sequence[SetScore], arm: str, set_name: str) -> list[SetScore]:
+def scores_of_arm(scores: Sequence[SetScore], arm: str, set_name: str) -> list[SetScore]:
+    """The scores of an arm on a set, over stages and seeds."""
     return [score for score in scores if score.arm == arm and score.set == set_name]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import write_atomically
 from bi_ray.report.findings import advice, findings
 from bi_ray.report.page import write_page

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from bi_ray.config import Config, save_config
+from bi_ray.config.base import Config
+from bi_ray.config.files import save_config
 from bi_ray.files.atomic import discard, restore, tidy, write_atomically
 from bi_ray.files.errors import RunError, explain_full_disk, naming
 from bi_ray.files.integrity import find_damage, record_files
@@ -18,7 +19,6 @@ from bi_ray.runs.foreign_folders import (
     refuse_foreign_files,
     refuse_foreign_report,
 )
-from bi_ray.runs.keys import StageKey, differences, key_of
 from bi_ray.runs.layout import (
     CONFIG_FILE,
     REPORT,
@@ -29,6 +29,7 @@ from bi_ray.runs.layout import (
 )
 from bi_ray.runs.lock import take_lock
 from bi_ray.runs.process import absolute
+from bi_ray.runs.stage_key import StageKey, differences, key_of
 from bi_ray.runs.stages import StageRecord, read_stage, require_sizes, write_stage
 
 _SHOWN_DIFFERENCES = 20

@@ -22,12 +22,12 @@ from bi_ray.files.errors import RunError
 from bi_ray.files.uri import public_name
 from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.foreign_uris import mark_as_run, refuse_foreign_uri
-from bi_ray.runs.keys import StageKey
 from bi_ray.runs.layout import STAGE_FILE, UNSENT_MARK, WORK, kind_of, work_of
 from bi_ray.runs.mirror_work import WorkMirror, read_object
 from bi_ray.runs.remote import Mark, NotWhole, Remote
 from bi_ray.runs.remote_lock import RemoteLock
 from bi_ray.runs.sender import Sender
+from bi_ray.runs.stage_key import StageKey
 from bi_ray.runs.stages import require_sizes, stage_damage, stage_folders
 
 log = logging.getLogger(__name__)

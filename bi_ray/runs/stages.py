@@ -12,10 +12,10 @@ from pydantic_core import to_jsonable_python
 from bi_ray.files.errors import RunError
 from bi_ray.files.integrity import FileRecord, find_damage
 from bi_ray.files.records import parse_record
-from bi_ray.runs.keys import StageKey
 from bi_ray.runs.layout import STAGE_FILE, kind_of, stage_files
 from bi_ray.runs.process import code_version
 from bi_ray.runs.records import damaged, read_record, remedy_for
+from bi_ray.runs.stage_key import StageKey
 
 
 @dataclass(frozen=True, slots=True)

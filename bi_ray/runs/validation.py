@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bi_ray.config import RLConfig, ValidationConfig
+from bi_ray.config.training import RLConfig, ValidationConfig
 from bi_ray.intervals import pass_at_k
 from bi_ray.runs.layout import OUTCOME_FILE, VALIDATION
 from bi_ray.runs.records import read_record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from bi_ray.answers.characters import one_form
-from bi_ray.config import SetName
+from bi_ray.config.base import SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation
 from bi_ray.reasoning.graph import Graph

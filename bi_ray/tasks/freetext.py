@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from bi_ray.answers.checker import has_each_tag_once
-from bi_ray.config import SetName
+from bi_ray.answers.extraction import has_each_tag_once
+from bi_ray.config.base import SetName
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation, Value, names_in, reductions, substitute, value_of
 from bi_ray.reasoning.extract import SIGNS, ExtractedRow

@@ -11,8 +11,9 @@ import json
 from functools import lru_cache
 from typing import Any, cast
 
-from bi_ray.answers.checker import find_readings
-from bi_ray.config import ConfigError, ReasoningGymConfig, SetName
+from bi_ray.answers.extraction import find_readings
+from bi_ray.config.base import ConfigError, SetName
+from bi_ray.config.tasks import ReasoningGymConfig
 from bi_ray.rows.cells import RowError
 from bi_ray.tasks.base import Problem, in_split, item_stream, text_hash
 from bi_ray.tasks.text import TextTask

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bi_ray.config import (
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.tasks import (
     IGSMConfig,
     ReasoningGymConfig,
     TaskConfig,
     UserDataConfig,
     UserSetConfig,
-    VerifierConfig,
 )
 from bi_ray.rows.files import file_digest
 from bi_ray.tasks.base import Task

@@ -5,7 +5,8 @@ Without a graph there is no plan to render and no line to check.
 
 from __future__ import annotations
 
-from bi_ray.answers.checker import SYSTEM_PROMPTS, Extract, find_answer, format_is_right
+from bi_ray.answers.extraction import SYSTEM_PROMPTS, find_answer, format_is_right
+from bi_ray.config.tasks import Extract
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Notation
 from bi_ray.reasoning.graph import Graph

@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from bi_ray.answers.checker import AnswerChecker, write_response
-from bi_ray.config import (
-    ConfigError,
-    FieldsConfig,
-    SetName,
-    UserDataConfig,
-    UserSetConfig,
-    VerifierConfig,
-)
+from bi_ray.answers.checker import AnswerChecker
+from bi_ray.answers.extraction import write_response
+from bi_ray.config.base import ConfigError, SetName
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.tasks import FieldsConfig, UserDataConfig, UserSetConfig
 from bi_ray.isolation.child import Fault, doing
 from bi_ray.isolation.guard import Guard, Limits
 from bi_ray.reasoning.trace import Span

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from bi_ray.config import RunConfig
 from bi_ray.config.importing import load_object
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import write_text
 from bi_ray.runs.layout import TRACKED_FILE
 from bi_ray.runs.metrics import read_steps

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
-from bi_ray.config import VerifierConfig
+from bi_ray.config.evaluation import VerifierConfig
 from bi_ray.isolation.guard import Guard, Limits
 from bi_ray.reasoning.parse import place_of
 from bi_ray.rows.cells import RowError

@@ -20,7 +20,7 @@ from functools import cache, partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from bi_ray.config import VerifierConfig
+from bi_ray.config.evaluation import VerifierConfig
 from bi_ray.config.importing import load_object
 from bi_ray.isolation.child import CallError, Fault, doing
 from bi_ray.isolation.guard import Guard, Limits

@@ -11,7 +11,7 @@ from rich.console import Console
 from actors import driver_handle
 from actors.driver_handle import DriverError, DriverHandle, result_of
 from actors.learners.loops import DRIVER_DIED
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.display import Display
 

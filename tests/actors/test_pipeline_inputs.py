@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from actors.pipeline import Pipeline
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.files.errors import RunError
 from bi_ray.runs.directory import RunDirectory
 from bi_ray.runs.display import Display

@@ -7,24 +7,14 @@ import pytest
 
 from actors import stage_keys
 from actors.stage_keys import StageKeys, keyed_options
-from bi_ray.config import (
-    VANILLA,
-    Config,
-    EvaluationConfig,
-    InKeyOf,
-    LoRAConfig,
-    ModelConfig,
-    NotInKey,
-    QueryFilterConfig,
-    ReadinessConfig,
-    RLConfig,
-    RunConfig,
-    SFTConfig,
-    VerifierConfig,
-)
-from bi_ray.config.base import Deadline
-from bi_ray.runs.directory import StageKey
+from bi_ray.config.base import Config, Deadline, InKeyOf, NotInKey
+from bi_ray.config.evaluation import EvaluationConfig, VerifierConfig
+from bi_ray.config.readiness import ReadinessConfig
+from bi_ray.config.recipes import VANILLA
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.training import LoRAConfig, QueryFilterConfig, RLConfig, SFTConfig
 from bi_ray.runs.layout import STAGES
+from bi_ray.runs.stage_key import StageKey
 
 SETS = ("sft", "rl", "val", "test_id", "test_ood")
 CONFIG = RunConfig.model_validate(

@@ -9,16 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bi_ray.answers.characters import one_form
-from bi_ray.answers.checker import (
-    AnswerChecker,
-    find_answer,
-    format_is_right,
-    same_mathematics,
-    write_response,
-)
+from bi_ray.answers.checker import AnswerChecker, same_mathematics
+from bi_ray.answers.extraction import find_answer, format_is_right, write_response
 from bi_ray.answers.forms import readings, same_text
 from bi_ray.answers.quantity import read_quantity
-from bi_ray.config import AnswerConfig, IGSMConfig, PromptBenchConfig
+from bi_ray.config.tasks import AnswerConfig, IGSMConfig, PromptBenchConfig
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.quantities import numbers_in, plain_expression, value_in
 from bi_ray.tasks.base import text_hash

@@ -6,16 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bi_ray.answers.checker import (
-    AnswerChecker,
-    AnswerError,
-    find_answer,
-    format_is_right,
-    same_mathematics,
-    write_response,
-)
+from bi_ray.answers.checker import AnswerChecker, AnswerError, same_mathematics
+from bi_ray.answers.extraction import find_answer, format_is_right, write_response
 from bi_ray.answers.quantity import read_quantity, same_quantity
-from bi_ray.config import AnswerConfig, ConfigError
+from bi_ray.config.base import ConfigError
+from bi_ray.config.tasks import AnswerConfig
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ import pytest
 from bi_ray.batches.groups import build_batch, refill
 from bi_ray.batches.queries import next_queries, refill_prompts, step_prompts
 from bi_ray.batches.rollout import Group, Sample
-from bi_ray.config import ConfigError, PromptBenchConfig, RLConfig, RunConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import PromptBenchConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.verification.verdicts import DataFailure, Verdict
 

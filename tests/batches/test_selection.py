@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from bi_ray.batches.selection import QueryRow, SelectionError, describe_selection, reject
-from bi_ray.config import QueryFilterConfig
+from bi_ray.config.training import QueryFilterConfig
 
 
 def samples(right, of=8):

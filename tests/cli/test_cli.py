@@ -9,7 +9,9 @@ import ray
 import yaml
 
 from bi_ray.cli.main import _PANELS
-from bi_ray.config import PretrainConfig, RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.run import RunConfig
 from tests.command_line import QUICKSTART, ROOT, call, printed_error
 
 COMMANDS = [command.__name__ for commands in _PANELS.values() for command in commands]

@@ -11,7 +11,7 @@ from ray.job_submission import JobStatus
 from actors import jobs as jobs_module
 from actors.jobs import EXCLUDES, JobError, Jobs
 from bi_ray.cli.jobs import JobRun, job_command
-from bi_ray.config import ConfigError
+from bi_ray.config.base import ConfigError
 from bi_ray.files.errors import RunError
 from tests.command_line import QUICKSTART, ROOT
 

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from bi_ray.cli import show as show_module
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.rows.fields import rows_of
 from bi_ray.rows.rejects import Rejects
 from tests.command_line import QUICKSTART, ROOT, call, error_of

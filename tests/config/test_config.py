@@ -3,21 +3,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bi_ray.config import (
-    ALGORITHMS,
-    BASE,
-    BRIDGE,
-    RECIPES,
-    VANILLA,
-    ConfigError,
-    DynamicSamplingConfig,
-    ExtractConfig,
-    PretrainConfig,
-    RLConfig,
-    RunConfig,
-    load_config,
-    save_config,
-)
+from bi_ray.config.algorithms import ALGORITHMS, DynamicSamplingConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.extraction import ExtractConfig
+from bi_ray.config.files import load_config, save_config
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.recipes import BASE, BRIDGE, RECIPES, VANILLA
+from bi_ray.config.run import RunConfig
+from bi_ray.config.training import RLConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETS = {name: {"depth": 3} for name in ("sft", "rl", "test_id", "test_ood")}

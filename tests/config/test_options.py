@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bi_ray.config import ConfigError, ExtractConfig, PretrainConfig, RunConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.config.manual import as_markdown, as_text
 from bi_ray.config.options import Option, find_options, nearest_option, options_of
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/options.md"

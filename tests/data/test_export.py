@@ -11,7 +11,7 @@ import yaml
 from datasets import concatenate_datasets, load_dataset
 
 from bi_ray.api import task_of
-from bi_ray.config import BRIDGE
+from bi_ray.config.recipes import BRIDGE
 from bi_ray.data.export import layout_of
 from bi_ray.data.sets import write_injected, write_set
 from bi_ray.injection.user_rows import inject_rows

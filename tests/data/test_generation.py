@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bi_ray.config import PromptBenchConfig
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.data.generation import distinct_problems, items, items_of_processes
 from bi_ray.data.seen import Seen
 from bi_ray.rows.rejects import DataError

@@ -3,15 +3,9 @@ import json
 import pytest
 from datasets import Dataset
 
-from bi_ray.config import (
-    BRIDGE,
-    RECIPES,
-    VANILLA,
-    ModelConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-    RunConfig,
-)
+from bi_ray.config.recipes import BRIDGE, RECIPES, VANILLA, RecipeConfig
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.injection.demonstrations import write_demonstrations
 from bi_ray.policy.checkpoint import load_tokenizer

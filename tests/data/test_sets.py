@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.data import sets as dataset
 from bi_ray.data import shards
 from bi_ray.data.sets import read_manifest, write_set

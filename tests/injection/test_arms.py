@@ -4,14 +4,8 @@ from collections import Counter
 
 import pytest
 
-from bi_ray.config import (
-    BRIDGE,
-    RECIPES,
-    BehaviorConfig,
-    DifficultyConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-)
+from bi_ray.config.recipes import BRIDGE, RECIPES, BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import (
     InjectionError,

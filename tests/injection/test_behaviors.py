@@ -8,13 +8,9 @@ import random
 
 import pytest
 
-from bi_ray.config import (
-    BehaviorConfig,
-    ConfigError,
-    DifficultyConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-)
+from bi_ray.config.base import ConfigError
+from bi_ray.config.recipes import BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.behaviors import (
     BEHAVIORS,
     Planning,

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from bi_ray.config import BRIDGE, BehaviorConfig, ConfigError, PromptBenchConfig, RecipeConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.recipes import BRIDGE, BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.data.generation import distinct_problems
 from bi_ray.injection.user_rows import inject_rows, recipe_of
 from bi_ray.reasoning.check import check_trace

@@ -5,14 +5,8 @@ from collections import Counter
 
 import pytest
 
-from bi_ray.config import (
-    BRIDGE,
-    VANILLA,
-    BehaviorConfig,
-    DifficultyConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-)
+from bi_ray.config.recipes import BRIDGE, VANILLA, BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.behaviors import Reflection
 from bi_ray.injection.recipes import InjectionError, Recipe
 from bi_ray.reasoning.graph import NodeState

@@ -19,7 +19,7 @@ from actors.cluster import (
     free_driver_name,
     scale,
 )
-from bi_ray.config import RayConfig
+from bi_ray.config.run import RayConfig
 from bi_ray.files.errors import RunError
 from bi_ray.runs.directory import RunDirectory
 

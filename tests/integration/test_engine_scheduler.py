@@ -11,7 +11,8 @@ import pytest
 
 from actors.rollout.engine import engine_arguments, engine_environment
 from actors.weights.shared_memory import SharedMemorySync
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 
 PROMPT = [6 + i * 7 % 150 for i in range(70)]
 LONG = 400

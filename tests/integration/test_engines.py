@@ -13,10 +13,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from actors.rollout import worker as rollout_worker
-from actors.rollout.pool import FailedGroup, RolloutPool, make_ray_pool
+from actors.rollout.generation import FailedGroup
+from actors.rollout.pool import RolloutPool, make_ray_pool
 from actors.weights.shared_memory import announce
 from bi_ray.batches.rollout import GroupRequest, SamplingConfig
-from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RolloutConfig, RunConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.published import weights_directory
 from bi_ray.policy.version import PolicyVersion

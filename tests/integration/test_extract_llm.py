@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from actors.rollout.engine import engine_environment
-from bi_ray.config import BRIDGE, ExtractConfig, RolloutConfig
+from bi_ray.config.extraction import ExtractConfig
+from bi_ray.config.recipes import BRIDGE
+from bi_ray.config.rollout import RolloutConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.extract import Extraction
 from bi_ray.reasoning.extract_client import ExtractError, extract

@@ -23,14 +23,8 @@ from actors.learners.group import LearnerError, LearnerGroup, failing_rank
 from actors.rollout.queue import PoolError
 from bi_ray.batches.advantages import group_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.config import (
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RayConfig,
-    RLConfig,
-    SFTConfig,
-)
+from bi_ray.config.run import ModelConfig, RayConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig, RLConfig, SFTConfig
 from bi_ray.policy.files import CheckpointError
 from bi_ray.runs.metrics import read_metrics
 

@@ -17,7 +17,8 @@ import yaml
 from datasets import load_from_disk
 from safetensors.torch import load_file
 
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.policy.published import SHARED_MEMORY
 
 pytestmark = pytest.mark.timeout(600)

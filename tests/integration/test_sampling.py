@@ -15,7 +15,10 @@ from actors.rollout.handle import RequestError
 from actors.rollout.worker import RayWorker
 from actors.weights.shared_memory import RunWeightFiles
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
-from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RLConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.learner import Totals
 from bi_ray.learning.rl import microbatch_loss
 from bi_ray.policy.chat import encode_prompt

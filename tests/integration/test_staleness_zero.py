@@ -20,7 +20,8 @@ from actors.driver.driver import Driver
 from actors.weights.shared_memory import announce
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import GroupRequest, SamplingConfig
-from bi_ray.config import OptimizerConfig, RunConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.training import OptimizerConfig
 from bi_ray.data.problems import read_problems, write_problems
 from bi_ray.learning.rl import RLJob, train
 from bi_ray.policy.checkpoint import WEIGHTS, load_tokenizer

@@ -13,7 +13,8 @@ from transformers import DynamicCache, LlamaForCausalLM
 from actors.rollout.worker import RayWorker
 from actors.weights.shared_memory import announce
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
 from bi_ray.policy.published import WeightOwner, make_weights_directory, weights_directory
 from bi_ray.policy.version import PolicyVersion

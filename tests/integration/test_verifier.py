@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from actors.driver.verifier import VerifierClient, VerifierUnavailable
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.tasks.registry import build_task
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem
 from tests.integration.reward_functions import (

@@ -18,7 +18,8 @@ from actors.rollout.worker import RayWorker
 from actors.weights.base import WeightSyncError
 from actors.weights.shared_memory import RunWeightFiles, announce, owner_on
 from bi_ray.batches.rollout import Group, GroupRequest, SamplingConfig
-from bi_ray.config import ModelConfig, RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
+from bi_ray.config.run import ModelConfig
 from bi_ray.policy import published
 from bi_ray.policy.checkpoint import load_model, load_tokenizer, save_weights
 from bi_ray.policy.published import SPARE, WeightOwner, make_weights_directory, weights_directory

@@ -6,7 +6,8 @@ from ranks import distance, on_ranks
 from safetensors.torch import load_file, save_file
 from test_learner import loss_of, make_rows
 
-from bi_ray.config import LearnerConfig, LoRAConfig, ModelConfig, OptimizerConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, LoRAConfig, OptimizerConfig
 from bi_ray.learning.adapters import ADAPTERS, add_adapters
 from bi_ray.learning.learner import Learner, load_checkpoint, save_checkpoint
 from bi_ray.policy.checkpoint import load_model

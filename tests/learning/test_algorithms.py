@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from bi_ray.batches.advantages import step_advantages
-from bi_ray.config import ConfigError, KLConfig, RLConfig
+from bi_ray.config.algorithms import KLConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.algorithms.base import LearnedTokens
 from bi_ray.learning.losses import policy_loss, token_weights

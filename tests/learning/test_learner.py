@@ -12,14 +12,9 @@ from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
-from bi_ray.config import (
-    ImportanceConfig,
-    KLConfig,
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RLConfig,
-)
+from bi_ray.config.algorithms import ImportanceConfig, KLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.learner import (
     Learner,
     Totals,

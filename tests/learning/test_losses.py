@@ -7,7 +7,8 @@ from ranks import TOKENS, logprobs_of
 
 from bi_ray.batches.advantages import group_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.config import ALGORITHMS, ImportanceConfig, KLConfig, RLConfig
+from bi_ray.config.algorithms import ALGORITHMS, ImportanceConfig, KLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.algorithms import load_algorithm
 from bi_ray.learning.losses import importance, kl_estimate, nll_loss, policy_loss, token_weights
 from bi_ray.learning.rl import _shown, batch_rows, microbatch_loss

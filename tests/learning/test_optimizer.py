@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from bi_ray.config import OptimizerConfig
+from bi_ray.config.training import OptimizerConfig
 from bi_ray.learning.optimizer import learning_rate, make_optimizer, set_learning_rate
 
 

@@ -9,7 +9,9 @@ from ranks import TOKENS, distance, on_ranks
 from safetensors.torch import load_file
 
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.config import KLConfig, LearnerConfig, ModelConfig, OptimizerConfig, RLConfig
+from bi_ray.config.algorithms import KLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig, RLConfig
 from bi_ray.learning.rl import RLJob, train
 
 KL = KLConfig(

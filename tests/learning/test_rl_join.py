@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning import rl
 from bi_ray.learning.learner import TrainingError
 from bi_ray.learning.rl import JoinError

@@ -5,7 +5,8 @@ import torch
 from datasets import Dataset
 from torch import distributed
 
-from bi_ray.config import LearnerConfig, ModelConfig, SFTConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, SFTConfig
 from bi_ray.learning.sft import SFTJob, load_demonstrations, step_rows, steps_per_epoch, train
 from bi_ray.policy.chat import ChatError
 

@@ -14,7 +14,7 @@ from ranks import TOKENS, logprobs_of
 
 from bi_ray.batches.advantages import step_advantages
 from bi_ray.batches.batch import LearnerBatch, TrainSample
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.rl import batch_rows, microbatch_loss
 from bi_ray.policy.checkpoint import load_model, load_tokenizer
 from bi_ray.policy.logprobs import TokenLogprobs

@@ -8,14 +8,10 @@ import yaml
 from ranks import on_ranks
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives as collectives
 
-from bi_ray.config import (
-    ConfigError,
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    load_config,
-)
+from bi_ray.config.base import ConfigError
+from bi_ray.config.files import load_config
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.training import LearnerConfig, OptimizerConfig
 from bi_ray.learning.learner import Learner
 from bi_ray.planning.hardware import HARDWARE, load_hardware, measure
 from bi_ray.planning.job import CHUNK_LOGITS, Job

@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bi_ray.config import ConfigError, LoRAConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.training import LoRAConfig
 from bi_ray.learning.adapters import add_adapters
 from bi_ray.planning.shapes import Shape
 

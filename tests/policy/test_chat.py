@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from bi_ray.cli import main as cli
-from bi_ray.config import DifficultyConfig, ModelConfig, PromptBenchConfig, RunConfig
+from bi_ray.config.run import ModelConfig, RunConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.demonstrations import demonstrate
 from bi_ray.policy.chat import (

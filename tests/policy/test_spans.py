@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bi_ray.config import BehaviorConfig, DifficultyConfig, PromptBenchConfig, RecipeConfig
+from bi_ray.config.recipes import BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import Recipe
 from bi_ray.policy.checkpoint import load_tokenizer

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from bi_ray.config import DifficultyConfig, IGSMConfig, PretrainConfig, PromptBenchConfig
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.tasks import DifficultyConfig, IGSMConfig, PromptBenchConfig
 from bi_ray.pretraining import drills
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from bi_ray.config import PretrainConfig
+from bi_ray.config.pretraining import PretrainConfig
 from bi_ray.files.errors import RunError
 from bi_ray.pretraining import pretrain as module
 from bi_ray.pretraining.drills import Drill

@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
+from bi_ray.config.recipes import BRIDGE
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.policy.chat import encode_prompt
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.tasks.promptbench.task import PromptBenchTask
-from bi_ray.tasks.promptbench.wording import SYSTEM_PROMPT, node_names, phrases
+from bi_ray.tasks.promptbench.wording import node_names, phrases
+from bi_ray.tasks.traces import SYSTEM_PROMPT
 
 PRINTABLE = string.printable[:95] + "\n\t"
 TOKENIZER = build_tokenizer(phrases(), node_names(48))

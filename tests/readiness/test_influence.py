@@ -8,7 +8,7 @@ import torch
 from ranks import logprobs_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bi_ray.batches.scored import Rollout, ScoredGroup
+from bi_ray.batches.scored_group import Rollout, ScoredGroup
 from bi_ray.readiness.influence import (
     Differentiator,
     direction_in_halves,

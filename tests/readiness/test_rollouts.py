@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import pytest
 
-from bi_ray.batches.scored import Rollout, ScoredGroup
-from bi_ray.config import BRIDGE, DifficultyConfig, PromptBenchConfig
+from bi_ray.batches.scored_group import Rollout, ScoredGroup
+from bi_ray.config.recipes import BRIDGE
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.pretraining.tokenizer import build_tokenizer
 from bi_ray.readiness.rollouts import PLAIN, scored_group, token_behaviors

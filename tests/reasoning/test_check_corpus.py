@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bi_ray.config import (
-    VANILLA,
-    BehaviorConfig,
+from bi_ray.config.recipes import VANILLA, BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import (
     DifficultyConfig,
     IGSMConfig,
     IGSMDifficultyConfig,
     PromptBenchConfig,
-    RecipeConfig,
 )
 from bi_ray.injection.behaviors import BEHAVIORS
 from bi_ray.injection.recipes import Recipe

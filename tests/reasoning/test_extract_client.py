@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bi_ray.config import ExtractConfig
+from bi_ray.config.extraction import ExtractConfig
 from bi_ray.reasoning.extract import SCHEMA
 from bi_ray.reasoning.extract_client import ExtractError, extract, extract_rows
 from tests.reasoning.openai_server import Endpoint, row, serving

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 
 import bi_ray
-from bi_ray.config import UserDataConfig
+from bi_ray.config.tasks import UserDataConfig
 from bi_ray.rows.cells import RowError, cell_text, plain_row, text_cell
 from bi_ray.rows.fields import fields_of, rows_of
 from bi_ray.rows.rejects import Place, Rejects

@@ -13,10 +13,10 @@ from report_run import config_of, write_run
 from safetensors.torch import save_file
 
 from bi_ray.cli import main as cli
-from bi_ray.config import save_config
+from bi_ray.config.files import save_config
 from bi_ray.files.errors import RunError
 from bi_ray.runs.directory import RunDirectory
-from bi_ray.runs.keys import key_of
+from bi_ray.runs.stage_key import key_of
 
 ARM = "bridge"
 KEY = key_of({"rl": {"steps": 4}}, {"data": "1a"})

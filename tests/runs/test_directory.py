@@ -12,16 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bi_ray.config import RunConfig, SFTConfig, load_config, save_config
+from bi_ray.config.files import load_config, save_config
+from bi_ray.config.run import RunConfig
+from bi_ray.config.training import SFTConfig
 from bi_ray.files.atomic import write_atomically, write_text
 from bi_ray.files.errors import DiskFull, RunError
 from bi_ray.runs.directory import RunDirectory, StageChanged, begin_directory
-from bi_ray.runs.keys import differences, key_of
 from bi_ray.runs.lock import RunLocked, lock_holder
 from bi_ray.runs.metrics import append_metrics, cut_metrics, read_steps
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.process import code_version
 from bi_ray.runs.records import remedy_for
+from bi_ray.runs.stage_key import differences, key_of
 from bi_ray.runs.stages import stage_damage
 from bi_ray.runs.status import describe_status
 
@@ -95,7 +97,7 @@ def test_a_key_depends_on_every_value_and_on_nothing_else():
 
 def test_a_key_is_the_same_in_another_process():
     code = (
-        "from bi_ray.config import SFTConfig; from bi_ray.runs.keys import key_of;"
+        "from bi_ray.config import SFTConfig; from bi_ray.runs.stage_key import key_of;"
         "print(key_of({'sft': SFTConfig(epochs=5)}, {'data': '1a'}).digest)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
@@ -326,7 +328,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     code = (
         "import time\n"
         "from bi_ray.runs.directory import RunDirectory\n"
-        "from bi_ray.runs.keys import key_of\n"
+        "from bi_ray.runs.stage_key import key_of\n"
         f"run = RunDirectory({str(tmp_path)!r})\n"
         "with run, run.commit('sft/vanilla', key_of({}, {})) as folder:\n"
         "    (folder / 'half').write_text('x'); print('in', flush=True); time.sleep(60)"

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from bi_ray.cli import main as cli
-from bi_ray.config import RunConfig, load_config
+from bi_ray.config.files import load_config
+from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import remove_leftovers, write_atomically
 from bi_ray.files.errors import RunError
 from bi_ray.report.writing import write_report
 from bi_ray.runs.directory import RunDirectory, begin_directory, keep_config
-from bi_ray.runs.keys import key_of
+from bi_ray.runs.stage_key import key_of
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs/quickstart.yaml"

@@ -10,9 +10,9 @@ import pytest
 from bi_ray.files.errors import RunError
 from bi_ray.runs import mirror, remote_lock
 from bi_ray.runs.checkpoints import StepDirectories
-from bi_ray.runs.keys import key_of
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
+from bi_ray.runs.stage_key import key_of
 
 KEY = key_of({"a": 1}, {})
 ORDER = ("data", "sft", "rl")

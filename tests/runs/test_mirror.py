@@ -10,17 +10,17 @@ from contextlib import suppress
 
 import pytest
 
-from bi_ray.config import SFTConfig
+from bi_ray.config.training import SFTConfig
 from bi_ray.files.errors import RunError
 from bi_ray.runs import mirror, remote_files, remote_lock
 from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.directory import RunDirectory, StageChanged
-from bi_ray.runs.keys import key_of
 from bi_ray.runs.lock import RunLocked
 from bi_ray.runs.mirror import MirroredRun
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
 from bi_ray.runs.remote_lock import LOCK, read_lock
+from bi_ray.runs.stage_key import key_of
 from bi_ray.runs.status import describe_status
 
 KEY = key_of({"sft": SFTConfig(epochs=5)}, {"data": "1a"})

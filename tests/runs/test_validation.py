@@ -3,7 +3,7 @@ from itertools import combinations
 import pytest
 from pydantic import ValidationError
 
-from bi_ray.config import RLConfig, ValidationConfig
+from bi_ray.config.training import RLConfig, ValidationConfig
 from bi_ray.runs.validation import best_step, outcome_of, scores_of, stops_after, summarize
 
 

@@ -12,7 +12,8 @@ from ray import serve as ray_serve
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from bi_ray.cli import main as cli
-from bi_ray.config import RayConfig, RunConfig, load_config, save_config
+from bi_ray.config.files import load_config, save_config
+from bi_ray.config.run import RayConfig, RunConfig
 from bi_ray.data.problems import write_problems
 from bi_ray.files.errors import RunError
 from bi_ray.policy.checkpoint import load_tokenizer

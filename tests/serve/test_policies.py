@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bi_ray.config import ModelConfig, RunConfig, load_config, save_config
+from bi_ray.config.files import load_config, save_config
+from bi_ray.config.run import ModelConfig, RunConfig
 from bi_ray.files.integrity import record_files
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.policy.files import CheckpointError

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bi_ray.config import BRIDGE, VANILLA, BehaviorConfig, RecipeConfig
+from bi_ray.config.recipes import BRIDGE, VANILLA, BehaviorConfig, RecipeConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator, flatten

@@ -3,7 +3,8 @@ import pickle
 
 import pytest
 
-from bi_ray.config import ConfigError, ReasoningGymConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.tasks import ReasoningGymConfig
 from bi_ray.tasks.base import in_split
 from bi_ray.tasks.reasoning_gym import ReasoningGymTask
 from bi_ray.tasks.registry import build_task, target_config

@@ -9,7 +9,9 @@ import yaml
 from datasets import Dataset
 
 from bi_ray.answers.checker import AnswerChecker
-from bi_ray.config import ConfigError, RunConfig, UserDataConfig
+from bi_ray.config.base import ConfigError
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import UserDataConfig
 from bi_ray.reasoning.trace import Span
 from bi_ray.rows.rejects import DataError, Rejects
 from bi_ray.tasks.base import SPLIT_RANGES, ChecksAnswers, FiniteTask, text_hash

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from bi_ray.config import RunConfig
+from bi_ray.config.run import RunConfig
 from bi_ray.runs.metrics import append_metrics, cut_metrics
 from bi_ray.tracking.base import Tracked
 from bi_ray.tracking.following import Tracking, make_trackers

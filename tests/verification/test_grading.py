@@ -2,7 +2,8 @@
 
 import pytest
 
-from bi_ray.config import BRIDGE, PromptBenchConfig
+from bi_ray.config.recipes import BRIDGE
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.rows.fields import fields_of
 from bi_ray.rows.rejects import Place, Rejects

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import bi_ray
-from bi_ray.config import UserDataConfig, VerifierConfig
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.tasks import UserDataConfig
 from bi_ray.rows.rejects import Rejects
 from bi_ray.tasks.userdata import UserDataTask
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerificationItem, Verifier, reward_of

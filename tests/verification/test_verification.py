@@ -4,14 +4,10 @@ import time
 import numpy as np
 import pytest
 
-from bi_ray.config import (
-    BRIDGE,
-    ConfigError,
-    DifficultyConfig,
-    PromptBenchConfig,
-    UserDataConfig,
-    VerifierConfig,
-)
+from bi_ray.config.base import ConfigError
+from bi_ray.config.evaluation import VerifierConfig
+from bi_ray.config.recipes import BRIDGE
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig, UserDataConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.trace import StepKind

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 
 # beyond it a ratio only means "far off", and its gradient would not be finite
 LARGEST_LOG_RATIO = 20.0

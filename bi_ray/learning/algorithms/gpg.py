@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.algorithms.base import LearnedTokens, TokenLoss
 
 

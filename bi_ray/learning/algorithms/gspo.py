@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bi_ray.config import RLConfig
+from bi_ray.config.training import RLConfig
 from bi_ray.learning.algorithms.base import (
     LearnedTokens,
     TokenLoss,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from bi_ray.answers.checker import has_each_tag_once
-from bi_ray.config import IGSMConfig, IGSMDifficultyConfig, SetName
+from bi_ray.answers.extraction import has_each_tag_once
+from bi_ray.config.base import SetName
+from bi_ray.config.tasks import IGSMConfig, IGSMDifficultyConfig
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import Expression, names_in
 from bi_ray.reasoning.graph import Graph, Node, formula_hash

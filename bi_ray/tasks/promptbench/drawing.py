@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any, ClassVar, TypeAlias
 
-from bi_ray.config import DifficultyConfig, PromptBenchConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.reasoning.expression import Operator, Truth, Value, compute
 from bi_ray.reasoning.graph import Graph, Node, digest, digest_operation
 from bi_ray.tasks.promptbench.wording import CAUSES, node_names

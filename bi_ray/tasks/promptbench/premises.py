@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bi_ray.config import LogicName
+from bi_ray.config.tasks import LogicName
 from bi_ray.reasoning.expression import Notation, Operator, Value, names_in, value_of
 from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.parse import Definition, ParseError, graph_from_definitions

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import random
 
-from bi_ray.answers.checker import has_each_tag_once
-from bi_ray.config import DifficultyConfig, LogicName, PromptBenchConfig, SetName
+from bi_ray.answers.extraction import has_each_tag_once
+from bi_ray.config.base import SetName
+from bi_ray.config.tasks import DifficultyConfig, LogicName, PromptBenchConfig
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import value_of
 from bi_ray.reasoning.graph import Graph

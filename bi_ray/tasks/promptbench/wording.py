@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import cycle, islice, product
 from string import ascii_lowercase
 
-from bi_ray.config import LogicName
+from bi_ray.config.tasks import LogicName
 from bi_ray.reasoning.expression import Notation, Operator
 from bi_ray.tasks.traces import ANSWER, SYSTEM_PROMPT, THINK_END, THINK_START
 

@@ -12,7 +12,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from actors.driver import readiness
 from actors.driver.progress import Progress
 from actors.driver.readiness import ReadinessError, ReadinessMeter
-from bi_ray.config import DifficultyConfig, PromptBenchConfig, RunConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 
 
 class Method:

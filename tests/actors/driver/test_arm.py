@@ -13,7 +13,7 @@ from actors.driver.engine_policy import EnginePolicy
 from actors.driver.step_metrics import EngineWork, StepMetrics
 from actors.driver.validation import Validator
 from actors.weights.shared_memory import FileAnnouncement
-from bi_ray.config import RLConfig, ValidationConfig
+from bi_ray.config.training import RLConfig, ValidationConfig
 from bi_ray.policy.version import PolicyVersion
 
 

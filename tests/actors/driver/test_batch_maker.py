@@ -6,9 +6,10 @@ import random
 import pytest
 
 from actors.driver.batch_maker import BatchMaker
-from actors.rollout.pool import FailedGroup
+from actors.rollout.generation import FailedGroup
 from bi_ray.batches.rollout import Group, Sample
-from bi_ray.config import PromptBenchConfig, RunConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import PromptBenchConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.policy.version import PolicyVersion, VersionSpan
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerdictError

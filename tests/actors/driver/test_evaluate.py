@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from actors.driver.sampling import describe_failures, evaluate, evaluation_requests
-from actors.rollout.pool import FailedGroup
+from actors.rollout.generation import FailedGroup
 from bi_ray.batches.rollout import Group, Sample
-from bi_ray.config import EvaluationConfig, ModelConfig
+from bi_ray.config.evaluation import EvaluationConfig
+from bi_ray.config.run import ModelConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.verification.verdicts import DataFailure, Verdict, VerdictError

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from actors.driver.influence_monitor import InfluenceMonitor
-from bi_ray.config import DifficultyConfig, PromptBenchConfig, ReadinessConfig, RunConfig
+from bi_ray.config.readiness import ReadinessConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.data.problems import ProblemRow
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.metrics import read_metrics

@@ -7,7 +7,8 @@ from ray.exceptions import ActorDiedError
 
 from actors.learners import group as learner_group
 from actors.learners.group import LearnerError, LearnerGroup
-from bi_ray.config import LearnerConfig, ModelConfig, RayConfig
+from bi_ray.config.run import ModelConfig, RayConfig
+from bi_ray.config.training import LearnerConfig
 
 
 class Fit:

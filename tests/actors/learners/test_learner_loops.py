@@ -10,7 +10,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from actors.learners import loops as learner_loops
 from actors.learners.loops import DriverClient
-from bi_ray.config import LearnerConfig, ModelConfig, RLConfig
+from bi_ray.config.run import ModelConfig
+from bi_ray.config.training import LearnerConfig, RLConfig
 from bi_ray.learning import rl
 from bi_ray.learning.learner import TrainingError
 from bi_ray.verification.verdicts import VerdictError

@@ -18,7 +18,7 @@ from actors.rollout.handle import (
 from actors.rollout.pool import RolloutPool
 from actors.weights.shared_memory import FileAnnouncement
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
-from bi_ray.config import RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
 from bi_ray.policy.version import PolicyVersion
 
 CONFIG = RolloutConfig(

@@ -24,7 +24,7 @@ from actors.rollout.pool import RolloutPool
 from actors.weights.shared_memory import FileAnnouncement
 from bi_ray.batches.batch import LearnerBatch
 from bi_ray.batches.rollout import Group, GroupRequest, Sample, SamplingConfig
-from bi_ray.config import RolloutConfig
+from bi_ray.config.rollout import RolloutConfig
 from bi_ray.policy.version import PolicyVersion
 from bi_ray.runs.metrics import read_metrics
 

@@ -2,7 +2,7 @@
 
 import random
 
-from bi_ray.config import IGSMConfig, IGSMDifficultyConfig
+from bi_ray.config.tasks import IGSMConfig, IGSMDifficultyConfig
 from bi_ray.tasks.igsm.task import IGSMTask
 
 SETS = ("pretrain", "sft", "rl", "val", "test_id", "test_ood", "influence_target")

@@ -1,16 +1,11 @@
 import pytest
 from igsm_tools import SETS, draws, make_task, operations
 
-from bi_ray.config import (
-    BRIDGE,
-    VANILLA,
-    BehaviorConfig,
-    ConfigError,
-    IGSMConfig,
-    RecipeConfig,
-    RunConfig,
-    load_config,
-)
+from bi_ray.config.base import ConfigError
+from bi_ray.config.files import load_config
+from bi_ray.config.recipes import BRIDGE, VANILLA, BehaviorConfig, RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import IGSMConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.graph import formula_hash

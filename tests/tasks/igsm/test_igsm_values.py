@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from igsm_tools import draws, make_task, operations
 
-from bi_ray.config import BehaviorConfig
+from bi_ray.config.recipes import BehaviorConfig
 from bi_ray.injection.behaviors import Reflection
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.trace import StepKind, vanilla_plan

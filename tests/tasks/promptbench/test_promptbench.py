@@ -7,16 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bi_ray.config import (
-    BRIDGE,
-    VANILLA,
-    BehaviorConfig,
-    DifficultyConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-    RunConfig,
-    load_config,
-)
+from bi_ray.config.files import load_config
+from bi_ray.config.recipes import BRIDGE, VANILLA, BehaviorConfig, RecipeConfig
+from bi_ray.config.run import RunConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.trace import join, mark, vanilla_plan

@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 from plans import every_behavior
 from pydantic import ValidationError
 
-from bi_ray.config import (
-    BehaviorConfig,
-    DifficultyConfig,
-    PretrainConfig,
-    PromptBenchConfig,
-    RecipeConfig,
-)
+from bi_ray.config.pretraining import PretrainConfig
+from bi_ray.config.recipes import BehaviorConfig, RecipeConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.injection.recipes import Recipe
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator, Truth

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import every_behavior
 
-from bi_ray.config import DifficultyConfig, PromptBenchConfig
+from bi_ray.config.tasks import DifficultyConfig, PromptBenchConfig
 from bi_ray.reasoning.check import check_trace
 from bi_ray.reasoning.expression import Operator
 from bi_ray.reasoning.graph import Graph, Node

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from serve import faults
+from serve import error_statuses as faults
 from serve.access import file_keys
 from serve.asgi import Head, post
-from serve.faults import FaultMiddleware, RequestFault, keeping_own_errors
+from serve.error_statuses import FaultMiddleware, RequestFault, keeping_own_errors
 from serve.versions import EngineBroken, MixedVersions
 
 BODY = b'{"prompt": "x"}'

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from actors.rollout.health import TRANSITIONS, IllegalTransition, WorkerHealth, WorkerState
+from actors.rollout.worker_state import TRANSITIONS, IllegalTransition, WorkerHealth, WorkerState
 
 S = WorkerState
 SUSPECT_S, DEAD_S = 30.0, 120.0
