@@ -81,7 +81,7 @@ TokenizerDir = Annotated[
     ),
 ]
 InjectSeed = Annotated[
-    int, typer.Option(help="Random seed; what a row gets depends on the seed and its id")
+    int, typer.Option(help="Random seed; the result for a row depends on the seed and the row's id")
 ]
 StrictRows = Annotated[
     bool, typer.Option("--strict", help="Stop at the first bad row instead of leaving it out")
@@ -104,7 +104,7 @@ def data(
 ) -> None:
     """Generate a set of distinct problems.
 
-    If it is interrupted, the same command resumes. Memory use does not grow with the set.
+    If it is interrupted, the same command resumes. Memory use does not grow with its size.
     """
     from bi_ray.api import problems_of
     from bi_ray.data.sets import write_set

@@ -219,7 +219,7 @@ def scale(
     auth_mode: Auth = None,
     local: Local = None,
 ) -> None:
-    """Add or remove rollout workers while a run continues. Call it on a node of the cluster."""
+    """Add or remove rollout workers of a run in progress. Run it on a node of the cluster."""
     _set_auth_mode(auth_mode)
     from actors.cluster import scale as scale_driver
 

@@ -32,12 +32,13 @@ def options(
     prefix: Annotated[
         str | None,
         typer.Argument(
-            metavar="PREFIX", help="Only options that begin with this, such as rl.validation"
+            metavar="PREFIX",
+            help="Print only options whose names begin with this, such as rl.validation",
         ),
     ] = None,
     of: Annotated[
         Literal["run", "pretrain", "extract"],
-        typer.Option(help="The configuration file whose options to print"),
+        typer.Option(help="Kind of configuration whose options are printed"),
     ] = "run",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the whole page docs/options.md")

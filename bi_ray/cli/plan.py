@@ -48,7 +48,7 @@ GpusPerNode = Annotated[
 Measure = Annotated[
     bool,
     typer.Option(
-        "--measure", help="First measure the speed of this machine's cores and memory (CPU only)"
+        "--measure", help="Measure the speed of this machine's cores and memory first (CPU only)"
     ),
 ]
 PromptTokens = Annotated[
@@ -60,7 +60,7 @@ ResponseTokens = Annotated[
     typer.Option(help="Mean length of responses, in tokens", show_default="the maximum"),
 ]
 InformativeShare = Annotated[
-    float, typer.Option(help="Share of the groups that learners train on (rewards differ)")
+    float, typer.Option(help="Share of groups whose rewards differ: those that learners train on")
 ]
 TrainingMfu = Annotated[
     float | None,
@@ -117,8 +117,7 @@ def plan(
     network_share: NetworkShare = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate memory, traffic and time of an RL step, and name the option to change if it
-    does not fit.
+    """Estimate memory, traffic and time of an RL step, and say what to change if it won't fit.
 
     Needs no cluster, no GPU and no weights: a laptop can plan the run of a 70 B model.
     """

@@ -37,7 +37,8 @@ SeedCount = Annotated[
     int, typer.Option(min=1, help="Number of seeds; each changes data, training and sampling")
 ]
 ScoredModel = Annotated[
-    Path | None, typer.Option(metavar="MODEL", help="Only score this model, on new drills")
+    Path | None,
+    typer.Option(metavar="MODEL", help="Only score this model, on new practice problems"),
 ]
 ReportedRuns = Annotated[
     list[Path],
@@ -59,7 +60,7 @@ StatusRun = Annotated[str, typer.Argument(metavar="DIR", help="Run directory, a 
 ServedRun = Annotated[
     Path,
     typer.Argument(
-        metavar="DIR", help="Run directory, finished or in progress", callback=refuse_uri
+        metavar="DIR", help="Directory of a run, finished or in progress", callback=refuse_uri
     ),
 ]
 Models = Annotated[
@@ -122,7 +123,7 @@ def run(
     dry_run: DryRun = False,
     local: Local = None,
 ) -> None:
-    """Run every stage that the run directory lacks, and report.
+    """Run every stage that the run directory lacks, and write the report.
 
     The stages: data, injection, SFT, readiness, RL, evaluation and the report.
     """
@@ -163,7 +164,7 @@ def study(
 ) -> None:
     """Repeat an experiment under several seeds, and report on all of them in one table.
 
-    The same command resumes a study; finished seeds are kept.
+    If it is interrupted, the same command resumes; finished seeds are kept.
     """
     config = load_config(config_file, RunConfig)
     study_place = RunPlace.of(run_path, local)
@@ -179,7 +180,7 @@ def study(
 
 
 def report(runs: ReportedRuns, out: ReportFile = None) -> None:
-    """Write the report of a run or study again, finished or not, or compare several."""
+    """Rewrite the report of a run or study, finished or not, or compare several on one page."""
     from bi_ray.report.writing import write_report
 
     say(str(write_report(runs, out)))
@@ -230,7 +231,7 @@ def serve(
 def pretrain(
     config_file: ConfigFile, run_path: RunText = "runs/pretrain", score: ScoredModel = None
 ) -> None:
-    """Train a tiny base model and score it. The same command resumes."""
+    """Train a tiny base model and score it. If interrupted, the same command resumes."""
     from bi_ray.pretraining.pretrain import pretrain as train
     from bi_ray.pretraining.pretrain import score_drills
     from bi_ray.runs.directory import RunDirectory

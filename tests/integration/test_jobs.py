@@ -246,7 +246,7 @@ def test_a_run_is_stopped_and_submitted_again(cluster, tmp_path):
     assert (code, output) == (0, "first: STOPPED\n")
     code, output = end(followed)
     assert code == 1
-    assert "stopped by SIGTERM; the same command goes on" in output
+    assert "stopped by SIGTERM; the same command resumes" in output
     code, output = cluster.call("bi-ray", "status", run)
     assert "not in use" in output
     reached = steps(work)[-1]

@@ -238,13 +238,13 @@ def test_the_estimator_the_quantity_and_the_metric_can_be_switched(browser, page
     wait(browser, f"return {last_row}.length")
     browser.find_element(By.CSS_SELECTOR, "[name=estimator][value=mean]").send_keys(Keys.ARROW_LEFT)
     expect("sum", "k_plus")
-    last = influence["sum"]["groups"][-1]["k_plus"]
+    last = influence["sum"].groups[-1].k_plus
     name, at, value, low, high = browser.execute_script(
         f"return [...{last_row}].map((c) => c.textContent)"
     )
     assert (name, at) == ("bridge", f"{N}/{N}")
     assert [float(number) for number in (value, low, high)] == pytest.approx(
-        [last["value"], last["low"], last["high"]], rel=1e-2
+        [last.value, last.low, last.high], rel=1e-2
     )
     click(browser, "[name=during][value=change] + span")
     assert "bridge, realized" in shown(browser, "during")
