@@ -48,7 +48,7 @@ browser:
 	tools/browser.sh
 
 test: $(VENV)/.installed browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(VENV)/.installed browser
 	$(BIN)/python -m pytest

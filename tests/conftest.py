@@ -23,6 +23,11 @@ LOCAL_CPUS = 4  # logical CPUs that Ray assigns, whatever the machine has
 NAME_POOL = 48
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real Rays and engines first: they mostly wait, and other processes fill the gaps."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
     """A Ray for this test file only, with ``LOCAL_CPUS`` logical CPUs."""

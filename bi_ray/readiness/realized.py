@@ -143,8 +143,11 @@ def realized_change(
 def correlation(
     predicted: Sequence[float], realized: Sequence[float], draws: int, seed: int = 0
 ) -> Interval | None:
-    """Pearson's correlation with a bootstrap interval over the points; None below 4 points."""
-    if len(predicted) < 4:
+    """Pearson's correlation with a bootstrap interval over the points.
+
+    None below 4 points, and where all predictions or all changes are equal.
+    """
+    if len(predicted) < 4 or len(set(predicted)) == 1 or len(set(realized)) == 1:
         return None
     pairs: Floats = np.array([predicted, realized]).T.copy()
     rng = np.random.default_rng(seed)

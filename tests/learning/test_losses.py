@@ -55,7 +55,7 @@ def test_kl_term_in_the_loss():
         config, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference
     )
     expected = 0.3 * sum(w * (math.exp(d) - d - 1) for w, d in ((0.25, -0.5), (0.5, 1.0)))
-    assert float(result.loss) == pytest.approx(expected)
+    assert float(result.loss.detach()) == pytest.approx(expected)
     measured = RLConfig(kl=KLConfig(estimator="k3", coefficient=0))
     result = loss_of(
         measured, logprobs, logprobs.detach(), torch.zeros(2), weights, reference=reference

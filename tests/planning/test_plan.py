@@ -274,8 +274,8 @@ def test_nodes_that_fetch_weights(learners, engines, remote):
 def test_a_measured_machine_goes_through_a_file(tmp_path):
     found = measure(HARDWARE["cpu"], 64, 128, 2, 8, 256)
     assert found.kind == "cpu"
-    assert 1e8 < found.flops_float32 < 1e13
-    assert 1e8 < found.memory_bytes_per_s < 1e12
+    assert 1e6 < found.flops_float32 < 1e13  # however busy the machine is
+    assert 1e6 < found.memory_bytes_per_s < 1e12
     (tmp_path / "here.json").write_text(found.model_dump_json())
     assert load_hardware(str(tmp_path / "here.json")) == found
 

@@ -260,6 +260,13 @@ def test_a_change_is_paired_by_problem():
     assert mean_and_error([1.0]) == (1.0, 0.0)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_equal_values_have_no_correlation(which):
+    series = [[0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.1, 0.5, 0.3, 0.4]]
+    series[which] = [0.3] * 5
+    assert correlation(*series, draws=100) is None
+
+
 def test_correlation_tells_a_trend_from_noise():
     rng = np.random.default_rng(1)
     x = rng.normal(size=40)
