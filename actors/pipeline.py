@@ -145,8 +145,8 @@ class Pipeline:
                 )
                 self.display.advance()
                 self.display.note(
-                    f"{name}: {manifest['problems']} problems, best constant answer "
-                    f"{manifest['best_constant_answer']!r} scores "
+                    f"{name}: {manifest['problems']:,} problems; the best constant answer, "
+                    f"{manifest['best_constant_answer']!r}, scores "
                     f"{manifest['best_constant_accuracy']:.1%}"
                 )
             if isinstance(task, FiniteTask) and task.rejects.rows:

@@ -1,4 +1,4 @@
-"""From evaluated samples to accuracies, gains and intervals (section 8 of docs/method.md).
+"""From evaluated samples to accuracies, gains and intervals (docs/method.md, "Definitions").
 
 A row is one sample as ``actors.driver.sampling`` writes it: ``mode`` (greedy or sampled), ``id`` of
 the problem, ``answer``, ``failure`` (None if there is a verdict) and the fields of

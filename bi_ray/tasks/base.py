@@ -153,7 +153,7 @@ class FiniteTask(Task, Protocol):
 
 
 def in_split(problem_hash: str, split: SetName) -> bool:
-    """Whether a problem with this hash belongs to ``split`` (section 8 of docs/method.md)."""
+    """Whether a problem with this hash belongs to ``split`` (docs/method.md, "Definitions")."""
     return int(problem_hash, 16) % SPLIT_BUCKETS in SPLIT_RANGES[split]
 
 

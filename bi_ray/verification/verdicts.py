@@ -211,7 +211,7 @@ class Judge:
     def verdict(
         self, item: VerificationItem, graph: Graph | None, steps: Sequence[ParsedStep]
     ) -> Verdict:
-        """Judge a response (section 8 of docs/method.md).
+        """Judge a response (docs/method.md, "Definitions").
 
         Args:
             item: the response and its problem.

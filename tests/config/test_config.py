@@ -321,7 +321,7 @@ def test_what_is_saved_is_read_back_the_same(tmp_path):
 
 
 def test_the_paper_s_configuration():
-    """Section 5 of docs/method.md's source, arXiv:2505.18917: sizes, rates and factors."""
+    """The paper, arXiv:2505.18917: sizes, rates and factors."""
     config = load_config("configs/promptbench_paper.yaml", RunConfig)
     assert list(config.arms) == ["vanilla", "pp_aug", "rc_aug", "bridge"]
     assert [config.arms[name].for_task(config.task.kind).copies for name in config.arms] == [

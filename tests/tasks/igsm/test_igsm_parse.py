@@ -15,7 +15,7 @@ from bi_ray.tasks.igsm.wording import NOTATION, relation
 ADD, SUBTRACT, MULTIPLY = Operator.ADD, Operator.SUBTRACT, Operator.MULTIPLY
 KINDS = list(itertools.product(("paper", "clean"), ("shuffled", "in_order"), ("last", "first")))
 
-# The relations of section 9 of docs/method.md, and those that it leaves to the reader.
+# The relations of the paper, and those that it leaves to the reader.
 RELATIONS = [
     ("6", 6),
     ("each A's B", "A's B"),
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_is_named(text, message):
         parse_question(text)
 
 
-# Section 9 of docs/method.md, line by line, with names put in for its letters.
+# The wording of the paper, line by line, with names put in for its letters.
 WORKED = [
     (
         "- According to the information given, the number of each X's Y is 1. Let's denote "

@@ -237,7 +237,7 @@ def test_demonstrations_read_back_as_valid_traces(index, order, limit):
         assert task.format_is_right(response)
 
 
-# Section 9 of docs/method.md, line by line.
+# The wording of the paper, line by line.
 WORKED_LINES = [
     ("Let's solve aaa, aaa is 9", {"node": "aaa", "value": 9}),
     ("Let's solve aab, aab = aaa^2 = 81", {"node": "aab", "value": 81, "symbols": "aaa^2"}),

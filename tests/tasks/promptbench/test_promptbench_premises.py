@@ -61,7 +61,7 @@ def test_round_trip_of_ten_thousand(logic, order):
         check_round_trip(task, seed)
 
 
-# Section 9 of docs/method.md and the paper's appendix, sentence by sentence, and the forms of
+# The paper's appendix, sentence by sentence, and the forms of
 # DyVal's logic.
 SENTENCES = [
     ("arithmetic", "The value of aac is 5.", "aac", {"aac": 5}),
