@@ -28,7 +28,7 @@ def test_this_repository_keeps_the_rules():
         ),
         ("bi_ray/cli/main.py", "import ray", "inside the command"),
         ("bi_ray/cli/main.py", "from actors.driver.driver import Driver", "inside the command"),
-        ("bi_ray/cli/jobs.py", "from actors.jobs import Jobs", "inside the command"),
+        ("bi_ray/cli/jobs.py", "from actors.job_client import Jobs", "inside the command"),
         (
             "bi_ray/tasks/x.py",
             "from bi_ray.learning import losses",

@@ -24,7 +24,7 @@ from bi_ray.runs.place import RunPlace
 from bi_ray.runs.process import refuse_relative
 
 if TYPE_CHECKING:
-    from actors.jobs import Jobs
+    from actors.job_client import Jobs
 
 jobs_app = typer.Typer(
     help="Manage jobs on a Ray cluster: list, logs, status, stop.", no_args_is_help=True
@@ -235,7 +235,7 @@ def scale(
 
 def _jobs(address: str | None, auth_mode: AuthMode | None) -> Jobs:
     _set_auth_mode(auth_mode)
-    from actors.jobs import Jobs
+    from actors.job_client import Jobs
 
     return Jobs(address)
 

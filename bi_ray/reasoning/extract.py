@@ -31,7 +31,7 @@ from bi_ray.reasoning.expression import (
     value_of,
 )
 from bi_ray.reasoning.graph import Graph, Node
-from bi_ray.reasoning.quantities import decimal_text, numbers_in, plain_expression, value_in
+from bi_ray.reasoning.written_numbers import decimal_text, numbers_in, plain_expression, value_in
 
 MAX_NODES = 64
 _MAX_EXPRESSION = 300  # characters

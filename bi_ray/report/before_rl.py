@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from bi_ray.intervals import Interval
 from bi_ray.readiness.summary import AccuracySummary
+from bi_ray.report.number_format import percent_range, points, small, small_range
 from bi_ray.report.series import Series
-from bi_ray.report.wording import percent_range, points, small, small_range
 from bi_ray.verification.verdicts import BEHAVIOR_FIELDS
 
 

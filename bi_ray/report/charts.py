@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bi_ray.intervals import Interval
+from bi_ray.report.number_format import percent_range, points
 from bi_ray.report.picture import COLORS, moving_average
 from bi_ray.report.scores import StageSummary, TableRow
 from bi_ray.report.series import DASHES, Series
 from bi_ray.report.source import MetricsRow
-from bi_ray.report.wording import percent_range, points
 from bi_ray.runs.metrics import is_validation
 
 Json = dict[str, Any]

@@ -18,9 +18,9 @@ from bi_ray.readiness.summary import (
     ReadinessSummary,
 )
 from bi_ray.report.charts import MUTED, Chart, Figure, Json, Trace, chart, errors, figure, tidy
+from bi_ray.report.number_format import small, small_interval
 from bi_ray.report.readiness import Analysis, RealizedSummary
 from bi_ray.report.series import Series
-from bi_ray.report.wording import small, small_interval
 
 ESTIMATORS = {"sum": "token sums (Eq. 5)", "mean": "means per response"}
 QUANTITIES = {

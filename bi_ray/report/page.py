@@ -19,7 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bi_ray.files.atomic import write_text
-from bi_ray.report import charts, findings, influence, wording
+from bi_ray.report import charts, influence, number_format, sentences
 from bi_ray.report.before_rl import lines_before_rl
 from bi_ray.report.charts import Chart
 from bi_ray.report.samples import QUOTAS, Samples, behaviors_per_response, collect_samples
@@ -111,9 +111,9 @@ def render_page(sources: Sequence[Source]) -> str:
         payload=Markup(_embedded_json(payload)),
         configurations={source.label: _configuration(source) for source in sources},
         quotas=QUOTAS,
-        findings=findings,
+        sentences=sentences,
         influence=influence,
-        wording=wording,
+        number_format=number_format,
     )
 
 

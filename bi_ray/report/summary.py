@@ -12,7 +12,7 @@ from bi_ray.config.run import RunConfig
 from bi_ray.data.problems import SetSummary
 from bi_ray.intervals import Interval
 from bi_ray.readiness.summary import ReadinessSummary
-from bi_ray.report.gains import gain_difference
+from bi_ray.report.gain_difference import gain_difference
 from bi_ray.report.readiness import Analysis, RealizedSummary, read_readiness
 from bi_ray.report.scores import SetScore, Stage, TableRow, make_table, score_set
 from bi_ray.rows.fields import MANIFEST

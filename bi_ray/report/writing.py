@@ -10,10 +10,10 @@ from rich.console import Console
 
 from bi_ray.config.run import RunConfig
 from bi_ray.files.atomic import write_atomically
-from bi_ray.report.findings import advice, findings
 from bi_ray.report.page import write_page
 from bi_ray.report.picture import draw_picture
 from bi_ray.report.readiness import render_readiness
+from bi_ray.report.sentences import advice, findings
 from bi_ray.report.source import Source, distinct_labels, find_runs
 from bi_ray.report.summary import Summary, as_json, summarize_runs
 from bi_ray.report.tables import markdown_table, render_samples, render_table

@@ -19,7 +19,6 @@ from bi_ray.reasoning.expression import Notation, Value, names_in, reductions, s
 from bi_ray.reasoning.extract import SIGNS, ExtractedRow
 from bi_ray.reasoning.graph import Graph, Node
 from bi_ray.reasoning.parse import ParseError
-from bi_ray.reasoning.quantities import decimal_text
 from bi_ray.reasoning.trace import (
     Piece,
     Plan,
@@ -29,6 +28,7 @@ from bi_ray.reasoning.trace import (
     outline,
     verification_of,
 )
+from bi_ray.reasoning.written_numbers import decimal_text
 from bi_ray.tasks.base import Problem, in_split
 from bi_ray.tasks.traces import (
     ANSWER,

@@ -13,7 +13,7 @@ import requests
 
 from actors import cluster as cluster_module
 from actors.cluster import ClusterError, check_address, scale
-from actors.jobs import JobError, Jobs, job_server
+from actors.job_client import JobError, Jobs, job_server
 from actors.local_ray import bypass_proxies, is_loopback, session_folder
 from bi_ray.files.private import PrivacyError, write_private
 from bi_ray.runs.directory import RunDirectory

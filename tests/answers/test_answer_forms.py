@@ -15,7 +15,7 @@ from bi_ray.answers.forms import readings, same_text, without_prefix
 from bi_ray.answers.quantity import read_quantity
 from bi_ray.config.tasks import AnswerConfig, IGSMConfig, PromptBenchConfig
 from bi_ray.reasoning.check import check_trace
-from bi_ray.reasoning.quantities import numbers_in, plain_expression, value_in
+from bi_ray.reasoning.written_numbers import numbers_in, plain_expression, value_in
 from bi_ray.tasks.base import text_hash
 from bi_ray.tasks.freetext import FreeTextTask
 from bi_ray.tasks.registry import build_task

@@ -8,8 +8,8 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobStatus
 
-from actors import jobs as jobs_module
-from actors.jobs import EXCLUDES, JobError, Jobs
+from actors import job_client as jobs_module
+from actors.job_client import EXCLUDES, JobError, Jobs
 from bi_ray.cli.jobs import JobRun, job_command
 from bi_ray.config.base import ConfigError
 from bi_ray.files.errors import RunError

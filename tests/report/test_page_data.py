@@ -15,9 +15,9 @@ import pytest
 from report_run import NASTY, config_of, measured, with_measured, write_run
 
 from bi_ray.report import charts, influence, samples
-from bi_ray.report.findings import answer
 from bi_ray.report.page import render_page
 from bi_ray.report.samples import collect_samples
+from bi_ray.report.sentences import answer
 from bi_ray.report.series import all_series
 from bi_ray.report.source import Source
 from bi_ray.report.summary import summarize_runs

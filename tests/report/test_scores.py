@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bi_ray.intervals import Interval, bootstrap_mean, pass_at_k, wilson
-from bi_ray.report.gains import gain_difference
+from bi_ray.report.gain_difference import gain_difference
 from bi_ray.report.scores import SetScore, make_table, score_set
 
 RNG = np.random.default_rng(0)

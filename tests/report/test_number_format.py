@@ -3,12 +3,19 @@ from pydantic import TypeAdapter
 from report_run import config_of, iv, measured, with_measured
 
 from bi_ray.intervals import Interval
-from bi_ray.report.findings import advice, answer, controls, findings
 from bi_ray.report.influence import correlation_text
+from bi_ray.report.number_format import (
+    before_after,
+    named,
+    percent_range,
+    points,
+    small,
+    small_interval,
+)
 from bi_ray.report.readiness import RealizedSummary
 from bi_ray.report.scores import StageSummary, TableRow
+from bi_ray.report.sentences import advice, answer, controls, findings
 from bi_ray.report.summary import Control, GainDifference, Summary
-from bi_ray.report.wording import before_after, named, percent_range, points, small, small_interval
 
 
 def summary(difference, seeds=3, table=(), **parts):

@@ -1,4 +1,4 @@
-"""Numbers in words."""
+"""Numbers as the report shows them: signs, percent, points, intervals."""
 
 from __future__ import annotations
 

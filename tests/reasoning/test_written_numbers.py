@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bi_ray.reasoning.expression import Notation, Operator, evaluate, value_of
-from bi_ray.reasoning.quantities import decimal_text, numbers_in, plain_expression, value_in
+from bi_ray.reasoning.written_numbers import decimal_text, numbers_in, plain_expression, value_in
 
 NOTATION = Notation(
     {Operator.ADD: "+", Operator.SUBTRACT: "-", Operator.MULTIPLY: "*", Operator.DIVIDE: "/"}

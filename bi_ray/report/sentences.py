@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bi_ray.intervals import Interval
+from bi_ray.report.number_format import percent_range, points, small, small_interval
 from bi_ray.report.scores import TableRow
 from bi_ray.report.summary import GainDifference, Summary
-from bi_ray.report.wording import percent_range, points, small, small_interval
 
 # cosine between two halves of the targets: below it, less than a fifth of the squared length of
 # their sum is signal
