@@ -177,8 +177,8 @@ class Pipeline:
             for behavior, rate in manifest["behaviors_per_demonstration"].items()
         )
         self.display.note(
-            f"{arm}: {manifest['demonstrations']} demonstrations, each with "
-            f"{rates or 'no behaviors'}"
+            f"{arm}: {manifest['demonstrations']} demonstrations; behaviors in each: "
+            f"{rates or 'none'}"
         )
         for line in manifest["rejected"]:
             self.display.note(line)
