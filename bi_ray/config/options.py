@@ -222,7 +222,7 @@ def _tuple(arguments: Sequence[Any], limits: Sequence[Any], unit: str) -> str:
     if arguments[-1] is not Ellipsis:
         return f"list of {len(arguments)} {elements}"
     if any(isinstance(limit, MinLen) for limit in limits):
-        return f"list of at least 1 {elements}"
+        return f"list of one or more {elements}"
     return f"list of {elements}"
 
 
