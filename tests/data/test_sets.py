@@ -197,7 +197,7 @@ _PEAK = """
 import json, resource, sys
 from pathlib import Path
 from bi_ray.config import RunConfig, load_config
-from bi_ray.dataset import write_set
+from bi_ray.data.sets import write_set
 if __name__ == "__main__":
     config = load_config(sys.argv[1], RunConfig)
     peaks = {}
