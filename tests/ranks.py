@@ -1,6 +1,4 @@
-"""A way to run something on several gloo processes without Ray, a distance of weights, plain
-log-probabilities.
-"""
+"""For tests of learners: several gloo processes without Ray, and plain PyTorch to compare with."""
 
 import multiprocessing
 import os
@@ -26,12 +24,12 @@ def _enter(rank, ranks, rendezvous, function, arguments):
 
 
 def on_ranks(ranks, function, *arguments):
-    """Call ``function(*arguments)`` on every rank of a fresh process group; results go through
-    files.
+    """Call ``function(*arguments)`` on every rank of a new process group.
+
+    The function returns nothing; it writes its results to files.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # A server that imported torch and transformers once, and forks: importing takes longer than
-        # the tests.
+        # A forkserver imports torch and transformers once: importing takes longer than the tests.
         torch.multiprocessing.start_processes(
             _enter,
             (ranks, f"{folder}/rendezvous", function, arguments),

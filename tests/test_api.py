@@ -21,9 +21,10 @@ HEAVY = ("torch", "datasets", "transformers", "pyarrow", "numpy", "pydantic", "r
 
 
 def modules_after(code):
-    said = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\n"
-                                                 f"print(*sys.modules)"], cwd=ROOT, text=True,
-                          capture_output=True, check=True)  # fmt: skip
+    program = f"{code}\nimport sys\nprint(*sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True
+    )
     return set(said.stdout.split())
 
 

@@ -1,7 +1,7 @@
-"""Which room may import which, read from the syntax tree: `python tools/import_rules.py` prints
-what breaks the rules.
+"""Check which room imports which: `python tools/import_rules.py` prints what breaks the rules.
 
-Rooms stand on floors and import only from floors below their own. Besides:
+Imports are read from the syntax tree. Rooms stand on floors and import only from floors below their
+own. Besides:
 - tasks, learning and readiness do not know each other,
 - bi_ray imports neither ray nor vllm, actors nor serve; only bi_ray.cli does, inside its functions,
 - nothing imports bi_ray.cli, and bi_ray.config imports no torch.
@@ -72,9 +72,7 @@ class Import(NamedTuple):
 
 
 def imports_of(path: Path, package: str) -> list[Import]:
-    """Every import of a file, those inside functions too. ``package``: what relative imports start
-    from.
-    """
+    """Every import of a file, those inside functions too; relative ones start from ``package``."""
     return list(_walk(ast.parse(path.read_text()), package, late=False))
 
 
@@ -158,9 +156,7 @@ def _broken_rule(file: Path, imported: Import) -> str | None:
 
 
 def _torch_in_config(root: Path) -> list[str]:
-    """Whether bi_ray.config reaches torch by its own imports, followed through this repository's
-    files.
-    """
+    """A line if bi_ray.config imports torch, directly or through other files of this repository."""
     waiting = []
     for path in (root / "bi_ray/config").glob("*.py"):
         module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
