@@ -24,7 +24,7 @@ from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields, NumberedRow, fields_of
 from bi_ray.rows.rejects import DataError, Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, Task
-from bi_ray.tasks.reading import problem_of
+from bi_ray.tasks.reading import id_of, problem_of
 
 # a problem, and the task that words its chain of thought
 Worded = tuple[Task, Problem]
@@ -264,7 +264,7 @@ def _named(extracted: Worded | RowError, fields: Fields, place: Place) -> Worded
     if isinstance(extracted, RowError):
         return extracted
     task, problem = extracted
-    return task, replace(problem, id=fields.id or f"row-{place.line}")
+    return task, replace(problem, id=id_of(fields, place))
 
 
 def _key(what: str, value: str) -> tuple[str, int]:

@@ -24,6 +24,7 @@ import dill
 from bi_ray.config.base import ConfigError
 
 _MESSAGE = 300  # characters of an error's message that are kept
+_PACKAGE = Path(__file__).parents[1]  # bi_ray
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ def _where(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(str(Path(__file__).parent))
+    return Path(filename).is_relative_to(_PACKAGE)
 
 
 def _is_library(filename: str) -> bool:

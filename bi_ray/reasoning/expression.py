@@ -267,11 +267,8 @@ class Notation:
 
     def _mark_pattern(self) -> str:
         """A regular expression of every sign, longer ones first."""
-        marks = sorted([*self._infix, *self._prefix])
-        if self._square:
-            marks = sorted([*marks, self._square])
         patterns: list[str] = []
-        for mark in sorted(marks, key=len, reverse=True):
+        for mark in sorted(self.signs.values(), key=len, reverse=True):
             pattern = re.escape(mark)
             if mark[-1].isalpha():
                 pattern += r"(?!\w)"

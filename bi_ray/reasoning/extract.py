@@ -144,8 +144,10 @@ class ExtractedNode(BaseModel):
     value: str
 
 
+# the docstrings of the two classes are in the schema that the model gets, so a change to them makes
+# every cached answer useless (``extract_client``)
 class Extraction(BaseModel):
-    """The model's answer; ``SCHEMA`` is its JSON schema."""
+    """What the model has to write; ``SCHEMA`` is its JSON schema."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -22,7 +22,12 @@ def problem_of(fields: Fields, task: Task | None, place: Place) -> tuple[Task, P
     graph = _graph_of(fields, task)
     if fields.answer is not None and not same_answer(fields.answer, graph):
         raise RowError(f"its answer is {fields.answer}, but its question comes to {graph.answer}")
-    return task, Problem(fields.id or f"row-{place.line}", fields.question, graph)
+    return task, Problem(id_of(fields, place), fields.question, graph)
+
+
+def id_of(fields: Fields, place: Place) -> str:
+    """The id of a row; one by its line where the row has none."""
+    return fields.id or f"row-{place.line}"
 
 
 def _graph_of(fields: Fields, task: Task) -> Graph:

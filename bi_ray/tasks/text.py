@@ -69,5 +69,5 @@ class TextTask:
         return find_answer(response, self.extract)
 
     def format_is_right(self, response: str) -> bool:
-        """Whether the response has one answer, at its place (``checker.format_is_right``)."""
+        """Whether the response has one answer, at its place (``extraction.format_is_right``)."""
         return format_is_right(response, self.extract)

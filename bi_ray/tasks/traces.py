@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 
+from bi_ray.answers.extraction import SYSTEM_PROMPTS
 from bi_ray.reasoning.check import ParsedStep
 from bi_ray.reasoning.expression import value_of
 from bi_ray.reasoning.trace import StepKind
 
-SYSTEM_PROMPT = (
-    "Think step by step inside <think> and </think>, then write <answer> The final answer is ... "
-    "</answer>."
-)
+SYSTEM_PROMPT = SYSTEM_PROMPTS["tag"]
 THINK_START = "<think>\n"
 THINK_END = "\n</think>\n"
 ANSWER = "<answer> The final answer is {answer} </answer>"

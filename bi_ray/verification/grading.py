@@ -18,7 +18,7 @@ from bi_ray.rows.cells import RowError
 from bi_ray.rows.fields import Fields, NumberedRow, fields_of
 from bi_ray.rows.rejects import Place, Rejects, RowValues
 from bi_ray.tasks.base import Problem, Task
-from bi_ray.tasks.reading import problem_of
+from bi_ray.tasks.reading import id_of, problem_of
 from bi_ray.tasks.text import TextTask
 from bi_ray.verification.verdicts import Judge, Verdict, VerificationItem, calls_user_code
 
@@ -129,8 +129,7 @@ class RowJudge:
 
     def _problem_of(self, fields: Fields, place: Place) -> Problem:
         if isinstance(self.task, TextTask):
-            name = fields.id or f"row-{place.line}"
-            return self.task.recall(name, fields.question, fields.answer)
+            return self.task.recall(id_of(fields, place), fields.question, fields.answer)
         _, problem = problem_of(fields, self.task, place)
         return problem
 

@@ -3,6 +3,7 @@
 import time
 from contextlib import suppress
 from functools import partial
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -169,6 +170,21 @@ def test_a_full_stop_more_or_less_does_not_matter(answer, end):
     assert checker().is_right(answer, "?", answer + end)
 
 
+NUMBERS = [
+    # right answer, given answer, whether it is right, by every checker
+    ("10⁶", "1000000", True),
+    ("10⁶", "10⁶", True),
+    ("10⁶", "10^6", True),
+    ("10⁶", "106", False),
+    ("106", "10⁶", False),
+    ("2³", "23", False),
+    ("37", "３７", True),
+    ("37", "٣٧", True),
+    ("-8", "–8", True),
+    ("-8", "−8", True),
+    ("8", "–8", False),
+]
+
 PAIRS = [
     # checker, extract, right answer, response, whether it is right
     ("exact", "tag", "Dogs bark.", "<answer>Dogs bark.</answer>", True),
@@ -195,20 +211,10 @@ PAIRS = [
     ("exact", "boxed", "7", r"\boxed{7} goes into the \boxed form", True),
     ("exact", "boxed", "E", r"\boxed{\textbf{(E)}}", True),
     ("exact", "boxed", "E", r"\boxed{\textbf{(D)}}", False),
-    *[
-        (kind, "tag", "10⁶", "<answer>1000000</answer>", True)
-        for kind in ("exact", "numeric", "math")
-    ],
-    *[(kind, "tag", "10⁶", "<answer>10⁶</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "10⁶", "<answer>10^6</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "10⁶", "<answer>106</answer>", False) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "106", "<answer>10⁶</answer>", False) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "2³", "<answer>23</answer>", False) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "37", "<answer>３７</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "37", "<answer>٣٧</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "-8", "<answer>–8</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "-8", "<answer>−8</answer>", True) for kind in ("exact", "numeric", "math")],
-    *[(kind, "tag", "8", "<answer>–8</answer>", False) for kind in ("exact", "numeric", "math")],
+    *(
+        (kind, "tag", answer, f"<answer>{given}</answer>", right)
+        for kind, (answer, given, right) in product(("exact", "numeric", "math"), NUMBERS)
+    ),
     ("exact", "tag", "H₂O", "<answer>H₂O</answer>", True),
     ("exact", "tag", "log₂8", "<answer>log28</answer>", False),
     ("exact", "tag", "①", "<answer>①</answer>", True),

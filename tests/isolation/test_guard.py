@@ -12,6 +12,7 @@ import pytest
 
 from bi_ray.isolation.child import Fault
 from bi_ray.isolation.guard import Guard, Limits
+from bi_ray.reasoning.graph import Graph
 
 LIMITS = Limits(call_s=5, load_s=60, memory_mib=4096)
 
@@ -60,6 +61,17 @@ def test_a_fault_says_what_raised_and_where(doubled):
     assert isinstance(fault, Fault)
     assert fault.reason == "the judgment of the response raised ZeroDivisionError: division by zero"
     assert fault.where == f"{__file__}:{double.__code__.co_firstlineno + 1}"
+
+
+def reads_graph():
+    return lambda text: Graph.from_json(text)
+
+
+def test_a_fault_in_our_code_is_placed_where_the_user_called_it():
+    with Guard(reads_graph, LIMITS) as guard:
+        (fault,) = guard.run(["[]"])
+    assert "not the JSON of a graph" in fault.reason
+    assert fault.where == f"{__file__}:{reads_graph.__code__.co_firstlineno + 1}"
 
 
 def test_what_a_call_started_ends_with_the_process():

@@ -108,6 +108,20 @@ def change(position: int, *lines: str) -> list[str]:
 
 
 AAC = "Let's solve aac, aac = "
+# position of the right line that a wrong verification follows, the verification, the reason
+WRONG_CHECKS = [
+    (2, check("aac", "aac + aab", "8 + (-3)", 6, "aaa"), "aac: aac + aab is 5, not 6"),
+    (2, check("aac", "aac - aab", "8 - (-3)", 5, "aaa"), "aac - aab, which says nothing about it"),
+    (2, check("aac", "aac + aab", "8 + 3", 5, "aaa"), "8 + 3 is not aac + aab with its numbers"),
+    (2, check("aac", "aaa - aab", "5 - (-3)", 8, "aac"), "with the equation that gave it"),
+    (2, check("aac", "aac + 0", "8 + 0", 8, "aac"), "aac + 0, which says nothing about it"),
+    (2, check("aac", "aaa + 0", "5 + 0", 5, "aaa"), "aaa + 0, which says nothing about it"),
+    (2, check("aac", "4 + 4", "4 + 4", 8, "aac"), "4 + 4, which says nothing about it"),
+    (3, check("aad", "aac * 8", "8 * 8", 64, "aad"), "aac * 8, which says nothing about it"),
+    (3, check("aad", "aad - aab", "64 + 3", 67, "aac"), "aad - aab, which says nothing about it"),
+    (2, check("zzz", "aac + aab", "8 + (-3)", 5, "aaa"), "zzz is no quantity"),
+    (2, check("aac", "aac + ", "8 + (-3)", 5, "aaa"), "no line of a known form"),
+]
 WRONG = [
     # wrong values
     (change(0, "Let's solve aaa, aaa is 6"), 0, "aaa is 5, not 6"),
@@ -189,61 +203,11 @@ WRONG = [
     (change(2, f"{AAC}aaa - aab = 2, wait, that is wrong, aad = 8"), 2, "no line of a known form"),
     (change(2, f"{AAC}aaa - aab = 2, wait, that is wrong"), 2, "no line of a known form"),
     # verifications
-    (
-        change(2, RIGHT[2], check("aac", "aac + aab", "8 + (-3)", 6, "aaa")),
-        3,
-        "aac: aac + aab is 5, not 6",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "aac - aab", "8 - (-3)", 5, "aaa")),
-        3,
-        "aac - aab, which says nothing about it",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "aac + aab", "8 + 3", 5, "aaa")),
-        3,
-        "8 + 3 is not aac + aab with its numbers",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "aaa - aab", "5 - (-3)", 8, "aac")),
-        3,
-        "with the equation that gave it",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "aac + 0", "8 + 0", 8, "aac")),
-        3,
-        "aac + 0, which says nothing about it",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "aaa + 0", "5 + 0", 5, "aaa")),
-        3,
-        "aaa + 0, which says nothing about it",
-    ),
-    (
-        change(2, RIGHT[2], check("aac", "4 + 4", "4 + 4", 8, "aac")),
-        3,
-        "4 + 4, which says nothing about it",
-    ),
-    (
-        change(3, RIGHT[3], check("aad", "aac * 8", "8 * 8", 64, "aad")),
-        4,
-        "aac * 8, which says nothing about it",
-    ),
-    (
-        change(3, RIGHT[3], check("aad", "aad - aab", "64 + 3", 67, "aac")),
-        4,
-        "aad - aab, which says nothing about it",
-    ),
+    *((change(i, RIGHT[i], line), i + 1, reason) for i, line, reason in WRONG_CHECKS),
     (
         change(2, check("aac", "aac + aab", "8 + (-3)", 5, "aaa"), RIGHT[2]),
         2,
         "checks aac before it is solved",
-    ),
-    (change(2, RIGHT[2], check("zzz", "aac + aab", "8 + (-3)", 5, "aaa")), 3, "zzz is no quantity"),
-    (
-        change(2, RIGHT[2], check("aac", "aac + ", "8 + (-3)", 5, "aaa")),
-        3,
-        "no line of a known form",
     ),
     # plans
     (["Plan: aaf needs aad and aae", *RIGHT], 0, "plans without aac, aad, aae"),

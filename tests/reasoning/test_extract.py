@@ -1,5 +1,6 @@
 """Recorded extractions, good and bad, with their verdicts; and what the proof rests on."""
 
+import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -114,3 +115,10 @@ def test_the_schema_is_what_structured_output_asks_for():
     for part in (SCHEMA, node):
         assert part["additionalProperties"] is False
         assert part["required"] == list(part["properties"])
+
+
+def test_the_words_that_name_cached_answers_have_not_changed():
+    """Where they have to change, every row of every user is asked about again."""
+    descriptions = [SCHEMA["description"], SCHEMA["$defs"]["ExtractedNode"]["description"]]
+    words = "\n".join([PROMPT, *descriptions])
+    assert hashlib.sha256(words.encode()).hexdigest()[:16] == "f494b5f38962203b"
