@@ -10,6 +10,7 @@ import typer
 from bi_ray.data.export import Format
 from bi_ray.files.errors import RunError
 from bi_ray.files.uri import public_name, uri_in
+from bi_ray.runs.place import LOCAL_VARIABLE
 
 ConfigFile = Annotated[
     Path,
@@ -28,7 +29,7 @@ RunText = Annotated[
 Local = Annotated[
     Path | None,
     typer.Option(
-        envvar="BI_RAY_LOCAL",
+        envvar=LOCAL_VARIABLE,
         metavar="DIR",
         help="Working copy of a run directory given as a URI; every node must see it",
     ),

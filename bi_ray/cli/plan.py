@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,7 +13,7 @@ from bi_ray.cli.arguments import ConfigFile
 from bi_ray.cli.console import console, say
 from bi_ray.config.files import load_config
 from bi_ray.config.run import RunConfig
-from bi_ray.planning.hardware import Hardware, load_hardware
+from bi_ray.planning.hardware import load_hardware
 from bi_ray.planning.job import Job
 from bi_ray.planning.memory import USABLE, MemoryUse
 from bi_ray.planning.plan import Plan, make_plan, measure_for
@@ -22,6 +21,12 @@ from bi_ray.planning.shapes import Shape
 from bi_ray.planning.times import Phase, short
 
 _HARDWARE_VALUE = "the hardware's"  # shown as the default
+
+
+def _share_of_hardware(meaning: str) -> Any:
+    """An option that replaces a share of what the hardware can do."""
+    return typer.Option(min=0.01, max=1, help=meaning, show_default=_HARDWARE_VALUE)
+
 
 ModelConfig = Annotated[
     Path | None,
@@ -63,40 +68,17 @@ InformativeShare = Annotated[
     float, typer.Option(help="Share of groups whose rewards differ: those that learners train on")
 ]
 TrainingMfu = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01,
-        max=1,
-        help="Share of the peak FLOP/s reached in training",
-        show_default=_HARDWARE_VALUE,
-    ),
+    float | None, _share_of_hardware("Share of the peak FLOP/s reached in training")
 ]
 PrefillMfu = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01,
-        max=1,
-        help="Share of the peak FLOP/s reached by engines in prefill",
-        show_default=_HARDWARE_VALUE,
-    ),
+    float | None, _share_of_hardware("Share of the peak FLOP/s reached by engines in prefill")
 ]
 DecodeBandwidthShare = Annotated[
-    float | None,
-    typer.Option(
-        min=0.01,
-        max=1,
-        help="Share of the memory bandwidth reached in decoding",
-        show_default=_HARDWARE_VALUE,
-    ),
+    float | None, _share_of_hardware("Share of the memory bandwidth reached in decoding")
 ]
 NetworkShare = Annotated[
     float | None,
-    typer.Option(
-        min=0.01,
-        max=1,
-        help="Share of the link and network bandwidth reached in collectives",
-        show_default=_HARDWARE_VALUE,
-    ),
+    _share_of_hardware("Share of the link and network bandwidth reached in collectives"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in bytes, FLOP and seconds")]
 
@@ -126,17 +108,18 @@ def plan(
     machine = load_hardware(hardware or ("h100" if config.learner.gpus_per_worker else "cpu"))
     if measured:
         machine = measure_for(config, shape, machine)
-    changes = HardwareChanges(
-        devices_per_node=gpus,
-        training_mfu=training_mfu,
-        prefill_mfu=prefill_mfu,
-        decode_bandwidth_share=decode_bandwidth_share,
-        network_share=network_share,
-    )
+    replaced = {
+        "devices_per_node": gpus,
+        "training_mfu": training_mfu,
+        "prefill_mfu": prefill_mfu,
+        "decode_bandwidth_share": decode_bandwidth_share,
+        "network_share": network_share,
+    }
+    given = {name: value for name, value in replaced.items() if value is not None}
     step_plan = make_plan(
         config,
         shape,
-        changes.applied_to(machine),
+        machine.model_copy(update=given),
         prompt_tokens,
         response_tokens,
         informative_share,
@@ -145,26 +128,10 @@ def plan(
     if as_json:
         print(json.dumps(step_plan.as_dict(), indent=1))
     else:
-        print_plan(step_plan)
+        _print_plan(step_plan)
 
 
-@dataclass(frozen=True, slots=True)
-class HardwareChanges:
-    """Fields of ``Hardware`` that the command line replaces; None: as the hardware has it."""
-
-    devices_per_node: int | None
-    training_mfu: float | None
-    prefill_mfu: float | None
-    decode_bandwidth_share: float | None
-    network_share: float | None
-
-    def applied_to(self, hardware: Hardware) -> Hardware:
-        """A copy of ``hardware`` with these fields replaced."""
-        changes = {name: value for name, value in asdict(self).items() if value is not None}
-        return hardware.model_copy(update=changes)
-
-
-def print_plan(step_plan: Plan) -> None:
+def _print_plan(step_plan: Plan) -> None:
     """Print a plan as tables, with its problems at the end."""
     say(_describe_job(step_plan.job))
     console.print(_phase_table(step_plan))

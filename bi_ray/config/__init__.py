@@ -25,13 +25,8 @@ from bi_ray.config.base import (
 )
 from bi_ray.config.evaluation import EvaluationConfig, VerifierConfig
 from bi_ray.config.extraction import ExtractConfig
-from bi_ray.config.files import (
-    load_config,
-    save_config,
-)
-from bi_ray.config.pretraining import (
-    PretrainConfig,
-)
+from bi_ray.config.files import load_config, save_config
+from bi_ray.config.pretraining import PretrainConfig
 from bi_ray.config.readiness import ReadinessConfig
 from bi_ray.config.recipes import (
     BASE,

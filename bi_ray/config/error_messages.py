@@ -21,9 +21,8 @@ def describe_fault(fault: Mapping[str, Any], model: type[Config], section: str =
     keys = [str(key) for key in fault["loc"]]
     kind = ""
     if keys[:1] == ["task"] and keys[1:2] and keys[1] in TASK_KINDS:
-        kind = keys.pop(
-            1
-        )  # pydantic's name for a member of the union, which the file does not have
+        # Pydantic's name for a member of the union, which the file does not have.
+        kind = keys.pop(1)
     where = ".".join([section, *keys] if section else keys)
     if fault["type"] == "extra_forbidden":
         options = [option for option in options_of(model) if option.kind in ("", kind)]

@@ -6,15 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bi_ray.config.base import (
-    Config,
-    Deadline,
-    NotInKey,
-    NotNegative,
-    Positive,
-    Seconds,
-    SetName,
-)
+from bi_ray.config.base import Config, Deadline, NotInKey, NotNegative, Positive, Seconds, SetName
 
 
 class VerifierConfig(Config):

@@ -6,12 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bi_ray.config.base import (
-    Config,
-    NotNegative,
-    Positive,
-    Seconds,
-)
+from bi_ray.config.base import Config, NotNegative, Positive, Seconds
 
 
 class ExtractConfig(Config):

@@ -6,14 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bi_ray.config.base import (
-    Config,
-    Deadline,
-    InKeyOf,
-    NotInKey,
-    NotNegative,
-    Positive,
-)
+from bi_ray.config.base import Config, Deadline, InKeyOf, NotInKey, NotNegative, Positive
 
 
 class ReadinessConfig(Config):

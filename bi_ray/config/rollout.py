@@ -6,11 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bi_ray.config.base import (
-    Config,
-    Positive,
-    Seconds,
-)
+from bi_ray.config.base import Config, Positive, Seconds
 
 
 class RolloutConfig(Config):

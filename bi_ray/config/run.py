@@ -1,4 +1,4 @@
-"""Every option of a run, and of the extraction of graphs from free text."""
+"""The configuration of a run: its sections, and what has to hold between them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from bi_ray.config.base import (
-    Config,
-    ForeignOptions,
-    InKeyOf,
-    NotInKey,
-    Positive,
-    Seconds,
-    SetName,
-)
+from bi_ray.config.base import Config, ForeignOptions, InKeyOf, NotInKey, Positive, Seconds, SetName
 from bi_ray.config.error_messages import describe_fault
 from bi_ray.config.evaluation import EvaluationConfig, VerifierConfig
 from bi_ray.config.readiness import ReadinessConfig

@@ -104,10 +104,7 @@ def distinct(
         if item is None:
             if count is None:
                 return
-            raise DataError(
-                f"set {name}: {len(seen)} usable problems, and {count} are asked for; add rows, or "
-                "ask for fewer"
-            )
+            raise DataError(too_few(name, len(seen), count))
         if seen.add(int(hash_of(item), 16)):
             yield index, item
         elif count is not None and index > _DRAWS_PER_PROBLEM * count:
@@ -115,6 +112,14 @@ def distinct(
                 f"set {name}: only {len(seen)} different problems in {index} draws; ask for fewer, "
                 f"or make task.sets.{name} harder (raise its depth or redundant_nodes)"
             )
+
+
+def too_few(name: SetName, usable: int, count: int) -> str:
+    """Says that a set ends before ``count`` problems."""
+    return (
+        f"set {name}: {usable} usable problems, and {count} are asked for; add rows, or ask for "
+        "fewer"
+    )
 
 
 def distinct_problems(

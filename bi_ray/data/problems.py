@@ -167,10 +167,7 @@ def _drawn_problems(
     for _, problem in distinct(problems(task, name), Problem.hash, name, count, Seen()):
         tokens = encode_prompt(tokenizer, task.system_prompt, problem.question)
         if len(tokens) > model.max_prompt_tokens:
-            raise DataError(
-                f"{problem.id}: its prompt has {_too_long(tokens, model)} or make the problems of "
-                f"task.sets.{name} smaller"
-            )
+            raise _long_prompt(problem, tokens, model, name)
         yield problem, tokens
 
 
@@ -195,13 +192,17 @@ def _usable_problems(
             usable += 1
             yield problem, tokens
             continue
-        reason = _too_long(tokens, model)
         if problem.place is None:
-            raise DataError(
-                f"{problem.id}: its prompt has {reason} or make the problems of task.sets.{name} "
-                "smaller"
-            )
-        task.rejects.add(problem.place, f"prompt too long: {reason}", problem.question)
+            raise _long_prompt(problem, tokens, model, name)
+        reason = f"prompt too long: {_too_long(tokens, model)}"
+        task.rejects.add(problem.place, reason, problem.question)
+
+
+def _long_prompt(problem: Problem, tokens: Tokens, model: ModelConfig, name: SetName) -> DataError:
+    return DataError(
+        f"{problem.id}: its prompt has {_too_long(tokens, model)} or make the problems of "
+        f"task.sets.{name} smaller"
+    )
 
 
 def _too_long(tokens: Tokens, model: ModelConfig) -> str:

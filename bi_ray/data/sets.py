@@ -32,7 +32,7 @@ from bi_ray.data.export import (
     with_columns,
     write_card,
 )
-from bi_ray.data.generation import distinct_problems
+from bi_ray.data.generation import distinct_problems, too_few
 from bi_ray.data.seen import Seen
 from bi_ray.data.shards import ROWS_PER_SHARD, ShardWriter
 from bi_ray.files.atomic import put_in_place, write_atomically, write_text
@@ -157,12 +157,8 @@ def _require_rows(task: FiniteTask, name: SetName, count: int | None) -> None:
     available = task.available(name)
     if not available:
         raise DataError(task.rejects.explain(f"set {name}", "nothing was written"))
-    if available < (count or 0):
-        first = (
-            f"set {name}: {available} usable problems, and {count} are asked for; add rows, or ask "
-            "for fewer"
-        )
-        raise DataError("\n".join([first, *task.rejects.summary()]))
+    if count is not None and available < count:
+        raise DataError("\n".join([too_few(name, available, count), *task.rejects.summary()]))
 
 
 def write_injected(

@@ -29,6 +29,7 @@ from bi_ray.runs.layout import (
 )
 from bi_ray.runs.lock import take_lock
 from bi_ray.runs.process import absolute
+from bi_ray.runs.records import remedy_from
 from bi_ray.runs.stage_key import StageKey, differences, key_of
 from bi_ray.runs.stages import StageRecord, read_stage, require_sizes, write_stage
 
@@ -246,7 +247,7 @@ class RunDirectory:
         listed = "\n  ".join(shown)
         return StageChanged(
             f"stage {stage} of {self.path} was made under other settings:\n  {listed}\n"
-            f"use a new run directory, or make it again with --from {kind_of(stage)}"
+            f"use a new run directory, or {remedy_from(stage)}"
         )
 
 

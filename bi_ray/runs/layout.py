@@ -1,12 +1,12 @@
 """The layout of a run directory: the name of every file and folder in it.
 
 RUN/
-.bi-ray-run  .lock  .cluster.json  config.yaml
-STAGE/  or  STAGE/ARM/    a finished stage: stage.json beside what it made
-work/STAGE/ARM/           an unfinished stage: its metrics and checkpoints
-trackers/  report/
+    .bi-ray-run  .lock  .cluster.json  config.yaml
+    STAGE/  or  STAGE/ARM/    a finished stage: stage.json beside what it made
+    work/STAGE/ARM/           an unfinished stage: its metrics and checkpoints
+    trackers/  report/
 STUDY/
-seed_N/                   a run per seed
+    seed_N/                   a run per seed
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def read_steps(path: Path, growing: bool = True) -> list[Row]:
 
 
 def parse_steps(text: str, where: str, remedy: str) -> list[Row]:
-    """The steps of a training from the text of its metrics file; see ``files.parse_jsonl``."""
+    """The steps of a training from the text of its metrics file; see ``records.parse_jsonl``."""
     return [_numbers(row) for row in parse_jsonl(text, MetricsRow, where, remedy, growing=True)]
 
 

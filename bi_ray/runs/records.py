@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from bi_ray.files.errors import RunError
 from bi_ray.files.records import parse_jsonl, parse_record, read_bytes
-from bi_ray.runs.layout import CONFIG_FILE, LOCK_FILE, RUN_MARK, STAGES, WORK
+from bi_ray.runs.layout import CONFIG_FILE, LOCK_FILE, RUN_MARK, STAGES, WORK, kind_of
 
 _MARKS = (RUN_MARK, LOCK_FILE, CONFIG_FILE)  # a folder with one of them is a run
 T = TypeVar("T")
@@ -52,12 +52,17 @@ def damaged(path: Path, reason: str) -> RunError:
     return RunError(f"{path} is damaged ({reason}): {remedy_for(path)}")
 
 
+def remedy_from(stage: str) -> str:
+    """How to make ``stage``, or a file of it, again, as the end of an error message."""
+    return f"make it again with --from {kind_of(stage)}"
+
+
 def remedy_for(path: Path) -> str:
     """How to make a file or folder again, as the end of an error message."""
     stage = _stage_with(path)
     if stage is None:
         return "restore it from a copy, or remove it and make it again"
-    return f"make it again with --from {stage}"
+    return remedy_from(stage)
 
 
 def _stage_with(path: Path) -> str | None:

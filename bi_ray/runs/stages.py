@@ -12,9 +12,9 @@ from pydantic_core import to_jsonable_python
 from bi_ray.files.errors import RunError
 from bi_ray.files.integrity import FileRecord, find_damage
 from bi_ray.files.records import parse_record
-from bi_ray.runs.layout import STAGE_FILE, kind_of, stage_files
+from bi_ray.runs.layout import STAGE_FILE, stage_files
 from bi_ray.runs.process import code_version
-from bi_ray.runs.records import damaged, read_record, remedy_for
+from bi_ray.runs.records import damaged, read_record, remedy_for, remedy_from
 from bi_ray.runs.stage_key import StageKey
 
 
@@ -52,8 +52,7 @@ def parse_stage(text: str, run: str, stage: str) -> StageRecord:
     Raises:
         RunError: the text is damaged.
     """
-    remedy = f"make it again with --from {kind_of(stage)}"
-    return parse_record(text, StageRecord, f"{run}/{stage}/{STAGE_FILE}", remedy)
+    return parse_record(text, StageRecord, f"{run}/{stage}/{STAGE_FILE}", remedy_from(stage))
 
 
 def write_stage(

@@ -19,12 +19,12 @@ from bi_ray.runs.layout import (
     SEEDS,
     STAGE_FILE,
     WORK,
-    kind_of,
     work_of,
 )
 from bi_ray.runs.lock import lock_holder
 from bi_ray.runs.metrics import is_validation, last_figures, parse_steps, read_steps
 from bi_ray.runs.place import RunPlace
+from bi_ray.runs.records import remedy_from
 from bi_ray.runs.remote import Remote
 from bi_ray.runs.remote_lock import read_lock
 from bi_ray.runs.stages import StageRecord, parse_stage, read_stage, require_sizes, stage_folders
@@ -139,8 +139,7 @@ def _remote_work(remote: Remote, finished: Collection[str]) -> dict[str, str]:
         stage, metrics = work.removeprefix(f"{WORK}/"), f"{work}/{METRICS_FILE}"
         if stage not in finished:
             text = remote.read(metrics) if remote.exists(metrics) else ""
-            remedy = f"make it again with --from {kind_of(stage)}"
-            rows = parse_steps(text, f"{remote.name}/{metrics}", remedy)
+            rows = parse_steps(text, f"{remote.name}/{metrics}", remedy_from(stage))
             figures[stage] = _last_step(rows)
     return figures
 

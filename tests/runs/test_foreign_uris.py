@@ -13,30 +13,15 @@ from bi_ray.runs.checkpoints import StepDirectories
 from bi_ray.runs.place import RunPlace
 from bi_ray.runs.remote import Remote
 from bi_ray.runs.stage_key import key_of
+from tests.mirrored_runs import wait_until
 
 KEY = key_of({"a": 1}, {})
 ORDER = ("data", "sft", "rl")
 
 
-@pytest.fixture(params=["file", "s3"])
-def place(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote_lock, "_SETTLE_S", 0.01)
-    uri = f"file://{tmp_path}/home/run"
-    if request.param == "s3":
-        uri = f"s3://bucket/{tmp_path.name}/run{request.getfixturevalue('s3')}"
-    return RunPlace.of(uri, tmp_path / "here")
-
-
 def finish(run, stage):
     with run.commit(stage, KEY) as folder:
         (folder / "artifact").write_text(stage)
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def snapshot(remote):

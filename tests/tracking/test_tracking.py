@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from bi_ray.config.run import RunConfig
+from bi_ray.config.run import TRACKERS, RunConfig
 from bi_ray.runs.metrics import append_metrics, cut_metrics
 from bi_ray.tracking.base import Tracked
-from bi_ray.tracking.following import Tracking, make_trackers
+from bi_ray.tracking.following import KNOWN, Tracking, make_trackers
 
 SET = {"problems": 4, "depth": 2, "redundant_nodes": [1, 2]}
 ROWS = [
@@ -45,6 +45,10 @@ def training(folder):
     return Tracked(
         "tracked", "0a1b", "rl", "base", folder / "trackers", run.model_dump(mode="json")
     )
+
+
+def test_every_tracker_that_a_configuration_may_name_has_its_class():
+    assert KNOWN.keys() == set(TRACKERS)
 
 
 def follow(folder, trackers, rows=ROWS):
