@@ -69,7 +69,7 @@ class Pipeline:
 
     Args:
         config: of the run.
-        run_directory: of the run; the caller of ``run`` holds its lock.
+        run_directory: of the run; whoever calls a method holds its lock.
         display: shows what goes on.
     """
 

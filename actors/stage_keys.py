@@ -1,7 +1,7 @@
 """What each stage of a run depends on: options of the configuration, and artifacts that it reads.
 
 The options are marked where they are declared: see ``NotInKey`` and ``InKeyOf`` of
-``bi_ray.config``.
+``bi_ray.config.base``.
 """
 
 from __future__ import annotations

@@ -52,11 +52,7 @@ from bi_ray.learning.driver_calls import ServedCalls
 from bi_ray.policy.checkpoint import WEIGHTS
 from bi_ray.readiness.measure import Demonstrations
 from bi_ray.readiness.rollouts import scored_group
-from bi_ray.runs.layout import (
-    INFLUENCE_FILE,
-    METRICS_FILE,
-    SELECTED_QUERIES_FILE,
-)
+from bi_ray.runs.layout import INFLUENCE_FILE, METRICS_FILE, RL, SELECTED_QUERIES_FILE
 from bi_ray.runs.records import read_jsonl
 
 _CONTROL_CALLS = 64
@@ -317,7 +313,7 @@ class Driver(ServedCalls):
 
 def _chosen_queries(data: Path, selection: Path | None) -> list[ProblemRow]:
     """The queries of RL, without those that ``select_queries`` rejected."""
-    queries = read_problems(data / "rl")
+    queries = read_problems(data / RL)
     if selection is None:
         return queries
     kept = {row.id for row in read_jsonl(selection / SELECTED_QUERIES_FILE, QueryRow) if row.kept}

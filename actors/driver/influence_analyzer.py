@@ -26,11 +26,7 @@ from bi_ray.readiness.influence import (
     objective_direction,
     reward_direction,
 )
-from bi_ray.readiness.measure import (
-    Demonstrations,
-    held_out_perplexity,
-    measure_queries,
-)
+from bi_ray.readiness.measure import Demonstrations, held_out_perplexity, measure_queries
 from bi_ray.readiness.realized import Forecast, step_along
 from bi_ray.readiness.records import WatchedQuery
 from bi_ray.readiness.rollouts import scored_group
@@ -79,7 +75,8 @@ class InfluenceAnalyzer:
             policy: its directory.
             queries: rows of the groups whose influence is measured.
             target: rows of the groups on which they have it.
-            demonstrations: tokens of held-out prompts and responses, by the arm they belong to.
+            demonstrations: tokens of held-out prompts and responses, by the name of their
+                recipe.
             out: an existing folder.
         """
         differentiator = self._open(policy)

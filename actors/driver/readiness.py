@@ -132,7 +132,7 @@ class ReadinessMeter:
             policy: directory of the policy.
             queries: problems whose influence is measured.
             target: problems on which they have it.
-            demonstrations: held-out ones, by whose they are.
+            demonstrations: held-out ones, by the name of their recipe.
             out: folder that gets the rollouts, a row per query, and the policy's own row.
 
         Raises:

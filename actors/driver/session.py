@@ -85,10 +85,10 @@ class Schedule:
     Attributes:
         steps: of the run; no batch is made for a later one.
         max_staleness: S of the module's docstring.
-        must_settle: whether the learners continue after this step only when the engines have its
-            weights, it is validated and its row is written, although ``max_staleness`` would let
-            them: before a checkpoint, which must not know more than the metrics, and where a
-            validation may end the run.
+        must_settle: whether the learners wait after this step until the engines have its weights,
+            it is validated and its row is written, even if ``max_staleness`` would let them
+            continue. So it is before a checkpoint, which must not know more than the metrics, and
+            where a validation may end the run.
     """
 
     steps: int

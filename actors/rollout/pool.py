@@ -6,7 +6,8 @@ Its parts, none of which refers to the pool:
 - ``heartbeat``: finds workers that died in silence;
 - ``queue``: which worker gets which group;
 - ``generation``: asks for the groups of one ``generate``, again and elsewhere where that helps;
-- ``member``, ``health``, ``handle``: a place in the pool, the state of its worker, the worker.
+- ``member``, ``worker_state``, ``handle``: a place in the pool, the state of its worker, the
+  worker.
 
 Results keep the order of the requests and, as the seeds are part of them, do not depend on who
 answered.

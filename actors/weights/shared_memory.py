@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.weights.base import Announcement, WeightSyncError
 from bi_ray.files.atomic import remove_leftovers, write_whole
+from bi_ray.files.private import PrivacyError
 from bi_ray.policy.published import (
     WeightOwner,
     make_weights_directory,
@@ -147,8 +148,23 @@ class SharedMemorySync:
         """See ``WeightSync.load``."""
         path = announcement.path
         if announcement.node_id != ray.get_runtime_context().get_node_id():
-            path = await self._local_copy(announcement)
+            path = await self._fetched(announcement)
         await load_file(engine, path, str(announcement.version), timeout_s)
+
+    async def _fetched(self, announcement: FileAnnouncement) -> str:
+        """The file's copy on this node.
+
+        Raises:
+            WeightSyncError: it cannot be fetched.
+        """
+        try:
+            return await self._local_copy(announcement)
+        except (OSError, PrivacyError, RayError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            raise WeightSyncError(
+                f"version {announcement.version} was not fetched from node "
+                f"{announcement.node_id}: {cause}"
+            ) from error
 
     async def _local_copy(self, announcement: FileAnnouncement) -> str:
         """Fetch the file, unless another worker of this node has, and remove older copies."""
