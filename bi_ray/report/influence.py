@@ -34,7 +34,7 @@ DURING = {
     "change": "its change, predicted and realized",
     "groups": "dJ of the step's queries",
 }
-REALISED = {"odd": "half of ahead minus back (first order)", "step": "the step ahead alone"}
+REALIZED = {"odd": "half of ahead minus back (first order)", "step": "the step ahead alone"}
 _PARTS = {
     "dj": "all pairs",
     "without_self": "without the self term",
@@ -273,17 +273,17 @@ def predicted_realized(series: Sequence[Series]) -> dict[Series, Chart]:
     """One real step per query: change of the expected reward, predicted (x) and realized (y)."""
     panels: dict[Series, Chart] = {}
     predicted: list[float] = []
-    bounds: dict[str, list[float]] = {name: [] for name in REALISED}
+    bounds: dict[str, list[float]] = {name: [] for name in REALIZED}
     for one in series:
         if not one.realized:
             continue
         panels[one] = {"controls": ["realized"], "variants": {}}
         noise = one.realized.noise_floor
         predicted += [point.predicted for point in one.realized.points]
-        for name in REALISED:
+        for name in REALIZED:
             bounds[name] += [-noise, noise, *_bounds(_realized(one.realized, name))]
     for one, panel in panels.items():
-        for name in REALISED:
+        for name in REALIZED:
             across, up = _same_scale(predicted), _same_scale(bounds[name])
             panel["variants"][name] = _steps(one, name, across, up)
     return panels

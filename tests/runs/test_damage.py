@@ -23,7 +23,7 @@ KEY = key_of({"rl": {"steps": 4}}, {"data": "1a"})
 STEP = {
     name: 0.1 for name in ("predicted", "realized", "low", "high", "odd", "odd_low", "odd_high")
 }
-REALISED = {
+REALIZED = {
     "points": [STEP | {"query": f"q{number}", "right": 1, "of": 4} for number in range(5)],
     "control": STEP,
     "unchanged_policy": {"difference": 0.0, "noise_floor": 0.03},
@@ -116,7 +116,7 @@ def finished(tmp_path_factory):
         lines(query(number) for number in range(5))
     )
     (raw / "readiness" / ARM / "readiness.json").write_text(json.dumps(POLICY))
-    (raw / "realized" / ARM / "realized.json").write_text(json.dumps(REALISED))
+    (raw / "realized" / ARM / "realized.json").write_text(json.dumps(REALIZED))
     with RunDirectory(parent / "run") as run:
         save_config(config, run.path / "config.yaml")
         for stage in (
